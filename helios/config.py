@@ -1,0 +1,162 @@
+"""One typed configuration: defaults, then a TOML file, then the environment, then flags; unknown keys are errors.
+
+The file is ``$HELIOS_CONFIG`` or ``$HELIOS_HOME/helios.toml`` and has one table a section. In the environment a key is
+``HELIOS_<SECTION>__<KEY>`` with two underscores, for example ``HELIOS_ROUTER__PORT=8480``: the single-underscore names that
+Kubernetes injects for Services (``HELIOS_ROUTER_PORT=tcp://…``) are therefore never mistaken for settings. Lists
+are written as JSON, or as comma-separated text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from helios.errors import UsageError
+from helios.home import Home
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the configuration's sections."""
+
+
+class RegistrySettings(Section):
+    urls: list[str] = []
+    """Where clients find the registry, in order of preference; empty means the embedded one."""
+    host: str = "127.0.0.1"
+    port: int = 8470
+    store: str = ""
+    """Directory of the object store; empty means ``$HELIOS_HOME/store``."""
+    upstream: str = ""
+    """Hub to pull from; empty means HF_ENDPOINT, else https://huggingface.co."""
+    lease_s: float = 300.0
+    """How long a reader may rely on a placement, in seconds."""
+
+
+class MountSettings(Section):
+    cache: str = ""
+    """Directory of the local tier (L1); empty means ``$HELIOS_HOME/cache``."""
+    request_deadline_s: float = 30.0
+    """A remote read with no answer after this long fails over, and in the end gives EIO."""
+    connections: int = 8
+    """Most remote reads in flight for one source."""
+    buffer_mib: int = 96
+    """Bound on the memory that remote reads in flight hold, in MiB."""
+    allow_other: bool = True
+    """Let other users read the mount (needs root, or user_allow_other in /etc/fuse.conf)."""
+    readahead_kib: int = 1024
+
+
+class WorkerSettings(Section):
+    model: str
+    url: str
+    role: Literal["both", "prefill", "decode"] = "both"
+
+
+class RouterSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = 8480
+    workers: list[WorkerSettings] = []
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 600.0
+    """Longest wait for the first byte of a worker's answer, in seconds."""
+    idle_timeout_s: float = 120.0
+    """Longest silence inside a streamed answer, in seconds."""
+    health_interval_s: float = 2.0
+    health_timeout_s: float = 5.0
+    max_body_mib: int = 64
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+    """``auto``: text on a terminal, JSON lines elsewhere."""
+
+
+class Config(Section):
+    """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
+
+    registry: RegistrySettings = RegistrySettings()
+    mount: MountSettings = MountSettings()
+    router: RouterSettings = RouterSettings()
+    log: LogSettings = LogSettings()
+
+
+SPECIAL = {"HELIOS_HOME", "HELIOS_CONFIG", "HELIOS_ONCE"}
+
+
+def load(
+    environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]] | None = None, file: Path | None = None
+) -> Config:
+    """Read the configuration; ``overrides`` are the flags given, by section, and win.
+
+    Raises UsageError naming the key, where it came from and what is allowed.
+    """
+    path = file or (Path(environ["HELIOS_CONFIG"]) if environ.get("HELIOS_CONFIG") else None)
+    merged: dict[str, dict[str, Any]] = {}
+    default = Home.from_env(environ).root / "helios.toml"
+    if path is not None or default.exists():
+        _merge(merged, _read_file(path or default), str(path or default))
+    _merge(merged, _read_environ(environ), "the environment")
+    for section, values in (overrides or {}).items():
+        _merge(merged, {section: {k: v for k, v in values.items() if v is not None}}, "the command line")
+    try:
+        return msgspec.convert(merged, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the configuration is wrong: {error}") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"the configuration file {path} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration file {path} is not valid TOML: {error}") from None
+
+
+def _read_environ(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
+    for name, text in environ.items():
+        if not name.startswith("HELIOS_") or "__" not in name or name in SPECIAL:
+            continue
+        section, _, key = name.removeprefix("HELIOS_").lower().partition("__")
+        value: Any = text
+        if text.startswith(("[", "{")):
+            try:
+                value = msgspec.json.decode(text)
+            except msgspec.DecodeError as error:
+                raise UsageError(f"{name} is not valid JSON: {error}") from None
+        elif key in ("urls",):
+            value = [part.strip() for part in text.split(",") if part.strip()]
+        out.setdefault(section, {})[key] = value
+    return out
+
+
+def _merge(into: dict[str, dict[str, Any]], new: Mapping[str, Any], where: str) -> None:
+    sections = {f.name: f.type for f in msgspec.structs.fields(Config)}
+    for section, values in new.items():
+        if section not in sections:
+            raise UsageError(f"{where} sets the unknown section {section!r}{_guess(section, sections)}")
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{where}: {section!r} is a section and needs keys")
+        keys = {f.name for f in msgspec.structs.fields(sections[section])}
+        for key, value in values.items():
+            if key not in keys:
+                raise UsageError(f"{where} sets the unknown key {section}.{key}{_guess(key, keys)}")
+            into.setdefault(section, {})[key] = value
+
+
+def _guess(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def load_from_process(overrides: Mapping[str, Mapping[str, Any]] | None = None, file: Path | None = None) -> Config:
+    """The configuration of this process."""
+    return load(os.environ, overrides, file)

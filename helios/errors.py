@@ -1,0 +1,111 @@
+"""The errors that users see: what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class HeliosError(Exception):
+    """Base of every error with a message meant for a person.
+
+    ``code`` is the stable machine-readable name that APIs and ``--json`` output carry; ``status`` the HTTP status an
+    API answers with; ``hint`` says what to do, where the message alone doesn't.
+    """
+
+    code = "Error"
+    status = 500
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class InvalidInput(HeliosError):
+    """Something from outside is malformed: a name, a path, a file, a request."""
+
+    code = "InvalidInput"
+    status = 400
+
+
+class UsageError(HeliosError):
+    """The command line or the configuration is wrong; the process exits with 2."""
+
+    code = "Usage"
+    status = 400
+    exit_code = 2
+
+
+class NotFound(HeliosError):
+    """A repository, revision, path, object or process that does not exist."""
+
+    code = "NotFound"
+    status = 404
+
+
+class RepoNotFound(NotFound):
+    code = "RepoNotFound"
+
+
+class RevisionNotFound(NotFound):
+    code = "RevisionNotFound"
+
+
+class EntryNotFound(NotFound):
+    code = "EntryNotFound"
+
+
+class Conflict(HeliosError):
+    """The state moved under the caller: a ref, a lock, a running process."""
+
+    code = "Conflict"
+    status = 409
+
+
+class Forbidden(HeliosError):
+    code = "Forbidden"
+    status = 403
+
+
+class IntegrityError(HeliosError):
+    """Bytes that do not match their hash, or a record that does not decode."""
+
+    code = "Integrity"
+    status = 502
+
+
+class Unavailable(HeliosError):
+    """A peer, a device or a resource can't be used now."""
+
+    code = "Unavailable"
+    status = 503
+
+
+class DeadlineExceeded(Unavailable):
+    code = "DeadlineExceeded"
+    status = 504
+
+
+class NoSpace(HeliosError):
+    """A disk or a quota is full."""
+
+    code = "NoSpace"
+    status = 507
+
+
+BY_CODE: dict[str, type[HeliosError]] = {
+    c.code: c
+    for c in (
+        HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
+        Forbidden, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
+    )
+}  # fmt: skip
+
+
+def from_code(code: str, message: str, hint: str | None = None) -> HeliosError:
+    """Rebuild the error an API answered with; an unknown code gives a plain HeliosError."""
+    return BY_CODE.get(code, HeliosError)(message, hint=hint, code=code)

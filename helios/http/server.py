@@ -1,0 +1,167 @@
+"""Serve a Starlette application with uvicorn: the seam where protocol classes of ours go in.
+
+``Protocol`` is uvicorn's httptools protocol with one addition: the ASGI extension ``helios.sendfile``, through which a
+response body leaves with sendfile(2). The router's relay takes the same place (``serve(http=…)``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from helios.errors import Unavailable
+
+log = logging.getLogger("helios.http")
+
+SENDFILE = "helios.sendfile"
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol plus the ``helios.sendfile`` extension."""
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        async def sendfile(file: BinaryIO, offset: int, count: int) -> None:
+            """Send ``count`` bytes of the file as the whole rest of the body; needs Content-Length sent."""
+            if cycle.disconnected:
+                return
+            await self.loop.sendfile(self.transport, file, offset, count)
+            cycle.expected_content_length -= count
+
+        cycle.scope.setdefault("extensions", {})[SENDFILE] = {"send": sendfile}  # type: ignore[typeddict-item]
+        super()._start_asgi_task(cycle, app)
+
+
+class FileRangeResponse:
+    """An ASGI response: ``count`` bytes of an open file from ``offset``, over sendfile where the server has it.
+
+    Takes the file over and closes it. ``headers`` are lower-case names and values.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, count: int, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        self.file, self.offset, self.count, self.status = file, offset, count, status
+        self.headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+        self.headers.append((b"content-length", str(count).encode()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.file:
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            extension = scope.get("extensions", {}).get(SENDFILE)
+            if scope["method"] != "HEAD" and self.count:
+                if extension is not None:
+                    await self._sendfile(extension["send"])
+                else:
+                    await self._copy(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _sendfile(self, sendfile: Callable[[BinaryIO, int, int], Awaitable[None]]) -> None:
+        with contextlib.suppress(ConnectionError):
+            await sendfile(self.file, self.offset, self.count)
+
+    async def _copy(self, send: Send) -> None:
+        left = self.count
+        await asyncio.to_thread(self.file.seek, self.offset)
+        while left:
+            data = await asyncio.to_thread(self.file.read, min(left, 1 << 20))
+            if not data:
+                raise OSError("the file became shorter while it was sent")
+            left -= len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def listen_tcp(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. Raises Unavailable naming the flag when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise Unavailable(
+            f"{host}:{port} can't be used: {error.strerror}", hint=f"Choose another with {flag}; {flag} 0 takes a free one."
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening unix socket that only its owner may use; a stale file is replaced."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    path.chmod(0o600)
+    sock.listen(2048)
+    sock.setblocking(False)
+    return sock
+
+
+def url_of(sock: socket.socket, host: str) -> str:
+    """The http URL of a listening TCP socket."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{sock.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our signals: SIGTERM and SIGINT stop it cleanly, and the caller decides the exit code.
+
+    ``stop`` asks it to end from inside; ``stopped_by`` is the signal that ended it, or None.
+    """
+
+    stopped_by: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._on_signal, sig)
+        try:
+            yield
+        finally:
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(sig)
+
+    def _on_signal(self, sig: signal.Signals) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.stopped_by = self.stopped_by or sig
+        self.should_exit = True
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def make_server(
+    app: ASGIApp,
+    *,
+    http: type[asyncio.Protocol] = Protocol,
+    loop: Literal["asyncio", "uvloop"] = "asyncio",
+    grace_s: int = 10,
+) -> Server:
+    """A server for ``app``; run it with ``await server.serve(sockets=[…])``.
+
+    sendfile needs ``loop="asyncio"``: uvloop has none. At shutdown requests in flight get ``grace_s`` seconds.
+    """
+    config = uvicorn.Config(
+        app,
+        http=http,
+        loop=loop,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace_s,
+        timeout_keep_alive=75,
+    )
+    return Server(config)

@@ -1,0 +1,88 @@
+"""Every metric Helios exports: one place for the names.
+
+Each daemon makes one of these classes on a registry of its own and hands it to what it runs; there is no global state.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """A registry and its text form."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.build = Info("helios_build", "Version of Helios", registry=self.registry)
+        self.rss = Gauge("helios_rss_anon_shmem_bytes", "RssAnon + RssShmem of the process", registry=self.registry)
+        self.rss.set_function(rss_bytes)
+
+    def render(self) -> bytes:
+        """The Prometheus text exposition."""
+        return generate_latest(self.registry)
+
+
+class RegistryMetrics(Metrics):
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.requests = Counter("helios_registry_requests_total", "Requests answered", ["route", "status"], registry=r)
+        self.latency = Histogram(
+            "helios_registry_request_seconds", "Time to the end of an answer", ["route"], buckets=LATENCY_S, registry=r
+        )
+        self.sent_bytes = Counter("helios_registry_sent_bytes_total", "Object bytes sent", registry=r)
+        self.ingested_bytes = Counter(
+            "helios_registry_ingested_bytes_total", "Bytes published", ["result"], registry=r
+        )  # result: new, deduplicated
+        self.verify_failures = Counter("helios_registry_verify_failures_total", "Hash mismatches found", registry=r)
+        self.pulls = Counter("helios_registry_pulls_total", "Pulls from the upstream Hub", ["result"], registry=r)
+        self.repositories = Gauge("helios_registry_repositories", "Repositories held", registry=r)
+
+
+class MountMetrics(Metrics):
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.mode = Info("helios_mount_mode", "Mount mode and why", registry=r)
+        self.operations = Histogram(
+            "helios_mount_operation_seconds", "Latency of filesystem operations", ["operation"], buckets=LATENCY_S, registry=r
+        )
+        self.errors = Counter("helios_mount_errors_total", "Operations answered with an error", ["operation", "errno"], registry=r)
+        self.read_bytes = Counter("helios_mount_read_bytes_total", "Bytes read through the mount", ["tier"], registry=r)
+        self.fetched_bytes = Counter("helios_mount_fetched_bytes_total", "Bytes fetched", ["source"], registry=r)
+        self.fetch_failures = Counter("helios_mount_fetch_failures_total", "Fetches that failed", ["source", "reason"], registry=r)
+        self.verify_failures = Counter("helios_mount_verify_failures_total", "Chunks whose hash was wrong", ["source"], registry=r)
+        self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
+        self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
+        self.inodes = Gauge("helios_mount_inodes", "Inodes the kernel knows", registry=r)
+
+
+class RouterMetrics(Metrics):
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.requests = Counter("helios_router_requests_total", "Requests answered", ["route", "model", "status"], registry=r)
+        self.first_byte = Histogram(
+            "helios_router_first_byte_seconds", "Request to first byte of the answer", ["model"], buckets=LATENCY_S, registry=r
+        )
+        self.duration = Histogram(
+            "helios_router_request_seconds", "Request to end of the answer", ["model"], buckets=LATENCY_S, registry=r
+        )
+        self.in_flight = Gauge("helios_router_in_flight", "Requests at a worker now", ["worker"], registry=r)
+        self.worker_up = Gauge("helios_router_worker_up", "1 while a worker is healthy", ["worker", "model"], registry=r)
+        self.retries = Counter("helios_router_retries_total", "Requests sent to another worker", ["reason"], registry=r)
+        self.disconnects = Counter("helios_router_client_disconnects_total", "Clients gone before the end", registry=r)
+
+
+def rss_bytes() -> float:
+    """RssAnon + RssShmem of this process in bytes (mapped files are not counted)."""
+    total = 0
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                total += int(line.split()[1]) * 1024
+    return float(total)

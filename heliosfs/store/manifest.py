@@ -1,0 +1,149 @@
+"""Manifests and commit records: what a snapshot of a repository holds, and who made it.
+
+Both are text records: a line with the format's name and version, then canonical JSON (sorted keys, no white space,
+UTF-8) and no final newline. docs/format.md is normative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from helios.errors import IntegrityError, InvalidInput
+from helios.names import RepoId, check_path, is_commit
+
+MANIFEST_MAGIC: Final = b"helios-manifest 1\n"
+COMMIT_MAGIC: Final = b"helios-commit 1\n"
+
+T = TypeVar("T")
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a snapshot.
+
+    ``sha256`` names the blob; ``git_oid`` is the id the Hub shows: the git blob's sha1 for a regular file, the sha1 of
+    the pointer file for an LFS one; ``recipe`` the recipe's digest; ``size`` in bytes.
+    """
+
+    sha256: str
+    size: int
+    git_oid: str
+    recipe: str
+    lfs: bool = False
+    executable: bool = False
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """A snapshot's files by path."""
+
+    files: dict[str, FileEntry]
+
+    def encode(self) -> bytes:
+        """The record's bytes."""
+        return MANIFEST_MAGIC + canonical({"files": {p: msgspec.to_builtins(e) for p, e in self.files.items()}})
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the record, 64 hexadecimal digits: the content's identity."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    @classmethod
+    def decode(cls, data: bytes, digest: str | None = None) -> Manifest:
+        """Read a record, checking names, bounds and, with ``digest``, its sha256. Raises IntegrityError."""
+        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+            raise IntegrityError(f"a manifest does not match its digest {digest}")
+        manifest = _decode(data, MANIFEST_MAGIC, cls)
+        try:
+            check_tree(manifest.files)
+        except InvalidInput as error:
+            raise IntegrityError(f"a manifest holds a bad path: {error}") from error
+        for path, entry in manifest.files.items():
+            if not (
+                _is_hex(entry.sha256, 64)
+                and _is_hex(entry.recipe, 64)
+                and _is_hex(entry.git_oid, 40)
+                and 0 <= entry.size < 1 << 63
+            ):
+                raise IntegrityError(f"a manifest has a malformed entry for {path!r}")
+        return manifest
+
+
+class CommitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who published which manifest, when.
+
+    ``time`` is in whole seconds since 1970 UTC; ``lineage`` names where the content comes from (``upstream``,
+    ``base_model``...) and is empty when nothing is known.
+    """
+
+    repo: str
+    commit: str
+    manifest: str
+    author: str
+    time: int
+    message: str = ""
+    parent: str | None = None
+    lineage: dict[str, str] = {}
+
+    def encode(self) -> bytes:
+        return COMMIT_MAGIC + canonical(msgspec.to_builtins(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> CommitRecord:
+        record = _decode(data, COMMIT_MAGIC, cls)
+        if not is_commit(record.commit) or not _is_hex(record.manifest, 64):
+            raise IntegrityError(f"a commit record of {record.repo} names a malformed commit or manifest")
+        return record
+
+
+def local_commit(repo: RepoId, manifest_digest: str) -> str:
+    """Commit id of a locally published snapshot: the first 40 hex digits of sha256(repository + manifest digest).
+
+    Publishing the same files under the same name twice therefore gives the same commit.
+    """
+    return hashlib.sha256(f"{repo}\n{manifest_digest}".encode()).hexdigest()[:40]
+
+
+def git_blob_oid(data: bytes) -> str:
+    """git's object id of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def lfs_pointer(sha256: str, size: int) -> bytes:
+    """The git-lfs pointer file that stands for a large file (git-lfs specification, version 1)."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def check_tree(paths: Mapping[str, object]) -> None:
+    """Raise InvalidInput for unsafe paths and for a path that is both a file and a directory."""
+    for path in paths:
+        check_path(path)
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            if "/".join(parts[:depth]) in paths:
+                raise InvalidInput(f"the path {'/'.join(parts[:depth])!r} is both a file and a directory")
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no white space, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _decode(data: bytes, magic: bytes, kind: type[T]) -> T:
+    head, newline, body = data.partition(b"\n")
+    name = magic.split(b" ")[0]
+    if head + newline != magic:
+        if head.startswith(name + b" "):
+            raise IntegrityError(f"{head.decode(errors='replace')} is newer than this Helios; upgrade it")
+        raise IntegrityError(f"not a {name.decode()} record: it starts with {data[:16]!r}")
+    try:
+        return msgspec.json.decode(body, type=kind, strict=True)
+    except msgspec.DecodeError as error:
+        raise IntegrityError(f"a {name.decode()} record does not decode: {error}") from error
+
+
+def _is_hex(text: str, length: int) -> bool:
+    return len(text) == length and not text.strip("0123456789abcdef")

@@ -1,0 +1,101 @@
+"""The head of a safetensors file, read strictly.
+
+Layout (huggingface/safetensors, format 0.x): u64 little-endian header length, JSON header, tensor data. The data of
+the tensors fills the rest of the file without gaps or overlaps; anything else is refused, because loaders disagree
+about what it means.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from helios.errors import InvalidInput
+
+MAX_HEADER: Final = 25_000_000
+"""Longest header accepted, in bytes: the limit of the Hugging Face Hub's own parser."""
+
+DTYPE_BITS: Final = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,
+    "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor; ``start`` and ``end`` are byte offsets in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def header_length(first8: bytes, size: int, where: str) -> int:
+    """Length in bytes of the JSON header of a file of ``size`` bytes; raises InvalidInput naming ``where``."""
+    if len(first8) < 8:
+        raise InvalidInput(f"{where}: a safetensors file of {size} bytes has no header; it is truncated")
+    length = int.from_bytes(first8, "little")
+    if length > MAX_HEADER:
+        raise InvalidInput(f"{where}: its safetensors header claims {length} bytes, more than {MAX_HEADER}")
+    if 8 + length > size:
+        raise InvalidInput(f"{where}: its safetensors header of {length} bytes is truncated (file: {size} bytes)")
+    return length
+
+
+def parse_header(header: bytes, size: int, where: str) -> list[Tensor]:
+    """Read the JSON header (without its length field) of a file of ``size`` bytes.
+
+    Returns the tensors in file order. Raises InvalidInput naming ``where`` for anything that is not a well-formed
+    file: bad JSON, unknown types, offsets that overlap, leave gaps or leave the file, sizes that contradict shapes.
+    """
+    try:
+        document = json.loads(header, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: its safetensors header is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput(f"{where}: its safetensors header is not a JSON object")
+    base = 8 + len(header)
+    tensors = [_tensor(name, info, base, where) for name, info in document.items() if name != "__metadata__"]
+    tensors.sort(key=lambda t: (t.start, t.end))
+    end = base
+    for tensor in tensors:
+        if tensor.start != end:
+            problem = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
+            raise InvalidInput(f"{where}: the tensor {tensor.name!r} {problem} (offset {tensor.start}, expected {end})")
+        end = tensor.end
+    if end != size:
+        raise InvalidInput(f"{where}: its tensors end at byte {end} but the file has {size}; it is damaged")
+    return tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key appears twice")
+    return out
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _tensor(name: str, info: Any, base: int, where: str) -> Tensor:
+    try:
+        dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
+        bits = DTYPE_BITS[dtype]
+        if not (_is_count(start) and _is_count(end) and all(map(_is_count, shape))):
+            raise ValueError("a shape or an offset is not a whole number")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{where}: the entry of tensor {name!r} in its header is malformed: {error!r}") from None
+    for dimension in shape:
+        bits *= dimension
+    if end < start or (end - start) * 8 != bits:
+        raise InvalidInput(
+            f"{where}: the tensor {name!r} has {end - start} bytes at offsets {start}..{end}, "
+            f"but {dtype}{list(shape)} needs {bits / 8:g}"
+        )
+    return Tensor(name, dtype, tuple(shape), base + start, base + end)
