@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
-class RegistrySettings(Section):
+class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
     host: str = "127.0.0.1"
@@ -38,7 +38,7 @@ class RegistrySettings(Section):
     """How long a reader may rely on a placement, in seconds."""
 
 
-class MountSettings(Section):
+class MountSettings(Section, frozen=True):
     cache: str = ""
     """Directory of the local tier (L1); empty means ``$HELIOS_HOME/cache``."""
     request_deadline_s: float = 30.0
@@ -52,13 +52,13 @@ class MountSettings(Section):
     readahead_kib: int = 1024
 
 
-class WorkerSettings(Section):
+class WorkerSettings(Section, frozen=True):
     model: str
     url: str
     role: Literal["both", "prefill", "decode"] = "both"
 
 
-class RouterSettings(Section):
+class RouterSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8480
     workers: list[WorkerSettings] = []
@@ -72,13 +72,13 @@ class RouterSettings(Section):
     max_body_mib: int = 64
 
 
-class LogSettings(Section):
+class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
     """``auto``: text on a terminal, JSON lines elsewhere."""
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
     registry: RegistrySettings = RegistrySettings()

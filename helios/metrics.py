@@ -49,13 +49,23 @@ class MountMetrics(Metrics):
         r = self.registry
         self.mode = Info("helios_mount_mode", "Mount mode and why", registry=r)
         self.operations = Histogram(
-            "helios_mount_operation_seconds", "Latency of filesystem operations", ["operation"], buckets=LATENCY_S, registry=r
+            "helios_mount_operation_seconds",
+            "Latency of filesystem operations",
+            ["operation"],
+            buckets=LATENCY_S,
+            registry=r,
         )
-        self.errors = Counter("helios_mount_errors_total", "Operations answered with an error", ["operation", "errno"], registry=r)
+        self.errors = Counter(
+            "helios_mount_errors_total", "Operations answered with an error", ["operation", "errno"], registry=r
+        )
         self.read_bytes = Counter("helios_mount_read_bytes_total", "Bytes read through the mount", ["tier"], registry=r)
         self.fetched_bytes = Counter("helios_mount_fetched_bytes_total", "Bytes fetched", ["source"], registry=r)
-        self.fetch_failures = Counter("helios_mount_fetch_failures_total", "Fetches that failed", ["source", "reason"], registry=r)
-        self.verify_failures = Counter("helios_mount_verify_failures_total", "Chunks whose hash was wrong", ["source"], registry=r)
+        self.fetch_failures = Counter(
+            "helios_mount_fetch_failures_total", "Fetches that failed", ["source", "reason"], registry=r
+        )
+        self.verify_failures = Counter(
+            "helios_mount_verify_failures_total", "Chunks whose hash was wrong", ["source"], registry=r
+        )
         self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inodes = Gauge("helios_mount_inodes", "Inodes the kernel knows", registry=r)
@@ -65,15 +75,23 @@ class RouterMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         r = self.registry
-        self.requests = Counter("helios_router_requests_total", "Requests answered", ["route", "model", "status"], registry=r)
+        self.requests = Counter(
+            "helios_router_requests_total", "Requests answered", ["route", "model", "status"], registry=r
+        )
         self.first_byte = Histogram(
-            "helios_router_first_byte_seconds", "Request to first byte of the answer", ["model"], buckets=LATENCY_S, registry=r
+            "helios_router_first_byte_seconds",
+            "Request to first byte of the answer",
+            ["model"],
+            buckets=LATENCY_S,
+            registry=r,
         )
         self.duration = Histogram(
             "helios_router_request_seconds", "Request to end of the answer", ["model"], buckets=LATENCY_S, registry=r
         )
         self.in_flight = Gauge("helios_router_in_flight", "Requests at a worker now", ["worker"], registry=r)
-        self.worker_up = Gauge("helios_router_worker_up", "1 while a worker is healthy", ["worker", "model"], registry=r)
+        self.worker_up = Gauge(
+            "helios_router_worker_up", "1 while a worker is healthy", ["worker", "model"], registry=r
+        )
         self.retries = Counter("helios_router_retries_total", "Requests sent to another worker", ["reason"], registry=r)
         self.disconnects = Counter("helios_router_client_disconnects_total", "Clients gone before the end", registry=r)
 

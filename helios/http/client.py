@@ -54,7 +54,9 @@ class Deadline:
 class Response:
     """An answer whose body is still to be read; leaving the context returns the connection to the pool."""
 
-    def __init__(self, raw: http.client.HTTPResponse, deadline: Deadline, sock: socket.socket, done: Callable[[bool], None]):
+    def __init__(
+        self, raw: http.client.HTTPResponse, deadline: Deadline, sock: socket.socket, done: Callable[[bool], None]
+    ):
         self._raw, self._deadline, self._sock, self._done = raw, deadline, sock, done
         self.status = raw.status
         self.headers = raw.headers
@@ -77,7 +79,8 @@ class Response:
 
     def read(self) -> bytes:
         self._arm()
-        return self._guard(self._raw.read)
+        data: bytes = self._guard(self._raw.read)
+        return data
 
     def lines(self) -> Iterator[bytes]:
         """Lines of a streamed body as they come."""

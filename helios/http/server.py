@@ -37,7 +37,7 @@ class Protocol(HttpToolsProtocol):
             await self.loop.sendfile(self.transport, file, offset, count)
             cycle.expected_content_length -= count
 
-        cycle.scope.setdefault("extensions", {})[SENDFILE] = {"send": sendfile}  # type: ignore[typeddict-item]
+        cycle.scope.setdefault("extensions", {})[SENDFILE] = {"send": sendfile}
         super()._start_asgi_task(cycle, app)
 
 
@@ -47,7 +47,9 @@ class FileRangeResponse:
     Takes the file over and closes it. ``headers`` are lower-case names and values.
     """
 
-    def __init__(self, file: BinaryIO, offset: int, count: int, status: int, headers: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, file: BinaryIO, offset: int, count: int, status: int, headers: Sequence[tuple[str, str]]
+    ) -> None:
         self.file, self.offset, self.count, self.status = file, offset, count, status
         self.headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
         self.headers.append((b"content-length", str(count).encode()))
@@ -89,7 +91,8 @@ def listen_tcp(host: str, port: int, flag: str = "--port") -> socket.socket:
     except OSError as error:
         sock.close()
         raise Unavailable(
-            f"{host}:{port} can't be used: {error.strerror}", hint=f"Choose another with {flag}; {flag} 0 takes a free one."
+            f"{host}:{port} can't be used: {error.strerror}",
+            hint=f"Choose another with {flag}; {flag} 0 takes a free one.",
         ) from None
     sock.setblocking(False)
     return sock
