@@ -1,9 +1,9 @@
 """One typed configuration: defaults, then a TOML file, then the environment, then flags; unknown keys are errors.
 
 The file is ``$HELIOS_CONFIG`` or ``$HELIOS_HOME/helios.toml`` and has one table a section. In the environment a key is
-``HELIOS_<SECTION>__<KEY>`` with two underscores, for example ``HELIOS_ROUTER__PORT=8480``: the single-underscore names that
-Kubernetes injects for Services (``HELIOS_ROUTER_PORT=tcp://…``) are therefore never mistaken for settings. Lists
-are written as JSON, or as comma-separated text.
+``HELIOS_<SECTION>__<KEY>`` with two underscores, for example ``HELIOS_ROUTER__PORT=8480``: the single-underscore names
+that Kubernetes injects for Services (``HELIOS_ROUTER_PORT=tcp://…``) are therefore never mistaken for settings.
+Lists are written as JSON, or as comma-separated text.
 """
 
 from __future__ import annotations

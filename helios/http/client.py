@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
@@ -72,7 +73,8 @@ class Response:
         filled = 0
         while filled < len(buffer):
             self._arm()
-            count = self._guard(lambda: self._raw.readinto(buffer[filled:]))
+            rest = buffer[filled:]
+            count = self._guard(partial(self._raw.readinto, rest))
             if not count:
                 raise IntegrityError(f"the answer ended after {filled} of {len(buffer)} bytes")
             filled += count
@@ -126,7 +128,7 @@ class HttpClient:
         """Send a request and return the answer once its head is here.
 
         Raises Unavailable (no connection) or DeadlineExceeded; HTTP error statuses are returned, not raised. A
-        request on a kept-alive connection that the server had closed is sent once more on a new one, if its body can be.
+        request on a kept-alive connection that the server had closed is sent once more, if its body can be.
         """
         deadline = Deadline.after(timeout_s or self.timeout_s)
         target = self._prefix + path + (f"?{urlencode(params)}" if params else "")

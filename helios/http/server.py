@@ -111,7 +111,7 @@ def listen_unix(path: Path) -> socket.socket:
 
 def url_of(sock: socket.socket, host: str) -> str:
     """The http URL of a listening TCP socket."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{shown}:{sock.getsockname()[1]}"
 
 
