@@ -128,12 +128,13 @@ class HttpClient:
         """Send a request and return the answer once its head is here.
 
         Raises Unavailable (no connection) or DeadlineExceeded; HTTP error statuses are returned, not raised. A
-        request on a kept-alive connection that the server had closed is sent once more, if its body can be.
+        request on a kept-alive connection that the server had closed is sent once more, if its body can be; a POST
+        always gets a new connection, because sending it twice could do its work twice.
         """
         deadline = Deadline.after(timeout_s or self.timeout_s)
         target = self._prefix + path + (f"?{urlencode(params)}" if params else "")
         while True:
-            connection, reused = self._take(deadline)
+            connection, reused = self._take(deadline, fresh=method == "POST")
             try:
                 if connection.sock is None:
                     connection.connect()
@@ -187,9 +188,9 @@ class HttpClient:
         for connection in idle:
             connection.close()
 
-    def _take(self, deadline: Deadline) -> tuple[http.client.HTTPConnection, bool]:
+    def _take(self, deadline: Deadline, fresh: bool) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:
-            if self._idle:
+            if self._idle and not fresh:
                 return self._idle.pop(), True
         if self.base.startswith("unix:"):
             return _UnixConnection(self.base.removeprefix("unix:"), deadline.left()), False
