@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -30,12 +30,21 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's protocol plus the ``helios.sendfile`` extension."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        async def sendfile(file: BinaryIO, offset: int, count: int) -> None:
-            """Send ``count`` bytes of the file as the whole rest of the body; needs Content-Length sent."""
+        async def sendfile(file: BinaryIO, offset: int, count: int) -> bool:
+            """Send ``count`` bytes of the file as the rest of the body (Content-Length is sent). False: client gone."""
             if cycle.disconnected:
-                return
-            await self.loop.sendfile(self.transport, file, offset, count)
+                return False
+            try:
+                sent = await self.loop.sendfile(self.transport, file, offset, count)
+            except ConnectionError:
+                cycle.disconnected = True
+                self.transport.abort()
+                return False
+            if sent != count:
+                self.transport.abort()
+                raise OSError(f"the file is {count - sent} bytes shorter than was announced")
             cycle.expected_content_length -= count
+            return True
 
         cycle.scope.setdefault("extensions", {})[SENDFILE] = {"send": sendfile}
         super()._start_asgi_task(cycle, app)
@@ -59,15 +68,11 @@ class FileRangeResponse:
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
             extension = scope.get("extensions", {}).get(SENDFILE)
             if scope["method"] != "HEAD" and self.count:
-                if extension is not None:
-                    await self._sendfile(extension["send"])
-                else:
+                if extension is None:
                     await self._copy(send)
+                elif not await extension["send"](self.file, self.offset, self.count):
+                    return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _sendfile(self, sendfile: Callable[[BinaryIO, int, int], Awaitable[None]]) -> None:
-        with contextlib.suppress(ConnectionError):
-            await sendfile(self.file, self.offset, self.count)
 
     async def _copy(self, send: Send) -> None:
         left = self.count
@@ -160,6 +165,7 @@ def make_server(
         http=http,
         loop=loop,
         ws="none",
+        proxy_headers=False,
         lifespan="on",
         log_config=None,
         access_log=False,
