@@ -1,0 +1,379 @@
+"""The catalog: which repositories there are, what their revisions hold, and where the bytes lie.
+
+Every method blocks (SQL, small reads of the store); routes call them with ``asyncio.to_thread``. A write is on disk
+when its method returns, and the hot caches no longer hold what it changed. Records are in the store as objects and in
+SQL, objects first: a crash between the two leaves an object that nobody names, never a name without its object.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as clock
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import TYPE_CHECKING
+
+from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
+from helios.names import RepoId, check_ref, check_revision, is_commit
+from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
+from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tree, local_commit
+from heliosfs.store.objects import ObjectStore
+from heliosfs.store.placement import Placement
+from heliosfs.store.recipe import Recipe
+from registry import placements
+from registry.cache import Cache
+from registry.metadata import content, repositories
+from registry.metadata.content import SqlChunkIndex
+from registry.metadata.database import Database
+
+if TYPE_CHECKING:
+    from registry.blobs import BlobReader
+
+log = logging.getLogger("helios.registry.catalog")
+
+Expected = str | None | EllipsisType
+
+
+@dataclass(frozen=True, slots=True)
+class RepoInfo:
+    """One repository: its refs, and when one of them last moved (unix seconds)."""
+
+    repo: RepoId
+    refs: dict[str, str]
+    updated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a revision names: a commit (40 hex) and its manifest's digest (64 hex)."""
+
+    commit: str
+    manifest_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The outcome of a publish: the commit's record, and whether the ref moved."""
+
+    record: CommitRecord
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes: every commit as a full copy; distinct blobs; what the store keeps for them."""
+
+    logical: int
+    unique: int
+    stored: int
+
+
+class Catalog:
+    """Reads and writes of one registry's metadata."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        *,
+        domain: str = PUBLIC,
+        lease_s: float = 300.0,
+        now: Callable[[], float] = clock.time,
+    ) -> None:
+        self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
+        self.index = SqlChunkIndex(database)
+        self._now = now
+        self._publishing = threading.Lock()
+        self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
+        self._held: Cache[tuple[str, str], content.KnownBlob] = Cache(4096)
+        self._manifests: Cache[str, tuple[bytes, Manifest]] = Cache(128)
+        self._placements: Cache[str, Placement] = Cache(512)
+
+    # --- names ---
+
+    def repos(self, kind: str | None = None) -> list[RepoInfo]:
+        """All repositories, sorted by their canonical text."""
+        with self.database.read() as connection:
+            found = repositories.listing(connection, kind)
+        return [RepoInfo(RepoId.from_canonical(r.name), refs, r.updated) for r, refs in found]
+
+    def refs(self, repo: RepoId) -> dict[str, str]:
+        """Ref name -> commit, sorted. Raises RepoNotFound."""
+        with self.database.read() as connection:
+            return repositories.refs_of(connection, repositories.require(connection, repo))
+
+    def resolve(self, repo: RepoId, rev: str) -> Resolved:
+        """The commit that a ref or a commit id names. Raises RepoNotFound or RevisionNotFound."""
+        return self._resolved.get((str(repo), check_revision(rev)), lambda: self._resolve(repo, rev))
+
+    def _resolve(self, repo: RepoId, rev: str) -> Resolved:
+        with self.database.read() as connection:
+            repository = repositories.require(connection, repo)
+            commit: str | None = rev
+            if not is_commit(rev):
+                commit = repositories.ref_target(connection, repository, rev)
+            found = None if commit is None else repositories.find_commit(connection, repository, commit)
+            if found is None:
+                known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
+                raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
+            return Resolved(found.commit, found.manifest)
+
+    def commit_record(self, repo: RepoId, commit: str) -> CommitRecord:
+        """Who published a commit, and when."""
+        with self.database.read() as connection:
+            repository = repositories.require(connection, repo)
+            return CommitRecord.decode(repositories.require_commit(connection, repository, commit).record)
+
+    def history(self, repo: RepoId, rev: str, limit: int = 50) -> list[CommitRecord]:
+        """At most ``limit`` commit records from a revision back along the parents, newest first."""
+        commit: str | None = self.resolve(repo, rev).commit
+        out: list[CommitRecord] = []
+        with self.database.read() as connection:
+            repository = repositories.require(connection, repo)
+            while commit is not None and len(out) < limit:
+                found = repositories.find_commit(connection, repository, commit)
+                if found is None:
+                    break  # a parent that the Hub knows and this registry does not
+                out.append(CommitRecord.decode(found.record))
+                commit = found.parent
+        return out
+
+    # --- content ---
+
+    def manifest(self, repo: RepoId, commit: str) -> Manifest:
+        """What a commit holds. Raises RepoNotFound, RevisionNotFound, IntegrityError."""
+        return self._manifest(repo, commit)[1]
+
+    def manifest_bytes(self, repo: RepoId, commit: str) -> bytes:
+        """The manifest's record."""
+        return self._manifest(repo, commit)[0]
+
+    def _manifest(self, repo: RepoId, commit: str) -> tuple[bytes, Manifest]:
+        digest = self.resolve(repo, commit).manifest_digest
+        return self._manifests.get(digest, lambda: self._load_manifest(digest))
+
+    def _load_manifest(self, digest: str) -> tuple[bytes, Manifest]:
+        data = self._read_object(manifest_key(self.domain, digest))
+        return data, Manifest.decode(data, digest)
+
+    def recipe_bytes(self, repo: RepoId, blob: str) -> bytes:
+        """The recipe record of a blob that the repository holds."""
+        return self._recipe(self.held(repo, blob).recipe)
+
+    def _recipe(self, digest: str) -> bytes:
+        data = self._read_object(recipe_key(self.domain, digest))
+        Recipe.decode(data, digest)
+        return data
+
+    def placement(self, repo: RepoId, blob: str) -> Placement:
+        """Where the chunks of a blob lie that the repository holds."""
+        known = self.held(repo, blob)
+        return self._placements.get(known.sha256, lambda: self._placement(known))
+
+    def _placement(self, known: content.KnownBlob) -> Placement:
+        recipe = Recipe.decode(self._recipe(known.recipe), known.recipe)
+        with self.database.read() as connection:
+            located = content.locate(connection, self.domain, [digest for digest, _ in recipe.chunks()])
+            sizes = content.object_sizes(connection, {place.object_key for place in located.values()})
+        return placements.build(recipe, located, sizes, version=known.version, lease_s=self.lease_s)
+
+    def blob_reader(self, repo: RepoId, blob: str) -> BlobReader:
+        """A reader of the whole blob or of ranges of it."""
+        from registry.blobs import BlobReader
+
+        recipe = Recipe.decode(self.recipe_bytes(repo, blob))
+        return BlobReader(self.store, recipe, self.placement(repo, blob))
+
+    def has_blob(self, sha256: str) -> FileEntry | None:
+        """The line for a manifest of a blob whose every byte is stored, or None.
+
+        ``git_oid`` and ``lfs`` are those of its first publisher; another repository may show the blob differently.
+        """
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, sha256)
+        return None if known is None else known.entry()
+
+    def held(self, repo: RepoId, blob: str) -> content.KnownBlob:
+        """The blob, if one of the repository's commits holds it; else EntryNotFound."""
+        return self._held.get((str(repo), blob), lambda: self._find_held(repo, blob))
+
+    def _find_held(self, repo: RepoId, blob: str) -> content.KnownBlob:
+        with self.database.read() as connection:
+            repository = repositories.require(connection, repo)
+            known = content.find_blob(connection, repository.domain, blob)
+            if known is None or not repositories.holds_blob(connection, repository, blob):
+                raise EntryNotFound(f"{repo.id} holds no blob {blob}")
+            return known
+
+    def usage(self, repo: RepoId | None = None) -> Usage:
+        """Bytes used by a repository, or by all. Chunks that repositories share count for each of them."""
+        with self.database.read() as connection:
+            repository = None if repo is None else repositories.require(connection, repo)
+            logical = repositories.logical_bytes(connection, repository)
+            digests = repositories.blobs_of(connection, repository)
+            known = content.find_blobs(connection, self.domain, digests)
+            unique = sum(blob.size for blob in known.values())
+            if repository is None:
+                return Usage(logical, unique, content.stored_bytes(connection))
+        stored: dict[bytes, int] = {}
+        for blob in known.values():
+            stored.update(Recipe.decode(self._recipe(blob.recipe), blob.recipe).chunks())
+        return Usage(logical, unique, sum(stored.values()))
+
+    # --- writes ---
+
+    def publish(
+        self,
+        repo: RepoId,
+        ref: str,
+        files: Mapping[str, FileEntry],
+        *,
+        commit: str | None = None,
+        author: str,
+        message: str,
+        time: int | None = None,
+        lineage: Mapping[str, str] | None = None,
+        parent: Expected = ...,
+        expect: Expected = ...,
+    ) -> CommitRecord:
+        """Make a snapshot of stored blobs visible and point a ref at it, in one transaction.
+
+        ``commit`` is the Hub's id, or None for a local commit. ``parent`` defaults to where the ref points now;
+        ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. A commit that
+        is there already keeps its record. Raises InvalidInput for bad paths, NotFound for a blob that is not stored.
+        """
+        published = self.publish_outcome(
+            repo, ref, files, commit=commit, author=author, message=message, time=time, lineage=lineage,
+            parent=parent, expect=expect,
+        )  # fmt: skip
+        return published.record
+
+    def publish_outcome(
+        self,
+        repo: RepoId,
+        ref: str,
+        files: Mapping[str, FileEntry],
+        *,
+        commit: str | None = None,
+        author: str,
+        message: str,
+        time: int | None = None,
+        lineage: Mapping[str, str] | None = None,
+        parent: Expected = ...,
+        expect: Expected = ...,
+    ) -> Published:
+        """``publish``, saying also whether the ref moved."""
+        check_ref(ref)
+        if not files:
+            raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
+        check_tree(files)
+        now = int(self._now())
+        with self._publishing:
+            manifest = Manifest(self._canonical(files))
+            commit = commit or local_commit(repo, manifest.digest)
+            record = self._existing(repo, commit, manifest.digest)
+            if record is None:
+                if parent is ...:
+                    parent = self._target(repo, ref)
+                if parent == commit:
+                    parent = None
+                when = now if time is None else time
+                record = CommitRecord(
+                    str(repo), commit, manifest.digest, author, when, message, parent, dict(lineage or {})
+                )
+                self._put_records(repo, manifest, record)
+            size = sum(entry.size for entry in manifest.files.values())
+            blobs = {entry.sha256 for entry in manifest.files.values()}
+            with self.database.write() as connection:
+                content.publish_blobs(connection, self.domain, blobs)
+                repository = repositories.ensure(connection, repo, self.domain, now)
+                repositories.add_commit(connection, repository, record, size, blobs)
+                moved = repositories.move_ref(
+                    connection, repository, ref, commit, expect=expect, author=author, now=now
+                )
+            self._forget()
+        log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
+        return Published(record, moved)
+
+    def set_ref(self, repo: RepoId, ref: str, commit: str, expect: Expected = ..., *, author: str = "") -> bool:
+        """Point a ref at a commit of the repository by compare-and-swap; returns whether it moved."""
+        check_ref(ref)
+        with self.database.write() as connection:
+            repository = repositories.require(connection, repo)
+            repositories.require_commit(connection, repository, commit)
+            now = int(self._now())
+            moved = repositories.move_ref(connection, repository, ref, commit, expect=expect, author=author, now=now)
+        self._forget()
+        return moved
+
+    def delete_ref(self, repo: RepoId, ref: str, expect: Expected = ..., *, author: str = "") -> None:
+        """Remove a ref. Its commits stay, and can be asked for by their id."""
+        check_ref(ref)
+        with self.database.write() as connection:
+            repository = repositories.require(connection, repo)
+            now = int(self._now())
+            repositories.move_ref(connection, repository, ref, None, expect=expect, author=author, now=now)
+        self._forget()
+
+    def delete_repo(self, repo: RepoId, *, author: str = "") -> None:
+        """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
+        with self._publishing:
+            with self.database.write() as connection:
+                repository = repositories.require(connection, repo)
+                repositories.delete(connection, repository, author=author, now=int(self._now()))
+            self._forget()
+        log.info("removed", extra={"repo": str(repo)})
+
+    def _canonical(self, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+        """The entries with the recipe that the store has for their blobs.
+
+        The same bytes under two names (``a.bin``, ``a.safetensors``) can be cut in two ways; the first recipe stands
+        for the blob, and every manifest names that one.
+        """
+        with self.database.read() as connection:
+            known = content.find_blobs(connection, self.domain, (entry.sha256 for entry in files.values()))
+        out = {}
+        for path, entry in files.items():
+            blob = known.get(entry.sha256)
+            if blob is None:
+                raise NotFound(f"{path}: the store does not hold blob {entry.sha256}; publish the file again")
+            if blob.size != entry.size:
+                raise IntegrityError(f"{path}: blob {entry.sha256} has {blob.size} bytes, not {entry.size}")
+            out[path] = FileEntry(entry.sha256, entry.size, entry.git_oid, blob.recipe, entry.lfs, entry.executable)
+        return out
+
+    def _existing(self, repo: RepoId, commit: str, manifest: str) -> CommitRecord | None:
+        with self.database.read() as connection:
+            repository = repositories.find(connection, repo)
+            found = None if repository is None else repositories.find_commit(connection, repository, commit)
+        if found is None:
+            return None
+        if found.manifest != manifest:
+            raise Conflict(
+                f"{repo.id}: commit {commit} is here already with other content",
+                hint="A commit's content never changes; whoever offers this one is wrong.",
+            )
+        return CommitRecord.decode(found.record)
+
+    def _target(self, repo: RepoId, ref: str) -> str | None:
+        with self.database.read() as connection:
+            repository = repositories.find(connection, repo)
+            return None if repository is None else repositories.ref_target(connection, repository, ref)
+
+    def _put_records(self, repo: RepoId, manifest: Manifest, record: CommitRecord) -> None:
+        self.store.put_bytes(manifest_key(self.domain, manifest.digest), manifest.encode())
+        key = commit_key(self.domain, repo, record.commit)
+        # A record of a removed repository or of a publish that failed may lie there; SQL says it means nothing.
+        self.store.delete(key)
+        self.store.put_bytes(key, record.encode())
+
+    def _read_object(self, key: str) -> bytes:
+        buffer = bytearray(self.store.info(key).size)
+        self.store.read_into(key, 0, memoryview(buffer))
+        return bytes(buffer)
+
+    def _forget(self) -> None:
+        self._resolved.clear()
+        self._held.clear()

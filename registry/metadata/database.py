@@ -1,0 +1,156 @@
+"""The connection to the metadata database, and what differs between SQL dialects.
+
+SQLite runs in WAL mode with synchronous=FULL: a transaction that has committed is on disk when the caller hears of it.
+Readers see one snapshot and never wait for the writer; writers take turns on a lock of ours, because SQLite's own
+busy handler polls and is not fair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from helios.errors import HeliosError, IntegrityError, NoSpace, Unavailable
+from registry.metadata.tables import SCHEMA_VERSION, metadata, settings
+
+BATCH = 500
+"""Most values in one IN list or rows in one INSERT: far below every engine's limit on bound parameters."""
+
+
+class Database:
+    """Transactions on the metadata. Threads may share one."""
+
+    def __init__(self, engine: Engine, *, wait_s: float = 30.0) -> None:
+        self.engine = engine
+        self._wait_s = wait_s
+        self._writer = threading.Lock()
+
+    @classmethod
+    def sqlite(cls, path: Path, *, wait_s: float = 30.0) -> Database:
+        """Open, and make where there is none, the database in one file.
+
+        Raises Unavailable when the file can't be used, IntegrityError when it is damaged or of another version.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{path.parent} can't be made: {error.strerror}") from None
+        engine = sa.create_engine(
+            URL.create("sqlite", database=str(path)),
+            connect_args={"timeout": wait_s, "check_same_thread": False},
+            pool_size=8,
+            max_overflow=24,
+            pool_timeout=wait_s,
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        database = cls(engine, wait_s=wait_s)
+        try:
+            database._migrate()
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only transaction: one consistent snapshot."""
+        with self._errors(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A writing transaction, alone in this process; durable when the context has been left without an error."""
+        if not self._writer.acquire(timeout=self._wait_s):
+            raise Unavailable(f"the metadata database was busy for {self._wait_s:.0f} s")
+        try:
+            with self._errors(), self.engine.connect() as plain:
+                connection = plain.execution_options(helios_write=True)
+                with connection.begin():
+                    yield connection
+        finally:
+            self._writer.release()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.write() as connection:
+            metadata.create_all(connection)
+            found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "schema"))
+            if found is None:
+                connection.execute(settings.insert().values(name="schema", value=str(SCHEMA_VERSION)))
+            elif found != str(SCHEMA_VERSION):
+                raise IntegrityError(
+                    f"the registry's metadata has schema {found}, this Helios knows {SCHEMA_VERSION}",
+                    hint="Run the version of Helios that wrote it, or point HELIOS_HOME at another directory.",
+                )
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise translate(error) from error
+        except sa.exc.TimeoutError:
+            raise Unavailable(f"no connection to the metadata database was free for {self._wait_s:.0f} s") from None
+
+
+def insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows; those whose key is there already are left as they are."""
+    make: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    for batch in batches(rows):
+        connection.execute(make(table).on_conflict_do_nothing(), list(batch))
+
+
+def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The values in slices that fit one statement."""
+    for start in range(0, len(values), BATCH):
+        yield values[start : start + BATCH]
+
+
+def translate(error: DBAPIError) -> HeliosError:
+    """The error a person should see for a failure of the database."""
+    name = str(getattr(error.orig, "sqlite_errorname", ""))
+    if name == "SQLITE_FULL":
+        return NoSpace(
+            "the disk of the registry's metadata is full", hint="Free some space under HELIOS_HOME and try again."
+        )
+    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        return IntegrityError(
+            f"the registry's metadata database is damaged: {error.orig}",
+            hint="Restore $HELIOS_HOME/registry/metadata.db from a copy, or move it away and publish again.",
+        )
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return Unavailable(f"the registry's metadata database can't be used: {error.orig} ({name or 'no code'})")
+    return HeliosError(f"the registry's metadata database refused a statement: {error.orig}")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy sends BEGIN itself, through the event below
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "cache_size=-4096",  # KiB, for each connection
+        "journal_size_limit=67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at once: a transaction that began reading could not be upgraded under contention.
+    write = connection.get_execution_options().get("helios_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

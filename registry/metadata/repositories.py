@@ -1,0 +1,207 @@
+"""Queries on repositories, commits, refs and the audit of their moves. Every function runs inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import EllipsisType
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from helios.errors import Conflict, RepoNotFound, RevisionNotFound
+from helios.names import RepoId
+from heliosfs.store.manifest import CommitRecord
+from registry.metadata.database import insert_new
+from registry.metadata.tables import commits, ref_moves, refs, repositories, repository_blobs
+
+Expected = str | None | EllipsisType
+"""What a compare-and-swap expects: a commit, None for "no such ref yet", ``...`` for anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A row of the table; ``id`` is internal."""
+
+    id: int
+    name: str
+    domain: str
+    updated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A row of the table: ``record`` is the commit record's bytes, ``size`` the bytes of all its files."""
+
+    commit: str
+    manifest: str
+    parent: str | None
+    record: bytes
+
+
+_REPOSITORY = (repositories.c.id, repositories.c.name, repositories.c.domain, repositories.c.updated)
+_COMMIT = (commits.c.commit, commits.c.manifest, commits.c.parent, commits.c.record)
+
+
+def find(connection: Connection, repo: RepoId) -> Repository | None:
+    """The repository, or None."""
+    row = connection.execute(sa.select(*_REPOSITORY).where(repositories.c.name == str(repo))).one_or_none()
+    return None if row is None else Repository(*row)
+
+
+def require(connection: Connection, repo: RepoId) -> Repository:
+    """The repository; raises RepoNotFound."""
+    found = find(connection, repo)
+    if found is None:
+        raise RepoNotFound(f"the registry has no repository {repo.id!r} ({repo.kind})")
+    return found
+
+
+def ensure(connection: Connection, repo: RepoId, domain: str, now: int) -> Repository:
+    """The repository, made if there is none."""
+    values = {"name": str(repo), "kind": repo.kind, "domain": domain, "created": now, "updated": now}
+    insert_new(connection, repositories, [values])
+    return require(connection, repo)
+
+
+def listing(connection: Connection, kind: str | None) -> list[tuple[Repository, dict[str, str]]]:
+    """All repositories of a kind (or of all) with their refs, sorted by name."""
+    query = (
+        sa.select(*_REPOSITORY, refs.c.name, refs.c.commit)
+        .select_from(repositories.outerjoin(refs, refs.c.repository == repositories.c.id))
+        .order_by(repositories.c.name, refs.c.name)
+    )
+    if kind is not None:
+        query = query.where(repositories.c.kind == kind)
+    out: dict[int, tuple[Repository, dict[str, str]]] = {}
+    for *fields, ref, commit in connection.execute(query):
+        _, found = out.setdefault(fields[0], (Repository(*fields), {}))
+        if ref is not None:
+            found[ref] = commit
+    return list(out.values())
+
+
+def refs_of(connection: Connection, repository: Repository) -> dict[str, str]:
+    """The repository's refs, sorted by name."""
+    query = sa.select(refs.c.name, refs.c.commit).where(refs.c.repository == repository.id).order_by(refs.c.name)
+    return dict(connection.execute(query).tuples().all())
+
+
+def ref_target(connection: Connection, repository: Repository, ref: str) -> str | None:
+    """The commit that a ref names, or None where there is no such ref."""
+    query = sa.select(refs.c.commit).where(refs.c.repository == repository.id, refs.c.name == ref)
+    return connection.scalar(query)
+
+
+def find_commit(connection: Connection, repository: Repository, commit: str) -> Commit | None:
+    """A commit of the repository, or None."""
+    query = sa.select(*_COMMIT).where(commits.c.repository == repository.id, commits.c.commit == commit)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else Commit(*row)
+
+
+def require_commit(connection: Connection, repository: Repository, commit: str) -> Commit:
+    """A commit of the repository; raises RevisionNotFound."""
+    found = find_commit(connection, repository, commit)
+    if found is None:
+        raise RevisionNotFound(f"{repository.name} has no commit {commit}")
+    return found
+
+
+def add_commit(
+    connection: Connection, repository: Repository, record: CommitRecord, size: int, blobs: Iterable[str]
+) -> None:
+    """Add a commit and make its blobs reachable through the repository; one that is there already stays as it is."""
+    values = {
+        "repository": repository.id,
+        "commit": record.commit,
+        "manifest": record.manifest,
+        "parent": record.parent,
+        "time": record.time,
+        "size": size,
+        "record": record.encode(),
+    }
+    insert_new(connection, commits, [values])
+    rows = [{"repository": repository.id, "sha256": sha256} for sha256 in sorted(set(blobs))]
+    insert_new(connection, repository_blobs, rows)
+
+
+def holds_blob(connection: Connection, repository: Repository, sha256: str) -> bool:
+    """Whether one of the repository's commits holds the blob."""
+    query = sa.select(repository_blobs.c.sha256).where(
+        repository_blobs.c.repository == repository.id, repository_blobs.c.sha256 == sha256
+    )
+    return connection.scalar(query) is not None
+
+
+def blobs_of(connection: Connection, repository: Repository | None) -> list[str]:
+    """The distinct blobs of a repository, or of all."""
+    query = sa.select(repository_blobs.c.sha256).distinct()
+    if repository is not None:
+        query = query.where(repository_blobs.c.repository == repository.id)
+    return list(connection.scalars(query))
+
+
+def logical_bytes(connection: Connection, repository: Repository | None) -> int:
+    """Bytes of all commits' files, each commit counted as a whole copy."""
+    query = sa.select(sa.func.coalesce(sa.func.sum(commits.c.size), 0))
+    if repository is not None:
+        query = query.where(commits.c.repository == repository.id)
+    return int(connection.scalar(query) or 0)
+
+
+def move_ref(
+    connection: Connection,
+    repository: Repository,
+    ref: str,
+    commit: str | None,
+    *,
+    expect: Expected,
+    author: str,
+    now: int,
+) -> bool:
+    """Point a ref at a commit, or remove it (None), by compare-and-swap; returns whether it moved.
+
+    Raises Conflict when the ref is not where ``expect`` says, RevisionNotFound when a ref to remove is not there.
+    """
+    old = ref_target(connection, repository, ref)
+    if expect is not ... and old != expect:
+        raise Conflict(
+            f"{repository.name}@{ref} has moved: it is {old or 'gone'}, expected {expect or 'no such ref'}",
+            hint="Somebody else published in the meantime; look at it and try again.",
+        )
+    if old is None and commit is None:
+        raise RevisionNotFound(f"{repository.name} has no ref {ref!r}")
+    if old == commit:
+        return False
+    where = (refs.c.repository == repository.id) & (refs.c.name == ref)
+    if commit is None:
+        connection.execute(refs.delete().where(where))
+    elif old is None:
+        connection.execute(refs.insert().values(repository=repository.id, name=ref, commit=commit, updated=now))
+    else:
+        connection.execute(refs.update().where(where).values(commit=commit, updated=now))
+    connection.execute(repositories.update().where(repositories.c.id == repository.id).values(updated=now))
+    _audit(connection, repository.name, ref, old, commit, author, now)
+    return True
+
+
+def delete(connection: Connection, repository: Repository, *, author: str, now: int) -> None:
+    """Remove a repository with its commits and refs; its content stays until it is collected."""
+    for ref, commit in refs_of(connection, repository).items():
+        _audit(connection, repository.name, ref, commit, None, author, now)
+    connection.execute(repositories.delete().where(repositories.c.id == repository.id))
+
+
+def moves_of(connection: Connection, repo: RepoId) -> list[tuple[str, str | None, str | None, str, int]]:
+    """The audit of a repository, oldest first: (ref, old commit, new commit, author, time)."""
+    c = ref_moves.c
+    query = sa.select(c.ref, c.old, c.new, c.author, c.time).where(c.repository == str(repo)).order_by(c.id)
+    return [(ref, old, new, author, time) for ref, old, new, author, time in connection.execute(query)]
+
+
+def _audit(
+    connection: Connection, name: str, ref: str, old: str | None, new: str | None, author: str, now: int
+) -> None:
+    values = {"repository": name, "ref": ref, "old": old, "new": new, "author": author, "time": now}
+    connection.execute(ref_moves.insert().values(values))

@@ -1,0 +1,152 @@
+"""The registry's tables, in SQLAlchemy Core: one schema for SQLite and PostgreSQL.
+
+Hashes of chunks are 32 raw bytes, everything else is hexadecimal text. Sizes and offsets are in bytes, times in whole
+seconds since 1970 UTC. Rows of `chunks` are the placements: mutable, versioned; all other content rows are immutable.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION: Final = 1
+"""Raised with every change of the tables; a database of another version is refused with a clear message."""
+
+metadata = MetaData()
+
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("domain", String(64), nullable=False),
+    Column("key", Text, nullable=False, unique=True),
+    Column("size", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("domain", String(64), primary_key=True),
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("object", _Id, ForeignKey("objects.id"), nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("encoded", Integer, nullable=False),
+    Column("codec", String(32), nullable=False),
+    Column("key_id", String(64)),
+    Index("chunks_object", "object"),
+    sqlite_with_rowid=False,
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("domain", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("recipe", String(64), nullable=False),
+    Column("git_oid", String(40), nullable=False),
+    Column("lfs", Boolean, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("pending", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Blobs whose chunks are all stored. ``version`` is the placement's; ``pending`` until a commit holds the blob."""
+
+blob_objects = Table(
+    "blob_objects",
+    metadata,
+    Column("domain", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("object", _Id, ForeignKey("objects.id"), primary_key=True),
+    Index("blob_objects_object", "object"),
+    sqlite_with_rowid=False,
+)
+"""Objects that a blob needs: those its chunks lie in, and its recipe. An object that no blob needs is garbage."""
+
+repositories = Table(
+    "repositories",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("domain", String(64), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit", String(40), primary_key=True),
+    Column("manifest", String(64), nullable=False),
+    Column("parent", String(40)),
+    Column("time", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+refs = Table(
+    "refs",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("commit", String(40), nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+repository_blobs = Table(
+    "repository_blobs",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Which blobs a repository's commits hold: a blob is served only through a repository that has it."""
+
+ref_moves = Table(
+    "ref_moves",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("repository", Text, nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("old", String(40)),
+    Column("new", String(40)),
+    Column("author", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+)
+"""Audit: every move of a ref, kept when the repository is gone (hence its name, not its number)."""
+
+unfinished = Table(
+    "unfinished",
+    metadata,
+    Column("session", String(64), primary_key=True),
+    Column("started", BigInteger, nullable=False),
+)
+"""Ingests under way. A row left by a killed registry says that the store may hold content that nobody refers to."""
