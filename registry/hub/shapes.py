@@ -1,0 +1,123 @@
+"""The Hub's JSON, made from manifests and commit records. No ``xetHash`` anywhere: Xet is not served yet.
+
+A leaked Xet hash would make clients look for a Xet service and fail, so tests hold this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from helios.names import RepoId
+from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, lfs_pointer
+from registry.hub.tree import Directory, Node
+
+Json = dict[str, Any]
+
+
+def moment(seconds: int) -> str:
+    """A time as the Hub writes it; clients parse it with milliseconds and Z."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def info(repo: RepoId, record: CommitRecord, manifest: Manifest, *, blobs: bool, security: bool) -> Json:
+    """A repository at a commit."""
+    out = summary(repo, record)
+    out["siblings"] = [_sibling(path, entry, blobs) for path, entry in sorted(manifest.files.items())]
+    out["usedStorage"] = sum({e.sha256: e.size for e in manifest.files.values()}.values())
+    if security:
+        out["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
+    return out
+
+
+def summary(repo: RepoId, record: CommitRecord) -> Json:
+    """What stands in listings: a repository without its files."""
+    out: Json = {
+        "_id": record.commit[:24],
+        "id": repo.id,
+        "author": repo.org or record.author,
+        "sha": record.commit,
+        "lastModified": moment(record.time),
+        "createdAt": moment(record.time),
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [f"base_model:{base}" for base in record.lineage.get("base_model", "").split(",") if base],
+    }
+    if repo.kind == "models":
+        out["modelId"] = repo.id
+    return out
+
+
+def tree_item(path: str, node: Node) -> Json:
+    """A file or directory in a listing."""
+    match node:
+        case Directory(oid):
+            return {"type": "directory", "oid": oid, "size": 0, "path": path}
+        case FileEntry():
+            item: Json = {"type": "file", "oid": node.git_oid, "size": node.size, "path": path}
+            if node.lfs:
+                item["lfs"] = {"oid": node.sha256, "size": node.size, "pointerSize": _pointer_size(node)}
+            return item
+
+
+def expansion(last: CommitRecord, node: Node) -> Json:
+    """What ``expand=true`` adds to a listing's item; files here are verified, not scanned."""
+    out: Json = {"lastCommit": {"id": last.commit, "title": title(last), "date": moment(last.time)}}
+    if isinstance(node, FileEntry):
+        scan = {"status": "unscanned"}
+        out["securityFileStatus"] = {**scan, "avScan": scan, "pickleImportScan": scan}
+    return out
+
+
+def refs(targets: Mapping[str, str], *, include_prs: bool) -> Json:
+    """A repository's refs. The registry does not tell branches from tags, so every plain name is a branch."""
+    out: Json = {"branches": [], "converts": [], "tags": []}
+    if include_prs:
+        out["pullRequests"] = []
+    for name, commit in sorted(targets.items()):
+        if name.startswith("refs/pr/"):
+            if include_prs:
+                out["pullRequests"].append(_ref(name.removeprefix("refs/pr/"), name, commit))
+        elif name.startswith("refs/convert/"):
+            out["converts"].append(_ref(name.removeprefix("refs/convert/"), name, commit))
+        else:
+            out["branches"].append(_ref(name, f"refs/heads/{name}", commit))
+    return out
+
+
+def commit_item(record: CommitRecord) -> Json:
+    """A commit in the history."""
+    first, _, rest = record.message.strip().partition("\n")
+    return {
+        "id": record.commit,
+        "title": first or title(record),
+        "message": rest.strip(),
+        "authors": [{"user": record.author, "avatar": ""}],
+        "date": moment(record.time),
+    }
+
+
+def title(record: CommitRecord) -> str:
+    """The first line of the commit's message."""
+    return record.message.strip().partition("\n")[0] or f"Commit {record.commit[:8]}"
+
+
+def _sibling(path: str, entry: FileEntry, blobs: bool) -> Json:
+    item: Json = {"rfilename": path}
+    if blobs:
+        item |= {"blobId": entry.git_oid, "size": entry.size}
+        if entry.lfs:
+            item["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": _pointer_size(entry)}
+    return item
+
+
+def _pointer_size(entry: FileEntry) -> int:
+    return len(lfs_pointer(entry.sha256, entry.size))
+
+
+def _ref(name: str, ref: str, commit: str) -> Json:
+    return {"name": name, "ref": ref, "targetCommit": commit}
