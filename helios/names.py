@@ -17,7 +17,7 @@ KINDS: Final = ("models", "datasets")
 MAX_PART: Final = 96
 """Longest organisation or repository name, as on the Hugging Face Hub."""
 
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*\Z")
 
@@ -44,6 +44,8 @@ class RepoId:
 
         Raises InvalidInput for names the mount tree could not show: parts that are ``_``, ``.`` or ``..``, that
         start with ``@`` or ``.``, that are longer than 96 characters or use other characters than the Hub allows.
+        As on the Hub no part ends with ``.`` or ``-`` or holds ``--`` or ``..``: the Hub's cache writes
+        ``org/name`` as ``models--org--name``.
         """
         if kind not in KINDS:
             raise InvalidInput(f"{kind!r} is not a kind of repository: use one of {', '.join(KINDS)}")
@@ -51,10 +53,10 @@ class RepoId:
         if len(parts) > 2:
             raise InvalidInput(f"{text!r} is not a repository: write org/name")
         for part in parts:
-            if part == "_" or len(part) > MAX_PART or not _PART.match(part):
+            if part == "_" or len(part) > MAX_PART or not _PART.match(part) or "--" in part or ".." in part:
                 raise InvalidInput(
-                    f"{text!r} is not a repository name: the part {part!r} is empty, reserved, too long or holds "
-                    "characters outside A-Z a-z 0-9 . _ -"
+                    f"{text!r} is not a repository name: the part {part!r} is empty, reserved, too long, ends with "
+                    ". or -, or holds -- or .. or characters outside A-Z a-z 0-9 . _ -"
                 )
         return cls(kind, parts[0] if len(parts) == 2 else None, parts[-1])
 

@@ -22,6 +22,7 @@ def test_repository_names_survive_a_round_trip(text):
     [
         *("", "/", "a/", "/b", "a/b/c", "_", "a/_", "_/a", ".", "..", "a/..", "../a", ".hidden/a", "a/.b", "@a/b"),
         *("a/@main", "a b/c", "a\\b", "a/b\n", "a\0", "é/x", "x" * 97, "-a/b"),
+        *("a--b/c", "a/b--c", "a-/b", "a/b.", "a/b..c"),
     ],
 )
 def test_names_that_the_mount_tree_could_not_show_are_refused(text):
