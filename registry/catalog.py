@@ -24,6 +24,7 @@ from heliosfs.store.placement import Placement
 from heliosfs.store.recipe import Recipe
 from registry import placements
 from registry.cache import Cache
+from registry.gate import Gate
 from registry.metadata import content, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Database
@@ -84,6 +85,8 @@ class Catalog:
     ) -> None:
         self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
         self.index = SqlChunkIndex(database)
+        self.gate = Gate()
+        """Shared by whoever writes objects, held alone by whoever deletes them (registry/sessions.py)."""
         self._now = now
         self._publishing = threading.Lock()
         self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
@@ -270,7 +273,7 @@ class Catalog:
             raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
         check_tree(files)
         now = int(self._now())
-        with self._publishing:
+        with self._publishing, self.gate.shared():
             manifest = Manifest(self._canonical(files))
             commit = commit or local_commit(repo, manifest.digest)
             record = self._existing(repo, commit, manifest.digest)
@@ -293,7 +296,7 @@ class Catalog:
                 moved = repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
-            self._forget()
+            self.forget()
         log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
         return Published(record, moved)
 
@@ -305,7 +308,7 @@ class Catalog:
             repositories.require_commit(connection, repository, commit)
             now = int(self._now())
             moved = repositories.move_ref(connection, repository, ref, commit, expect=expect, author=author, now=now)
-        self._forget()
+        self.forget()
         return moved
 
     def delete_ref(self, repo: RepoId, ref: str, expect: Expected = ..., *, author: str = "") -> None:
@@ -315,7 +318,7 @@ class Catalog:
             repository = repositories.require(connection, repo)
             now = int(self._now())
             repositories.move_ref(connection, repository, ref, None, expect=expect, author=author, now=now)
-        self._forget()
+        self.forget()
 
     def delete_repo(self, repo: RepoId, *, author: str = "") -> None:
         """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
@@ -323,7 +326,7 @@ class Catalog:
             with self.database.write() as connection:
                 repository = repositories.require(connection, repo)
                 repositories.delete(connection, repository, author=author, now=int(self._now()))
-            self._forget()
+            self.forget()
         log.info("removed", extra={"repo": str(repo)})
 
     def _canonical(self, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
@@ -374,6 +377,8 @@ class Catalog:
         self.store.read_into(key, 0, memoryview(buffer))
         return bytes(buffer)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop the hot caches, after a write and before it is acknowledged."""
         self._resolved.clear()
         self._held.clear()
+        self._placements.clear()

@@ -1,7 +1,8 @@
 """Serve a Starlette application with uvicorn: the seam where protocol classes of ours go in.
 
-``Protocol`` is uvicorn's httptools protocol with one addition: the ASGI extension ``helios.sendfile``, through which a
-response body leaves with sendfile(2). The router's relay takes the same place (``serve(http=…)``).
+``Protocol`` is uvicorn's httptools protocol with two additions: the ASGI extension ``helios.sendfile``, through which a
+response body leaves with sendfile(2), and ``helios.peer``, which says who is at the other end of a unix socket. The
+router's relay takes the same place (``make_server(http=…)``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import struct
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -24,10 +26,25 @@ from helios.errors import Unavailable
 log = logging.getLogger("helios.http")
 
 SENDFILE = "helios.sendfile"
+PEER = "helios.peer"
+
+
+_PEERCRED = struct.Struct("3i")
+"""struct ucred: pid, uid, gid of the process that connected (unix(7), SO_PEERCRED)."""
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol plus the ``helios.sendfile`` extension."""
+    """uvicorn's protocol plus the extensions ``helios.sendfile`` and, on a unix socket, ``helios.peer``."""
+
+    peer: dict[str, int] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+            pid, uid, gid = _PEERCRED.unpack(credentials)
+            self.peer = {"pid": pid, "uid": uid, "gid": gid}
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         async def sendfile(file: BinaryIO, offset: int, count: int) -> bool:
@@ -46,7 +63,10 @@ class Protocol(HttpToolsProtocol):
             cycle.expected_content_length -= count
             return True
 
-        cycle.scope.setdefault("extensions", {})[SENDFILE] = {"send": sendfile}
+        extensions = cycle.scope.setdefault("extensions", {})
+        extensions[SENDFILE] = {"send": sendfile}
+        if self.peer is not None:
+            extensions[PEER] = self.peer
         super()._start_asgi_task(cycle, app)
 
 

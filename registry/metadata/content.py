@@ -144,6 +144,20 @@ def drop_pending(connection: Connection, domain: str, digests: Iterable[str] | N
     return _drop_unneeded(connection, domain)
 
 
+def any_pending(connection: Connection, domain: str, digests: Iterable[str]) -> bool:
+    """Whether one of the blobs was never held by a commit."""
+    for batch in batches(sorted(digests)):
+        where = (blobs.c.domain == domain) & blobs.c.sha256.in_(batch) & blobs.c.pending
+        if connection.scalar(sa.select(blobs.c.sha256).where(where).limit(1)) is not None:
+            return True
+    return False
+
+
+def object_keys(connection: Connection, domain: str) -> set[str]:
+    """Keys of all objects that hold chunks or recipes."""
+    return set(connection.scalars(sa.select(objects.c.key).where(objects.c.domain == domain)))
+
+
 def stored_bytes(connection: Connection) -> int:
     """Bytes of all objects."""
     return int(connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(objects.c.size), 0))) or 0)

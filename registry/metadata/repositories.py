@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -106,6 +106,15 @@ def require_commit(connection: Connection, repository: Repository, commit: str) 
     if found is None:
         raise RevisionNotFound(f"{repository.name} has no commit {commit}")
     return found
+
+
+def all_commits(connection: Connection) -> Iterator[tuple[RepoId, str, str]]:
+    """Every commit: (repository, commit, manifest digest)."""
+    query = sa.select(repositories.c.name, commits.c.commit, commits.c.manifest).join_from(
+        commits, repositories, commits.c.repository == repositories.c.id
+    )
+    for name, commit, manifest in connection.execute(query):
+        yield RepoId.from_canonical(name), commit, manifest
 
 
 def add_commit(
