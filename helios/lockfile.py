@@ -1,0 +1,74 @@
+"""A file that a running process holds under flock, and that says who it is.
+
+The kernel frees the lock when its holder ends, however it ends: a free lock means a stale file, never a guess by pid.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+_TRIES = 5
+_PAUSE_S = 0.02
+
+class LockFile:
+    """A held lock. ``write`` says who holds it; ``release`` removes the file and frees the lock."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self._fd = path, fd
+
+    @classmethod
+    def acquire(cls, path: Path) -> LockFile | None:
+        """Take the lock, making the file where there is none; None while another process holds it.
+
+        The file may be removed by its holder between our open and our lock: then the lock is on a file that nobody
+        will find any more, and we start again. ``held`` takes the lock for an instant, so one refusal says little.
+        """
+        refused = 0
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                refused += 1
+                if refused == _TRIES:
+                    return None
+                time.sleep(_PAUSE_S)
+                continue
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return cls(path, fd)
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+
+    def read(self) -> bytes:
+        """What the file says; after ``acquire`` that is what a holder that was killed left behind."""
+        return os.pread(self._fd, 1 << 20, 0)
+
+    def write(self, data: bytes) -> None:
+        """Replace the content; whoever reads at the same time may see it cut short."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, data, 0)
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds the lock; never makes the file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,163 @@
+"""Which mounts there are: the kernel's table, and the state file that each mount's daemon holds.
+
+``$HELIOS_HOME/run/mounts/<hash of the mount point>.json`` is held under flock by the daemon: a free lock means that it
+is dead. Nothing in here touches what is mounted, because a mount whose daemon hangs would hang us too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from helios.errors import Unavailable
+from helios.home import Home, hash_text
+from helios.lockfile import LockFile, held
+from helios.process import ProcessId
+
+FSTYPE: Final = "fuse.helios"
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """A line of /proc/self/mountinfo (proc(5)); ``device`` is ``major:minor``."""
+
+    mountpoint: Path
+    device: str
+    fstype: str
+    source: str
+
+
+class MountState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mount's daemon says about itself; ``since`` is in seconds since 1970."""
+
+    mountpoint: str
+    pid: int
+    start: str
+    since: float
+    cache: str
+    registry: list[str]
+    socket: str
+    log: str | None
+    """Where the daemon logs to; None: standard error."""
+    created: bool
+    """Whether the mount point was made for the mount, and is removed with it."""
+    url: str | None = None
+    """Where metrics are served over TCP, if they are."""
+    mode: str = "portable"
+    reason: str = ""
+
+    @property
+    def process(self) -> ProcessId:
+        return ProcessId(self.pid, self.start)
+
+
+def mount_table(text: str | None = None) -> list[MountEntry]:
+    """The kernel's mounts in the order they were made; ``text`` stands in for /proc/self/mountinfo."""
+    if text is None:
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    entries = []
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, device, _, mountpoint, *_ = fields.split(" ")
+        fstype, source, *_ = rest.split(" ")
+        path = Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), mountpoint))
+        entries.append(MountEntry(path, device, fstype, source))
+    return entries
+
+
+def find_mount(mountpoint: Path) -> MountEntry | None:
+    """What is mounted at exactly this place (the topmost), or None."""
+    return next((entry for entry in reversed(mount_table()) if entry.mountpoint == mountpoint), None)
+
+
+def canonical(path: Path) -> Path:
+    """The absolute path with links resolved, without looking at what is mounted there."""
+    current = os.path.abspath(path)
+    mounted = {str(entry.mountpoint) for entry in mount_table()}
+    for _ in range(40):
+        current = os.path.join(os.path.realpath(os.path.dirname(current)), os.path.basename(current))
+        if current in mounted or not os.path.islink(current):
+            return Path(current)
+        current = os.path.abspath(os.path.join(os.path.dirname(current), os.readlink(current)))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def state_path(home: Home, mountpoint: Path) -> Path:
+    """Where the state of the mount at a canonical mount point is."""
+    return home.run / "mounts" / f"{hash_text(str(mountpoint)):016x}.json"
+
+
+def claim(home: Home, mountpoint: Path) -> LockFile | None:
+    """Take the mount point for this process; None while another daemon holds it."""
+    path = state_path(home, mountpoint)
+    home.ensure_run()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    return LockFile.acquire(path)
+
+
+def parse_state(data: bytes) -> MountState | None:
+    """Read a state file; None when it is empty or cut short."""
+    try:
+        return msgspec.json.decode(data, type=MountState)
+    except msgspec.DecodeError:
+        return None
+
+
+def state_of(home: Home, mountpoint: Path) -> MountState | None:
+    """The state of the mount at a canonical mount point; None where this home has none."""
+    return _read(state_path(home, mountpoint))
+
+
+def states(home: Home) -> list[tuple[MountState, bool]]:
+    """The mounts of this home, by mount point, and whether each one's daemon lives."""
+    paths = sorted((home.run / "mounts").glob("*.json"))
+    found = [(state, held(path)) for path in paths if (state := _read(path))]
+    return sorted(found, key=lambda pair: pair[0].mountpoint)
+
+
+def _read(path: Path) -> MountState | None:
+    for _ in range(5):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if state := parse_state(data):
+            return state
+        time.sleep(0.02)  # it is being written
+    return None
+
+
+def detach(mountpoint: Path) -> None:
+    """Unmount, at once and even when in use: it leaves the tree now and the kernel when its last user lets go.
+
+    Raises Unavailable with the reason.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(mountpoint), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EINVAL:  # not mounted
+                raise Unavailable(f"{mountpoint} can't be unmounted: {os.strerror(code)}")
+        return
+    try:
+        command = ["fusermount3", "-u", "-z", str(mountpoint)]
+        done = subprocess.run(command, capture_output=True, timeout=10, text=True, check=False)
+    except FileNotFoundError:
+        raise Unavailable("fusermount3 is missing", hint="Install the package fuse3.") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{mountpoint} can't be unmounted: fusermount3 did not answer") from None
+    if done.returncode != 0 and find_mount(mountpoint) is not None:
+        raise Unavailable(f"{mountpoint} can't be unmounted: {done.stderr.strip()}")
