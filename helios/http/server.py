@@ -63,7 +63,7 @@ class Protocol(HttpToolsProtocol):
             cycle.expected_content_length -= count
             return True
 
-        extensions = cycle.scope.setdefault("extensions", {})
+        extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[SENDFILE] = {"send": sendfile}
         if self.peer is not None:
             extensions[PEER] = self.peer
