@@ -1,0 +1,202 @@
+"""Ingest: one file's bytes into the object store."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from helios.errors import HeliosError, IntegrityError, InvalidInput, Unavailable
+from helios.metrics import RegistryMetrics
+from heliosfs.store.keys import PUBLIC, check_domain, recipe_key
+from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
+from heliosfs.store.objects import ObjectStore
+from heliosfs.store.recipe import Recipe
+from registry.ingest.kinds import SNIFF, cut, is_lfs
+from registry.ingest.pipeline import Pipeline
+from registry.ingest.reader import Reader
+from registry.ingest.slabs import SLAB, Slab, SlabPool
+from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source
+from registry.ingest.writer import BlobWriter
+
+log = logging.getLogger("helios.registry.ingest")
+
+TURN_S: Final = 600.0
+"""Longest wait for an equal blob that is being made visible, in seconds."""
+
+
+class Ingest:
+    """Writes files into one domain of an object store. Share one object among threads: it bounds their memory."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        index: ChunkIndex,
+        domain: str = PUBLIC,
+        metrics: RegistryMetrics | None = None,
+    ) -> None:
+        self._store, self._index, self._domain, self._metrics = store, index, check_domain(domain), metrics
+        self._pool = SlabPool()
+        self._finishing = _Turns()
+
+    def ingest(
+        self,
+        path: str,
+        size: int,
+        source: Source,
+        *,
+        executable: bool = False,
+        lfs: bool | None = None,
+        expect_sha256: str | None = None,
+        expect_git_oid: str | None = None,
+    ) -> IngestedBlob:
+        """Store the ``size`` bytes of ``source`` as the file ``path`` of a repository, and record them in the index.
+
+        Blocks until everything is durable. ``lfs`` says how the file's upstream keeps it; None decides by the Hub's
+        rules. ``expect_sha256`` and ``expect_git_oid`` are what the content must hash to; for an LFS file with a known
+        sha256 the git oid is the upstream's name for its pointer file and is taken as it is.
+
+        Raises InvalidInput for a source that is shorter or longer than ``size`` and for a malformed safetensors header,
+        IntegrityError for content that is not the expected, NoSpace, and whatever the source raises. Then no object of
+        this ingest is left, unless an equal one was there before, no staging file and no thread.
+        """
+        if not 0 <= size < 1 << 63:
+            raise InvalidInput(f"{path}: a file can't have {size} bytes")
+        reader = Reader(source, path, size)
+        with self._pool.user():
+            lengths = cut(path, size, reader)
+            if lfs is None:
+                lfs = is_lfs(path, size, reader.peek(min(size, SNIFF)))
+            known = expect_sha256 is not None and self._index.has_blob(self._domain, expect_sha256)
+            writer = BlobWriter(self._store, self._index, self._domain, size, known=known)
+            try:
+                hashes = _FileHashes(size, git=not lfs)
+                self._stream(reader, lengths, hashes, writer)
+                entry = hashes.entry(path, executable, expect_sha256, expect_git_oid)
+                with self._finishing.turn(entry.sha256):
+                    blob = self._finish(path, entry, writer)
+            finally:
+                writer.abort()
+        if self._metrics is not None:
+            self._metrics.ingested_bytes.labels(result="new").inc(blob.new_bytes)
+            self._metrics.ingested_bytes.labels(result="deduplicated").inc(blob.deduplicated_bytes)
+        return blob
+
+    def _stream(self, reader: Reader, lengths: list[int], hashes: _FileHashes, writer: BlobWriter) -> None:
+        size = sum(lengths)
+        with Pipeline(self._pool, hashes.add, _hash_chunks, writer.add, threads=size > SLAB) as pipeline:
+            offset = 0
+            for group in _groups(lengths):
+                slab = pipeline.slab()
+                try:
+                    reader.fill(slab.assign(offset, group))
+                except BaseException:
+                    pipeline.drop(slab)
+                    raise
+                pipeline.put(slab)
+                offset += sum(group)
+            reader.expect_end()
+
+    def _finish(self, path: str, entry: FileEntry, writer: BlobWriter) -> IngestedBlob:
+        """Make the verified blob visible: objects first, then the index."""
+        recipe = Recipe.build(entry.sha256, writer.chunks)
+        record = recipe.encode()
+        digest = hashlib.sha256(record).hexdigest()
+        entry = msgspec.structs.replace(entry, recipe=digest)
+        if self._index.has_blob(self._domain, entry.sha256) and (locations := writer.recall()) is not None:
+            return IngestedBlob(path, entry, recipe, record, locations, (), 0, entry.size)
+        stored: list[NewObject] = []
+        try:
+            locations, new = writer.put(entry.sha256, stored)
+            stored.append(NewObject(recipe_key(self._domain, digest), len(record)))
+            self._store.put_bytes(stored[-1].key, record)
+            blob = IngestedBlob(path, entry, recipe, record, locations, tuple(stored), new, entry.size - new)
+            self._index.add_blob(self._domain, blob)
+        except BaseException:
+            self._undo(stored, entry.sha256)
+            raise
+        return blob
+
+    def _undo(self, stored: list[NewObject], sha256: str) -> None:
+        """Delete the objects of an ingest that failed, unless the index has recorded the blob after all."""
+        try:
+            if not self._index.has_blob(self._domain, sha256):
+                for made in stored:
+                    self._store.delete(made.key)
+        except HeliosError as error:
+            log.warning("objects of a failed ingest are left in the store", extra={"blob": sha256, "error": str(error)})
+
+
+class _FileHashes:
+    """sha256 of a file, and sha1 as git computes it where ``git`` is set."""
+
+    def __init__(self, size: int, *, git: bool) -> None:
+        self._size = size
+        self._sha256 = hashlib.sha256()
+        self._sha1 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else None
+
+    def add(self, slab: Slab) -> None:
+        data = slab.data
+        self._sha256.update(data)
+        if self._sha1 is not None:
+            self._sha1.update(data)
+
+    def entry(self, path: str, executable: bool, expect_sha256: str | None, expect_git_oid: str | None) -> FileEntry:
+        """The file's line for a manifest, still without its recipe. Raises IntegrityError for unexpected content."""
+        sha256 = self._sha256.hexdigest()
+        if expect_sha256 not in (None, sha256):
+            raise IntegrityError(f"{path}: its sha256 is {sha256}, but {expect_sha256} was expected")
+        if self._sha1 is not None:
+            git_oid = self._sha1.hexdigest()
+        elif expect_sha256 is not None and expect_git_oid is not None:
+            git_oid = expect_git_oid
+        else:
+            git_oid = git_blob_oid(lfs_pointer(sha256, self._size))
+        if expect_git_oid not in (None, git_oid):
+            raise IntegrityError(f"{path}: its git oid is {git_oid}, but {expect_git_oid} was expected")
+        return FileEntry(sha256, self._size, git_oid, "", self._sha1 is None, executable)
+
+
+class _Turns:
+    """One holder at a time for each name."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._held: set[str] = set()
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        with self._changed:
+            if not self._changed.wait_for(lambda: name not in self._held, TURN_S):
+                raise Unavailable(f"another publish of blob {name} did not end within {TURN_S:g} s")
+            self._held.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.remove(name)
+                self._changed.notify_all()
+
+
+def _hash_chunks(slab: Slab) -> None:
+    slab.ids = [blake3(chunk).digest() for chunk in slab.chunks()]
+
+
+def _groups(lengths: list[int]) -> Iterator[list[int]]:
+    """Runs of consecutive chunks that fit into one slab."""
+    group: list[int] = []
+    total = 0
+    for length in lengths:
+        if total + length > SLAB:
+            yield group
+            group, total = [], 0
+        group.append(length)
+        total += length
+    if group:
+        yield group

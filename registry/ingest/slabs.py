@@ -1,0 +1,98 @@
+"""A bounded pool of reused buffers, shared by all ingests of one process.
+
+An ingest holds a slab while it fills it and until every lane is done with it, and needs no second slab to get on: so
+slabs always come back, and a source that stalls keeps one, not a share of the pool.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from helios.errors import Unavailable
+from heliosfs.store.recipe import MAX_CHUNK
+
+SLAB: Final = MAX_CHUNK
+"""Size of a slab in bytes: the largest chunk fits."""
+WAIT_S: Final = 120.0
+"""Longest wait for a slab, in seconds; sources have shorter deadlines of their own."""
+
+
+class Slab:
+    """A buffer of 4 MiB with whole chunks in it.
+
+    ``lengths`` are the chunks' lengths in bytes, ``ids`` their BLAKE3 digests once computed, ``offset`` where the
+    first one starts in the blob; ``holders`` counts the lanes that still need it.
+    """
+
+    __slots__ = ("_memory", "_view", "holders", "ids", "lengths", "offset")
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, SLAB)
+        self._view = memoryview(self._memory)
+        self.offset = 0
+        self.lengths: list[int] = []
+        self.ids: list[bytes] = []
+        self.holders = 0
+
+    def assign(self, offset: int, lengths: list[int]) -> memoryview:
+        """Take the chunks to fill it with; returns the part of the buffer they need."""
+        self.offset, self.lengths, self.ids = offset, lengths, []
+        return self.data
+
+    @property
+    def data(self) -> memoryview:
+        return self._view[: sum(self.lengths)]
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The chunks' bytes, in order."""
+        start = 0
+        for length in self.lengths:
+            yield self._view[start : start + length]
+            start += length
+
+    def close(self) -> None:
+        self._view.release()
+        self._memory.close()
+
+
+class SlabPool:
+    """At most ``count`` slabs; their memory goes back to the system when no ingest runs."""
+
+    def __init__(self, count: int = 16) -> None:
+        self._free_count = count
+        self._spare: list[Slab] = []
+        self._users = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def user(self) -> Iterator[None]:
+        """Held by a running ingest."""
+        with self._changed:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    while self._spare:
+                        self._spare.pop().close()
+
+    def acquire(self) -> Slab:
+        """A slab, once one is free. Raises Unavailable after two minutes."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free_count, WAIT_S):
+                raise Unavailable(f"too many files are being published: no buffer came free in {WAIT_S:g} s; try again")
+            self._free_count -= 1
+            return self._spare.pop() if self._spare else Slab()
+
+    def release(self, slab: Slab) -> None:
+        """Take a slab back."""
+        with self._changed:
+            self._spare.append(slab)
+            self._free_count += 1
+            self._changed.notify()

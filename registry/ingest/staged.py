@@ -1,0 +1,164 @@
+"""Files being written in the store's staging directory: a blob as it is, or packs of chunks.
+
+Nothing here is visible: ``put`` makes it so, ``abort`` removes it. A full disk raises NoSpace; the caller then aborts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from helios.errors import NoSpace, Unavailable
+from heliosfs.store import pack
+from heliosfs.store.directory import FULL, full
+from heliosfs.store.keys import pack_key
+from heliosfs.store.objects import ObjectStore
+from heliosfs.store.placement import ChunkLocation
+from heliosfs.store.syscalls import reserve, start_writeback
+from registry.ingest.types import NewObject
+
+WRITEBACK: Final = 16 << 20
+"""Writeback is started each time this many bytes were written, so that the fsync at the end is short."""
+
+HEADROOM: Final = 256 << 20
+"""Bytes that an ingest leaves free for everything else on the disk, or a hundredth of a small disk."""
+
+
+class StagedFile:
+    """One file in staging, written from start to end."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._directory = store.staging()
+        self.path = self._directory / secrets.token_hex(8)
+        with _guard(self._directory):
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.size = 0
+        self._clean = 0
+
+    def reserve(self, size: int) -> None:
+        """Make sure that ``size`` bytes fit, with some headroom left. Raises NoSpace."""
+        check_space(self._directory, size)
+        with _guard(self._directory):
+            reserve(self.fd, size)
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        with _guard(self._directory):
+            while view:
+                count = os.pwrite(self.fd, view, self.size)
+                view = view[count:]
+                self._wrote(count)
+
+    def copy(self, source: int, offset: int, count: int) -> None:
+        """Append bytes of another open file of the same filesystem, inside the kernel."""
+        with _guard(self._directory):
+            while count:
+                done = os.copy_file_range(source, self.fd, count, offset, self.size)
+                if not done:
+                    raise Unavailable(f"{self.path} could not be copied: a staging file became shorter")
+                offset += done
+                count -= done
+                self._wrote(done)
+
+    def _wrote(self, count: int) -> None:
+        self.size += count
+        if self.size - self._clean >= WRITEBACK:
+            start_writeback(self.fd, self._clean, self.size - self._clean)
+            self._clean = self.size
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            with _guard(self._directory):
+                os.close(fd)
+
+    def abort(self) -> None:
+        """Remove the file."""
+        with suppress(NoSpace, Unavailable):  # an error of close(2) no longer matters
+            self.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Packs:
+    """Chunks written back to back into packs of about 64 MiB, each in staging until ``put``."""
+
+    def __init__(self, store: ObjectStore, domain: str) -> None:
+        self._store, self._domain = store, domain
+        self._open: StagedFile | None = None
+        self._key = ""
+        self._entries: list[pack.PackEntry] = []
+        self._finished: list[tuple[str, StagedFile]] = []
+
+    def write(self, chunk: bytes, data: memoryview) -> ChunkLocation:
+        """Add a chunk; returns where it will lie."""
+        file = self._file()
+        at = self._enter(chunk, file.size, len(data))
+        file.write(data)
+        return at
+
+    def copy(self, chunk: bytes, source: int, offset: int, length: int) -> ChunkLocation:
+        """Add a chunk that lies in another open file."""
+        file = self._file()
+        at = self._enter(chunk, file.size, length)
+        file.copy(source, offset, length)
+        return at
+
+    def put(self, stored: list[NewObject]) -> None:
+        """Move every pack into the store, adding each to ``stored`` before it can be there."""
+        self._seal()
+        for key, file in self._finished:
+            stored.append(NewObject(key, file.size))
+            self._store.put_file(key, file.path)
+
+    def abort(self) -> None:
+        """Remove what is still in staging."""
+        for file in [f for _, f in self._finished] + ([self._open] if self._open else []):
+            file.abort()
+
+    def _file(self) -> StagedFile:
+        if self._open is not None and self._open.size >= pack.TARGET:
+            self._seal()
+        if self._open is None:
+            check_space(self._store.staging(), pack.TARGET)
+            self._open = StagedFile(self._store)
+            self._key = pack_key(self._domain, secrets.token_hex(16))
+            self._open.write(pack.head())
+        return self._open
+
+    def _enter(self, chunk: bytes, offset: int, length: int) -> ChunkLocation:
+        self._entries.append(pack.PackEntry(chunk, offset, length, length))
+        return ChunkLocation(self._key, offset, length, length)
+
+    def _seal(self) -> None:
+        if self._open is not None:
+            self._open.write(pack.tail(self._entries))
+            self._open.close()
+            self._finished.append((self._key, self._open))
+            self._open, self._entries = None, []
+
+
+def check_space(directory: Path, size: int) -> None:
+    """Raise NoSpace unless ``size`` more bytes leave some headroom on the directory's filesystem."""
+    with _guard(directory):
+        space = os.statvfs(directory)
+    free = space.f_bavail * space.f_frsize
+    headroom = min(HEADROOM, space.f_blocks * space.f_frsize // 100)
+    if free < size + headroom:
+        raise NoSpace(
+            f"no room in {directory}: {size:,} bytes are needed and {headroom:,} kept free, but {free:,} are left",
+            hint="free some space there, or put the store on a larger disk (registry.store)",
+        )
+
+
+@contextmanager
+def _guard(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise full(directory, error) from error
+        raise Unavailable(f"{directory} can't be written: {error}") from error
