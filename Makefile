@@ -1,0 +1,42 @@
+# Two commands do everything: `make quickstart` and `make test`. PYTHON chooses the interpreter of .venv/.
+PYTHON ?= python3
+VENV := .venv/bin
+
+.DEFAULT_GOAL := setup
+.NOTPARALLEL:
+.PHONY: help setup setup-dev quickstart test lint types bench soak clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: python  ## prepare .venv/: Helios and real vLLM (the CPU build where there is no GPU)
+	@$(PYTHON) scripts/setup.py quickstart
+
+setup-dev: python
+	@$(PYTHON) scripts/setup.py dev
+
+quickstart: setup  ## publish, mount, serve and ask a model (MODEL=directory or org/name, HELIOS_ONCE=1)
+	@exec $(VENV)/helios quickstart
+
+test: setup-dev  ## everything CI runs: lint, types, the wheel, all tests
+	@exec $(VENV)/python scripts/test.py
+
+lint: setup-dev  ## ruff
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+types: setup-dev  ## mypy, strict
+	$(VENV)/mypy
+
+bench: setup-dev  ## side-by-side measurements; results under benchmarks/
+	@exec $(VENV)/python -m benchmarks
+
+soak: setup-dev  ## many rounds of killing, restarting and verifying (MINUTES=10)
+	@exec $(VENV)/python scripts/soak.py
+
+clean:  ## remove what the commands above made in this directory (not HELIOS_HOME)
+	rm -rf .venv .venvs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+.PHONY: python
+python:
+	@command -v $(PYTHON) >/dev/null || sh scripts/install-python.sh

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""What `make test` runs after the set-up: lint, types, the wheel, then every test. Exits 0 only when all are clean.
+
+pytest comes last, so that its summary ("N passed, …") is the last line. Where /dev/fuse and vLLM are there, a skipped
+test is a failure (HELIOS_REQUIRE_ALL=1; tests/conftest.py). Arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / ".venv" / "bin"
+PYTHON = str(BIN / "python")
+CHECKS = {
+    "lint": [str(BIN / "ruff"), "check", "."],
+    "format": [str(BIN / "ruff"), "format", "--check", "."],
+    "types": [str(BIN / "mypy")],
+    "wheel": [PYTHON, "scripts/check_wheel.py"],
+    "Hub clients": [PYTHON, "scripts/hub_venvs.py"],
+}
+TESTS = [PYTHON, "-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+
+
+def why_not_all() -> str | None:
+    """Why some tests can't run on this machine, or None."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is missing or not ours to open"
+    return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
+
+
+def main() -> int:
+    failed = []
+    for name, command in CHECKS.items():
+        start = time.monotonic()
+        print(f"[{name}] {' '.join(command[1:])}", flush=True)
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            failed.append(name)
+        print(f"[{name}] {'FAILED' if name in failed else 'clean'} in {time.monotonic() - start:.1f} s", flush=True)
+    reason = why_not_all()
+    print(
+        f"[tests] {f'some will be skipped: {reason}' if reason else 'all can run here, so none may be skipped'}",
+        flush=True,
+    )
+    env = {**os.environ, "HELIOS_REQUIRE_ALL": "0" if reason else "1"}
+    if failed:
+        print(f"[tests] these checks failed already: {', '.join(failed)}", flush=True)
+    tests = subprocess.run([*TESTS, *sys.argv[1:]], cwd=ROOT, env=env, check=False).returncode
+    return 1 if failed or tests else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
