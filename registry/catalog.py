@@ -94,6 +94,16 @@ class Catalog:
         self._manifests: Cache[str, tuple[bytes, Manifest]] = Cache(128)
         self._placements: Cache[str, Placement] = Cache(512)
 
+    def check(self) -> None:
+        """Raises Unavailable, or another error, unless the metadata answers and the store is there."""
+        self.count()
+        self.store.staging()
+
+    def count(self) -> int:
+        """How many repositories there are."""
+        with self.database.read() as connection:
+            return repositories.count(connection)
+
     # --- names ---
 
     def repos(self, kind: str | None = None) -> list[RepoInfo]:

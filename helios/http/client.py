@@ -73,15 +73,21 @@ class Response:
         filled = 0
         while filled < len(buffer):
             self._arm()
-            rest = buffer[filled:]
-            count = self._guard(partial(self._raw.readinto, rest))
+            count = self._guard(partial(self._read_once, buffer[filled:]))
             if not count:
                 raise IntegrityError(f"the answer ended after {filled} of {len(buffer)} bytes")
             filled += count
 
-    def read(self) -> bytes:
+    def extend(self, seconds: float) -> None:
+        """Let the rest of the body take until ``seconds`` from now: for a long body that keeps coming."""
+        self._deadline = Deadline.after(seconds)
+
+    def read(self, limit: int | None = None) -> bytes:
+        """The whole body; one of more than ``limit`` bytes raises IntegrityError."""
         self._arm()
-        data: bytes = self._guard(self._raw.read)
+        data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
+        if limit is not None and len(data) > limit:
+            raise IntegrityError(f"the answer has more than {limit} bytes")
         return data
 
     def lines(self) -> Iterator[bytes]:
@@ -92,6 +98,17 @@ class Response:
             if not line:
                 return
             yield line.rstrip(b"\n")
+
+    def _read_once(self, view: memoryview) -> int:
+        """Like the response's ``readinto``, but one recv(2) at most, so that a trickle can't outlive the deadline."""
+        raw = self._raw
+        if raw.chunked or raw.length is None or raw.isclosed():
+            return raw.readinto(view)
+        count: int = raw.fp.readinto1(view[: raw.length])
+        raw.length -= count
+        if not count or not raw.length:
+            raw._close_conn()  # type: ignore[attr-defined]
+        return count
 
     def _arm(self) -> None:
         if self._sock.fileno() >= 0:

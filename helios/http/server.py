@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,12 +23,17 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from helios.errors import Unavailable
+from helios.errors import HeliosError, Unavailable
 
 log = logging.getLogger("helios.http")
 
 SENDFILE = "helios.sendfile"
 PEER = "helios.peer"
+
+SLICE = 4 << 20
+"""Most bytes of one sendfile call: between two the event loop serves others."""
+STALL_S = 120.0
+"""A client that takes less than a slice in this many seconds is cut off."""
 
 
 _PEERCRED = struct.Struct("3i")
@@ -47,24 +54,34 @@ class Protocol(HttpToolsProtocol):
             self.peer = {"pid": pid, "uid": uid, "gid": gid}
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        async def sendfile(file: BinaryIO, offset: int, count: int) -> bool:
-            """Send ``count`` bytes of the file as the rest of the body (Content-Length is sent). False: client gone."""
-            if cycle.disconnected:
-                return False
+        async def sendfile(file: BinaryIO, offset: int, count: int) -> int:
+            """Send ``count`` bytes of the file as the rest of the body (Content-Length is sent).
+
+            Returns how many were sent: fewer when the client has left or took none for ``STALL_S`` seconds.
+            """
+            sent = 0
             try:
-                sent = await self.loop.sendfile(self.transport, file, offset, count)
-            except ConnectionError:
+                while sent < count and not cycle.disconnected:
+                    part = min(SLICE, count - sent)
+                    async with asyncio.timeout(STALL_S):
+                        done = await self.loop.sendfile(self.transport, file, offset + sent, part)
+                    if not done:
+                        self.transport.abort()
+                        raise OSError(f"the file is {count - sent} bytes shorter than was announced")
+                    sent += done
+            except (ConnectionError, TimeoutError):
                 cycle.disconnected = True
                 self.transport.abort()
-                return False
-            if sent != count:
-                self.transport.abort()
-                raise OSError(f"the file is {count - sent} bytes shorter than was announced")
-            cycle.expected_content_length -= count
-            return True
+            cycle.expected_content_length -= sent
+            return sent
+
+        def abort() -> None:
+            """Break the connection, so that the client sees that the body it has got is not whole."""
+            cycle.disconnected = True
+            self.transport.abort()
 
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
-        extensions[SENDFILE] = {"send": sendfile}
+        extensions[SENDFILE] = {"send": sendfile, "abort": abort}
         if self.peer is not None:
             extensions[PEER] = self.peer
         super()._start_asgi_task(cycle, app)
@@ -73,7 +90,7 @@ class Protocol(HttpToolsProtocol):
 class FileRangeResponse:
     """An ASGI response: ``count`` bytes of an open file from ``offset``, over sendfile where the server has it.
 
-    Takes the file over and closes it. ``headers`` are lower-case names and values.
+    Takes the file over and closes it. ``headers`` are lower-case names and values; ``sent`` counts the bytes that left.
     """
 
     def __init__(
@@ -82,6 +99,7 @@ class FileRangeResponse:
         self.file, self.offset, self.count, self.status = file, offset, count, status
         self.headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
         self.headers.append((b"content-length", str(count).encode()))
+        self.sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.file:
@@ -90,8 +108,10 @@ class FileRangeResponse:
             if scope["method"] != "HEAD" and self.count:
                 if extension is None:
                     await self._copy(send)
-                elif not await extension["send"](self.file, self.offset, self.count):
-                    return
+                else:
+                    self.sent = await extension["send"](self.file, self.offset, self.count)
+                    if self.sent < self.count:
+                        return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _copy(self, send: Send) -> None:
@@ -103,6 +123,72 @@ class FileRangeResponse:
                 raise OSError("the file became shorter while it was sent")
             left -= len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            self.sent += len(data)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """``count`` bytes of an open file from ``offset``."""
+
+    file: BinaryIO
+    offset: int
+    count: int
+
+
+class FilePartsResponse:
+    """An ASGI response whose body is parts of open files, ``count`` bytes in all, over sendfile where there is one.
+
+    ``parts`` may make its parts while earlier ones are sent (check them, for example). Its first part is awaited
+    before the head goes out, so what it raises until then comes out of the call with nothing sent. After that an error
+    breaks the connection: the client sees a body cut short. The iterator owns the files and is closed in every case.
+    ``sent`` counts the bytes that left.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[FilePart, None],
+        count: int,
+        status: int,
+        headers: Sequence[tuple[str, str]],
+    ) -> None:
+        self.parts, self.count, self.status = parts, count, status
+        self.sent = 0
+        self.headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+        self.headers.append((b"content-length", str(count).encode()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self.parts) as parts:
+            wanted = self.count if scope["method"] != "HEAD" else 0
+            part = await anext(parts) if wanted else None
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            extension = scope.get("extensions", {}).get(SENDFILE)
+            try:
+                while part is not None:
+                    if extension is None:
+                        await _copy(part, send)
+                    elif (sent := await extension["send"](part.file, part.offset, part.count)) < part.count:
+                        self.sent += sent
+                        return
+                    self.sent += part.count
+                    wanted -= part.count
+                    part = await anext(parts) if wanted > 0 else None
+            except HeliosError as error:
+                log.warning("a body was cut short", extra={"path": scope["path"], "reason": error.message})
+                if extension is None:
+                    raise
+                extension["abort"]()
+                return
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _copy(part: FilePart, send: Send) -> None:
+    offset, left = part.offset, part.count
+    while left:
+        data = await asyncio.to_thread(os.pread, part.file.fileno(), min(left, 1 << 20), offset)
+        if not data:
+            raise OSError("the file became shorter while it was sent")
+        offset, left = offset + len(data), left - len(data)
+        await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def listen_tcp(host: str, port: int, flag: str = "--port") -> socket.socket:

@@ -81,6 +81,11 @@ def listing(connection: Connection, kind: str | None) -> list[tuple[Repository, 
     return list(out.values())
 
 
+def count(connection: Connection) -> int:
+    """How many repositories there are."""
+    return connection.scalar(sa.select(sa.func.count()).select_from(repositories)) or 0
+
+
 def refs_of(connection: Connection, repository: Repository) -> dict[str, str]:
     """The repository's refs, sorted by name."""
     query = sa.select(refs.c.name, refs.c.commit).where(refs.c.repository == repository.id).order_by(refs.c.name)

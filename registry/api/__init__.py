@@ -1,0 +1,1 @@
+"""The native API (docs/native-api.md), one module for each group of routes."""

@@ -1,0 +1,34 @@
+"""Liveness, readiness, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from helios.metrics import CONTENT_TYPE
+from registry.api.support import services
+
+
+def routes() -> list[BaseRoute]:
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+async def healthz(_request: Request) -> Response:
+    """The event loop answers."""
+    return PlainTextResponse("ok\n")
+
+
+async def readyz(request: Request) -> Response:
+    """The metadata and the store answer."""
+    parts = services(request)
+    await asyncio.to_thread(parts.catalog.check)
+    return PlainTextResponse("ok\n")
+
+
+async def metrics(request: Request) -> Response:
+    parts = services(request)
+    parts.metrics.repositories.set(await asyncio.to_thread(parts.catalog.count))
+    return Response(parts.metrics.render(), media_type=CONTENT_TYPE)

@@ -1,0 +1,81 @@
+"""Repositories, refs, commits: the mutable names."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from helios.errors import InvalidInput
+from helios.names import is_commit
+from registry.api.support import Json, parameter, read_json, repository, services
+
+MAX_HISTORY = 1000
+
+
+class MoveRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to move a ref, and where it must be now (None: nowhere)."""
+
+    commit: str
+    expect: str | None
+    author: str = ""
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/api/v1/repos", repos, methods=["GET"]),
+        Route("/api/v1/repos", remove, methods=["DELETE"]),
+        Route("/api/v1/refs", refs, methods=["GET"]),
+        Route("/api/v1/refs", move, methods=["PUT"]),
+        Route("/api/v1/resolve", resolve, methods=["GET"]),
+        Route("/api/v1/commits", commits, methods=["GET"]),
+        Route("/api/v1/usage", usage, methods=["GET"]),
+    ]
+
+
+async def repos(request: Request) -> Response:
+    found = await asyncio.to_thread(services(request).catalog.repos)
+    return Json({"repos": [{"repo": str(r.repo), "refs": r.refs, "updated": r.updated} for r in found]})
+
+
+async def remove(request: Request) -> Response:
+    catalog, repo = services(request).catalog, repository(request)
+    if "ref" in request.query_params:
+        await asyncio.to_thread(catalog.delete_ref, repo, parameter(request, "ref"))
+    else:
+        await asyncio.to_thread(catalog.delete_repo, repo)
+    return Json({})
+
+
+async def refs(request: Request) -> Response:
+    return Json({"refs": await asyncio.to_thread(services(request).catalog.refs, repository(request))})
+
+
+async def move(request: Request) -> Response:
+    catalog, repo, ref = services(request).catalog, repository(request), parameter(request, "ref")
+    wanted = await read_json(request, MoveRef)
+    if not is_commit(wanted.commit):
+        raise InvalidInput(f"{wanted.commit[:80]!r} is not a commit: 40 lower-case hexadecimal digits")
+    await asyncio.to_thread(catalog.set_ref, repo, ref, wanted.commit, wanted.expect, author=wanted.author)
+    return Json({"commit": wanted.commit})
+
+
+async def resolve(request: Request) -> Response:
+    found = await asyncio.to_thread(services(request).catalog.resolve, repository(request), parameter(request, "rev"))
+    return Json({"commit": found.commit, "manifest": found.manifest_digest})
+
+
+async def commits(request: Request) -> Response:
+    text = request.query_params.get("limit", "50")
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= MAX_HISTORY:
+        raise InvalidInput(f"limit={text!r} is not a number from 1 to {MAX_HISTORY}")
+    catalog, repo, rev = services(request).catalog, repository(request), parameter(request, "rev")
+    return Json({"commits": await asyncio.to_thread(catalog.history, repo, rev, int(text))})
+
+
+async def usage(request: Request) -> Response:
+    repo = repository(request) if "repo" in request.query_params else None
+    return Json(await asyncio.to_thread(services(request).catalog.usage, repo))

@@ -1,0 +1,107 @@
+"""Publishing a directory; see registry/pushes.py."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from helios.errors import Forbidden, InvalidInput
+from helios.http.server import PEER
+from helios.names import RepoId, check_ref
+from registry.api.support import Json, parameter, read_json, services
+from registry.ingest import IngestedBlob
+from registry.pushes import Announced
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str
+    size: int
+    executable: bool = False
+
+
+class StartPush(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that starts a push."""
+
+    repo: str
+    files: list[File]
+    ref: str = "main"
+    message: str = ""
+    author: str = ""
+
+
+MAX_TEXT = 4096
+"""Longest message and author, in characters."""
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/api/v1/pushes", start, methods=["POST"]),
+        Route("/api/v1/pushes/{push}/files", put_file, methods=["PUT"]),
+        Route("/api/v1/pushes/{push}/commit", commit, methods=["POST"]),
+        Route("/api/v1/pushes/{push}", give_up, methods=["DELETE"]),
+    ]
+
+
+async def start(request: Request) -> Response:
+    wanted = await read_json(request, StartPush)
+    repo = RepoId.from_canonical(wanted.repo)
+    if max(len(wanted.message), len(wanted.author)) > MAX_TEXT:
+        raise InvalidInput(f"the message or the author is longer than {MAX_TEXT} characters")
+    for file in wanted.files:
+        if not 0 <= file.size < 1 << 63:
+            raise InvalidInput(f"{file.path!r} can't have {file.size} bytes")
+    files = [Announced(file.path, file.size, file.executable) for file in wanted.files]
+    pushes = services(request).pushes
+    push = await pushes.start(repo, check_ref(wanted.ref), wanted.message, wanted.author, files)
+    return Json({"push": push})
+
+
+async def put_file(request: Request) -> Response:
+    push, path, pushes = request.path_params["push"], parameter(request, "path"), services(request).pushes
+    if "local" not in request.query_params:
+        return _answer(await pushes.put_body(push, path, request.stream()))
+    if not _is_owner(request):
+        raise Forbidden(
+            "local= works only over the unix socket and for the user that runs the registry", hint="Send the bytes."
+        )
+    async for data in request.stream():
+        if data:
+            raise InvalidInput("a request with local= has no body")
+    return _answer(await pushes.put_local(push, path, parameter(request, "local"), _gone(request)))
+
+
+async def commit(request: Request) -> Response:
+    return Json(await services(request).pushes.commit(request.path_params["push"]))
+
+
+async def give_up(request: Request) -> Response:
+    await services(request).pushes.abort(request.path_params["push"])
+    return Json({})
+
+
+def _answer(blob: IngestedBlob) -> Response:
+    return Json(
+        {
+            "path": blob.path,
+            "sha256": blob.entry.sha256,
+            "size": blob.entry.size,
+            "new_bytes": blob.new_bytes,
+            "deduplicated_bytes": blob.deduplicated_bytes,
+        }
+    )
+
+
+def _is_owner(request: Request) -> bool:
+    """Whether the kernel says that the caller is our own user, at the other end of our unix socket."""
+    peer = request.scope.get("extensions", {}).get(PEER)
+    return peer is not None and peer["uid"] == os.getuid()
+
+
+async def _gone(request: Request) -> None:
+    """Ends when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,116 @@
+"""The registry's Starlette application: groups of routes, errors as JSON, metrics by route."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from helios.errors import HeliosError
+from helios.metrics import RegistryMetrics
+from registry.api import content, health, names, pushes
+from registry.api.support import Json
+from registry.services import Services
+
+log = logging.getLogger("helios.registry")
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def routes() -> list[BaseRoute]:
+    """Every route of the registry, in order: the first that matches wins."""
+    return [*health.routes(), *names.routes(), *content.routes(), *pushes.routes()]
+
+
+def make_app(services: Services, lifespans: Sequence[Lifespan] = ()) -> Starlette:
+    """The application. Each of ``lifespans`` is entered at start and left, in reverse, at shutdown."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for each in lifespans:
+                await stack.enter_async_context(each(app))
+            yield
+
+    app = Starlette(
+        routes=routes(),
+        middleware=[Middleware(Boundary, metrics=services.metrics)],
+        exception_handlers={HeliosError: answer_error, HTTPException: answer_http},
+        lifespan=lifespan,
+    )
+    app.state.services = services
+    return app
+
+
+async def answer_error(_request: Request, error: Exception) -> Response:
+    """An error of ours as docs/native-api.md says."""
+    assert isinstance(error, HeliosError)
+    if error.status >= 500:
+        log.warning("request failed", extra={"code": error.code, "error": error.message})
+    return error_response(error.status, error.code, error.message, error.hint)
+
+
+async def answer_http(request: Request, error: Exception) -> Response:
+    """Starlette's own errors, such as an unknown path, in the same form."""
+    assert isinstance(error, HTTPException)
+    code = {404: "NotFound", 405: "MethodNotAllowed"}.get(error.status_code, "InvalidInput")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    response = error_response(error.status_code, code, message, None)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def error_response(status: int, code: str, message: str, hint: str | None) -> Response:
+    return Json({"error": {"code": code, "message": message, "hint": hint}}, status_code=status)
+
+
+class Boundary:
+    """Around everything: counts and times requests by route, and turns what nobody expected into a 500 and a log line.
+
+    A client that leaves in the middle is neither.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: RegistryMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except ClientDisconnect:
+            status = status or 499
+        except Exception as error:
+            log.exception("a request broke the registry", extra={"method": scope["method"], "path": scope["path"]})
+            if status:
+                raise BrokenAnswer("the answer had begun") from error
+            response = error_response(500, "Error", "the registry failed; its log says why", None)
+            await response(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+
+class BrokenAnswer(Exception):
+    """Makes the server close the connection: the answer can't be completed."""

@@ -1,0 +1,99 @@
+"""A request's body as a blocking ``Source``: a bounded queue between the event loop and an ingest's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Final
+
+from helios.errors import DeadlineExceeded, HeliosError, InvalidInput
+
+LIMIT: Final = 4 << 20
+"""Most bytes waiting for the ingest, for each body."""
+
+STALL_S: Final = 120.0
+"""Longest silence of a sender, and longest wait for the ingest to take bytes, in seconds."""
+
+
+class BodySource:
+    """Bytes written on the event loop, read in one worker thread.
+
+    The loop side calls ``write`` until the body ends, then ``finish``; ``fail`` at any time makes the reader raise.
+    When the reader is gone (its ingest failed) ``abandon`` lets the writer go on without keeping anything.
+    """
+
+    def __init__(self, size: int, where: str, *, stall_s: float = STALL_S) -> None:
+        self._size, self._where, self._stall_s = size, where, stall_s
+        self._loop = asyncio.get_running_loop()
+        self._condition = threading.Condition()
+        self._parts: deque[memoryview] = deque()
+        self._waiting = 0
+        self._written = 0
+        self._ended = False
+        self._abandoned = False
+        self._error: HeliosError | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def write(self, data: bytes) -> None:
+        """Queue bytes, waiting for room. Raises InvalidInput beyond the announced size."""
+        self._written += len(data)
+        if self._written > self._size:
+            raise InvalidInput(f"{self._where}: the body is longer than the {self._size} bytes announced")
+        async with asyncio.timeout(self._stall_s):
+            await self._room.wait()
+        with self._condition:
+            if self._abandoned or not data:
+                return
+            self._parts.append(memoryview(data))
+            self._waiting += len(data)
+            if self._waiting >= LIMIT:
+                self._room.clear()
+            self._condition.notify()
+
+    def finish(self) -> None:
+        """The body has ended. Raises InvalidInput when it was shorter than announced."""
+        if self._written != self._size:
+            raise InvalidInput(f"{self._where}: the body has {self._written} bytes, {self._size} were announced")
+        with self._condition:
+            self._ended = True
+            self._condition.notify()
+
+    def fail(self, error: HeliosError) -> None:
+        """Make the reader raise."""
+        with self._condition:
+            self._error = self._error or error
+            self._condition.notify()
+
+    def abandon(self) -> None:
+        """Nobody reads any more; the writer never waits again. Called on the loop."""
+        with self._condition:
+            self._abandoned = True
+            self._parts.clear()
+        self._room.set()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """See ``registry.ingest.Source``."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._parts or self._ended or self._error, self._stall_s):
+                raise DeadlineExceeded(f"{self._where}: no byte came for {self._stall_s:.0f} s")
+            if self._error is not None:
+                raise self._error
+            filled = 0
+            while self._parts and filled < len(buffer):
+                part = self._parts.popleft()
+                count = min(len(part), len(buffer) - filled)
+                buffer[filled : filled + count] = part[:count]
+                filled += count
+                if count < len(part):
+                    self._parts.appendleft(part[count:])
+            before, self._waiting = self._waiting, self._waiting - filled
+            if before >= LIMIT > self._waiting:
+                self._loop.call_soon_threadsafe(self._make_room)
+        return filled
+
+    def _make_room(self) -> None:
+        with self._condition:
+            if self._waiting < LIMIT or self._abandoned:
+                self._room.set()

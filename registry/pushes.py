@@ -1,0 +1,340 @@
+"""Pushes under way: a directory that is being published, file by file, until its commit makes it visible.
+
+A push is kept in memory only: a registry that ends forgets it, and the next start removes what it had stored. Nothing
+else is needed, because a client repeats the whole push and finds most of its bytes stored already.
+
+All state here is touched on the event loop only; what blocks runs in threads. ``Push.busy`` counts the calls inside a
+push, so that it is neither expired nor committed under one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from helios.errors import Conflict, HeliosError, InvalidInput, NotFound, RepoNotFound, Unavailable
+from helios.names import RepoId, check_ref
+from heliosfs.store.manifest import FileEntry, check_tree
+from registry.body import BodySource
+from registry.catalog import Catalog
+from registry.ingest import IngestedBlob, Source
+from registry.ingest.reader import FileSource
+from registry.sessions import Session, Sessions
+
+log = logging.getLogger("helios.registry.pushes")
+
+IDLE_S: Final = 3600.0
+"""A push without a call for this long is dropped, in seconds."""
+
+INGESTS: Final = 4
+"""Most files ingested at a time; others wait, without their bytes being read from the network."""
+
+CALM_S: Final = 150.0
+"""Longest wait for interrupted ingests to end, in seconds; they end at their next read."""
+
+MAX_FILES: Final = 100_000
+
+
+class Stoppable(Protocol):
+    """What an ingest reads from and the event loop can stop."""
+
+    def fail(self, error: HeliosError) -> None: ...
+
+
+class LocalSource:
+    """A local file as a source that can be stopped from another thread."""
+
+    def __init__(self) -> None:
+        self.file: FileSource | None = None
+        self._error: HeliosError | None = None
+
+    def fail(self, error: HeliosError) -> None:
+        self._error = error
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if self._error is not None:
+            raise self._error
+        assert self.file is not None
+        return self.file.readinto(buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A file that the client is going to send; ``size`` in bytes."""
+
+    path: str
+    size: int
+    executable: bool
+
+
+@dataclass(slots=True)
+class Push:
+    """One push. ``base`` is where the ref pointed at its start: the commit is a compare-and-swap from there."""
+
+    id: str
+    repo: RepoId
+    ref: str
+    message: str
+    author: str
+    base: str | None
+    files: dict[str, Announced]
+    session: Session
+    used: float
+    stored: dict[str, IngestedBlob] = field(default_factory=dict)
+    sources: set[Stoppable] = field(default_factory=set)
+    busy: int = 0
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a commit answers."""
+
+    commit: str
+    manifest: str
+    logical_bytes: int
+    new_bytes: int
+    deduplicated_bytes: int
+    unchanged: bool
+
+
+class Pushes:
+    """The pushes of one registry."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        sessions: Sessions,
+        *,
+        idle_s: float = IDLE_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._catalog, self._sessions = catalog, sessions
+        self._idle_s, self._now = idle_s, now
+        self._pushes: dict[str, Push] = {}
+        self._threads = ThreadPoolExecutor(INGESTS, thread_name_prefix="ingest")
+        self._slots = asyncio.Semaphore(INGESTS)
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._pushes)
+
+    async def start(self, repo: RepoId, ref: str, message: str, author: str, files: list[Announced]) -> str:
+        """Check what a client wants to publish and return the push's id. Raises InvalidInput naming what is wrong."""
+        check_ref(ref)
+        if not files:
+            raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
+        if len(files) > MAX_FILES:
+            raise InvalidInput(f"{repo.id}: {len(files)} files are more than {MAX_FILES} in one repository")
+        by_path = {file.path: file for file in files}
+        if len(by_path) != len(files):
+            raise InvalidInput(f"{repo.id}: a path is listed twice")
+        check_tree(by_path)
+        base = await asyncio.to_thread(self._base, repo, ref)
+        session = await asyncio.to_thread(self._sessions.open)
+        if self._closed:
+            await asyncio.to_thread(session.close)
+            raise Unavailable("the registry is shutting down")
+        push = Push(secrets.token_hex(16), repo, ref, message, author, base, by_path, session, self._now())
+        self._pushes[push.id] = push
+        return push.id
+
+    async def put_body(self, id_: str, path: str, body: AsyncIterator[bytes]) -> IngestedBlob:
+        """Store one of the push's files from a request's body, streamed with bounded memory."""
+        with self._using(id_) as push:
+            announced = _announced(push, path)
+            async with self._slots:
+                source = BodySource(announced.size, path)
+                async with self._running(push, source, self._ingest, push, announced, source) as work:
+                    work.add_done_callback(lambda _: source.abandon())
+                    try:
+                        async for data in body:
+                            await source.write(data)
+                            if work.done():
+                                break
+                        else:
+                            source.finish()
+                    except HeliosError as error:
+                        source.fail(error)
+                    except TimeoutError:
+                        source.fail(Unavailable(f"{path}: the store took no bytes in time"))
+                    push.stored[path] = await work
+                    return push.stored[path]
+
+    async def put_local(self, id_: str, path: str, local: str, gone: Awaitable[None]) -> IngestedBlob:
+        """Store one of the push's files from a file of this machine. The caller must be the registry's own user.
+
+        ``gone`` ends when the caller has left; the file is then read no further.
+        """
+        with self._using(id_) as push:
+            announced = _announced(push, path)
+            async with self._slots:
+                source = LocalSource()
+                left = asyncio.ensure_future(gone)
+                try:
+                    async with self._running(push, source, self._ingest_local, push, announced, local, source) as work:
+                        both: list[asyncio.Future[Any]] = [work, left]
+                        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                        if not work.done():
+                            source.fail(Unavailable(f"{path}: the sender went away"))
+                        push.stored[path] = await work
+                        return push.stored[path]
+                finally:
+                    left.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _running(
+        self, push: Push, source: Stoppable, call: Callable[..., IngestedBlob], *args: object
+    ) -> AsyncIterator[asyncio.Future[IngestedBlob]]:
+        """An ingest in a thread, which has ended when the context is left, whatever the reason."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, partial(call, *args))
+        push.sources.add(source)
+        try:
+            yield work
+        finally:
+            push.sources.discard(source)
+            if not work.done():  # the client left, or we are shutting down
+                source.fail(Unavailable(f"{push.repo.id}: the push was interrupted"))
+                await asyncio.wait([work])  # bounded: a source and the store's buffers have deadlines of their own
+            if not work.cancelled():
+                work.exception()  # it has been raised, or an earlier error has
+
+    async def commit(self, id_: str) -> Outcome:
+        """Make the push visible. Raises InvalidInput when a file is missing, Conflict when the ref has moved."""
+        with self._using(id_) as push:
+            if push.busy > 1:
+                raise Conflict("a file of this push is still being stored; wait for it, then commit")
+            if missing := push.files.keys() - push.stored.keys():
+                raise InvalidInput(f"{len(missing)} files were not sent yet, for example {min(missing)!r}")
+            push.closing = True
+            try:
+                outcome = await asyncio.to_thread(self._commit, push)
+            except BaseException:
+                push.closing = False
+                raise
+            del self._pushes[id_]
+        await asyncio.to_thread(push.session.close)
+        return outcome
+
+    async def abort(self, id_: str) -> None:
+        """Give a push up; files being stored are interrupted, and what nobody else uses is removed soon."""
+        with self._using(id_) as push:
+            push.closing = True
+            for source in list(push.sources):
+                source.fail(Unavailable(f"{push.repo.id}: the push was given up"))
+            async with asyncio.timeout(CALM_S):
+                await push.calm.wait()
+            del self._pushes[id_]
+        await asyncio.to_thread(push.session.close)
+
+    async def keep_clean(self, interval_s: float = 1.0) -> None:
+        """Drop idle pushes and clean up after failed ones, until cancelled. Run by the daemon as a task of its own."""
+        while True:
+            for push in list(self._pushes.values()):
+                if not push.busy and self._now() - push.used > self._idle_s:
+                    log.warning("dropped an idle push", extra={"repo": str(push.repo), "push": push.id})
+                    del self._pushes[push.id]
+                    await asyncio.to_thread(push.session.close)
+            if self._sessions.work.is_set():
+                try:
+                    count = await asyncio.to_thread(self._sessions.clean, 30.0)
+                except HeliosError as error:
+                    log.warning("cleaning up failed; it will be tried again", extra={"error": str(error)})
+                    await asyncio.sleep(30)
+                else:
+                    log.info("cleaned up after a push that came to nothing", extra={"objects": count})
+            await asyncio.sleep(interval_s)
+
+    async def close(self) -> None:
+        """Give up what is left, at shutdown; calls inside a push have ended or been cancelled by then."""
+        self._closed = True
+        left, self._pushes = list(self._pushes.values()), {}
+        for push in left:
+            await asyncio.to_thread(push.session.close)
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._sessions.clean, 5.0)
+
+    @contextlib.contextmanager
+    def _using(self, id_: str) -> Iterator[Push]:
+        push = self._pushes.get(id_)
+        if push is None or push.closing:
+            raise NotFound(
+                f"there is no push {id_[:64]!r}", hint="It was committed, given up or dropped; start the push again."
+            )
+        push.busy += 1
+        push.used = self._now()
+        if push.busy > 1:
+            push.calm.clear()
+        else:
+            push.calm.set()
+        try:
+            yield push
+        finally:
+            push.busy -= 1
+            push.used = self._now()
+            if push.busy <= 1:
+                push.calm.set()
+
+    def _base(self, repo: RepoId, ref: str) -> str | None:
+        try:
+            return self._catalog.refs(repo).get(ref)
+        except RepoNotFound:
+            return None
+
+    def _ingest(self, push: Push, file: Announced, source: Source) -> IngestedBlob:
+        return push.session.ingest(file.path, file.size, source, executable=file.executable)
+
+    def _ingest_local(self, push: Push, file: Announced, local: str, source: LocalSource) -> IngestedBlob:
+        if not os.path.isabs(local) or "\0" in local:
+            raise InvalidInput(f"local={local!r} is not an absolute path")
+        with FileSource(Path(local)) as source.file:
+            if source.file.size != file.size:
+                raise InvalidInput(f"{file.path}: it has {source.file.size} bytes, {file.size} were announced")
+            before = _stamp(local)
+            blob = self._ingest(push, file, source)
+            if _stamp(local) != before:
+                raise InvalidInput(f"{file.path}: changed while it was published; publish again when nobody writes it")
+            return blob
+
+    def _commit(self, push: Push) -> Outcome:
+        files: dict[str, FileEntry] = {path: blob.entry for path, blob in push.stored.items()}
+        published = self._catalog.publish_outcome(
+            push.repo, push.ref, files, author=push.author, message=push.message, parent=push.base, expect=push.base
+        )
+        stored = push.stored.values()
+        return Outcome(
+            commit=published.record.commit,
+            manifest=published.record.manifest,
+            logical_bytes=sum(blob.entry.size for blob in stored),
+            new_bytes=sum(blob.new_bytes for blob in stored),
+            deduplicated_bytes=sum(blob.deduplicated_bytes for blob in stored),
+            unchanged=not published.moved,
+        )
+
+
+def _announced(push: Push, path: str) -> Announced:
+    announced = push.files.get(path)
+    if announced is None:
+        raise InvalidInput(f"the push does not list the path {path[:200]!r}")
+    return announced
+
+
+def _stamp(local: str) -> tuple[int, int, int]:
+    """What differs after a file was written or replaced."""
+    try:
+        status = os.stat(local)
+    except OSError as error:
+        raise InvalidInput(f"{local}: can't be read: {error.strerror}") from None
+    return status.st_ino, status.st_size, status.st_mtime_ns
