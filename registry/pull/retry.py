@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from helios.errors import DeadlineExceeded, Unavailable
@@ -16,6 +18,8 @@ LONGEST_RATE_LIMIT_S: Final = 900.0
 """The Hub's windows are 300 s; an upstream that asks for more than this is reported, not waited for."""
 MOST_RATE_LIMITS: Final = 8
 """So many 429s in a row, each waited out, and it is not going to end."""
+
+_RATE_LIMIT = re.compile(r";\s*t\s*=\s*(\d{1,9})")
 
 
 class Transient(Exception):
@@ -47,6 +51,10 @@ class Retry:
         """Something arrived: the backoff and the deadline start anew."""
         self._failures = self._rate_limits = 0
         self._since = self._clock()
+
+    def excuse(self, seconds: float) -> None:
+        """Time spent waiting at the ``Gate`` doesn't count."""
+        self._since += seconds
 
     def failed(self, error: Transient) -> float:
         """How long to wait before the next attempt, in seconds; raises Unavailable or DeadlineExceeded to give up."""
@@ -87,3 +95,20 @@ class Gate:
         """Seconds until requests may go out again."""
         with self._lock:
             return max(0.0, self._opens - self._clock())
+
+
+def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a 429 asks to wait, or None: the Hub's ``RateLimit: "api";r=0;t=55``, else ``Retry-After``.
+
+    ``RateLimit`` is draft-ietf-httpapi-ratelimit-headers-09; ``now`` is in seconds since 1970, for a Retry-After date.
+    """
+    found = _RATE_LIMIT.search(headers.get("ratelimit") or "")
+    if found:
+        return float(found[1])
+    text = (headers.get("retry-after") or "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now) if text else None
+    except ValueError:
+        return None
