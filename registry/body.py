@@ -30,6 +30,7 @@ class BodySource:
         self._parts: deque[memoryview] = deque()
         self._waiting = 0
         self._written = 0
+        self.taken = 0
         self._ended = False
         self._abandoned = False
         self._error: HeliosError | None = None
@@ -88,6 +89,7 @@ class BodySource:
                 filled += count
                 if count < len(part):
                     self._parts.appendleft(part[count:])
+            self.taken += filled
             before, self._waiting = self._waiting, self._waiting - filled
             if before >= LIMIT > self._waiting:
                 self._loop.call_soon_threadsafe(self._make_room)

@@ -46,7 +46,9 @@ MAX_FILES: Final = 100_000
 
 
 class Stoppable(Protocol):
-    """What an ingest reads from and the event loop can stop."""
+    """What an ingest reads from and the event loop can stop. ``taken`` counts the bytes read so far."""
+
+    taken: int
 
     def fail(self, error: HeliosError) -> None: ...
 
@@ -56,6 +58,7 @@ class LocalSource:
 
     def __init__(self) -> None:
         self.file: FileSource | None = None
+        self.taken = 0
         self._error: HeliosError | None = None
 
     def fail(self, error: HeliosError) -> None:
@@ -65,7 +68,9 @@ class LocalSource:
         if self._error is not None:
             raise self._error
         assert self.file is not None
-        return self.file.readinto(buffer)
+        count = self.file.readinto(buffer)
+        self.taken += count
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,14 @@ class Push:
     busy: int = 0
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a push is: files stored, and bytes read including those of files under way."""
+
+    files: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +224,12 @@ class Pushes:
             if not work.cancelled():
                 work.exception()  # it has been raised, or an earlier error has
 
+    def state(self, id_: str) -> State:
+        """How far a push is."""
+        push = self._find(id_)
+        done = sum(blob.entry.size for blob in push.stored.values())
+        return State(len(push.stored), done + sum(source.taken for source in push.sources))
+
     async def commit(self, id_: str) -> Outcome:
         """Make the push visible. Raises InvalidInput when a file is missing, Conflict when the ref has moved."""
         with self._using(id_) as push:
@@ -257,7 +276,7 @@ class Pushes:
                     log.info("cleaned up after a push that came to nothing", extra={"objects": count})
             await asyncio.sleep(interval_s)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Give up what is left, at shutdown; calls inside a push have ended or been cancelled by then."""
         self._closed = True
         left, self._pushes = list(self._pushes.values()), {}
@@ -266,13 +285,17 @@ class Pushes:
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._sessions.clean, 5.0)
 
-    @contextlib.contextmanager
-    def _using(self, id_: str) -> Iterator[Push]:
+    def _find(self, id_: str) -> Push:
         push = self._pushes.get(id_)
         if push is None or push.closing:
             raise NotFound(
                 f"there is no push {id_[:64]!r}", hint="It was committed, given up or dropped; start the push again."
             )
+        return push
+
+    @contextlib.contextmanager
+    def _using(self, id_: str) -> Iterator[Push]:
+        push = self._find(id_)
         push.busy += 1
         push.used = self._now()
         if push.busy > 1:

@@ -22,10 +22,13 @@ from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavail
 
 Body = bytes | BinaryIO | None
 
+BLOCK = 1 << 18
+"""Bytes of a file that are read and sent at a time."""
+
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+        super().__init__("localhost", timeout=timeout, blocksize=BLOCK)
         self._path = path
 
     def connect(self) -> None:
@@ -167,6 +170,9 @@ class HttpClient:
                 if reused and (body is None or isinstance(body, bytes)):
                     continue
                 raise Unavailable(f"{self.base} can't be reached: {error!r}") from None
+            except BaseException:  # the body's own error: half a request has left
+                connection.close()
+                raise
             return Response(raw, deadline, sock, lambda ok, c=connection: self._give(c, ok))  # type: ignore[misc]
 
     def json(
@@ -213,7 +219,7 @@ class HttpClient:
             return _UnixConnection(self.base.removeprefix("unix:"), deadline.left()), False
         parts = urlsplit(self.base)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=deadline.left()), False
+        return kind(parts.hostname or "", parts.port, timeout=deadline.left(), blocksize=BLOCK), False
 
     def _give(self, connection: http.client.HTTPConnection, ok: bool) -> None:
         with self._lock:

@@ -42,6 +42,7 @@ def routes() -> list[BaseRoute]:
         Route("/api/v1/pushes", start, methods=["POST"]),
         Route("/api/v1/pushes/{push}/files", put_file, methods=["PUT"]),
         Route("/api/v1/pushes/{push}/commit", commit, methods=["POST"]),
+        Route("/api/v1/pushes/{push}", state, methods=["GET"]),
         Route("/api/v1/pushes/{push}", give_up, methods=["DELETE"]),
     ]
 
@@ -76,6 +77,10 @@ async def put_file(request: Request) -> Response:
 
 async def commit(request: Request) -> Response:
     return Json(await services(request).pushes.commit(request.path_params["push"]))
+
+
+async def state(request: Request) -> Response:
+    return Json(services(request).pushes.state(request.path_params["push"]))
 
 
 async def give_up(request: Request) -> Response:

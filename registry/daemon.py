@@ -1,0 +1,165 @@
+"""The registry's process: takes the home's lock, opens the store and the metadata, serves, and ends cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from starlette.applications import Starlette
+
+from helios import embedded as meeting
+from helios.config import Config
+from helios.embedded import RegistryRecord
+from helios.errors import Conflict
+from helios.home import Home
+from helios.http.server import Server, listen_tcp, listen_unix, make_server, url_of
+from helios.lockfile import LockFile
+from helios.metrics import RegistryMetrics
+from helios.process import ProcessId
+from heliosfs.store.directory import DirectoryStore
+from registry.app import make_app
+from registry.catalog import Catalog
+from registry.ingest.ingest import Ingest
+from registry.metadata.database import Database
+from registry.pushes import Pushes
+from registry.services import Services
+from registry.sessions import Sessions, own_store
+
+log = logging.getLogger("helios.registry")
+
+IDLE_GRACE_S: Final = 2.0
+"""An embedded registry stays this long after its last user, in seconds: commands in a row share one."""
+IDLE_CHECK_S: Final = 0.5
+
+Announce = Callable[[RegistryRecord], None]
+
+
+def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> int:
+    """Serve until SIGTERM or SIGINT, or, embedded, until the last user has gone. Returns the exit code.
+
+    ``announce`` is called once requests are answered. Raises Conflict naming the holder when a registry runs on this
+    home already, and Unavailable, NoSpace or IntegrityError when it can't start.
+    """
+    home.ensure_run()
+    with _only_registry(home), contextlib.ExitStack() as stack:
+        meeting.record_path(home).unlink(missing_ok=True)
+        store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
+        stack.callback(store.close)
+        database = Database.sqlite(home.registry / "metadata.db")
+        stack.callback(database.close)
+        metrics = RegistryMetrics()
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        own_store(catalog, str(home.root))
+        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics))
+        sessions.recover()
+        host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
+        tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
+        path = home.socket("registry")
+        unix = stack.enter_context(contextlib.closing(listen_unix(path)))
+        stack.callback(path.unlink, missing_ok=True)
+        record = _record(path, tcp, host, embedded)
+        stack.callback(meeting.record_path(home).unlink, missing_ok=True)
+
+        async def main() -> signal.Signals | None:
+            pushes = Pushes(catalog, sessions)
+            services = Services(config, home, store, catalog, sessions, pushes, metrics)
+            return await _serve(services, [tcp, unix], record, embedded=embedded, announce=announce)
+
+        stopped_by = asyncio.run(main())
+    return 130 if stopped_by == signal.SIGINT else 0
+
+
+async def _serve(
+    services: Services, sockets: list[socket.socket], record: RegistryRecord, *, embedded: bool, announce: Announce
+) -> signal.Signals | None:
+    @contextlib.asynccontextmanager
+    async def meet(_app: Starlette) -> AsyncIterator[None]:
+        _write_record(services.home, record)
+        announce(record)
+        yield
+
+    server = make_server(make_app(services, [meet]))
+    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
+        background = [tasks.create_task(services.pushes.keep_clean())]
+        if embedded:
+            background.append(tasks.create_task(_end_when_unused(services.home, server)))
+        await server.serve(sockets=sockets)
+        for task in background:
+            task.cancel()
+    return server.stopped_by
+
+
+async def _end_when_unused(home: Home, server: Server) -> None:
+    """Stop the server once nobody has used it for a while; then hold the users' lock to the process's end.
+
+    See helios/embedded.py. Meanwhile the lock is given back between two looks, so that users can come.
+    """
+    fd = os.open(meeting.users_path(home), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    unused_since: float | None = None
+    while True:
+        await asyncio.sleep(IDLE_CHECK_S)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            unused_since = None
+            continue
+        now = time.monotonic()
+        unused_since = now if unused_since is None else unused_since
+        if now - unused_since >= IDLE_GRACE_S:
+            log.info("the last user has gone")
+            server.stop()
+            return
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _only_registry(home: Home) -> Iterator[None]:
+    lock = LockFile.acquire(meeting.lock_path(home))
+    if lock is None:
+        holder = meeting.read_record(home)
+        who = "one that is just starting"
+        if holder is not None:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
+            kind = "an embedded one" if holder.embedded else holder.url
+            who = f"{kind}, pid {holder.pid}, since {since}"
+        raise Conflict(
+            f"a registry runs on {home.root} already: {who}",
+            hint="Use that one, end it, or choose another HELIOS_HOME.",
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _record(path: Path, tcp: socket.socket, host: str, embedded: bool) -> RegistryRecord:
+    process = ProcessId.current()
+    ticks = int(process.start.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
+    started = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
+    return RegistryRecord(
+        socket=str(path),
+        url=url_of(tcp, host),
+        host=host,
+        port=tcp.getsockname()[1],
+        pid=process.pid,
+        started=round(started, 2),
+        start=process.start,
+        embedded=embedded,
+    )
+
+
+def _write_record(home: Home, record: RegistryRecord) -> None:
+    path = meeting.record_path(home)
+    temporary = path.with_suffix(".json.new")
+    temporary.write_bytes(msgspec.json.encode(record))
+    temporary.replace(path)
