@@ -20,7 +20,7 @@ from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tree, local_commit
 from heliosfs.store.objects import ObjectStore
-from heliosfs.store.placement import Placement
+from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
 from registry import placements
 from registry.cache import Cache
@@ -93,6 +93,7 @@ class Catalog:
         self._held: Cache[tuple[str, str], content.KnownBlob] = Cache(4096)
         self._manifests: Cache[str, tuple[bytes, Manifest]] = Cache(128)
         self._placements: Cache[str, Placement] = Cache(512)
+        self._placed: Cache[tuple[str, int], PlacedBlob] = Cache(128)
 
     def check(self) -> None:
         """Raises Unavailable, or another error, unless the metadata answers and the store is there."""
@@ -192,6 +193,15 @@ class Catalog:
             sizes = content.object_sizes(connection, {place.object_key for place in located.values()})
         return placements.build(recipe, located, sizes, version=known.version, lease_s=self.lease_s)
 
+    def placed(self, repo: RepoId, blob: str) -> PlacedBlob:
+        """Recipe and placement of a blob that the repository holds, checked against each other."""
+        known = self.held(repo, blob)
+
+        def load() -> PlacedBlob:
+            return PlacedBlob(Recipe.decode(self._recipe(known.recipe), known.recipe), self.placement(repo, blob))
+
+        return self._placed.get((known.sha256, known.version), load)
+
     def blob_reader(self, repo: RepoId, blob: str) -> BlobReader:
         """A reader of the whole blob or of ranges of it."""
         from registry.blobs import BlobReader
@@ -240,7 +250,7 @@ class Catalog:
     def publish(
         self,
         repo: RepoId,
-        ref: str,
+        ref: str | None,
         files: Mapping[str, FileEntry],
         *,
         commit: str | None = None,
@@ -251,7 +261,7 @@ class Catalog:
         parent: Expected = ...,
         expect: Expected = ...,
     ) -> CommitRecord:
-        """Make a snapshot of stored blobs visible and point a ref at it, in one transaction.
+        """Make a snapshot of stored blobs visible and point a ref at it (None: at no ref), in one transaction.
 
         ``commit`` is the Hub's id, or None for a local commit. ``parent`` defaults to where the ref points now;
         ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. A commit that
@@ -266,7 +276,7 @@ class Catalog:
     def publish_outcome(
         self,
         repo: RepoId,
-        ref: str,
+        ref: str | None,
         files: Mapping[str, FileEntry],
         *,
         commit: str | None = None,
@@ -278,7 +288,8 @@ class Catalog:
         expect: Expected = ...,
     ) -> Published:
         """``publish``, saying also whether the ref moved."""
-        check_ref(ref)
+        if ref is not None:
+            check_ref(ref)
         if not files:
             raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
         check_tree(files)
@@ -289,7 +300,7 @@ class Catalog:
             record = self._existing(repo, commit, manifest.digest)
             if record is None:
                 if parent is ...:
-                    parent = self._target(repo, ref)
+                    parent = None if ref is None else self._target(repo, ref)
                 if parent == commit:
                     parent = None
                 when = now if time is None else time
@@ -303,7 +314,7 @@ class Catalog:
                 content.publish_blobs(connection, self.domain, blobs)
                 repository = repositories.ensure(connection, repo, self.domain, now)
                 repositories.add_commit(connection, repository, record, size, blobs)
-                moved = repositories.move_ref(
+                moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
             self.forget()
