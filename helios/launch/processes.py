@@ -151,6 +151,7 @@ class Children:
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        unset: Sequence[str] = (),
         grace_s: float = 10.0,
     ) -> Child:
         """Start a command; its output goes to ``$HELIOS_HOME/logs/<name>.log``, replacing that of the run before."""
@@ -164,7 +165,7 @@ class Children:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **(env or {})},
+                env={k: v for k, v in os.environ.items() if k not in unset} | dict(env or {}),
                 start_new_session=True,  # a terminal's Ctrl-C is for the owner, which ends them in order
             )
         child = Child(name, log, grace_s, process, time.monotonic())

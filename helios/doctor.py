@@ -1,0 +1,251 @@
+"""Checks of this machine: what is fine, what is not, and what to do about it.
+
+Each check takes what it looks at, so that a test can show it any machine; ``examine`` feeds them this one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from helios.config import Config
+from helios.errors import HeliosError
+from helios.home import Home
+
+Status = Literal["ok", "warn", "fail"]
+CAP_SYS_ADMIN = 21
+GIB = 1 << 30
+PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; ``fix`` says what to do and is empty when nothing is wrong."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """``6.9.3-amd64`` -> (6, 9)."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def check_kernel(release: str) -> Check:
+    if kernel_version(release) < (5, 4):
+        return Check("kernel", "warn", release, "Helios is tried with Linux 5.4 and newer; upgrade the kernel.")
+    return Check("kernel", "ok", release)
+
+
+def check_fuse_device(path: Path) -> Check:
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except FileNotFoundError:
+        fix = "Load the module (modprobe fuse); in a container give it the device (docker run --device /dev/fuse)."
+        return Check("/dev/fuse", "fail", f"{path} does not exist, so nothing can be mounted", fix)
+    except OSError as error:
+        fix = f"Allow this user to open {path} (it is usually mode 0666), or run as root."
+        return Check("/dev/fuse", "fail", f"{path} can't be opened: {error.strerror}", fix)
+    return Check("/dev/fuse", "ok", f"{path} can be opened")
+
+
+def effective_capabilities(status: str) -> int:
+    """The CapEff bits of a /proc/<pid>/status text."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return int(match[1], 16) if match else 0
+
+
+def check_mounting(privileged: bool, fusermount: str | None, fuse_conf: str, allow_other: bool) -> Check:
+    """Who may mount: with CAP_SYS_ADMIN directly, else through the setuid fusermount3."""
+    if privileged:
+        return Check("mounting", "ok", "CAP_SYS_ADMIN: mounts directly, other users may read the mount")
+    if fusermount is None:
+        fix = "Install it: apt-get install fuse3. Or run as root."
+        return Check("mounting", "fail", "no CAP_SYS_ADMIN, and fusermount3 is not installed", fix)
+    allowed = any(line.strip() == "user_allow_other" for line in fuse_conf.splitlines())
+    if allow_other and not allowed:
+        fix = "For that, root adds the line user_allow_other to /etc/fuse.conf. Or set HELIOS_MOUNT__ALLOW_OTHER=false."
+        return Check("mounting", "warn", f"through {fusermount}; other users can't read the mount", fix)
+    return Check("mounting", "ok", f"through {fusermount}" + ("; other users may read the mount" if allowed else ""))
+
+
+def check_passthrough(release: str, kernel_config: str | None, privileged: bool) -> Check:
+    """Whether the kernel could read cached files without the daemon. Not a fault when it can't: only slower."""
+    reasons = []
+    if kernel_version(release) < (6, 9):
+        reasons.append(f"the kernel is {release}, it needs 6.9")
+    if kernel_config is not None and "CONFIG_FUSE_PASSTHROUGH=y" not in kernel_config.splitlines():
+        reasons.append("the kernel is built without CONFIG_FUSE_PASSTHROUGH")
+    if not privileged:
+        reasons.append("it needs CAP_SYS_ADMIN")
+    possible = f"not possible: {'; '.join(reasons)}" if reasons else "possible"
+    if not reasons and kernel_config is None:
+        possible = "possible if the kernel has CONFIG_FUSE_PASSTHROUGH (its configuration can't be read)"
+    return Check("passthrough", "ok", f"{possible}. Mounts run in portable mode: this version serves every read itself")
+
+
+def check_space(name: str, directory: Path) -> Check:
+    """Free space for a directory that may not exist yet."""
+    there = directory
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Check(name, "fail", f"{there} is not writable", "Set HELIOS_HOME to a directory of yours.")
+    free = shutil.disk_usage(there).free
+    detail = f"{free / GIB:.1f} GiB free at {directory}"
+    if free < GIB:
+        return Check(name, "fail", detail, "Free some space, or put it on a larger disk (HELIOS_HOME).")
+    if free < 20 * GIB:
+        return Check(name, "warn", detail, "Enough for small models only: HELIOS_HOME chooses another disk.")
+    return Check(name, "ok", detail)
+
+
+def check_memory(meminfo: str) -> Check:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    if not match:
+        return Check("memory", "warn", "/proc/meminfo does not say what is available", "Check it with free -h.")
+    available = int(match[1]) * 1024
+    detail = f"{available / GIB:.1f} GiB available"
+    if available < 4 * GIB:
+        return Check("memory", "warn", detail, "vLLM with the tiny model takes about 2 GiB; end other programs.")
+    return Check("memory", "ok", detail)
+
+
+def check_vllm(version: str | None, gpus: list[str]) -> Check:
+    if version is None:
+        fix = "In a checkout run make setup; elsewhere pip install vllm. Only serve and quickstart need it."
+        return Check("vLLM", "warn", "not installed in this environment", fix)
+    if "cpu" in version and gpus:
+        fix = "Install vLLM's GPU build: make clean setup."
+        return Check("vLLM", "warn", f"{version}: the CPU build, but there is a GPU", fix)
+    return Check("vLLM", "ok", f"{version} ({'CPU' if 'cpu' in version else 'GPU'} build)")
+
+
+def check_gpu(gpus: list[str]) -> Check:
+    return Check("GPU", "ok", "; ".join(gpus) if gpus else "none: vLLM's CPU build serves")
+
+
+def check_port(host: str, port: int) -> Check:
+    """Whether the router's port is free."""
+    if port == 0:
+        return Check("router port", "ok", "any free one")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fix = "If that is not Helios' router, choose another port: --port or HELIOS_ROUTER__PORT."
+            return Check("router port", "warn", f"{host}:{port} is in use: {error.strerror}", fix)
+    return Check("router port", "ok", f"{host}:{port} is free")
+
+
+def check_server(name: str, url: str, path: str, *, needed: bool, fix: str) -> Check:
+    """Whether an HTTP server answers below 500 in time."""
+    from helios.http.client import HttpClient
+
+    client = HttpClient(url, timeout_s=PROBE_TIMEOUT_S)
+    try:
+        with client.request("GET", path) as response:
+            response.read()
+        status = response.status
+    except (HeliosError, OSError) as error:
+        return Check(name, "fail" if needed else "warn", f"{url} can't be reached: {error}", fix)
+    finally:
+        client.close()
+    if status >= 500:
+        return Check(name, "fail" if needed else "warn", f"{url}{path} answers {status}", fix)
+    return Check(name, "ok", f"{url} answers")
+
+
+def list_gpus() -> list[str]:
+    """Names of NVIDIA GPUs; empty without a driver."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def read_kernel_config(release: str) -> str | None:
+    """The kernel's build configuration, where it can be read."""
+    try:
+        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
+    except OSError:
+        pass
+    try:
+        return Path(f"/boot/config-{release}").read_text()
+    except OSError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Every check of this machine, in the order they are shown."""
+    release = platform.release()
+    privileged = bool(effective_capabilities(_read("/proc/self/status")) >> CAP_SYS_ADMIN & 1)
+    gpus = list_gpus()
+    cache = Path(config.mount.cache) if config.mount.cache else home.cache
+    store = Path(config.registry.store) if config.registry.store else home.store
+    yield Check("Helios", "ok", f"{_version('helios-llm')} on Python {platform.python_version()} ({sys.executable})")
+    yield check_kernel(release)
+    yield check_fuse_device(Path("/dev/fuse"))
+    fuse_conf, allow_other = _read("/etc/fuse.conf"), config.mount.allow_other
+    yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other)
+    yield check_passthrough(release, read_kernel_config(release), privileged)
+    yield check_memory(_read("/proc/meminfo"))
+    yield check_space("local tier", cache)
+    yield check_vllm(_version("vllm"), gpus)
+    yield check_gpu(gpus)
+    yield check_port(config.router.host, config.router.port)
+    if config.registry.urls:
+        fix = "Start it, or correct registry.urls (HELIOS_REGISTRY__URLS)."
+        for url in config.registry.urls:
+            yield check_server("registry", url, "/readyz", needed=True, fix=fix)
+    else:
+        yield Check("registry", "ok", "embedded: it starts when a command needs it")
+        yield check_space("object store", store)
+    yield check_upstream(config, environ)
+
+
+def check_upstream(config: Config, environ: Mapping[str, str]) -> Check:
+    """The Hub that `pull` takes models from. Everything but `pull` works without it."""
+    if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return Check("upstream Hub", "ok", "not used: HF_HUB_OFFLINE is set")
+    url = config.registry.upstream or environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    fix = (
+        "Only `helios pull` needs it. HF_ENDPOINT chooses another Hub, HTTPS_PROXY a proxy; HF_HUB_OFFLINE=1 says none."
+    )
+    return check_server("upstream Hub", url, "/api/models/gpt2", needed=False, fix=fix)
