@@ -1,0 +1,174 @@
+"""What stands for the model: tokens in time, KV blocks, counters. A cancelled request leaves nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from helios.errors import HeliosError
+from helios.http.client import HttpClient
+from tests.fakes.vllm import tokens
+from tests.fakes.vllm.errors import VllmError
+from tests.fakes.vllm.kv import KvError, Ledger, Params, check_prefill_leg
+from tests.fakes.vllm.metrics import Metrics
+from tests.fakes.vllm.requests import Sampled
+from tests.fakes.vllm.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of one choice; ``finish`` is set on the choice's last."""
+
+    choice: int
+    token: int
+    text: str
+    finish: str | None
+
+
+@dataclass(slots=True)
+class Choice:
+    """A whole choice."""
+
+    index: int
+    prompt: list[int]
+    ids: list[int] = field(default_factory=list)
+    finish: str = "length"
+
+    @property
+    def text(self) -> str:
+        return tokens.decode(self.ids)
+
+
+@dataclass(slots=True)
+class Job:
+    """One request to the engine."""
+
+    id: str
+    prompts: list[list[int]]
+    request: Sampled
+    limit: int | None
+    """Most tokens to generate for each choice; None: as many as fit."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in self.prompts)
+
+
+class Engine:
+    """Runs jobs."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, ledger: Ledger) -> None:
+        self.settings, self.metrics, self.ledger = settings, metrics, ledger
+        self.rejected: Callable[[str], None] = lambda reason: None
+        """Called with the reason when KV parameters are refused."""
+
+    def room(self, job: Job) -> int:
+        """Tokens that fit behind the longest prompt."""
+        return self.settings.max_model_len - max(len(prompt) for prompt in job.prompts)
+
+    def check(self, job: Job) -> None:
+        """Raise VllmError for a job that does not fit."""
+        if (job.limit or 1) > self.room(job):
+            raise VllmError(
+                f"This model's maximum context length is {self.settings.max_model_len} tokens, but the prompt and "
+                f"{job.limit} output tokens were asked for."
+            )
+
+    async def steps(self, job: Job) -> AsyncGenerator[Step, None]:
+        """The tokens of all choices, in turns. Close the iterator (``aclosing``) when it is left early."""
+        limit = self.room(job) if job.limit is None else job.limit
+        began = time.monotonic()
+        with self._counted() as end:
+            source = await self._load(job)
+            await asyncio.sleep(self.settings.prefill_s if source == "local_compute" else 0)
+            self.metrics.prompt(job.prompt_tokens, source)
+            self.metrics.ttft.observe(time.monotonic() - began)
+            numbered = [(p, i) for p in job.prompts for i in range(job.request.n)]
+            answers = {index: tokens.Answer(p, i) for index, (p, i) in enumerate(numbered)}
+            reason = "length"
+            for position in range(limit):
+                if position:
+                    await asyncio.sleep(self.settings.token_s)
+                    self.metrics.itl.observe(self.settings.token_s)
+                for index, answer in list(answers.items()):
+                    token, stop = answer.token(position)
+                    stop = stop and not job.request.ignore_eos and position + 1 >= job.request.min_tokens
+                    reason = "stop" if stop else "length"
+                    finish = reason if stop or position + 1 == limit else None
+                    if finish:
+                        del answers[index]
+                    self.metrics.generation_tokens.inc()
+                    yield Step(index, token, tokens.decode([token]), finish)
+            end(reason)
+            self.metrics.e2e.observe(time.monotonic() - began)
+
+    async def choices(self, job: Job) -> list[Choice]:
+        """All choices at once."""
+        prompts = [p for p in job.prompts for _ in range(job.request.n)]
+        done = [Choice(index, prompt) for index, prompt in enumerate(prompts)]
+        async for step in self.steps(job):
+            done[step.choice].ids.append(step.token)
+            done[step.choice].finish = step.finish or done[step.choice].finish
+        return done
+
+    def minted(self, job: Job) -> Params | None:
+        """The ``kv_transfer_params`` that go into the answer of a prefill leg."""
+        if self.settings.role != "prefill" or not job.request.kv_transfer_params:
+            return None
+        return self.ledger.mint(job.id, job.prompt_tokens)
+
+    async def _load(self, job: Job) -> str:
+        """Where the prompt's KV comes from."""
+        params = job.request.kv_transfer_params
+        if params is None:
+            return "local_compute"
+        try:
+            if self.settings.role == "both":
+                raise KvError("kv_transfer_params on a worker that takes no part in disaggregation")
+            if self.settings.role == "prefill":
+                check_prefill_leg(
+                    params, stream=bool(job.request.stream), limit=job.limit, min_tokens=job.request.min_tokens
+                )
+                return "local_compute"
+            await self._fetch(params, job.prompt_tokens)
+            return "external_kv_transfer"
+        except KvError as error:
+            self.rejected(f"kv_transfer_params: {error}")
+            raise VllmError(str(error), status=500, type="InternalServerError") from None
+
+    async def _fetch(self, params: Params, prompt_tokens: int) -> None:
+        if params.get("do_remote_prefill") is not True:
+            raise KvError("a decode leg says do_remote_prefill true")
+        client = HttpClient(f"http://{params.get('remote_host')}:{params.get('remote_port')}", timeout_s=5)
+        body = {"params": params, "prompt_tokens": prompt_tokens}
+        try:
+            answer: Any = await asyncio.to_thread(client.json, "POST", "/kv/claim", body=body)
+        except HeliosError as error:
+            raise KvError(f"the prefill worker can't be reached: {error}") from None
+        finally:
+            client.close()
+        if answer["refused"] is not None:
+            raise KvError(answer["refused"])
+
+    @contextmanager
+    def _counted(self) -> Any:
+        """Count the job as running; how it ended is ``abort`` unless the block says otherwise."""
+        reason = "abort"
+
+        def end(how: str) -> None:
+            nonlocal reason
+            reason = how
+
+        self.metrics.running.inc()
+        try:
+            yield end
+        except VllmError:
+            reason = "error"
+            raise
+        finally:
+            self.metrics.running.dec()
+            self.metrics.ended(reason)

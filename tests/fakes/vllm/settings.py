@@ -1,0 +1,33 @@
+"""What a fake serves and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["both", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A fake's settings; times are in seconds."""
+
+    model: str
+    role: Role = "both"
+    """``prefill`` and ``decode`` take part in disaggregation; ``both`` accepts no ``kv_transfer_params``."""
+    runner: Literal["generate", "pooling", "all"] = "all"
+    """vLLM serves generation or pooling; ``all`` serves both, which spares a test a second fake."""
+    max_model_len: int = 1024
+    """Longest prompt plus answer, in tokens."""
+    prefill_s: float = 0.0
+    """Time to the first token."""
+    token_s: float = 0.0
+    """Time between tokens."""
+    lease_s: float = 30.0
+    """How long a prefill worker keeps blocks that no decode worker fetched (vLLM's ``kv_lease_duration``)."""
+    created: int | None = None
+    """The ``created`` of every answer; None: the time of day."""
+    keep_alive_s: int = 5
+    """After this long without a request a connection is closed (vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
+    block_tokens: int = 16
+    """Tokens in a KV block."""

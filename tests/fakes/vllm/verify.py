@@ -1,0 +1,41 @@
+"""What no proxy may send to a worker."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.fakes.vllm.journal import Record
+
+HOP_BY_HOP: Final = frozenset(
+    {"keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade", "http2-settings", "expect"}
+)  # fmt: skip
+ONCE: Final = ("host", "content-length", "content-type", "authorization", "x-request-id")
+ADMINISTRATION: Final = (
+    "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/pause", "/resume", "/is_paused", "/abort_requests",
+    "/update_weights", "/init_weight_transfer_engine", "/start_weight_update", "/finish_weight_update",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/reset_prefix_cache", "/reset_mm_cache", "/server_info",
+    "/start_profile", "/stop_profile", "/scale_elastic_ep", "/invocations", "/release_kv_cache_memory",
+    "/inference/v1/abort_requests", "/fault_tolerance/apply", "/tokenizer_info",
+)  # fmt: skip
+"""Paths that vLLM serves (some with VLLM_SERVER_DEV_MODE=1) and that users must never reach."""
+
+
+def problems(record: Record, own_host: str) -> list[str]:
+    """What is wrong with a request's head; ``own_host`` is the host and port it should name."""
+    found = []
+    for name, value in record.headers:
+        if name in HOP_BY_HOP:
+            found.append(f"hop-by-hop header {name}: {value}")
+        if name == "connection" and value.lower() not in ("keep-alive", "close"):
+            found.append(f"connection: {value}")
+    for name in ONCE:
+        if len(record.header(name)) > 1:
+            found.append(f"{name} comes {len(record.header(name))} times")
+    if record.header("host") != [own_host]:
+        found.append(f"host is {record.header('host')}, not {own_host}")
+    if record.method == "POST" and record.header("content-length") != [str(record.body_bytes)]:
+        found.append(f"content-length is {record.header('content-length')} for {record.body_bytes} bytes")
+    if record.target.partition("?")[0] in ADMINISTRATION:
+        found.append(f"{record.target} must never be reached")
+    return found
