@@ -24,10 +24,11 @@ SLOWEST_BYTES_S: Final = 4 << 20
 
 
 class Repo(msgspec.Struct, frozen=True):
-    """A repository: its canonical name, refs and when one of them last moved (unix seconds)."""
+    """A repository: its canonical name, its refs, the bytes of its distinct files, when a ref last moved (unix s)."""
 
     repo: str
     refs: dict[str, str]
+    bytes: int
     updated: int
 
     @property

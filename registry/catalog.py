@@ -39,10 +39,11 @@ Expected = str | None | EllipsisType
 
 @dataclass(frozen=True, slots=True)
 class RepoInfo:
-    """One repository: its refs, and when one of them last moved (unix seconds)."""
+    """One repository: its refs, the bytes of its distinct blobs, and when a ref last moved (unix seconds)."""
 
     repo: RepoId
     refs: dict[str, str]
+    bytes: int
     updated: int
 
 
@@ -111,7 +112,8 @@ class Catalog:
         """All repositories, sorted by their canonical text."""
         with self.database.read() as connection:
             found = repositories.listing(connection, kind)
-        return [RepoInfo(RepoId.from_canonical(r.name), refs, r.updated) for r, refs in found]
+            sizes = repositories.sizes(connection)
+        return [RepoInfo(RepoId.from_canonical(r.name), refs, sizes.get(r.id, 0), r.updated) for r, refs in found]
 
     def refs(self, repo: RepoId) -> dict[str, str]:
         """Ref name -> commit, sorted. Raises RepoNotFound."""
@@ -403,3 +405,4 @@ class Catalog:
         self._resolved.clear()
         self._held.clear()
         self._placements.clear()
+        self._placed.clear()

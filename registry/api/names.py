@@ -38,7 +38,8 @@ def routes() -> list[BaseRoute]:
 
 async def repos(request: Request) -> Response:
     found = await asyncio.to_thread(services(request).catalog.repos)
-    return Json({"repos": [{"repo": str(r.repo), "refs": r.refs, "updated": r.updated} for r in found]})
+    listed = [{"repo": str(r.repo), "refs": r.refs, "bytes": r.bytes, "updated": r.updated} for r in found]
+    return Json({"repos": listed})
 
 
 async def remove(request: Request) -> Response:

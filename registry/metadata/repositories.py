@@ -13,7 +13,7 @@ from helios.errors import Conflict, RepoNotFound, RevisionNotFound
 from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord
 from registry.metadata.database import insert_new
-from registry.metadata.tables import commits, ref_moves, refs, repositories, repository_blobs
+from registry.metadata.tables import blobs, commits, ref_moves, refs, repositories, repository_blobs
 
 Expected = str | None | EllipsisType
 """What a compare-and-swap expects: a commit, None for "no such ref yet", ``...`` for anything."""
@@ -154,6 +154,17 @@ def blobs_of(connection: Connection, repository: Repository | None) -> list[str]
     if repository is not None:
         query = query.where(repository_blobs.c.repository == repository.id)
     return list(connection.scalars(query))
+
+
+def sizes(connection: Connection) -> dict[int, int]:
+    """Bytes of the distinct blobs of every repository, by its number."""
+    query = (
+        sa.select(repository_blobs.c.repository, sa.func.sum(blobs.c.size))
+        .join_from(repository_blobs, repositories, repository_blobs.c.repository == repositories.c.id)
+        .join(blobs, (blobs.c.domain == repositories.c.domain) & (blobs.c.sha256 == repository_blobs.c.sha256))
+        .group_by(repository_blobs.c.repository)
+    )
+    return {id_: int(size) for id_, size in connection.execute(query)}
 
 
 def logical_bytes(connection: Connection, repository: Repository | None) -> int:
