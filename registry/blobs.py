@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from helios.errors import IntegrityError, InvalidInput
 from heliosfs.store.objects import ObjectStore
-from heliosfs.store.placement import NO_CODEC, ChunkLocation
+from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
 
 
@@ -23,20 +23,12 @@ class Segment:
 
 
 class BlobReader:
-    """One blob's bytes by range.
+    """One blob's bytes by range. Ranges are in bytes of the blob and are cut at its end."""
 
-    ``locations`` has one item for each chunk of ``recipe``, in order. Ranges are in bytes of the blob and are cut at
-    its end.
-    """
-
-    def __init__(self, store: ObjectStore, recipe: Recipe, locations: Sequence[ChunkLocation]) -> None:
-        if len(locations) != len(recipe):
-            raise IntegrityError(f"blob {recipe.blob} has {len(recipe)} chunks, but {len(locations)} are placed")
-        for index, at in enumerate(locations):
-            start, end = recipe.span(index)
-            if at.codec != NO_CODEC or at.key is not None or not at.length == at.encoded_length == end - start:
-                raise IntegrityError(f"chunk {index} of blob {recipe.blob} is placed in a form unknown to this Helios")
-        self._store, self._recipe, self._locations = store, recipe, locations
+    def __init__(self, store: ObjectStore, recipe: Recipe, placement: Placement) -> None:
+        """Raises IntegrityError for a placement that contradicts the recipe."""
+        self._store, self._recipe = store, recipe
+        self._placed = PlacedBlob(recipe, placement)
 
     @property
     def size(self) -> int:
@@ -48,55 +40,48 @@ class BlobReader:
 
         Their content is not checked here.
         """
-        pending: Segment | None = None
-        for index, low, high in self._parts(start, count):
-            at = self._locations[index]
-            offset = at.offset + low
-            if pending is not None and pending.key == at.object_key and pending.offset + pending.count == offset:
-                pending = Segment(pending.key, pending.offset, pending.count + high - low)
-            else:
-                if pending is not None:
-                    yield pending
-                pending = Segment(at.object_key, offset, high - low)
-        if pending is not None:
-            yield pending
+        for run in self._placed.segments(self._covering(start, count)):
+            first = self._recipe.span(run.first)[0]
+            low = max(start - first, 0)
+            high = min(start + count - first, run.length)
+            yield Segment(run.object.key, run.offset + low, high - low)
 
     def read(self, start: int, count: int) -> bytes:
         """The bytes of a range, every chunk they come from checked. Raises IntegrityError naming the chunk."""
-        return b"".join(part for part in self.iterate(start, count))
+        return b"".join(bytes(part) for part in self.iterate(start, count))
 
     def iterate(self, start: int, count: int) -> Iterator[memoryview]:
         """The bytes of a range, checked, a piece of one chunk at a time; a piece is valid until the next one."""
-        buffer = memoryview(bytearray(min(MAX_CHUNK, self._recipe.size)))
-        for index, low, high in self._parts(start, count):
-            yield self._load(index, buffer)[low:high]
+        buffer = self._buffer()
+        for index in self._covering(start, count):
+            low, high = self._recipe.span(index)
+            yield self._load(index, buffer)[max(start, low) - low : min(start + count, high) - low]
 
     def verify(self, start: int = 0, count: int | None = None) -> int:
         """Check every chunk that a range touches; returns how many. Raises IntegrityError naming the first bad one."""
-        buffer = memoryview(bytearray(min(MAX_CHUNK, self._recipe.size)))
-        checked = 0
-        for index, _, _ in self._parts(start, self._recipe.size if count is None else count):
+        buffer = self._buffer()
+        chunks = self._covering(start, self.size if count is None else count)
+        for index in chunks:
             self._load(index, buffer)
-            checked += 1
-        return checked
+        return len(chunks)
 
-    def _parts(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The chunks of a range: index, and where the range starts and ends inside the chunk."""
+    def _buffer(self) -> memoryview:
+        return memoryview(bytearray(min(MAX_CHUNK, self.size)))
+
+    def _covering(self, start: int, count: int) -> range:
         if start < 0 or count < 0:
             raise InvalidInput(f"{count} bytes from {start} is not a range of a blob")
-        for index in self._recipe.covering(start, count):
-            low, high = self._recipe.span(index)
-            yield index, max(start, low) - low, min(start + count, high) - low
+        return self._recipe.covering(start, count)
 
     def _load(self, index: int, buffer: memoryview) -> memoryview:
-        at = self._locations[index]
-        data = buffer[: at.length]
-        self._store.read_into(at.object_key, at.offset, data)
+        placed, offset, length = self._placed.locate(index)
+        data = buffer[:length]
+        self._store.read_into(placed.key, offset, data)
         if blake3(data).digest() != self._recipe.id(index):
-            start, end = self._recipe.span(index)
+            low, high = self._recipe.span(index)
             raise IntegrityError(
-                f"chunk {index} of blob {self._recipe.blob} (bytes {start} to {end}) is damaged: "
-                f"object {at.object_key}, bytes {at.offset} to {at.offset + at.length}",
+                f"chunk {index} of blob {self._recipe.blob} (bytes {low} to {high}) is damaged: "
+                f"object {placed.key}, bytes {offset} to {offset + length}",
                 hint="publish or pull the file again from a good copy",
             )
         return data

@@ -16,47 +16,51 @@ from helios.errors import Unavailable
 from heliosfs.store.recipe import MAX_CHUNK
 
 SLAB: Final = MAX_CHUNK
-"""Size of a slab in bytes: the largest chunk fits."""
+"""Bytes of chunks a slab holds: the largest chunk fits."""
+ALIGN: Final = 4096
+"""Alignment of direct writes, in bytes: a multiple of every common disk's block."""
 WAIT_S: Final = 120.0
 """Longest wait for a slab, in seconds; sources have shorter deadlines of their own."""
 
 
 class Slab:
-    """A buffer of 4 MiB with whole chunks in it.
+    """A buffer with whole chunks in it, up to 4 MiB.
 
     ``lengths`` are the chunks' lengths in bytes, ``ids`` their BLAKE3 digests once computed, ``offset`` where the
-    first one starts in the blob; ``holders`` counts the lanes that still need it.
+    first one starts in the blob; ``holders`` counts the lanes that still need it. The chunks start at ``head`` in
+    ``memory``, as far from a multiple of 4096 as they do in the blob, so that whole blocks can go to disk from where
+    they lie (O_DIRECT); the bytes before are the writer's, for the part of the first block that came earlier.
     """
 
-    __slots__ = ("_memory", "_view", "holders", "ids", "lengths", "offset")
+    __slots__ = ("_map", "head", "holders", "ids", "lengths", "memory", "offset")
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, SLAB)
-        self._view = memoryview(self._memory)
-        self.offset = 0
+        self._map = mmap.mmap(-1, ALIGN + SLAB)
+        self.memory = memoryview(self._map)
+        self.offset = self.head = 0
         self.lengths: list[int] = []
         self.ids: list[bytes] = []
         self.holders = 0
 
     def assign(self, offset: int, lengths: list[int]) -> memoryview:
         """Take the chunks to fill it with; returns the part of the buffer they need."""
-        self.offset, self.lengths, self.ids = offset, lengths, []
+        self.offset, self.head, self.lengths, self.ids = offset, offset % ALIGN, lengths, []
         return self.data
 
     @property
     def data(self) -> memoryview:
-        return self._view[: sum(self.lengths)]
+        return self.memory[self.head : self.head + sum(self.lengths)]
 
     def chunks(self) -> Iterator[memoryview]:
         """The chunks' bytes, in order."""
-        start = 0
+        start = self.head
         for length in self.lengths:
-            yield self._view[start : start + length]
+            yield self.memory[start : start + length]
             start += length
 
     def close(self) -> None:
-        self._view.release()
-        self._memory.close()
+        self.memory.release()
+        self._map.close()
 
 
 class SlabPool:

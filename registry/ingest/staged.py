@@ -5,10 +5,13 @@ Nothing here is visible: ``put`` makes it so, ``abort`` removes it. A full disk 
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +22,7 @@ from heliosfs.store.keys import pack_key
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.syscalls import reserve, start_writeback
+from registry.ingest.slabs import ALIGN, SLAB, Slab
 from registry.ingest.types import NewObject
 
 WRITEBACK: Final = 16 << 20
@@ -29,15 +33,23 @@ HEADROOM: Final = 256 << 20
 
 
 class StagedFile:
-    """One file in staging, written from start to end."""
+    """One file in staging, written from start to end.
 
-    def __init__(self, store: ObjectStore) -> None:
+    With ``direct`` whole blocks bypass the page cache (O_DIRECT) where the filesystem allows it: a large blob would
+    only push out what is being served, and filling the cache can cost more CPU than all hashing together.
+    """
+
+    def __init__(self, store: ObjectStore, *, direct: bool) -> None:
         self._directory = store.staging()
         self.path = self._directory / secrets.token_hex(8)
         with _guard(self._directory):
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.size = 0
         self._clean = 0
+        self._direct = direct and self._set_direct(True)
+        self._pending = 0
+        """Bytes at the end of the file that are still in ``_bounce``."""
+        self._bounce = memoryview(mmap.mmap(-1, SLAB)) if self._direct else memoryview(b"")
 
     def reserve(self, size: int) -> None:
         """Make sure that ``size`` bytes fit, with some headroom left. Raises NoSpace."""
@@ -46,41 +58,111 @@ class StagedFile:
             reserve(self.fd, size)
 
     def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
         view = memoryview(data)
-        with _guard(self._directory):
-            while view:
-                count = os.pwrite(self.fd, view, self.size)
-                view = view[count:]
-                self._wrote(count)
+        while self._direct and view:
+            count = min(len(view), len(self._bounce) - self._pending)
+            self._bounce[self._pending : self._pending + count] = view[:count]
+            self._pending += count
+            self.size += count
+            view = view[count:]
+            if self._pending == len(self._bounce):
+                self._pending = 0
+                self._write_blocks(self._bounce, self.size - len(self._bounce))
+        if view:
+            self.size += len(view)
+            self._write(view, self.size - len(view))
 
-    def copy(self, source: int, offset: int, count: int) -> None:
-        """Append bytes of another open file of the same filesystem, inside the kernel."""
+    def write_slab(self, slab: Slab) -> None:
+        """Append a slab's chunks; without a copy when they are aligned as the file is."""
+        if not self._direct or self._pending != slab.head or slab.offset != self.size:
+            self.write(slab.data)
+            return
+        start, end = slab.head, slab.head + len(slab.data)
+        whole = end - end % ALIGN
+        slab.memory[:start] = self._bounce[: self._pending]
+        self._pending = end - whole
+        self._bounce[: self._pending] = slab.memory[whole:end]
+        self.size += end - start
+        if whole:
+            self._write_blocks(slab.memory[:whole], self.size - end)
+
+    def copy(self, source: StagedFile, offset: int, count: int) -> None:
+        """Append bytes of another staged file, inside the kernel."""
+        source.settle()
+        self.settle()
         with _guard(self._directory):
             while count:
-                done = os.copy_file_range(source, self.fd, count, offset, self.size)
+                done = os.copy_file_range(source.fd, self.fd, count, offset, self.size)
                 if not done:
-                    raise Unavailable(f"{self.path} could not be copied: a staging file became shorter")
+                    raise Unavailable(f"{source.path} is shorter than what was written to it")
                 offset += done
                 count -= done
-                self._wrote(done)
+                self.size += done
+                self._start_writeback()
 
-    def _wrote(self, count: int) -> None:
-        self.size += count
-        if self.size - self._clean >= WRITEBACK:
-            start_writeback(self.fd, self._clean, self.size - self._clean)
-            self._clean = self.size
+    def settle(self) -> None:
+        """Let the file hold every byte written; from then on it is written through the page cache."""
+        if self._direct:
+            self._direct = False
+            self._set_direct(False)
+            pending, self._pending = self._pending, 0
+            self._write(self._bounce[:pending], self.size - pending)
+            self._bounce = memoryview(b"")
 
     def close(self) -> None:
+        """End the writing; ``path`` then holds every byte."""
         if self.fd >= 0:
+            self.settle()
             fd, self.fd = self.fd, -1
             with _guard(self._directory):
                 os.close(fd)
 
     def abort(self) -> None:
         """Remove the file."""
-        with suppress(NoSpace, Unavailable):  # an error of close(2) no longer matters
-            self.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
         self.path.unlink(missing_ok=True)
+
+    def _write_blocks(self, view: memoryview, offset: int) -> None:
+        """Write whole blocks directly, or through the page cache where the disk wants another alignment."""
+        with _guard(self._directory):
+            try:
+                self._pwrite(view, offset)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        self.settle()
+        self._write(view, offset)
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        with _guard(self._directory):
+            self._pwrite(view, offset)
+        self._start_writeback()
+
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        while view:
+            count = os.pwrite(self.fd, view, offset)
+            view = view[count:]
+            offset += count
+
+    def _start_writeback(self) -> None:
+        if self.size - self._clean >= WRITEBACK:
+            start_writeback(self.fd, self._clean, self.size - self._clean)
+            self._clean = self.size
+
+    def _set_direct(self, on: bool) -> bool:
+        """Switch O_DIRECT; returns whether the filesystem took it."""
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        except OSError as error:
+            if not on or error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
 
 class Packs:
@@ -100,8 +182,8 @@ class Packs:
         file.write(data)
         return at
 
-    def copy(self, chunk: bytes, source: int, offset: int, length: int) -> ChunkLocation:
-        """Add a chunk that lies in another open file."""
+    def copy(self, chunk: bytes, source: StagedFile, offset: int, length: int) -> ChunkLocation:
+        """Add a chunk that lies in another staged file."""
         file = self._file()
         at = self._enter(chunk, file.size, length)
         file.copy(source, offset, length)
@@ -124,7 +206,7 @@ class Packs:
             self._seal()
         if self._open is None:
             check_space(self._store.staging(), pack.TARGET)
-            self._open = StagedFile(self._store)
+            self._open = StagedFile(self._store, direct=True)
             self._key = pack_key(self._domain, secrets.token_hex(16))
             self._open.write(pack.head())
         return self._open

@@ -18,7 +18,7 @@ from helios.errors import NoSpace
 from heliosfs.store.keys import blob_key
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
-from registry.ingest.slabs import Slab
+from registry.ingest.slabs import SLAB, Slab
 from registry.ingest.staged import Packs, StagedFile
 from registry.ingest.types import ChunkIndex, NewObject
 
@@ -54,7 +54,7 @@ class BlobWriter:
         """Take the next chunks, ids computed. Raises NoSpace."""
         self.chunks.extend(zip(slab.ids, slab.lengths, strict=True))
         if self._raw is not None:
-            self._raw.write(slab.data)
+            self._raw.write_slab(slab)
             if len(self.chunks) - self._looked_up >= self._batch:
                 self._decide()
             return
@@ -115,7 +115,7 @@ class BlobWriter:
 
     def _open_raw(self, size: int) -> StagedFile | None:
         """A raw file with room for the whole blob. None without that room: known chunks may make it fit yet."""
-        file = StagedFile(self._store)
+        file = StagedFile(self._store, direct=size > SLAB)
         try:
             file.reserve(size)
         except NoSpace:
@@ -153,7 +153,7 @@ class BlobWriter:
         offset = 0
         for chunk, length in self.chunks:
             if self._places[chunk] is None:
-                self._places[chunk] = self._packs.copy(chunk, self._raw.fd, offset, length)
+                self._places[chunk] = self._packs.copy(chunk, self._raw, offset, length)
             offset += length
         self._raw.abort()
         self._raw = None
