@@ -50,6 +50,9 @@ class MountSettings(Section, frozen=True):
     allow_other: bool = True
     """Let other users read the mount (needs root, or user_allow_other in /etc/fuse.conf)."""
     readahead_kib: int = 1024
+    """How far the kernel reads ahead in a file, in KiB; also the size of its requests. Only root can set it."""
+    listen: str = ""
+    """``host:port`` where the mount also serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
 
 
 class WorkerSettings(Section, frozen=True):

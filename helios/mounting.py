@@ -1,0 +1,269 @@
+"""Starting and stopping mounts: what ``helios mount``, ``helios umount`` and everything that needs a mount share.
+
+The mount's daemon is a fresh process in a session of its own (``python -m heliosfs``). It says through a pipe that the
+mount answers, or why there is none; from then on only its state file and its signals tie it to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from helios.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Unavailable, from_code
+from helios.home import Home, hash_text
+from helios.lockfile import held
+from helios.mounts import (
+    FSTYPE,
+    MountEntry,
+    MountState,
+    canonical,
+    claim,
+    detach,
+    find_mount,
+    parse_state,
+    state_of,
+    state_path,
+)
+
+START_S: Final = 60.0
+"""How long a mount may take to be ready, in seconds: an embedded registry may have to start first."""
+
+STOP_S: Final = 15.0
+"""How long a mount's daemon may take to end by itself, in seconds."""
+
+LOG_BYTES: Final = 8 << 20
+"""A log longer than this is put aside (one older is kept) when the next mount starts."""
+
+_READY_FD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A mount point that is free. ``created``: it was made for the mount; ``note``: what was repaired."""
+
+    mountpoint: Path
+    created: bool
+    note: str | None = None
+
+
+def prepare(home: Home, path: Path) -> Place:
+    """Make sure that something can be mounted at ``path``: made if its parent is there, a dead mount of ours removed.
+
+    Raises Conflict when something is mounted there, InvalidInput when it is not an empty directory.
+    """
+    mountpoint = canonical(path)
+    try:
+        str(mountpoint).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"the mount point {mountpoint!r} is not valid UTF-8") from None
+    created, note = _clear(home, mountpoint)
+    try:
+        if not created:
+            os.mkdir(mountpoint)
+            created = True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise InvalidInput(f"the mount point {mountpoint} can't be made: {error.strerror}") from None
+    try:
+        if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
+            raise InvalidInput(f"the mount point {mountpoint} is not a directory")
+        with os.scandir(mountpoint) as entries:
+            if next(entries, None) is not None:
+                raise InvalidInput(f"the mount point {mountpoint} is not empty", hint="Choose an empty directory.")
+    except OSError as error:
+        raise InvalidInput(f"the mount point {mountpoint} can't be used: {error.strerror}") from None
+    return Place(mountpoint, created, note)
+
+
+def start(
+    home: Home, place: Place, overrides: Mapping[str, Mapping[str, Any]], timeout_s: float = START_S
+) -> MountState:
+    """Start a mount's daemon and wait until the mount answers.
+
+    ``overrides`` are configuration flags by section. Raises the daemon's own error, or Unavailable with the last lines
+    of its log.
+    """
+    log = _log_file(home, place.mountpoint)
+    begin = log.stat().st_size
+    command = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
+    command += ["--ready-fd", str(_READY_FD), "--overrides", json.dumps(overrides)]
+    command += ["--created"] if place.created else []
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb", buffering=0) as ready:
+        try:
+            pid = _spawn(command, log, write_fd)
+        finally:
+            os.close(write_fd)
+        try:
+            answer = _read_line(ready.fileno(), timeout_s)
+        except BaseException:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+            _remove(place)
+            raise
+    if "state" in answer:
+        return msgspec.convert(answer["state"], MountState)
+    _, status = os.waitpid(pid, 0)
+    _remove(place)
+    if "error" in answer:
+        raise from_code(**answer["error"])
+    raise Unavailable(f"the mount ended at start ({_how(status)}):\n{_tail(log, begin)}", hint=f"The whole log: {log}")
+
+
+def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
+    """Unmount what this home mounted at ``path`` and wait until its daemon is gone.
+
+    Raises NotFound when nothing is mounted there, Conflict when it is not a mount of this home.
+    """
+    mountpoint = canonical(path)
+    entry, state = find_mount(mountpoint), state_of(home, mountpoint)
+    if state is None:
+        if entry is None:
+            raise NotFound(f"nothing is mounted at {mountpoint}")
+        raise Conflict(
+            f"what is mounted at {mountpoint} ({entry.fstype}) is no mount of {home.root}",
+            hint="Set HELIOS_HOME to the one that mounted it.",
+        )
+    if held(state_path(home, mountpoint)):
+        if not state.process.end(timeout_s):
+            raise Unavailable(f"the mount's process {state.pid} does not end, not even by SIGKILL")
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(state.pid, 0)  # it may be our own child
+    _sweep(home, mountpoint)
+    return mountpoint
+
+
+def _clear(home: Home, mountpoint: Path) -> tuple[bool, str | None]:
+    """Remove a dead mount of ours. Returns whether its mount point was made for it, and what was done."""
+    entry, state = find_mount(mountpoint), state_of(home, mountpoint)
+    if held(state_path(home, mountpoint)):
+        if entry is not None or not _wait_until_free(home, mountpoint):
+            by = f"process {state.pid}" if state else "a process that is just starting"
+            raise Conflict(f"{mountpoint} is mounted already, by {by}", hint=f"helios umount {mountpoint} ends it.")
+        entry, state = find_mount(mountpoint), state_of(home, mountpoint)
+    if entry is not None and (entry.fstype != FSTYPE or (state is None and not _dead(entry))):
+        raise Conflict(
+            f"{mountpoint} is a mount point already ({entry.fstype}), and not one of {home.root}",
+            hint="Choose another directory, or unmount that one first.",
+        )
+    if entry is None and state is None:
+        return False, None
+    created = _sweep(home, mountpoint, keep_directory=True)
+    note = f"the mount at {mountpoint} had lost its process; it was unmounted" if entry else None
+    return created, note
+
+
+def _wait_until_free(home: Home, mountpoint: Path) -> bool:
+    """A daemon that has unmounted already is ending: wait for it."""
+    end = time.monotonic() + STOP_S
+    while time.monotonic() < end and find_mount(mountpoint) is None:
+        if not held(state_path(home, mountpoint)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _sweep(home: Home, mountpoint: Path, keep_directory: bool = False) -> bool:
+    """Remove what a dead daemon left: the mount, the state file, the directory made for it."""
+    lock = claim(home, mountpoint)
+    if lock is None:
+        raise Conflict(f"{mountpoint} was mounted again in this moment")
+    state = parse_state(lock.read())
+    created = state is not None and state.created
+    try:
+        entry = find_mount(mountpoint)
+        if entry is not None and entry.fstype == FSTYPE:
+            detach(mountpoint)
+        if created and not keep_directory:
+            with contextlib.suppress(OSError):  # not empty: somebody uses it
+                mountpoint.rmdir()
+    finally:
+        lock.release()
+    return created
+
+
+def _dead(entry: MountEntry) -> bool:
+    """Whether a mount of unknown origin has lost its daemon. A child asks: a hanging mount would hang whoever asks."""
+    probe = subprocess.Popen(
+        ["stat", "--file-system", str(entry.mountpoint)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"LC_ALL": "C", "PATH": os.defpath},
+    )
+    try:
+        _, said = probe.communicate(timeout=2)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return False
+    return probe.returncode != 0 and os.strerror(107) in said  # ENOTCONN
+
+
+def _log_file(home: Home, mountpoint: Path) -> Path:
+    home.logs.mkdir(parents=True, exist_ok=True)
+    log = home.logs / f"mount-{mountpoint.name or 'root'}-{hash_text(str(mountpoint)):016x}.log"
+    log.touch()
+    if log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+        log.touch()
+    return log
+
+
+def _spawn(command: list[str], log: Path, ready_fd: int) -> int:
+    """Start the daemon: its own session, output to the log, the pipe as descriptor 3, nothing else inherited."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND, 0),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, ready_fd, _READY_FD),
+    ]
+    return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+
+
+def _read_line(fd: int, timeout_s: float) -> dict[str, Any]:
+    """The daemon's one line, empty when it ended without."""
+    end = time.monotonic() + timeout_s
+    data = b""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while not data.endswith(b"\n"):
+        left = end - time.monotonic()
+        if left <= 0 or not poller.poll(left * 1000):
+            raise DeadlineExceeded(f"the mount was not ready after {timeout_s:.0f} seconds")
+        part = os.read(fd, 1 << 16)
+        if not part:
+            return {}
+        data += part
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
+def _remove(place: Place) -> None:
+    if place.created:
+        with contextlib.suppress(OSError):
+            place.mountpoint.rmdir()
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _tail(log: Path, begin: int, lines: int = 15) -> str:
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - (32 << 10)))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,307 @@
+"""What the registry says about names and commits, remembered for as long as it may be believed.
+
+Refs and lists of repositories are believed for ``NAME_TTL_S``; commits and manifests for ever. While no registry
+answers, names keep the last value that was seen and commits that were seen stay readable; a name never seen raises
+Unavailable, which a reader sees as EIO, never as "no such file". What was seen survives a restart (records.py).
+
+All methods run in one trio loop; the registry's and the disk's blocking calls in threads. State changes only between
+waits, and one question is asked once however many tasks wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from helios.errors import DeadlineExceeded, NotFound, Unavailable
+from helios.names import RepoId
+from heliosfs.flights import Flights
+from heliosfs.records import Records, SeenCommit
+from heliosfs.store.manifest import CommitRecord, Manifest
+from heliosfs.tree.snapshot import Snapshot
+from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S, Known, Repos
+
+log = logging.getLogger("heliosfs.catalog")
+
+T = TypeVar("T")
+
+MAX_FILES: Final = 60_000
+"""Files of the snapshots kept in memory, about 0.7 KB each; the least recently used snapshot goes."""
+
+MAX_ABSENT: Final = 10_000
+"""Repositories and commits remembered as absent."""
+
+NEVER: Final = -1e9
+"""A time long ago, in seconds of the monotonic clock."""
+
+REPOS: Final = ("repos",)
+
+
+class Registry(Protocol):
+    """What is asked of a registry. Calls block for at most ``timeout_s`` and raise HeliosError."""
+
+    def listing(self, timeout_s: float) -> Mapping[RepoId, Mapping[str, str]]:
+        """Every repository with its refs."""
+
+    def refs(self, repo: RepoId, timeout_s: float) -> Mapping[str, str]:
+        """One repository's refs; RepoNotFound."""
+
+    def commit(self, repo: RepoId, commit: str, timeout_s: float) -> CommitRecord:
+        """A commit's record; RepoNotFound, RevisionNotFound."""
+
+    def manifest(self, repo: RepoId, commit: str, timeout_s: float) -> bytes:
+        """The manifest record's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a registry may take, in seconds: for a name never seen, and for one whose last value would do."""
+
+    unknown_s: float = 5.0
+    known_s: float = 2.0
+    pause_s: float = 1.0
+    """After a failure nobody asks again for this long, doubled with every failure up to ``longest_pause_s``."""
+    longest_pause_s: float = 5.0
+
+
+class Catalog:
+    """A ``heliosfs.tree.source.Source`` on a registry."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        records: Records,
+        *,
+        patience: Patience = Patience(),
+        clock: Callable[[], float] = time.monotonic,
+        threads: int = 8,
+    ) -> None:
+        self._registry, self._records, self._patience, self._clock = registry, records, patience, clock
+        self._limiter = trio.CapacityLimiter(threads)
+        self._flights: Flights[tuple[str, ...]] = Flights()
+        self._refs: dict[RepoId, Known[Mapping[str, str]]] = {}
+        self._repos: Known[Repos] | None = None
+        self._commits: dict[RepoId, dict[str, SeenCommit]] = {}
+        self._absent: dict[tuple[RepoId, str | None], float] = {}  # commits, and (None) whole repositories
+        self._snapshots: OrderedDict[tuple[RepoId, str], Snapshot] = OrderedDict()
+        self._files = 0
+        self._pause = 0.0
+        self._quiet_until = NEVER
+
+    async def load(self) -> None:
+        """Take up what was seen before a restart, as values that are to be asked for again."""
+        seen = await trio.to_thread.run_sync(self._records.load)
+        for repo, refs in seen.refs.items():
+            self._refs[repo] = Known(refs, NEVER)
+        for record in seen.commits:
+            self._commits.setdefault(record.repo, {})[record.commit] = record
+        if seen.refs:
+            self._repos = Known(Repos.of(seen.refs), NEVER)
+
+    @property
+    def answering(self) -> bool:
+        """Whether the last question was answered."""
+        return self._pause == 0.0
+
+    # --- names ---
+
+    async def repos(self) -> Known[Repos]:
+        known = self._repos
+        if known is not None and self._clock() < known.at + NAME_TTL_S:
+            return known
+        return await self._flights.share(REPOS, self._ask_repos)
+
+    async def refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
+        known = self._refs.get(repo)
+        if known is not None and self._clock() < known.at + NAME_TTL_S:
+            return Known(known.value, known.at)
+        absent = self._known_absent(repo, None)
+        if absent is not None:
+            return Known(None, absent)
+        return await self._flights.share(("refs", str(repo)), lambda: self._ask_refs(repo))
+
+    # --- commits ---
+
+    async def commit_time(self, repo: RepoId, commit: str) -> Known[int | None]:
+        record = await self._commit(repo, commit)
+        return Known(None if record is None else record.time, self._said(repo, commit))
+
+    async def snapshot(self, repo: RepoId, commit: str) -> Known[Snapshot | None]:
+        snapshot = self._snapshots.get((repo, commit))
+        if snapshot is None:
+            work = ("snapshot", str(repo), commit)
+            snapshot = await self._flights.share(work, lambda: self._load_snapshot(repo, commit))
+        if (repo, commit) in self._snapshots:
+            self._snapshots.move_to_end((repo, commit))
+        return Known(snapshot, self._said(repo, commit))
+
+    async def seen(self, repo: RepoId) -> Known[tuple[str, ...]]:
+        refs = await self.refs(repo)
+        commits = dict.fromkeys((refs.value or {}).values())
+        commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
+        return Known(tuple(commits), refs.at)
+
+    # --- asking ---
+
+    async def _ask_repos(self) -> Known[Repos]:
+        known = self._repos
+        asked = self._clock()
+        try:
+            listing = await self._ask(self._registry.listing, known is not None)
+        except Unavailable:
+            if known is None:
+                raise
+            return Known(known.value, self._clock())
+        self._repos = answer = Known(Repos.of(listing), asked)
+        await self._dropped([repo for repo in self._refs if repo not in listing], asked)
+        await self._learned(listing, asked)
+        return answer
+
+    async def _ask_refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
+        known = self._refs.get(repo)
+        asked = self._clock()
+        try:
+            refs = await self._ask(lambda timeout_s: self._registry.refs(repo, timeout_s), known is not None)
+        except NotFound:
+            self._note_absent(repo, None, asked)
+            await self._dropped([repo], asked)
+            return Known(None, asked)
+        except Unavailable:
+            if known is None:
+                raise
+            return Known(known.value, self._clock())
+        await self._learned({repo: refs}, asked)
+        return Known(refs, asked)
+
+    async def _commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
+        record = self._commits.get(repo, {}).get(commit)
+        if record is not None or self._known_absent(repo, commit) is not None:
+            return record
+        return await self._flights.share(("commit", str(repo), commit), lambda: self._ask_commit(repo, commit))
+
+    async def _ask_commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
+        asked = self._clock()
+        try:
+            found = await self._ask(lambda timeout_s: self._registry.commit(repo, commit, timeout_s), known=False)
+        except NotFound:
+            self._note_absent(repo, commit, asked)
+            return None
+        record = SeenCommit(repo, commit, found.manifest, found.time)
+        self._commits.setdefault(repo, {})[commit] = record
+        self._absent.pop((repo, commit), None)
+        await self._in_thread(lambda: self._records.add_commit(record))
+        return record
+
+    async def _load_snapshot(self, repo: RepoId, commit: str) -> Snapshot | None:
+        record = await self._commit(repo, commit)
+        if record is None:
+            return None
+        manifest = await self._in_thread(lambda: self._recorded_manifest(record.manifest))
+        if manifest is None:
+            manifest = await self._ask(lambda timeout_s: self._fetch_manifest(record, timeout_s), known=False)
+        snapshot = Snapshot(repo, commit, record.time, manifest.files)
+        self._snapshots[repo, commit] = snapshot
+        self._files += len(snapshot.files)
+        while self._files > MAX_FILES and len(self._snapshots) > 1:
+            _, old = self._snapshots.popitem(last=False)
+            self._files -= len(old.files)
+        return snapshot
+
+    def _recorded_manifest(self, digest: str) -> Manifest | None:
+        data = self._records.manifest(digest)
+        return None if data is None else Manifest.decode(data, digest)
+
+    def _fetch_manifest(self, record: SeenCommit, timeout_s: float) -> Manifest:
+        data = self._registry.manifest(record.repo, record.commit, timeout_s)
+        manifest = Manifest.decode(data, record.manifest)
+        self._records.add_manifest(record.manifest, data)
+        return manifest
+
+    async def _learned(self, listing: Mapping[RepoId, Mapping[str, str]], asked: float) -> None:
+        """Take refs in, unless a question asked later was answered sooner."""
+        changed = {}
+        for repo, refs in listing.items():
+            old = self._refs.get(repo, Known({}, NEVER))
+            if old.at < asked:
+                self._refs[repo] = Known(refs, asked)
+                self._absent.pop((repo, None), None)
+                if old.value != refs:
+                    changed[repo] = refs
+        if changed:
+            await self._in_thread(lambda: self._records.set_refs(changed))
+
+    async def _dropped(self, repos: Iterable[RepoId], asked: float) -> None:
+        """The registry has these repositories no more: what they held is no longer shown."""
+        gone = [repo for repo in repos if self._refs.get(repo, Known({}, NEVER)).at < asked]
+        known = [repo for repo in gone if self._refs.pop(repo, None) is not None]
+        for repo in gone:
+            for commit in self._commits.pop(repo, {}):
+                if (snapshot := self._snapshots.pop((repo, commit), None)) is not None:
+                    self._files -= len(snapshot.files)
+        if known:
+            await self._in_thread(lambda: self._records.drop(known))
+
+    def _known_absent(self, repo: RepoId, commit: str | None) -> float | None:
+        """When the registry said that there is no such thing, if that may still be believed."""
+        said = self._absent.get((repo, commit))
+        return said if said is not None and self._clock() < said + UNKNOWN_TTL_S else None
+
+    def _note_absent(self, repo: RepoId, commit: str | None, asked: float) -> None:
+        if len(self._absent) >= MAX_ABSENT:
+            self._absent.clear()
+        self._absent[repo, commit] = asked
+
+    def _said(self, repo: RepoId, commit: str) -> float:
+        """When the registry spoke of a commit: for one that exists that matters no more."""
+        return self._absent.get((repo, commit), self._clock())
+
+    async def _ask(self, call: Callable[[float], T], known: bool) -> T:
+        """Ask the registry, again for a while when it does not answer; raises Unavailable in the end.
+
+        ``known``: there is a last value to fall back on, so it is not worth waiting for long.
+        """
+        if self._clock() < self._quiet_until:
+            raise Unavailable("the registry does not answer")
+        patience = self._patience.known_s if known else self._patience.unknown_s
+        end = self._clock() + patience
+        pause = 0.05
+        while True:
+            try:
+                with trio.fail_after(max(0.0, end - self._clock()) + 0.5):
+                    value = await self._in_thread(lambda: call(max(0.05, end - self._clock())))
+            except (Unavailable, trio.TooSlowError) as error:
+                again = self._pause == 0.0 and self._clock() + pause < end
+                if again:
+                    await trio.sleep(pause)
+                    pause *= 2
+                    continue
+                self._silent(error)
+                raise DeadlineExceeded("the registry does not answer") from error
+            except NotFound:
+                self._answered()
+                raise
+            self._answered()
+            return value
+
+    def _silent(self, error: Exception) -> None:
+        if self._pause == 0.0:
+            log.warning(
+                "the registry does not answer: names keep their last value, unknown ones give EIO",
+                extra={"reason": str(error) or "no answer before the deadline"},
+            )
+        self._pause = min(self._patience.longest_pause_s, max(self._patience.pause_s, self._pause * 2))
+        self._quiet_until = self._clock() + self._pause
+
+    def _answered(self) -> None:
+        if self._pause:
+            log.info("the registry answers again")
+        self._pause, self._quiet_until = 0.0, NEVER
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)

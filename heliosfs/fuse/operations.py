@@ -1,0 +1,283 @@
+"""The filesystem's operations: a thin adapter between pyfuse3 and the mount tree.
+
+All methods run as tasks of one trio loop. The node table and the handles change only between waits, so they need no
+lock: an entry is counted and answered without a wait in between, and the kernel keeps an inode that it asks about.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+
+from helios.errors import HeliosError, NotFound
+from helios.metrics import MountMetrics
+from heliosfs.blobs import BlobStore
+from heliosfs.fetch.source import BlobRef
+from heliosfs.fuse.errors import errno_of
+from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
+from heliosfs.fuse.reading import LocalReader
+from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
+from heliosfs.tree.source import FOREVER, Source
+from heliosfs.tree.table import NodeTable, Slot
+
+log = logging.getLogger("heliosfs.fuse")
+
+KEPT_S: Final = 365 * 86400.0
+"""Time-out given to the kernel for what never changes, in seconds."""
+
+XATTR: Final = "user.helios."
+
+P = ParamSpec("P")
+R = TypeVar("R")
+N = TypeVar("N", bound=Node)
+Method = Callable[Concatenate["HeliosOperations", P], Coroutine[Any, Any, R]]
+
+
+def operation(method: Method[P, R]) -> Method[P, R]:
+    """Time an operation, count its errors, and answer any error with an errno: none may end the loop."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def run(self: HeliosOperations, *args: P.args, **kwargs: P.kwargs) -> R:
+        started = time.perf_counter()
+        try:
+            return await method(self, *args, **kwargs)
+        except Exception as error:
+            raise self.failed(name, error) from error
+        finally:
+            self.metrics.operations.labels(name).observe(time.perf_counter() - started)
+
+    return cast(Method[P, R], run)
+
+
+def refused(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
+    """An operation that writes: the mount is read-only."""
+
+    async def refuse(self: HeliosOperations, *_: object) -> None:
+        raise FUSEError(errno.EROFS)
+
+    refuse.__name__ = name
+    return operation(refuse)
+
+
+class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
+    """Serves the tree. ``cache`` is the directory whose disk ``statfs`` reports; ``uid`` and ``gid`` own every file."""
+
+    supports_dot_lookup = False  # asked for only by NFS servers
+
+    def __init__(
+        self,
+        table: NodeTable,
+        source: Source,
+        blobs: BlobStore,
+        metrics: MountMetrics,
+        *,
+        cache: Path,
+        uid: int,
+        gid: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self._table, self._source, self._blobs = table, source, blobs
+        self._cache, self._uid, self._gid, self._clock = cache, uid, gid, clock
+        self._mounted_ns = time.time_ns()
+        self._handles = Handles()
+        self._local = LocalReader()
+        self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
+            BlobFile: self._open_blob,
+            TextFile: self._open_text,
+        }
+        metrics.inodes.set_function(lambda: len(table))
+        metrics.open_handles.set_function(lambda: len(self._handles.files))
+
+    async def close(self) -> None:
+        """Close what is still open, when the mount is gone."""
+        await self._handles.close_all()
+
+    # --- names ---
+
+    @operation
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent = self._node(parent_inode, Directory)
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            raise NotFound(f"{name!r} is not UTF-8") from None
+        found = await parent.lookup(text, self._source)
+        if not isinstance(found, Found):
+            log.debug("no such entry: %s", found.reason)
+            self.metrics.errors.labels("lookup", "ENOENT").inc()
+            return self._absent(found.until)
+        return self._entry(self._table.hold(found.node), found.until)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self._table.forget(ino, count)
+
+    @operation
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._slot(inode), FOREVER)
+
+    @operation
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._node(inode, Link).target.encode()
+
+    # --- directories ---
+
+    @operation
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return self._handles.add_directory(DirectoryHandle(self._node(inode, Directory)))
+
+    @operation
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self._handles.directories[fh]
+        if start_id == 0:
+            handle.entries = list(await handle.node.entries(self._source))
+        for number, found in enumerate(handle.entries[start_id:], start_id + 1):
+            slot = self._table.hold(found.node)
+            if not pyfuse3.readdir_reply(token, found.name.encode(), self._entry(slot, found.until), number):
+                self._table.forget(slot.ino, 1)
+                break
+
+    async def releasedir(self, fh: int) -> None:
+        self._handles.directories.pop(fh, None)
+
+    # --- files ---
+
+    @operation
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        node = self._slot(inode).node
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise FUSEError(errno.EROFS)
+        handle = await self._openers[type(node)](node)
+        return FileInfo(fh=self._handles.add_file(handle), keep_cache=node.lifetime == FOREVER)
+
+    @operation
+    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
+        return await self._handles.files[fh].read(off, size)
+
+    @operation
+    async def release(self, fh: int) -> None:
+        await self._handles.files.pop(fh).close()
+
+    async def flush(self, fh: int) -> None:
+        return None
+
+    async def _open_blob(self, node: BlobFile) -> FileHandle:
+        return BlobReader(await self._blobs.open(_blob_ref(node)), self._local)
+
+    async def _open_text(self, node: TextFile) -> FileHandle:
+        return TextReader(node)
+
+    # --- about files ---
+
+    @operation
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        disk = os.statvfs(self._cache)
+        out = StatvfsData()
+        out.f_bsize = out.f_frsize = disk.f_frsize
+        out.f_blocks, out.f_bfree, out.f_bavail = disk.f_blocks, disk.f_bfree, disk.f_bavail
+        out.f_files, out.f_namemax = len(self._table), 255
+        return out
+
+    @operation
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        values = self._xattrs(inode)
+        if name not in values:
+            raise FUSEError(errno.ENODATA)
+        return values[name]
+
+    @operation
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return list(self._xattrs(inode))
+
+    def _xattrs(self, inode: int) -> dict[bytes, bytes]:
+        node = self._slot(inode).node
+        values = dict(node.xattrs())
+        if isinstance(node, BlobFile):
+            values |= self._blobs.status(node.entry.sha256).xattrs()
+        return {(XATTR + name).encode(): text.encode() for name, text in values.items()}
+
+    # --- writing ---
+
+    create = refused("create")
+    fallocate = refused("fallocate")
+    link = refused("link")
+    mkdir = refused("mkdir")
+    mknod = refused("mknod")
+    removexattr = refused("removexattr")
+    rename = refused("rename")
+    rmdir = refused("rmdir")
+    setattr = refused("setattr")
+    setxattr = refused("setxattr")
+    symlink = refused("symlink")
+    unlink = refused("unlink")
+    write = refused("write")
+
+    # --- inside ---
+
+    def failed(self, name: str, error: Exception) -> FUSEError:
+        """The answer for an error, counted and logged."""
+        if isinstance(error, FUSEError):
+            code = error.errno
+        elif isinstance(error, HeliosError):
+            code = errno_of(error)
+            level = logging.DEBUG if code == errno.ENOENT else logging.WARNING
+            log.log(level, "%s failed: %s", name, error, extra={"errno": errno.errorcode[code]})
+        else:
+            code = errno.EIO
+            log.error("%s failed", name, exc_info=error)
+        self.metrics.errors.labels(name, errno.errorcode.get(code, str(code))).inc()
+        return error if isinstance(error, FUSEError) else FUSEError(code)
+
+    def _slot(self, inode: int) -> Slot:
+        slot = self._table.get(inode)
+        if slot is None:
+            raise FUSEError(errno.ESTALE)
+        return slot
+
+    def _node(self, inode: int, kind: type[N]) -> N:
+        node = self._slot(inode).node
+        if not isinstance(node, kind):
+            raise FUSEError(errno.ENOTDIR if kind is Directory else errno.EINVAL)
+        return node
+
+    def _left(self, until: float) -> float:
+        """Seconds from now, as a time-out for the kernel."""
+        return KEPT_S if until == FOREVER else max(0.0, until - self._clock())
+
+    def _absent(self, until: float) -> EntryAttributes:
+        out = EntryAttributes()
+        out.st_ino = 0
+        out.entry_timeout = self._left(until)
+        return out
+
+    def _entry(self, slot: Slot, until: float) -> EntryAttributes:
+        node = slot.node
+        out = EntryAttributes()
+        out.st_ino = slot.ino
+        out.entry_timeout = self._left(until)
+        out.attr_timeout = min(KEPT_S, node.lifetime)
+        out.st_mode = node.mode
+        out.st_nlink = 1
+        out.st_uid, out.st_gid = self._uid, self._gid
+        out.st_size = node.size
+        out.st_blocks = (node.size + 511) // 512
+        stamp = self._mounted_ns if slot.mtime is None else slot.mtime * 1_000_000_000
+        out.st_atime_ns = out.st_mtime_ns = out.st_ctime_ns = stamp
+        return out
+
+
+def _blob_ref(node: BlobFile) -> BlobRef:
+    entry = node.entry
+    return BlobRef(node.repo, node.commit, node.path, entry.sha256, entry.size, entry.recipe)

@@ -1,0 +1,84 @@
+"""A registry's metadata over its native API (docs/native-api.md), from the first of several registries that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavailable
+from helios.http.client import Deadline, HttpClient
+from helios.names import RepoId, check_ref, is_commit
+from heliosfs.store.manifest import CommitRecord
+
+T = TypeVar("T")
+
+
+class MetadataClient:
+    """A ``heliosfs.catalog.Registry``. ``urls`` in order of preference; threads may share it.
+
+    ``revive`` is called when none of them answers: it may start one again. An answer is checked before it is believed:
+    bad names in it raise IntegrityError.
+    """
+
+    def __init__(self, urls: Sequence[str], revive: Callable[[], None] | None = None) -> None:
+        self._clients = [HttpClient(url) for url in urls]
+        self._revive = revive
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    def listing(self, timeout_s: float) -> Mapping[RepoId, Mapping[str, str]]:
+        answer = self._json("/api/v1/repos", {}, timeout_s)
+        return _checked(lambda: {RepoId.from_canonical(r["repo"]): _refs(r["refs"]) for r in answer["repos"]})
+
+    def refs(self, repo: RepoId, timeout_s: float) -> Mapping[str, str]:
+        answer = self._json("/api/v1/refs", {"repo": str(repo)}, timeout_s)
+        return _checked(lambda: _refs(answer["refs"]))
+
+    def commit(self, repo: RepoId, commit: str, timeout_s: float) -> CommitRecord:
+        params = {"repo": str(repo), "rev": commit, "limit": "1"}
+        answer = self._json("/api/v1/commits", params, timeout_s)
+        records = _checked(lambda: [msgspec.convert(record, CommitRecord) for record in answer["commits"][:1]])
+        if not records or records[0].commit != commit:
+            raise RevisionNotFound(f"{repo.id} has no commit {commit}")
+        return records[0]
+
+    def manifest(self, repo: RepoId, commit: str, timeout_s: float) -> bytes:
+        params = {"repo": str(repo), "commit": commit}
+        return self._first(
+            lambda client, left: client.bytes("GET", "/api/v1/manifest", params=params, timeout_s=left), timeout_s
+        )
+
+    def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
+        return self._first(lambda client, left: client.json("GET", path, params=params, timeout_s=left), timeout_s)
+
+    def _first(self, call: Callable[[HttpClient, float], T], timeout_s: float) -> T:
+        """The answer of the first registry that gives one; a "no such thing" is an answer."""
+        deadline = Deadline.after(timeout_s)
+        failure: Unavailable | None = None
+        for number, client in enumerate(self._clients):
+            try:
+                return call(client, deadline.left() / (len(self._clients) - number))
+            except Unavailable as error:
+                failure = error
+        if self._revive is not None:
+            self._revive()
+        raise failure or Unavailable("no registry is configured")
+
+
+def _refs(refs: Mapping[str, str]) -> dict[str, str]:
+    for ref, commit in refs.items():
+        check_ref(ref)
+        if not is_commit(commit):
+            raise InvalidInput(f"the ref {ref!r} names {commit!r}, which is no commit")
+    return dict(refs)
+
+
+def _checked(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (InvalidInput, KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
+        raise IntegrityError(f"the registry's answer is malformed: {error!r}") from error
