@@ -27,13 +27,16 @@ log = logging.getLogger("helios.registry")
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def routes() -> list[BaseRoute]:
-    """Every route of the registry, in order: the first that matches wins."""
+def native_routes() -> list[BaseRoute]:
+    """The routes of docs/native-api.md; the first that matches wins."""
     return [*health.routes(), *names.routes(), *content.routes(), *pushes.routes()]
 
 
-def make_app(services: Services, lifespans: Sequence[Lifespan] = ()) -> Starlette:
-    """The application. Each of ``lifespans`` is entered at start and left, in reverse, at shutdown."""
+def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The application. Each of ``lifespans`` is entered at start and left, in reverse, at shutdown.
+
+    ``routes`` (of pulls, of the Hub API) are looked at after the native ones.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -43,7 +46,7 @@ def make_app(services: Services, lifespans: Sequence[Lifespan] = ()) -> Starlett
             yield
 
     app = Starlette(
-        routes=routes(),
+        routes=[*native_routes(), *routes],
         middleware=[Middleware(Boundary, metrics=services.metrics)],
         exception_handlers={HeliosError: answer_error, HTTPException: answer_http},
         lifespan=lifespan,

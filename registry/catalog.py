@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
 from helios.names import RepoId, check_ref, check_revision, is_commit
@@ -22,7 +23,6 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tre
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
-from registry import placements
 from registry.cache import Cache
 from registry.gate import Gate
 from registry.metadata import content, repositories
@@ -93,7 +93,7 @@ class Catalog:
         self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
         self._held: Cache[tuple[str, str], content.KnownBlob] = Cache(4096)
         self._manifests: Cache[str, tuple[bytes, Manifest]] = Cache(128)
-        self._placements: Cache[str, Placement] = Cache(512)
+        self._placements: Cache[str, PlacedBlob] = Cache(256)
         self._placed: Cache[tuple[str, int], PlacedBlob] = Cache(128)
 
     def check(self) -> None:
@@ -185,31 +185,35 @@ class Catalog:
 
     def placement(self, repo: RepoId, blob: str) -> Placement:
         """Where the chunks of a blob lie that the repository holds."""
-        known = self.held(repo, blob)
-        return self._placements.get(known.sha256, lambda: self._placement(known))
-
-    def _placement(self, known: content.KnownBlob) -> Placement:
-        recipe = Recipe.decode(self._recipe(known.recipe), known.recipe)
-        with self.database.read() as connection:
-            located = content.locate(connection, self.domain, [digest for digest, _ in recipe.chunks()])
-            sizes = content.object_sizes(connection, {place.object_key for place in located.values()})
-        return placements.build(recipe, located, sizes, version=known.version, lease_s=self.lease_s)
+        return self.placed(repo, blob).placement
 
     def placed(self, repo: RepoId, blob: str) -> PlacedBlob:
-        """Recipe and placement of a blob that the repository holds, checked against each other."""
+        """Recipe and placement, checked against each other, of a blob that the repository holds."""
         known = self.held(repo, blob)
+        return self._placements.get(known.sha256, lambda: self._place(known))
 
-        def load() -> PlacedBlob:
-            return PlacedBlob(Recipe.decode(self._recipe(known.recipe), known.recipe), self.placement(repo, blob))
+    def _place(self, known: content.KnownBlob) -> PlacedBlob:
+        recipe = Recipe.decode(self._recipe(known.recipe), known.recipe)
+        ids = [digest for digest, _ in recipe.chunks()]
+        with self.database.read() as connection:
+            located = content.locate(connection, self.domain, ids)
+            sizes = content.object_sizes(connection, {place.object_key for place in located.values()})
+        for index, digest in enumerate(ids):
+            if digest not in located:
+                raise IntegrityError(f"chunk {index} ({digest.hex()}) of blob {known.sha256} is not in the index")
 
-        return self._placed.get((known.sha256, known.version), load)
+        def describe(key: str) -> tuple[str, int]:
+            return f"/api/v1/objects/{quote(key)}", sizes[key]
+
+        places = (located[digest] for digest in ids)
+        return PlacedBlob(recipe, Placement.build(recipe, places, known.version, self.lease_s, describe))
 
     def blob_reader(self, repo: RepoId, blob: str) -> BlobReader:
         """A reader of the whole blob or of ranges of it."""
         from registry.blobs import BlobReader
 
-        recipe = Recipe.decode(self.recipe_bytes(repo, blob))
-        return BlobReader(self.store, recipe, self.placement(repo, blob))
+        placed = self.placed(repo, blob)
+        return BlobReader(self.store, placed.recipe, placed.placement)
 
     def has_blob(self, sha256: str) -> FileEntry | None:
         """The line for a manifest of a blob whose every byte is stored, or None.
