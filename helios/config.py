@@ -34,6 +34,10 @@ class RegistrySettings(Section, frozen=True):
     """Directory of the object store; empty means ``$HELIOS_HOME/store``."""
     upstream: str = ""
     """Hub to pull from; empty means HF_ENDPOINT, else https://huggingface.co."""
+    pull_files: int = 4
+    """Files downloaded at a time for each pull."""
+    pull_stall_s: float = 120.0
+    """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
 

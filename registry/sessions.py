@@ -108,8 +108,11 @@ class Session:
 class Sessions:
     """Opens sessions and cleans up after them."""
 
-    def __init__(self, catalog: Catalog, store: ObjectStore, ingest: Ingest) -> None:
-        self.catalog, self.store, self.ingest = catalog, store, ingest
+    def __init__(
+        self, catalog: Catalog, store: ObjectStore, ingest: Ingest, keep: Callable[[], set[str]] = set
+    ) -> None:
+        """``keep`` names blobs that stay although no commit holds them: those of pulls that will be resumed."""
+        self.catalog, self.store, self.ingest, self._keep = catalog, store, ingest, keep
         self.gate = catalog.gate
         self.lock = threading.Lock()
         self.claimed: Counter[str] = Counter()
@@ -149,7 +152,14 @@ class Sessions:
             with self.lock:
                 candidates = self._released - self.claimed.keys()
                 self._released -= candidates
-            return self._forget(candidates)  # an ingest that failed has removed its objects itself
+            return self._forget(candidates - self._keep())  # an ingest that failed has removed its objects itself
+
+    def release(self, digests: set[str]) -> None:
+        """Say that these blobs need not be kept any more."""
+        with self.lock:
+            self._released |= digests
+        if digests:
+            self.work.set()
 
     def recover(self) -> int:
         """At start: clean up after a killed registry; returns how many objects went."""
@@ -167,7 +177,7 @@ class Sessions:
     def _forget(self, digests: set[str] | None) -> int:
         catalog = self.catalog
         with catalog.database.write() as connection:
-            gone = content.drop_pending(connection, catalog.domain, digests)
+            gone = content.drop_pending(connection, catalog.domain, digests, self._keep())
         catalog.forget()
         for key in gone:
             self.store.delete(key)

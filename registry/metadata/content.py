@@ -7,7 +7,7 @@ second blob is recorded as needing the winner's object; its own copy is garbage 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -127,15 +127,19 @@ def publish_blobs(connection: Connection, domain: str, digests: Iterable[str]) -
         connection.execute(blobs.update().where(where).values(pending=False))
 
 
-def drop_pending(connection: Connection, domain: str, digests: Iterable[str] | None) -> list[str]:
+def drop_pending(
+    connection: Connection, domain: str, digests: Iterable[str] | None, keep: Set[str] = frozenset()
+) -> list[str]:
     """Forget those of the blobs (None: of all) that no commit ever held, and every object nobody needs then.
+
+    Those in ``keep`` stay.
 
     Returns the keys of the forgotten objects, which may be deleted from the store once the transaction is committed
     and as long as no ingest runs.
     """
     query = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.pending)
     query = query.where(blobs.c.sha256.not_in(sa.select(repository_blobs.c.sha256)))
-    gone = set(connection.scalars(query))
+    gone = set(connection.scalars(query)) - keep
     if digests is not None:
         gone &= set(digests)
     for batch in batches(sorted(gone)):
