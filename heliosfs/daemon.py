@@ -33,7 +33,7 @@ from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
 from helios.mounts import MountState
 from helios.process import ProcessId
 from heliosfs import http
-from heliosfs.blobs import BlobStore
+from heliosfs.blobs import open_store
 from heliosfs.catalog import Catalog
 from heliosfs.fuse import mounting
 from heliosfs.fuse.operations import HeliosOperations
@@ -123,7 +123,7 @@ class _Daemon:
         self._metrics.build.info({"version": version("helios-llm")})
         self._metrics.mode.info({"mode": MODE, "reason": REASON})
         with contextlib.ExitStack() as stack:
-            blobs = stack.enter_context(contextlib.closing(BlobStore(plan.cache, self._urls, settings, self._metrics)))
+            blobs = stack.enter_context(contextlib.closing(open_store(plan.cache, self._urls, settings, self._metrics)))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             catalog = Catalog(self._metadata, records)
             await catalog.load()
@@ -135,7 +135,7 @@ class _Daemon:
             state = self._state(url)
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
-                background.start_soon(blobs.run)
+                await background.start(blobs.run)
                 background.start_soon(http.serve, listeners, self._pages(state, catalog))
                 await self._serve(operations, state)
                 background.cancel_scope.cancel()

@@ -20,11 +20,12 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from helios.errors import HeliosError, NotFound
 from helios.metrics import MountMetrics
-from heliosfs.blobs import BlobStore
-from heliosfs.fetch.source import BlobRef
+from helios.names import RepoId
+from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.fuse.errors import errno_of
 from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
+from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
@@ -174,7 +175,21 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return None
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
-        return BlobReader(await self._blobs.open(_blob_ref(node)), self._local)
+        handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
+        self._blobs.prefetch(await self._shards(node))
+        return BlobReader(handle, self._local)
+
+    async def _shards(self, node: BlobFile) -> list[BlobRef]:
+        """The other shards of a weight file: whoever opens one will read them next."""
+        try:
+            snapshot = (await self._source.snapshot(node.repo, node.commit)).value
+        except HeliosError as error:
+            log.debug("the shards are not known", extra={"file": node.path, "reason": str(error)})
+            return []
+        if snapshot is None or node.path not in snapshot.files:
+            return []
+        shards = snapshot.shards_after(node.path)
+        return [_blob_ref(snapshot.files[path], node.repo, node.commit, path) for path in shards]
 
     async def _open_text(self, node: TextFile) -> FileHandle:
         return TextReader(node)
@@ -278,6 +293,5 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return out
 
 
-def _blob_ref(node: BlobFile) -> BlobRef:
-    entry = node.entry
-    return BlobRef(node.repo, node.commit, node.path, entry.sha256, entry.size, entry.recipe)
+def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str) -> BlobRef:
+    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe)
