@@ -1,0 +1,1 @@
+"""How a READ gets its bytes: plan, fetch, verify, store."""

@@ -1,0 +1,343 @@
+"""Blobs for whoever reads them: the mount now, loaders without a mount later.
+
+``BlobStore`` puts the local tier, the sources, the planner and the engine together. Its tasks live in ``run``; all
+other methods are called from the same trio loop. What was verified is shared: any number of handles, one fetch a chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from helios.config import MountSettings
+from helios.errors import HeliosError, IntegrityError, Unavailable
+from helios.metrics import MountMetrics
+from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.engine import Engine
+from heliosfs.fetch.fill import Filler
+from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes
+from heliosfs.fetch.read import Reads
+from heliosfs.fetch.registry import RegistrySource
+from heliosfs.fetch.settle import Settler
+from heliosfs.fetch.source import BlobRef, Source
+from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.l1 import L1, L1Usage
+from heliosfs.tree.snapshot import WEIGHTS
+
+__all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
+
+log = logging.getLogger("heliosfs.fetch")
+
+DISK_THREADS: Final = 8
+EXIT_S: Final = 5.0
+"""At exit, what was fetched is flushed for at most this long, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStatus:
+    """How much of a blob is here. ``tier``: ``l1`` (all of it), ``partial`` or ``remote``; sizes in bytes.
+
+    ``verified`` says that everything there is was checked against the blob's identity; what is local always was.
+    ``size`` is None where nobody has the blob open and nothing of it is here.
+    """
+
+    tier: str
+    local_bytes: int
+    size: int | None
+    verified: bool
+    complete: bool
+
+    def xattrs(self) -> dict[str, str]:
+        """As attributes of a file."""
+        progress = self.local_bytes / self.size if self.size else float(self.complete)
+        return {"tier": self.tier, "progress": f"{progress:.4f}", "verified": "true" if self.verified else "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsUsage:
+    """What the store holds and does: the local tier, blobs being filled and queued, bytes in flight and in memory."""
+
+    l1: L1Usage
+    filling: int
+    queued: int
+    in_flight: int
+    memory: int
+
+
+def open_store(cache: Path, urls: Sequence[str], settings: MountSettings, metrics: MountMetrics) -> BlobStore:
+    """A store over the registries at ``urls``, in order of preference, with its local tier in ``cache``.
+
+    Raises HeliosError when the directory can't be used or another process owns it.
+    """
+    timeout_s = settings.request_deadline_s * LIBRARY_SHARE
+    sources = [RegistrySource(url, timeout_s=timeout_s, connections=settings.connections) for url in urls]
+    return BlobStore(L1(cache), sources, settings, metrics)
+
+
+class BlobStore:
+    """Opens blobs by reference. Owns the local tier and the sources it was given: ``close`` closes them."""
+
+    def __init__(
+        self,
+        l1: L1,
+        sources: Sequence[Source],
+        settings: MountSettings,
+        metrics: MountMetrics,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._l1, self._clock = l1, clock
+        self._disk = trio.CapacityLimiter(DISK_THREADS)
+        cap = settings.buffer_mib << 20
+        self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
+        self._engine = Engine(
+            self._lanes, settings, metrics, clock, stored=self._stored, idle=self._idle, released=self._released
+        )
+        self._settler = Settler(
+            self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
+        )
+        self._filler = Filler(
+            self._engine, l1, metrics, blob_of=self._blob_of, prepare=self._prepare, released=self._released
+        )
+        self._reads = Reads(
+            self._engine,
+            self._filler,
+            self._disk,
+            metrics,
+            clock,
+            settings.request_deadline_s,
+            len(sources),
+            self._prepare,
+        )
+        self._blobs: dict[str, Blob] = {}
+        self._numbers = itertools.count(1)
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Fetch, fill and flush until cancelled; then flush what is here. Reads started before it wait for it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._engine.run, nursery)
+                nursery.start_soon(self._housekeeping, nursery)
+                task_status.started()
+        finally:
+            self._nursery = None
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + EXIT_S):
+                for blob in list(self._blobs.values()):
+                    if blob.unflushed and not blob.settling:
+                        await self._settler.flush(blob)
+
+    def close(self) -> None:
+        """Close files and connections and give the cache directory up; call it after ``run`` ended."""
+        for blob in self._blobs.values():
+            blob.local.close()
+        self._blobs.clear()
+        self._lanes.close()
+        self._l1.close()
+
+    async def open(self, want: BlobRef) -> BlobHandle:
+        """Open a blob. Nothing is fetched for it, but a weight file starts to be filled.
+
+        Raises HeliosError.
+        """
+        blob = self._blob_of(want)
+        blob.want = want
+        blob.handles += 1
+        try:
+            await self._load(blob)
+        except BaseException:
+            self._drop_handle(blob)
+            raise
+        if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
+            self._nursery.start_soon(self._fill_opened, blob)
+        return BlobHandle(self, self._reads, blob, next(self._numbers))
+
+    def release(self, blob: Blob, number: int) -> None:
+        """A handle is closed."""
+        if blob.planned:
+            self._engine.planner.reader_left(blob.key, number)
+        self._drop_handle(blob)
+
+    def prefetch(self, wants: Iterable[BlobRef]) -> None:
+        """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
+        self._filler.enqueue(wants)
+        self._engine.pump()
+
+    def status(self, sha256: str) -> BlobStatus:
+        """How much of a blob is here now."""
+        blob = self._blobs.get(sha256)
+        if blob is not None and blob.loaded:
+            size: int | None = blob.want.size
+            complete = blob.whole
+            local = blob.want.size if complete else self._engine.planner.local_bytes(blob.key) if blob.planned else 0
+        else:
+            local, size, complete = self._l1.held(sha256)
+        tier = "l1" if complete else "partial" if local else "remote"
+        return BlobStatus(tier, local, size, complete, complete)
+
+    def usage(self) -> BlobsUsage:
+        """What is held and under way now."""
+        engine, filler = self._engine, self._filler
+        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, engine.memory.used)
+
+    # --- blobs come and go -------------------------------------------------------------------------------------------
+
+    def _blob_of(self, want: BlobRef) -> Blob:
+        blob = self._blobs.get(want.sha256)
+        if blob is None:
+            key = f"{next(self._numbers)}:{want.sha256}"
+            blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
+            if not want.size:
+                blob.loaded = blob.whole = True
+            self._blobs[want.sha256] = blob
+        elif blob.want.size != want.size:
+            raise IntegrityError(
+                f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
+            )
+        return blob
+
+    async def _load(self, blob: Blob) -> None:
+        """Find out what the disk has of it."""
+        async with blob.preparing:
+            if blob.loaded:
+                return
+            try:
+                found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
+            except OSError as error:
+                raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
+            blob.loaded, blob.whole = True, found.whole
+            if found.recipe is not None:
+                self._engine.add(blob, found.recipe, found.have)
+
+    async def _prepare(self, blob: Blob) -> None:
+        """Make chunks of the blob ready to be asked for: find the recipe. Raises HeliosError."""
+        await self._load(blob)
+        async with blob.preparing:
+            if blob.whole or blob.planned:
+                return
+            recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
+            if not blob.planned:
+                self._engine.add(blob, recipe, None)
+
+    async def _fill_opened(self, blob: Blob) -> None:
+        blob.users += 1
+        try:
+            await self._prepare(blob)
+            if blob.handles:
+                self._filler.opened(blob)
+                if self._nursery is not None:
+                    self._settler.look(blob, self._nursery)
+        except HeliosError as error:
+            fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": str(error)}
+            log.warning("an opened file can't be filled yet; its first read tries again", extra=fields)
+        finally:
+            blob.users -= 1
+            self._released(blob)
+        self._engine.pump()
+
+    def _drop_handle(self, blob: Blob) -> None:
+        blob.handles -= 1
+        if not blob.handles:
+            self._filler.closed(blob)
+            self._released(blob)
+
+    def _released(self, blob: Blob) -> None:
+        """Somebody let go of the blob: close it when nobody is left."""
+        if blob.handles or blob.users or self._filler.keeps(blob) or self._nursery is None:
+            return
+        if self._settler.look(blob, self._nursery, now=True):
+            return  # it calls again
+        if self._blobs.get(blob.want.sha256) is blob:
+            del self._blobs[blob.want.sha256]
+            self._engine.remove(blob)
+            blob.local.close()
+
+    def _stored(self, blob: Blob, index: int) -> None:
+        if self._nursery is not None:
+            self._settler.stored(blob, index, self._nursery)
+
+    def _idle(self) -> None:
+        if self._nursery is not None:
+            self._filler.advance(self._nursery, self._clock())
+
+    def _became_whole(self, blob: Blob) -> None:
+        self._filler.stop(blob)
+
+    async def _housekeeping(self, nursery: trio.Nursery) -> None:
+        """Once a second: flushes that are due, fills that may fit now."""
+        while True:
+            await trio.sleep(1.0)
+            for blob in list(self._blobs.values()):
+                self._settler.look(blob, nursery)
+            self._filler.look()
+            self._engine.pump()
+
+
+class BlobHandle:
+    """An open blob. Reads may run side by side; ``close`` comes after them."""
+
+    def __init__(self, store: BlobStore, reads: Reads, blob: Blob, number: int) -> None:
+        self._store, self._reads, self._blob, self._number = store, reads, blob, number
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes in the blob."""
+        return self._blob.want.size
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        """Up to ``size`` bytes from ``offset``, fewer only at the end of the blob; the caller's to keep.
+
+        Every byte was verified. Raises IntegrityError when no source has the right bytes, Unavailable or
+        DeadlineExceeded when none gave any in time.
+        """
+        view = memoryview(bytearray(max(0, min(size, self.size - offset))))
+        await self.read_into(offset, view)
+        return view
+
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        """Like ``read``, into the caller's buffer; returns how many bytes it filled.
+
+        The buffer is the callee's until this returns or raises.
+        """
+        if offset < 0:
+            raise ValueError("a negative offset")
+        count = max(0, min(len(view), self.size - offset))
+        if count:
+            await self._reads.read(self._blob, self._number, view[:count], offset)
+        else:
+            await trio.lowlevel.checkpoint()
+        return count
+
+    def local_fd(self) -> int | None:
+        """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
+
+        It belongs to the handle: valid until ``close``.
+        """
+        blob = self._blob
+        return blob.local.fd if blob.whole and blob.local.fd >= 0 else None
+
+    async def close(self) -> None:
+        """Let go of the blob; what is being fetched or filled goes on."""
+        if not self._closed:
+            self._closed = True
+            self._store.release(self._blob, self._number)
+        await trio.lowlevel.checkpoint()
+
+
+def _recipe_of(want: BlobRef) -> Callable[[Source, float], Recipe]:
+    """What a thread does to get the blob's recipe, checked."""
+
+    def ask(source: Source, timeout_s: float) -> Recipe:
+        recipe = Recipe.decode(source.recipe(want, timeout_s), want.recipe_digest)
+        if recipe.blob != want.sha256 or recipe.size != want.size:
+            raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
+        return recipe
+
+    return ask

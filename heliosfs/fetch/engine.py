@@ -1,0 +1,305 @@
+"""The fetch engine: starts jobs as the planner says, takes in what arrives, decides what a failure means.
+
+Everything here runs on the trio loop and, apart from the ``async`` functions, without giving it up; docs/concurrency.md
+argues why that suffices. Worker threads run transfers (transfer.py) and report each chunk with ``run_sync_soon``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from helios.config import MountSettings
+from helios.errors import DeadlineExceeded, HeliosError, Unavailable
+from helios.metrics import MountMetrics
+from heliosfs.fetch.blob import Blob, Waiter
+from heliosfs.fetch.breaker import Breaker
+from heliosfs.fetch.buffers import BufferPool
+from heliosfs.fetch.lanes import Lane, Lanes, worst
+from heliosfs.fetch.planner import HAVE, Job, Limits, Planner
+from heliosfs.fetch.source import CorruptChunk
+from heliosfs.fetch.transfer import StoreFailed, Transfer
+from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.memory import ChunkLru
+
+log = logging.getLogger("heliosfs.fetch")
+
+HOLD_S: Final = 30.0
+"""A chunk that no source has right is left alone by the background for so long; a READ tries it again at once."""
+
+DISK_PAUSE_S: Final = 1.0
+DISK_LONGEST_PAUSE_S: Final = 15.0
+"""After the disk refused a write, nothing is stored for this long, at first and at most."""
+
+
+class _Flight:
+    """One attempt of a job at one source."""
+
+    __slots__ = ("blob", "job", "lane", "over", "scope")
+
+    def __init__(self, job: Job, blob: Blob, lane: Lane, scope: trio.CancelScope) -> None:
+        self.job, self.blob, self.lane, self.scope = job, blob, lane, scope
+        self.over = False
+
+
+class Engine:
+    """Fetches chunks for READs and for filling. ``stored`` is called for each chunk that reached the disk, ``idle``
+    when the planner has nothing more to start, ``released`` when a job let go of a blob."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        settings: MountSettings,
+        metrics: MountMetrics,
+        clock: Callable[[], float],
+        *,
+        stored: Callable[[Blob, int], None],
+        idle: Callable[[], None],
+        released: Callable[[Blob], None],
+    ) -> None:
+        self.planner = Planner()
+        self.memory = ChunkLru()
+        self.disk = Breaker(DISK_PAUSE_S, DISK_LONGEST_PAUSE_S)
+        self._lanes, self._metrics, self._clock = lanes, metrics, clock
+        self._pool = BufferPool.of_mib(settings.buffer_mib)
+        self._reserve = max(1, min(self._pool.count // 4, 4))
+        self._stored, self._idle, self._released = stored, idle, released
+        self._blobs: dict[str, Blob] = {}
+        self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._timer = trio.CancelScope()
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Start working, in ``nursery``; returns never. Held chunks and paused sources are looked at when due."""
+        self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
+        try:
+            while True:
+                self.pump()
+                with self._timer:
+                    await trio.sleep_forever()
+                self._timer = trio.CancelScope()
+        finally:
+            self._nursery = None
+
+    # --- blobs -------------------------------------------------------------------------------------------------------
+
+    def add(self, blob: Blob, recipe: Recipe, have: bytearray | None) -> None:
+        """Let chunks of the blob be asked for."""
+        blob.recipe = recipe
+        self._blobs[blob.key] = blob
+        self.planner.add(blob.key, recipe, have)
+
+    def remove(self, blob: Blob) -> None:
+        """The blob is whole or closed: no chunk of it will be asked for any more."""
+        if self._blobs.pop(blob.key, None) is not None:
+            self.planner.remove(blob.key)
+
+    def have(self, blob: Blob, index: int) -> bool:
+        return self.planner.state(blob.key, index) == HAVE
+
+    def wait(self, blob: Blob, waiter: Waiter, chunks: list[int]) -> None:
+        """Register a READ for chunks that are not here, and start fetching."""
+        blob.wait(waiter, chunks)
+        self.planner.want(blob.key, chunks)
+        self.pump()
+
+    def leave(self, blob: Blob, waiter: Waiter) -> None:
+        """A READ is done or gone; fetches that others, or the background, want go on."""
+        self.planner.unwant(blob.key, blob.leave(waiter))
+
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Start every job that may be started now. Called whenever something changed that could allow one."""
+        if self._nursery is None:
+            return
+        now = self._clock()
+        while (lanes := self._lanes.in_order()) and self._pool.free:
+            best = lanes[0]
+            lane = next((lane for lane in lanes if lane.free > 0), None)
+            background = (
+                best.breaker.ready(now)
+                and self.disk.ready(now)
+                and best.free > self._lanes.reserve
+                and self._pool.free > self._reserve
+            )
+            budget, range_bytes = best.link.budget, best.link.range_bytes
+            if self.disk.failures:  # one chunk shows whether the disk takes something again
+                budget, range_bytes = 0, 0
+            limits = Limits(lane is not None, background, budget, range_bytes)
+            job = self.planner.next(now, limits)
+            if job is None:
+                if background:
+                    self._idle()
+                break
+            blob, buffer = self._blobs[job.key], self._pool.take()
+            assert buffer is not None
+            chosen = lane if job.demand and lane is not None else best
+            chosen.running += 1
+            blob.users += 1
+            self._nursery.start_soon(self._run, job, blob, chosen, buffer)
+        self._arm(now)
+
+    def _arm(self, now: float) -> None:
+        """Set the timer to when a held chunk, a source or the disk may be tried again."""
+        times = [t for t in (self.planner.next_release(), self._lanes.ready_at(), self.disk.until) if t is not None]
+        due = min((t for t in times if t > now), default=None)
+        self._timer.deadline = float("inf") if due is None else trio.current_time() + due - now
+
+    async def _run(self, job: Job, blob: Blob, lane: Lane, buffer: memoryview) -> None:
+        """Fetch a job's chunks from ``lane``, then from the other sources."""
+        failures: list[HeliosError] = []
+        tried: list[Lane] = []
+        try:
+            while True:
+                tried.append(lane)
+                try:
+                    await self._attempt(job, blob, lane, buffer)
+                    failures.clear()
+                    return
+                except HeliosError as error:
+                    failures.append(error)
+                    self._failed(job, blob, lane, error)
+                finally:
+                    lane.running -= 1
+                others = [other for other in self._lanes.in_order() if other not in tried]
+                another = self._pool.take() if others and job.next < job.stop else None
+                if another is None:
+                    return
+                lane, buffer = others[0], another
+                lane.running += 1
+        finally:
+            self._over(job, blob, failures)
+
+    async def _attempt(self, job: Job, blob: Blob, lane: Lane, buffer: memoryview) -> None:
+        """One transfer. Raises HeliosError; a thread that is silent for the deadline is abandoned."""
+        assert blob.recipe is not None
+        assert self._token is not None
+        with trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s) as scope:
+            flight = _Flight(job, blob, lane, scope)
+            transfer = Transfer(
+                lane.source,
+                blob.want,
+                blob.recipe,
+                range(job.next, job.stop),
+                blob.local,
+                buffer,
+                store=self.disk.ready(self._clock()),
+                demand=job.demand,
+                timeout_s=self._lanes.timeout_s,
+                post=partial(_post, self._token, self._arrived, flight),
+                give_back=self._pool.give,
+            )
+            lane.link.begin(self._clock())
+            try:
+                await trio.to_thread.run_sync(transfer.run, abandon_on_cancel=True, limiter=lane.limiter)
+            except StoreFailed:
+                return
+            except HeliosError:
+                raise
+            except Exception as error:
+                log.exception("a fetch failed in an unforeseen way", extra=_names(blob, job.next, lane))
+                raise HeliosError(f"fetching {blob.want.path} failed: {error!r}") from error
+            finally:
+                flight.over = True
+                transfer.revoke()
+                lane.link.end(self._clock())
+        if scope.cancelled_caught:
+            raise DeadlineExceeded(f"{lane.source.name} was silent for {self._lanes.deadline_s:g} s")
+        self._lanes.worked(lane)
+
+    # --- what comes back ---------------------------------------------------------------------------------------------
+
+    def _arrived(self, flight: _Flight, index: int, data: bytes | None, trouble: OSError | None) -> None:
+        """A verified chunk: on disk, or else in ``data``."""
+        job, blob, lane, now = flight.job, flight.blob, flight.lane, self._clock()
+        assert blob.recipe is not None
+        start, end = blob.recipe.span(index)
+        if not flight.over:
+            flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
+            lane.link.received(now, end - start, lane.source.latency_s)
+        self._metrics.fetched_bytes.labels(lane.source.name).inc(end - start)
+        if trouble is not None:
+            self.disk_failed(blob, trouble)
+        if self.planner.arrived(job, index, kept=data is None):
+            if data is not None:
+                self.memory.put((blob.want.sha256, index), data)
+            else:
+                self._disk_worked()
+            for waiter in blob.waiters.pop(index, ()):
+                if data is not None:
+                    waiter.copy(index, start, data)
+                waiter.arrived(index)
+            if data is None:
+                self._stored(blob, index)
+        self.pump()
+
+    def disk_failed(self, blob: Blob, error: OSError) -> None:
+        """The disk refused something: go on without it for a while."""
+        if self.disk.failed(self._clock()) and self.disk.failures == 1:
+            log.warning(
+                "the cache can't be written; reads go on without it, filling stops",
+                extra={"reason": error.strerror, "file": blob.want.path, "model": str(blob.want.repo)},
+            )
+
+    def _disk_worked(self) -> None:
+        if self.disk.failures:
+            log.info("the cache can be written again")
+        self.disk.worked()
+
+    def _failed(self, job: Job, blob: Blob, lane: Lane, error: HeliosError) -> None:
+        """One source failed."""
+        news = self._lanes.failed(lane, error)
+        if isinstance(error, CorruptChunk):
+            log.error("a chunk is corrupt; it is not delivered", extra=_names(blob, error.chunk, lane))
+        elif news:
+            fields = {**_names(blob, job.next, lane), "reason": str(error)}
+            log.warning("a chunk can't be fetched", extra=fields)
+
+    def _over(self, job: Job, blob: Blob, failures: list[HeliosError]) -> None:
+        """A job ended: whole, or with failures of every source."""
+        now = self._clock()
+        blob.users -= 1
+        if failures and job.next < job.stop:
+            error = worst(failures)
+            passing = isinstance(error, Unavailable)
+            until = max(now + 0.05, self._lanes.ready_at()) if passing else now + HOLD_S
+            self.planner.ended(job, hold=job.next, until=until)
+            for waiter in list(blob.waiters.get(job.next, ())):
+                if not passing or now - waiter.since >= self._lanes.deadline_s:
+                    waiter.fail(error)
+        else:
+            self.planner.ended(job)
+        self._released(blob)
+        self.pump()
+
+
+def _names(blob: Blob, index: int, lane: Lane) -> dict[str, object]:
+    """Fields of a log line about a chunk."""
+    want = blob.want
+    return {
+        "model": f"{want.repo}@{want.commit}",
+        "file": want.path,
+        "blob": want.sha256,
+        "chunk": index,
+        "source": lane.source.name,
+    }
+
+
+def _post(
+    token: trio.lowlevel.TrioToken,
+    arrived: Callable[[_Flight, int, bytes | None, OSError | None], None],
+    flight: _Flight,
+    index: int,
+    data: bytes | None,
+    trouble: OSError | None,
+) -> None:
+    """Called in the worker thread."""
+    try:
+        token.run_sync_soon(arrived, flight, index, data, trouble)
+    except trio.RunFinishedError:
+        return  # the daemon has ended; nobody waits for this chunk any more

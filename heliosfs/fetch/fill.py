@@ -1,0 +1,183 @@
+"""Filling: which blobs are fetched whole, in which order, and when their files are closed.
+
+A blob is filled from its first READ, from the moment a weight file is opened, or because it was queued (the other
+weight files of an opened one). Ranks: blobs being read, the one read last first; open ones; closed ones; queued ones.
+Filling never takes the last of the disk: a blob that would not fit is read without being filled, until there is room.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import trio
+
+from helios.errors import HeliosError, Unavailable
+from helios.metrics import MountMetrics
+from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.breaker import Breaker
+from heliosfs.fetch.engine import Engine
+from heliosfs.fetch.planner import Rank
+from heliosfs.fetch.source import BlobRef
+from heliosfs.tiers.l1 import L1
+
+log = logging.getLogger("heliosfs.fetch")
+
+READING: Final = 0
+OPEN: Final = 1
+CLOSED: Final = 2
+QUEUED: Final = 3
+
+KEEP_FREE: Final = 0.02
+"""Filling leaves this share of the disk free."""
+
+MAX_QUEUE: Final = 4096
+"""Queued blobs; more are not remembered."""
+
+MAX_CLOSED: Final = 16
+"""Blobs that are filled though nobody has them open; more wait in the queue, without files or tables in memory."""
+
+BACKLOG: Final = 16
+"""With fewer chunks than this left to start, the next queued blob is made ready."""
+
+
+class Filler:
+    """Decides what an engine fetches in the background. All methods run on the trio loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        l1: L1,
+        metrics: MountMetrics,
+        *,
+        blob_of: Callable[[BlobRef], Blob],
+        prepare: Callable[[Blob], Awaitable[None]],
+        released: Callable[[Blob], None],
+    ) -> None:
+        self._engine, self._l1 = engine, l1
+        self._blob_of, self._prepare, self._released = blob_of, prepare, released
+        self._numbers = itertools.count()
+        self._latest: Blob | None = None
+        self._filling: dict[Blob, Rank] = {}
+        self._refused: set[Blob] = set()
+        self._queue: OrderedDict[str, BlobRef] = OrderedDict()
+        self._starting = False
+        self._pause = Breaker()
+        metrics.fills.set_function(lambda: len(self._filling))
+
+    @property
+    def filling(self) -> int:
+        """Blobs being filled."""
+        return len(self._filling)
+
+    @property
+    def queued(self) -> int:
+        """Blobs that wait for their turn."""
+        return len(self._queue)
+
+    def enqueue(self, wants: Iterable[BlobRef]) -> None:
+        """Fill these blobs, in this order, after everything that is open."""
+        for want in wants:
+            if want.size and len(self._queue) < MAX_QUEUE:
+                self._queue.setdefault(want.sha256, want)
+
+    def read(self, blob: Blob) -> None:
+        """A READ of the blob: it comes first now."""
+        if self._latest is not blob:
+            self._latest = blob
+            self._rank(blob, READING, -next(self._numbers))
+
+    def opened(self, blob: Blob) -> None:
+        """A blob to be filled was opened."""
+        if self._filling.get(blob, (QUEUED, 0))[0] > OPEN:
+            self._rank(blob, OPEN, next(self._numbers))
+
+    def closed(self, blob: Blob) -> None:
+        """The last handle of the blob went. Its fill goes on, but after what is open."""
+        if self._latest is blob:
+            self._latest = None
+        if blob not in self._filling:
+            self._refused.discard(blob)
+            return
+        self._rank(blob, CLOSED, next(self._numbers))
+        unused = [other for other in self._filling if not other.handles]
+        if len(unused) > MAX_CLOSED:
+            self.stop(unused[0])
+            self.enqueue([unused[0].want])
+            self._released(unused[0])
+
+    def stop(self, blob: Blob) -> None:
+        """The blob is whole, or is not to be filled any more."""
+        if self._latest is blob:
+            self._latest = None
+        self._refused.discard(blob)
+        if self._filling.pop(blob, None) is not None and blob.planned:
+            self._engine.planner.fill(blob.key, None)
+
+    def keeps(self, blob: Blob) -> bool:
+        """Whether the blob must stay open for being filled."""
+        return blob in self._filling
+
+    def _rank(self, blob: Blob, kind: int, number: int) -> None:
+        """Fill the blob with this rank, if there is room for it."""
+        if not blob.planned:
+            return
+        if blob not in self._filling and not self._fits(blob):
+            if blob not in self._refused:
+                self._refused.add(blob)
+                log.warning(
+                    "the disk has no room for a whole file; it is read without being filled",
+                    extra={"file": blob.want.path, "size": blob.want.size, "cache": str(self._l1.root)},
+                )
+            return
+        self._refused.discard(blob)
+        self._filling[blob] = (kind, number)
+        self._engine.planner.fill(blob.key, (kind, number))
+
+    def _fits(self, blob: Blob) -> bool:
+        disk = os.statvfs(self._l1.root)
+        free = disk.f_frsize * (disk.f_bavail - KEEP_FREE * disk.f_blocks)
+        planner = self._engine.planner
+        promised = sum(planner.missing_bytes(other.key) for other in self._filling if other.planned)
+        return promised + planner.missing_bytes(blob.key) <= free
+
+    def look(self) -> None:
+        """Called about once a second: what was refused may fit now."""
+        for blob in list(self._refused):
+            self._rank(blob, OPEN, next(self._numbers))
+
+    def advance(self, nursery: trio.Nursery, now: float) -> None:
+        """The engine has little left to start: make the next queued blob ready."""
+        if (
+            self._queue
+            and not self._starting
+            and self._pause.ready(now)
+            and self._engine.planner.backlog(BACKLOG) < BACKLOG
+        ):
+            self._starting = True
+            nursery.start_soon(self._start_next, now)
+
+    async def _start_next(self, now: float) -> None:
+        _, want = self._queue.popitem(last=False)
+        blob = self._blob_of(want)
+        blob.users += 1
+        try:
+            await self._prepare(blob)
+            self._pause.worked()
+            if blob not in self._filling:
+                self._rank(blob, QUEUED, next(self._numbers))
+                self._refused.discard(blob)
+        except Unavailable:
+            self._pause.failed(now)
+            self._queue[want.sha256] = want
+        except HeliosError as error:
+            log.warning("a file can't be prefetched", extra={"file": want.path, "reason": str(error)})
+        finally:
+            self._starting = False
+            blob.users -= 1
+            self._released(blob)
+        self._engine.pump()

@@ -1,0 +1,186 @@
+"""A READ, from its offset and its buffer to verified bytes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavailable
+from helios.metrics import MountMetrics
+from heliosfs.fetch.blob import Blob, Waiter
+from heliosfs.fetch.engine import Engine
+from heliosfs.fetch.fill import Filler
+
+log = logging.getLogger("heliosfs.fetch")
+
+RETRY_S: Final = 0.2
+LONGEST_RETRY_S: Final = 5.0
+"""Pauses before a recipe is asked for again: the first, and the longest as it doubles."""
+
+LOCAL_TRIES: Final = 3
+"""A chunk that can't be read back from the disk is fetched again, this often at most."""
+
+NO_NOWAIT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""A filesystem's answers to RWF_NOWAIT when it can't."""
+
+
+class Reads:
+    """Answers READs. All methods run on the trio loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        filler: Filler,
+        limiter: trio.CapacityLimiter,
+        metrics: MountMetrics,
+        clock: Callable[[], float],
+        deadline_s: float,
+        sources: int,
+        prepare: Callable[[Blob], Awaitable[None]],
+    ) -> None:
+        self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
+        self._deadline_s, self._prepare = deadline_s, prepare
+        self._patience_s = deadline_s * (sources + 1)
+        self._nowait = True
+        self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory", "remote")}
+
+    async def read(self, blob: Blob, reader: int, view: memoryview, offset: int) -> None:
+        """Fill the view, which lies within the blob.
+
+        Raises IntegrityError, Unavailable or DeadlineExceeded. The latter is the last resort: every source has its
+        own deadline, and one more is left for whatever else may take time.
+        """
+        try:
+            if blob.whole:
+                await self._read_local(blob, view, offset)
+                self._bytes["l1"].inc(len(view))
+                return
+            with trio.move_on_after(self._patience_s) as scope:
+                tier = await self._read_partial(blob, reader, view, offset)
+                self._bytes[tier].inc(len(view))
+            if scope.cancelled_caught:
+                raise DeadlineExceeded(f"no answer within {self._patience_s:g} s")
+        except HeliosError as error:
+            raise _retold(error, blob, offset) from error
+        except OSError as error:
+            raise Unavailable(f"{blob.want.path}: the cached copy can't be read: {error.strerror}") from error
+
+    async def _read_partial(self, blob: Blob, reader: int, view: memoryview, offset: int) -> str:
+        """Returns where the bytes came from: ``l1``, ``memory`` or ``remote``."""
+        if not blob.planned and not blob.whole:
+            await self._prepare_patiently(blob)
+        waiter = Waiter(view, offset, self._clock())
+        tier = "l1"
+        tries = 0
+        while True:
+            missing: list[int] = []
+            if not blob.whole:
+                missing = self._missing(blob, reader, waiter)
+            if missing:
+                tier = "remote"
+                await self._wait(blob, waiter, missing)
+                continue
+            if waiter.copied and tier == "l1":
+                tier = "memory"
+            try:
+                await self._read_stored(blob, waiter)
+            except OSError as error:
+                tries += 1
+                if blob.whole or tries == LOCAL_TRIES:
+                    raise
+                self._lost(blob, waiter, error)
+                continue
+            return tier
+
+    def _missing(self, blob: Blob, reader: int, waiter: Waiter) -> list[int]:
+        """The READ's chunks that are not here, after taking from memory what is there."""
+        assert blob.recipe is not None
+        engine = self._engine
+        chunks = blob.recipe.covering(waiter.offset, len(waiter.view))
+        engine.planner.read_at(blob.key, reader, chunks.stop)
+        self._filler.read(blob)
+        missing = []
+        for index in chunks:
+            if index in waiter.copied or engine.have(blob, index):
+                continue
+            data = engine.memory.get((blob.want.sha256, index))
+            if data is None:
+                missing.append(index)
+            else:
+                waiter.copy(index, blob.recipe.span(index)[0], data)
+        return missing
+
+    async def _wait(self, blob: Blob, waiter: Waiter, missing: list[int]) -> None:
+        waiter.event = trio.Event()
+        try:
+            self._engine.wait(blob, waiter, missing)
+            await waiter.event.wait()
+        finally:
+            self._engine.leave(blob, waiter)
+        if waiter.error is not None:
+            raise waiter.error
+
+    async def _read_stored(self, blob: Blob, waiter: Waiter) -> None:
+        """Read what was not copied on arrival from the disk."""
+        if not waiter.copied:
+            await self._read_local(blob, waiter.view, waiter.offset)
+            return
+        assert blob.recipe is not None
+        end = waiter.offset + len(waiter.view)
+        for index in blob.recipe.covering(waiter.offset, len(waiter.view)):
+            if index not in waiter.copied:
+                start, stop = blob.recipe.span(index)
+                first, last = max(start, waiter.offset), min(stop, end)
+                await self._read_local(blob, waiter.view[first - waiter.offset : last - waiter.offset], first)
+
+    async def _read_local(self, blob: Blob, view: memoryview, offset: int) -> None:
+        """On the spot when the pages are in the page cache, else in a thread. Raises OSError."""
+        done = 0
+        if self._nowait:
+            try:
+                done = os.preadv(blob.local.fd, [view], offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno not in NO_NOWAIT:
+                    raise
+                self._nowait = False
+        if done < len(view):
+            # not abandoned when cancelled: the buffer is the caller's again as soon as this returns
+            await trio.to_thread.run_sync(blob.local.read_into, view[done:], offset + done, limiter=self._limiter)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _lost(self, blob: Blob, waiter: Waiter, error: OSError) -> None:
+        """The disk can't give back what was written: fetch those chunks again."""
+        assert blob.recipe is not None
+        chunks = [i for i in blob.recipe.covering(waiter.offset, len(waiter.view)) if i not in waiter.copied]
+        fields = {"file": blob.want.path, "chunks": chunks, "reason": error.strerror}
+        log.warning("the cache can't give back what was stored; fetching it again", extra=fields)
+        if blob.planned:
+            self._engine.planner.lost(blob.key, chunks)
+
+    async def _prepare_patiently(self, blob: Blob) -> None:
+        """Get the recipe, trying again while a failure may pass, up to the request deadline."""
+        give_up = self._clock() + self._deadline_s
+        pause = RETRY_S
+        while True:
+            try:
+                return await self._prepare(blob)
+            except Unavailable:
+                if self._clock() + pause >= give_up:
+                    raise
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_RETRY_S)
+
+
+def _retold(error: HeliosError, blob: Blob, offset: int) -> HeliosError:
+    """The error for the reader: which file, and what was wrong. A file that is open is never "not found"."""
+    kinds = (IntegrityError, DeadlineExceeded)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), Unavailable)
+    return kind(f"{blob.want.repo} {blob.want.path} at byte {offset}: {error.message}")

@@ -1,0 +1,100 @@
+"""One range of chunks on its way: what a worker thread does. Fetch, verify, store, tell; chunk by chunk.
+
+The thread owns the buffer from the moment it starts until it returns, also when the event loop has given the transfer
+up: a thread can't be cancelled, so an abandoned one keeps its buffer (and its place in the source's limiter) until its
+own time-out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from helios.errors import IntegrityError, NotFound
+from heliosfs.fetch.source import BlobRef, CorruptChunk, Source
+from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.local import LocalBlob
+
+log = logging.getLogger("heliosfs.fetch")
+
+Post = Callable[[int, bytes | None, OSError | None], None]
+"""Tells the event loop that a chunk arrived: its number; its bytes where they were not stored; why not."""
+
+
+class StoreFailed(Exception):
+    """The disk refused a chunk of a background transfer, which has no other purpose than the disk."""
+
+
+class Transfer:
+    """Fetch chunks ``first`` to ``stop`` from one source. Made on the event loop, ``run`` in a worker thread, once."""
+
+    def __init__(
+        self,
+        source: Source,
+        want: BlobRef,
+        recipe: Recipe,
+        chunks: range,
+        local: LocalBlob,
+        buffer: memoryview,
+        *,
+        store: bool,
+        demand: bool,
+        timeout_s: float,
+        post: Post,
+        give_back: Callable[[memoryview], None],
+    ) -> None:
+        self._source, self._want, self._recipe, self._local = source, want, recipe, local
+        self._next, self._stop = chunks.start, chunks.stop
+        self._buffer, self._give_back = buffer, give_back
+        self._store, self._demand, self._timeout_s, self._post = store, demand, timeout_s, post
+        self._lock = threading.Lock()
+        self._claimed = False
+
+    def run(self) -> None:
+        """Blocks until every chunk was posted. Raises HeliosError, or StoreFailed; chunks posted before stay posted."""
+        if not self._claim():
+            return
+        try:
+            try:
+                self._fetch()
+            except (NotFound, IntegrityError) as error:
+                # The placement may have changed under us; ask for it once before this counts as a failure.
+                log.info(
+                    "a chunk is not where its placement says; asking again",
+                    extra={"blob": self._want.sha256, "source": self._source.name, "reason": str(error)},
+                )
+                self._source.refresh(self._want, self._recipe, self._timeout_s)
+                self._fetch()
+        finally:
+            self._give_back(self._buffer)
+
+    def revoke(self) -> None:
+        """Give the buffer back if the thread never started, and keep it from starting."""
+        if self._claim():
+            self._give_back(self._buffer)
+
+    def _claim(self) -> bool:
+        with self._lock:
+            claimed, self._claimed = self._claimed, True
+            return not claimed
+
+    def _fetch(self) -> None:
+        chunks = range(self._next, self._stop)
+        self._source.fetch(self._want, self._recipe, chunks, self._buffer, self._deliver, self._timeout_s)
+
+    def _deliver(self, index: int, data: memoryview) -> None:
+        if blake3(data).digest() != self._recipe.id(index):
+            raise CorruptChunk(index, f"chunk {index} of {self._want.path} from {self._source.name} is corrupt")
+        trouble = None
+        if self._store:
+            try:
+                self._local.write(self._recipe, index, data)
+            except OSError as error:
+                trouble, self._store = error, False
+        self._next = index + 1
+        self._post(index, None if self._store else bytes(data), trouble)
+        if trouble is not None and not self._demand:
+            raise StoreFailed

@@ -1,0 +1,194 @@
+"""The local tier: a directory of blobs that one process owns.
+
+    blobs/ab/<sha256>        a whole, verified blob: a plain read-only file
+    partial/<sha256>.data    a sparse file of the blob's size
+    partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
+    lock                     held with flock by the owner; the text in it is for people
+
+A file under ``blobs/`` was verified chunk by chunk before it got there and is not hashed again when it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
+from heliosfs.tiers import bitmap
+from heliosfs.tiers.local import LocalBlob
+
+
+@dataclass(frozen=True, slots=True)
+class L1Usage:
+    """What the local tier holds, in blobs and bytes; ``free`` and ``total`` are its filesystem's."""
+
+    blobs: int
+    blob_bytes: int
+    partials: int
+    partial_bytes: int
+    free: int
+    total: int
+
+
+class L1:
+    """The directory, while this process owns it. Threads may share it; every call blocks."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the directory over, making it if needed.
+
+        Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
+        """
+        self.root = root
+        self._lock = threading.Lock()
+        try:
+            for name in ("blobs", "partial"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+            raise kind(
+                f"the cache directory {root} can't be used: {error.strerror}",
+                hint="Choose another with mount.cache in the configuration.",
+            ) from None
+        try:
+            self._own()
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._drop_halves()
+        sizes = [entry.stat().st_size for entry in self._whole_entries()]
+        self._blobs, self._blob_bytes = len(sizes), sum(sizes)
+
+    def close(self) -> None:
+        """Give the directory up."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> L1:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def blob(self, sha256: str, size: int) -> LocalBlob:
+        """One blob's files; nothing is touched until its ``load`` is called."""
+        return LocalBlob(self, sha256, size)
+
+    def held(self, sha256: str) -> tuple[int, int | None, bool]:
+        """Of a blob that nobody has open: bytes that are here, its size if known, and whether it is whole."""
+        try:
+            size = os.stat(self.whole_path(sha256)).st_size
+            return size, size, True
+        except FileNotFoundError:
+            pass
+        try:
+            journal = bitmap.replay(Path(self.map_path(sha256)).read_bytes(), sha256)
+        except (FileNotFoundError, IntegrityError):
+            return 0, None, False
+        local = sum(end - start for start, end in map(journal.recipe.span, _set(journal.have)))
+        return local, journal.recipe.size, False
+
+    def usage(self) -> L1Usage:
+        """What is here now."""
+        partials = partial_bytes = 0
+        with os.scandir(self.root / "partial") as entries:
+            for entry in entries:
+                if entry.name.endswith(".data"):
+                    try:
+                        partial_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                    except FileNotFoundError:
+                        continue  # it became whole just now
+                    partials += 1
+        disk = os.statvfs(self.root)
+        with self._lock:
+            return L1Usage(
+                self._blobs,
+                self._blob_bytes,
+                partials,
+                partial_bytes,
+                disk.f_bavail * disk.f_frsize,
+                disk.f_blocks * disk.f_frsize,
+            )
+
+    def whole_path(self, sha256: str) -> str:
+        return f"{self.root}/blobs/{sha256[:2]}/{sha256}"
+
+    def data_path(self, sha256: str) -> str:
+        return f"{self.root}/partial/{sha256}.data"
+
+    def map_path(self, sha256: str) -> str:
+        return f"{self.root}/partial/{sha256}.map"
+
+    def became_whole(self, size: int) -> None:
+        with self._lock:
+            self._blobs += 1
+            self._blob_bytes += size
+
+    def went(self, size: int) -> None:
+        with self._lock:
+            self._blobs -= 1
+            self._blob_bytes -= size
+
+    def sync_whole(self, sha256: str) -> None:
+        for path in (self.root / "blobs" / sha256[:2], self.root / "blobs"):
+            _sync_directory(path)
+
+    def sync_partial(self) -> None:
+        _sync_directory(self.root / "partial")
+
+    def _own(self) -> None:
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock_fd, 200, 0).decode(errors="replace").strip() or "another process"
+            raise Conflict(
+                f"the cache directory {self.root} is in use by {holder}",
+                hint="Unmount that one first, or choose another directory with mount.cache in the configuration.",
+            ) from None
+        try:
+            os.ftruncate(self._lock_fd, 0)
+            os.pwrite(self._lock_fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # a full disk: the lock counts, the text in it does not
+
+    def _drop_halves(self) -> None:
+        """Remove data files without a journal and journals without a data file: a kill left them."""
+        pairs: dict[str, set[str]] = {}
+        for path in (self.root / "partial").iterdir():
+            pairs.setdefault(path.stem, set()).add(path.suffix)
+        for stem, suffixes in pairs.items():
+            if suffixes != {".data", ".map"}:
+                for suffix in suffixes & {".data", ".map"}:
+                    (self.root / "partial" / (stem + suffix)).unlink()
+
+    def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(self.root / "blobs") as fans:
+            for fan in fans:
+                if fan.is_dir(follow_symlinks=False):
+                    with os.scandir(fan) as entries:
+                        yield from entries
+
+
+def _set(have: bytearray) -> Iterator[int]:
+    return (index for index, flag in enumerate(have) if flag)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _command() -> str:
+    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    return b" ".join(words[:4]).decode(errors="replace").strip()[:120]

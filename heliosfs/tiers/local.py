@@ -1,0 +1,240 @@
+"""One blob on the local disk: absent, partial or whole.
+
+A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
+safe: data, fdatasync, journal entry; and at the end data, fsync, rename. Nothing that was not verified is ever written
+by the callers, nothing that was not flushed is ever in the journal.
+
+Calls block and come from any thread. ``load``, ``sync``, ``record`` and ``finish`` of one blob are never made at the
+same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from helios.errors import IntegrityError
+from heliosfs.store.recipe import Recipe
+from heliosfs.store.syscalls import start_writeback
+from heliosfs.tiers import bitmap
+
+log = logging.getLogger("heliosfs.tiers")
+
+
+class Places(Protocol):
+    """Where a blob's files lie, and who counts them."""
+
+    def whole_path(self, sha256: str) -> str: ...
+    def data_path(self, sha256: str) -> str: ...
+    def map_path(self, sha256: str) -> str: ...
+    def became_whole(self, size: int) -> None: ...
+    def went(self, size: int) -> None: ...
+    def sync_whole(self, sha256: str) -> None: ...
+    def sync_partial(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found on disk. ``have`` has one byte a chunk, 1 where the chunk is here; None without a recipe."""
+
+    whole: bool = False
+    recipe: Recipe | None = None
+    have: bytearray | None = None
+
+
+class LocalBlob:
+    """The files of one blob of ``size`` bytes; ``fd`` is -1 while there is none, and the same across ``finish``."""
+
+    def __init__(self, places: Places, sha256: str, size: int) -> None:
+        self._places, self.sha256, self.size = places, sha256, size
+        self.fd = -1
+        self.whole = False
+        self._map_fd = -1
+        self._map_end = 0
+        self._seed = 0
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def load(self, recipe_digest: str) -> Loaded:
+        """Open what the disk has. Files that contradict themselves or the digest are removed, with a warning."""
+        with self._lock:
+            if self._open_whole():
+                return Loaded(whole=True)
+            journal = self._open_partial(recipe_digest)
+            return Loaded() if journal is None else Loaded(recipe=journal.recipe, have=journal.have)
+
+    def write(self, recipe: Recipe, index: int, data: memoryview) -> None:
+        """Write a verified chunk at its place, making the files if there are none. Raises OSError.
+
+        After it returns, ``read_into`` gives these bytes; they outlive a crash only after ``sync`` and ``record``.
+        """
+        fd = self._acquire(recipe)
+        try:
+            if self.whole:
+                return  # late duplicate of a chunk that is there
+            start, _ = recipe.span(index)
+            written = 0
+            while written < len(data):
+                written += os.pwrite(fd, data[written:], start + written)
+            start_writeback(fd, start, len(data))
+        finally:
+            self._release()
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill the view from ``offset``. Raises OSError; a file that became shorter is EIO."""
+        filled = 0
+        while filled < len(view):
+            count = os.preadv(self.fd, [view[filled:]], offset + filled)
+            if not count:
+                raise OSError(errno.EIO, f"the cached blob {self.sha256} is shorter than {self.size} bytes")
+            filled += count
+
+    def sync(self) -> None:
+        """Flush what was written. Raises OSError: then nothing written since the last call can be relied on."""
+        os.fdatasync(self.fd)
+
+    def record(self, chunks: Iterable[int]) -> None:
+        """Enter chunks that were written before the last ``sync`` into the journal. Raises OSError."""
+        entries = bitmap.entries(self._seed, self._map_end, chunks)
+        written = 0
+        while written < len(entries):
+            written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
+        self._map_end += len(entries)
+
+    def finish(self) -> None:
+        """Every chunk was written: make the blob whole, read-only and durable under its own name.
+
+        Readers keep their descriptor: it now is a read-only one of the same file. Raises OSError; may be called again.
+        """
+        if not self.whole:
+            os.fsync(self.fd)
+            os.fchmod(self.fd, 0o444)
+            path = self._places.whole_path(self.sha256)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.rename(self._places.data_path(self.sha256), path)
+                self.whole = True
+                self._places.became_whole(self.size)
+                os.dup2(read_only, self.fd, inheritable=False)
+            finally:
+                os.close(read_only)
+            _advise(self.fd)
+        self._places.sync_whole(self.sha256)
+        _unlink(self._places.map_path(self.sha256))
+
+    def close(self) -> None:
+        """Close the files, at the latest when the last ``write`` under way returns. No call may follow but those."""
+        with self._lock:
+            self._closed = True
+            if not self._users:
+                self._close_files()
+
+    def _acquire(self, recipe: Recipe) -> int:
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, f"the blob {self.sha256} was closed")
+            if self.fd < 0:
+                self._create(recipe)
+            self._users += 1
+            return self.fd
+
+    def _release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closed and not self._users:
+                self._close_files()
+
+    def _close_files(self) -> None:
+        for fd in (self.fd, self._map_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._map_fd = -1
+
+    def _open_whole(self) -> bool:
+        path = self._places.whole_path(self.sha256)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+            os.close(fd)
+            log.warning(
+                "a cached file has the wrong size and is removed",
+                extra={"path": path, "size": status.st_size, "expected": self.size},
+            )
+            os.unlink(path)
+            self._places.went(status.st_size)
+            return False
+        self.fd, self.whole = fd, True
+        _advise(fd)
+        return True
+
+    def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
+        data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
+        try:
+            self.fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with os.fdopen(os.dup(self._map_fd), "rb") as file:
+                journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
+            if os.fstat(self.fd).st_size != self.size:
+                raise IntegrityError(f"the partial file of {self.sha256} has the wrong size")
+        except FileNotFoundError:
+            self._close_files()
+            self._remove_partial()  # half of a pair says nothing
+            return None
+        except IntegrityError as error:
+            log.warning("a partial blob is started anew", extra={"blob": self.sha256, "reason": str(error)})
+            self._close_files()
+            self._remove_partial()
+            return None
+        os.ftruncate(self._map_fd, journal.end)
+        self._map_end, self._seed = journal.end, journal.seed
+        _advise(self.fd)
+        return journal
+
+    def _create(self, recipe: Recipe) -> None:
+        head = bitmap.start(recipe)
+        data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self.fd = os.open(data_path, flags, 0o600)
+            os.ftruncate(self.fd, self.size)
+            self._map_fd = os.open(map_path, flags, 0o600)
+            written = 0
+            while written < len(head):
+                written += os.write(self._map_fd, head[written:])
+        except OSError:
+            self._close_files()
+            self._remove_partial()
+            raise
+        journal = bitmap.replay(head, self.sha256, self.size)
+        self._map_end, self._seed = journal.end, journal.seed
+        _advise(self.fd)
+
+    def _remove_partial(self) -> None:
+        if _unlink(self._places.map_path(self.sha256)):
+            # an old journal must never come back, after a power cut, beside a new data file
+            self._places.sync_partial()
+        _unlink(self._places.data_path(self.sha256))
+
+
+def _advise(fd: int) -> None:
+    """The mount's own page cache keeps what is read through it: let the copy below it be the first to be reclaimed."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
