@@ -22,6 +22,7 @@ import logging
 import secrets
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
