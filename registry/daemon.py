@@ -29,8 +29,14 @@ from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
 from registry.app import make_app
 from registry.catalog import Catalog
+from registry.hub.api import HubRoute
+from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
+from registry.pull.pulls import Pulls
+from registry.pull.routes import routes as pull_routes
+from registry.pull.setup import make_pulls
+from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
@@ -60,8 +66,13 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         metrics = RegistryMetrics()
         catalog = Catalog(database, store, lease_s=config.registry.lease_s)
         own_store(catalog, str(home.root))
-        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics))
+        spool = Spool(home.registry / "pulls")
+        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
         sessions.recover()
+        pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
+        stack.callback(pulls.close)
+        reader = VerifiedReader(store, metrics.verify_failures.inc)
+        stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -73,14 +84,21 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, [tcp, unix], record, embedded=embedded, announce=announce)
+            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
 
 
 async def _serve(
-    services: Services, sockets: list[socket.socket], record: RegistryRecord, *, embedded: bool, announce: Announce
+    services: Services,
+    pulls: Pulls,
+    reader: VerifiedReader,
+    sockets: list[socket.socket],
+    record: RegistryRecord,
+    *,
+    embedded: bool,
+    announce: Announce,
 ) -> signal.Signals | None:
     @contextlib.asynccontextmanager
     async def meet(_app: Starlette) -> AsyncIterator[None]:
@@ -88,15 +106,26 @@ async def _serve(
         announce(record)
         yield
 
-    server = make_server(make_app(services, [meet]))
+    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
-        background = [tasks.create_task(services.pushes.keep_clean())]
+        background = [
+            tasks.create_task(services.pushes.keep_clean()),
+            tasks.create_task(_end_pulls(pulls, server)),
+        ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)
         for task in background:
             task.cancel()
     return server.stopped_by
+
+
+async def _end_pulls(pulls: Pulls, server: Server) -> None:
+    """Stop pulls as soon as the server is told to stop: it waits for their watchers, and they for the pulls."""
+    while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
+        await asyncio.sleep(0.1)
+    await asyncio.to_thread(pulls.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

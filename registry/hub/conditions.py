@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_RANGE = re.compile(r"bytes\s*=\s*(?:(\d{1,19})\s*-\s*(\d{1,19})?|-\s*(\d{1,19}))\s*\Z", re.IGNORECASE)
+from helios.http.ranges import RangeError, parse_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +26,15 @@ class Answer:
 def decide(headers: Mapping[str, str], etag: str, size: int) -> Answer:
     """How to answer a GET or HEAD for a file with this entity tag (without quotes) and size in bytes.
 
-    If-None-Match wins over Range; a Range under an If-Range that does not match, in another unit, with several parts
-    or malformed is ignored, as the standard allows; one that starts behind the end gives 416.
+    If-None-Match wins over Range, and compares weakly; a Range counts only if its If-Range, strongly compared, holds.
     """
-    if etag in _tags(headers.get("if-none-match", "")) or headers.get("if-none-match", "").strip() == "*":
+    known = {tag.strip().removeprefix("W/").strip('"') for tag in headers.get("if-none-match", "").split(",")}
+    if etag in known or "*" in known:
         return Answer(304)
-    whole = Answer(200, 0, size)
-    found = _RANGE.match(headers.get("range", "").strip())
     condition = headers.get("if-range")
-    if found is None or (condition is not None and condition.strip() != f'"{etag}"'):
-        return whole
-    first, last, suffix = (None if group is None else int(group) for group in found.groups())
-    if suffix is not None:
-        return Answer(206, max(0, size - suffix), size) if suffix and size else Answer(416)
-    assert first is not None
-    if last is not None and last < first:
-        return whole
-    return Answer(416) if first >= size else Answer(206, first, size if last is None else min(last + 1, size))
-
-
-def _tags(text: str) -> set[str]:
-    """The entity tags of a list, without W/ and quotes: If-None-Match compares weakly."""
-    return {tag.strip().removeprefix("W/").strip('"') for tag in text.split(",") if tag.strip()}
+    wanted = headers.get("range") if condition is None or condition.strip() == f'"{etag}"' else None
+    try:
+        span = parse_range(wanted, size)
+    except RangeError:
+        return Answer(416)
+    return Answer(200, 0, size) if span is None else Answer(206, span.start, span.stop)

@@ -58,6 +58,32 @@ class Progress:
             self._logs.append((self._turn, message))
         self._notify()
 
+    def mirror(self, other: Progress) -> Callable[[], None]:
+        """Show what another pull does as one's own from here on; returns what ends that."""
+        turn = 0
+        lock = threading.Lock()
+
+        def copy() -> None:
+            nonlocal turn
+            with lock:
+                events, turn = other.since(turn)
+                for event in events:
+                    match event["event"]:
+                        case "log":
+                            self.log(event["message"])
+                        case "file":
+                            self.file(event["path"], event["size"])
+                        case "progress":
+                            self.done(event["path"], event["done"])
+
+        stop = other.listen(copy)
+        copy()
+        return stop
+
+    def changed(self) -> None:
+        """Wake whoever listens although nothing here has changed."""
+        self._notify()
+
     def since(self, turn: int) -> tuple[list[Event], int]:
         """Events that bring a reader from ``turn`` (0: the start) to now, and the turn that is now."""
         with self._lock:

@@ -77,10 +77,11 @@ class Spool:
                 shutil.rmtree(directory)
             return held
 
-    def free_bytes(self) -> int:
-        """Bytes free on the file system."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return shutil.disk_usage(self.root).free
+    def ensure(self) -> Path:
+        """The directory, made if missing."""
+        with guard(self.root):
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.root
 
 
 class RepoSpool:

@@ -4,7 +4,7 @@ huggingface_hub 0.36 (requests), 1.x (httpx) and 2.x (httpx2) all work. It is im
 is not used: it can't be cancelled, doesn't check that a resumed range starts where it should, refuses files over 50 GB
 over plain HTTP even from a mirror that serves them, and waits out rate limits in every thread for itself.
 
-Everything blocks and is called from worker threads; every wait ends early when ``cancel`` is set.
+Everything blocks and is called from worker threads; every wait ends early when the caller's ``stop`` is set.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)\Z")
 T = TypeVar("T")
 
 
-class Cancelled(Unavailable):
-    """The registry is stopping."""
+class Stopped(Unavailable):
+    """The caller's ``stop`` was set: another file of the pull failed, or the registry ends."""
 
     def __init__(self) -> None:
-        super().__init__("the registry is stopping", hint="Pull again when it runs: what is here already is kept.")
+        super().__init__("the pull was stopped", hint="Pull again: what is here already is kept.")
 
 
 class Upstream:
     """One Hub. Threads may share it; ``stall_s`` is how long failures may go on without progress, in seconds."""
 
-    def __init__(self, endpoint: str, *, stall_s: float, cancel: threading.Event) -> None:
+    def __init__(self, endpoint: str, *, stall_s: float) -> None:
         self.endpoint = endpoint.rstrip("/")
-        self._stall_s, self._cancel = stall_s, cancel
+        self._stall_s = stall_s
         self._gate = Gate()
 
-    def snapshot(self, repo: RepoId, revision: str) -> Snapshot:
+    def snapshot(self, repo: RepoId, revision: str, stop: threading.Event) -> Snapshot:
         """What the revision names now and which files it has, checked.
 
         Raises RepoNotFound, RevisionNotFound, Forbidden, IntegrityError (an answer that makes no sense), Unavailable or
         DeadlineExceeded.
         """
-        info = self._call(lambda: self._info(repo, revision), faults.Where(self.endpoint, repo, revision))
+        info = self._call(lambda: self._info(repo, revision), faults.Where(self.endpoint, repo, revision), stop)
         files = [_from_sibling(sibling) for sibling in info.siblings or []]
         if not files or None in files or len(files) >= 1000:
             # Listings in the info may be cut, and some mirrors leave the sizes out: the tree has everything.
-            files = list(self._tree(repo, info.sha or revision))
+            files = list(self._tree(repo, info.sha or revision, stop))
         known = [file for file in files if file is not None]
         check(repo, info.sha, known, revision)
         base = getattr(getattr(info, "card_data", None), "base_model", None)
@@ -79,7 +79,13 @@ class Upstream:
         return Snapshot(repo, info.sha or "", tuple(known), author, seconds, lineage)
 
     def download(
-        self, repo: RepoId, commit: str, file: RemoteFile, partial: Partial, advance: Callable[[int], None]
+        self,
+        repo: RepoId,
+        commit: str,
+        file: RemoteFile,
+        partial: Partial,
+        advance: Callable[[int], None],
+        stop: threading.Event,
     ) -> None:
         """Bring the partial file to the file's full size, from where it is.
 
@@ -92,21 +98,17 @@ class Upstream:
                 out.restart()
             advance(out.size)
 
-            def attempt() -> None:
-                self._receive(repo, commit, file, out, retry, advance)
+            def arrived() -> None:
+                if stop.is_set():
+                    raise Stopped
+                retry.progress()
+                advance(out.size)
 
             while out.size < file.size:
-                self._call(attempt, where, retry)
+                self._call(lambda: self._receive(repo, commit, file, out, arrived), where, stop, retry)
 
-    def _receive(
-        self,
-        repo: RepoId,
-        commit: str,
-        file: RemoteFile,
-        out: Appender,
-        retry: Retry,
-        advance: Callable[[int], None],
-    ) -> None:
+    def _receive(self, repo: RepoId, commit: str, file: RemoteFile, out: Appender, arrived: Callable[[], None]) -> None:
+        """One request for the bytes still missing; ``arrived`` is called after each block."""
         headers = {"Accept-Encoding": "identity"}  # the Hub's edge compresses text, and then knows no ranges
         if out.size:
             headers["Range"] = f"bytes={out.size}-"
@@ -122,14 +124,11 @@ class Upstream:
             elif out.size:
                 out.restart()  # it ignored the range and sends everything
             for block in blocks:
-                if self._cancel.is_set():
-                    raise Cancelled
                 if out.size + len(block) > file.size:
                     out.restart()
                     raise Transient(f"{file.path}: the upstream sends more than the {file.size} bytes it lists")
                 out.write(block)
-                retry.progress()
-                advance(out.size)
+                arrived()
         if out.size < file.size:
             raise Transient(f"{file.path}: the upstream's answer ended after {out.size} of {file.size} bytes")
 
@@ -148,12 +147,12 @@ class Upstream:
                 f"{self.endpoint} does not answer like a Hub: {error!r}", hint="Check registry.upstream or HF_ENDPOINT."
             ) from error
 
-    def _tree(self, repo: RepoId, revision: str) -> Iterator[RemoteFile]:
+    def _tree(self, repo: RepoId, revision: str, stop: threading.Event) -> Iterator[RemoteFile]:
         where = faults.Where(self.endpoint, repo, revision)
         url: str | None = f"{self.endpoint}/api/{repo.kind}/{repo.id}/tree/{quote(revision, safe='')}?recursive=true"
         while url is not None:
             page = url
-            items, url = self._call(lambda: self._page(page), where)  # noqa: B023 called at once
+            items, url = self._call(lambda: self._page(page), where, stop)  # noqa: B023 called at once
             for item in items:
                 if item.get("type") == "file":
                     yield _from_tree(item)
@@ -191,12 +190,12 @@ class Upstream:
             blocks = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
             yield response, blocks(BLOCK)
 
-    def _call(self, call: Callable[[], T], where: faults.Where, retry: Retry | None = None) -> T:
+    def _call(self, call: Callable[[], T], where: faults.Where, stop: threading.Event, retry: Retry | None = None) -> T:
         """Make a call until it works or is not worth another try."""
         retry = retry or Retry(self._stall_s)
         while True:
             waited = self._gate.left()
-            self._sleep(waited)
+            _sleep(waited, stop)
             retry.excuse(waited)
             try:
                 return call()
@@ -206,13 +205,14 @@ class Upstream:
                 problem = faults.transient(error, where, lambda headers: asked_wait(headers, time.time()))
             delay = retry.failed(problem)
             if problem.wait_s is not None:
-                self._gate.close_for(problem.wait_s)
+                self._gate.close_for(delay)
             log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
-            self._sleep(delay)
+            _sleep(delay, stop)
 
-    def _sleep(self, seconds: float) -> None:
-        if self._cancel.wait(seconds) if seconds > 0 else self._cancel.is_set():
-            raise Cancelled
+
+def _sleep(seconds: float, stop: threading.Event) -> None:
+    if stop.wait(seconds) if seconds > 0 else stop.is_set():
+        raise Stopped
 
 
 def _hub_utils() -> Any:

@@ -1,0 +1,89 @@
+"""Responses as the Hub's clients expect them: errors, file headers, links to the next page."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from helios.errors import HeliosError
+from helios.names import is_commit
+from heliosfs.store.manifest import FileEntry
+from registry.hub.lookup import EntryMissing
+
+CLIENT_CODES: Final = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo"})
+"""Codes that clients turn into exceptions of their own; for the others the message says what happened."""
+
+TEXT: Final = frozenset({"txt", "md", "py", "yaml", "yml", "toml", "jinja", "csv", "html", "xml", "svg", "js"})
+"""Shown as plain text: what a repository holds must not run in a browser under the registry's name."""
+
+
+def error_answer(error: HeliosError) -> Response:
+    """The error with the headers that make clients raise the right exception."""
+    headers = {"x-error-code": error.code, "x-error-message": _header_text(error.message)}
+    if isinstance(error, EntryMissing):
+        headers["x-repo-commit"] = error.commit
+    return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)
+
+
+def refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that is no error of ours: a method or a call that there isn't."""
+    return JSONResponse(
+        {"error": message}, status_code=status, headers={"x-error-message": _header_text(message), **(headers or {})}
+    )
+
+
+def etag_of(entry: FileEntry) -> str:
+    """The name under which clients keep the file: the Hub's git oid, or the sha256 of an LFS file."""
+    return entry.sha256 if entry.lfs else entry.git_oid
+
+
+def file_headers(path: str, entry: FileEntry, commit: str, revision: str) -> list[tuple[str, str]]:
+    """Headers of a file, apart from those of a range."""
+    name = path.rpartition("/")[2]
+    plain = "".join(c if c.isascii() and c not in '"\\' else "_" for c in name)
+    headers = [
+        ("etag", f'"{etag_of(entry)}"'),
+        ("x-repo-commit", commit),
+        ("accept-ranges", "bytes"),
+        ("content-type", content_type(name)),
+        ("content-disposition", f"inline; filename*=UTF-8''{quote(name, safe='')}; filename=\"{plain}\""),
+        ("content-security-policy", "default-src 'none'; sandbox"),
+        ("x-content-type-options", "nosniff"),
+        ("cache-control", "max-age=31536000, immutable" if is_commit(revision) else "no-cache"),
+    ]
+    if entry.lfs:
+        headers += [("x-linked-etag", f'"{entry.sha256}"'), ("x-linked-size", str(entry.size))]
+    return headers
+
+
+def content_type(name: str) -> str:
+    """A safe media type for a file name."""
+    extension = name.rpartition(".")[2].lower()
+    if extension in TEXT:
+        return "text/plain; charset=utf-8"
+    guessed = mimetypes.guess_type(name)[0] or ""
+    known = guessed == "application/json" or guessed.startswith(("image/", "audio/", "video/"))
+    return guessed if known else "application/octet-stream"
+
+
+def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> dict[str, str]:
+    """The Link header to a page, absolute: from what the client called us and the prefix we are mounted under.
+
+    ``path`` starts with a slash and is quoted already.
+    """
+    host = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), None)
+    if host is None:
+        name, port = scope.get("server") or ("localhost", None)
+        host = f"{name}:{port}" if port else name
+    prefix = quote(scope.get("root_path", "").rstrip("/"))
+    return {"link": f'<{scope["scheme"]}://{host}{prefix}{path}?{urlencode(query)}>; rel="next"'}
+
+
+def _header_text(message: str) -> str:
+    """One line that fits into a header: other characters than printable ASCII become question marks."""
+    return "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in message)[:500]

@@ -1,0 +1,247 @@
+"""The Hub's read calls as routes: parse, look up in a thread, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
+
+from helios.errors import HeliosError, InvalidInput
+from helios.http.server import FilePartsResponse
+from helios.metrics import RegistryMetrics
+from registry.catalog import Catalog
+from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal
+from registry.hub.conditions import decide
+from registry.hub.lookup import Found, Lookup
+from registry.hub.paths import HubCall, parse
+from registry.hub.verified import VerifiedReader, Wanted
+
+PAGE: Final = 1000
+"""Entries of a tree, and repositories of a list, in one answer: the default and the most."""
+COMMITS_PAGE: Final = 50
+MAX_BODY: Final = 8 << 20
+"""Longest body of paths-info in bytes."""
+
+Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
+
+
+class HubRoute(BaseRoute):
+    """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
+
+    def __init__(self, catalog: Catalog, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
+        self._lookup, self._reader, self._metrics = Lookup(catalog), reader, metrics
+        self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
+            "info": (("GET", "HEAD"), self._info),
+            "tree": (("GET", "HEAD"), self._tree),
+            "paths-info": (("POST",), self._paths_info),
+            "refs": (("GET", "HEAD"), self._refs),
+            "commits": (("GET", "HEAD"), self._commits),
+            "resolve": (("GET", "HEAD"), self._resolve),
+            "list": (("GET", "HEAD"), self._list),
+            "whoami": (("GET", "HEAD"), self._whoami),
+        }
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        raw = scope.get("raw_path") or quote(scope["path"]).encode()
+        try:
+            readings = parse(raw.decode("latin-1").partition("?")[0], scope.get("root_path", ""))
+        except InvalidInput as error:
+            return Match.FULL, {"helios.hub": error}
+        return (Match.FULL, {"helios.hub": readings}) if readings else (Match.NONE, {})
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            readings = scope["helios.hub"]
+            if isinstance(readings, InvalidInput):
+                raise readings
+            scope["route"] = _Label(f"/hub/{readings[0].verb}")
+            methods, handler = self._handlers[readings[0].verb]
+            if request.method in methods:
+                response = await handler(request, [call for call in readings if call.verb == readings[0].verb])
+            else:
+                response = refusal(
+                    405, "the Hub API here is read-only: publish with `helios push`", {"allow": ", ".join(methods)}
+                )
+            await response(scope, receive, send)
+        except HeliosError as error:
+            # Before the head: a body that fails later is cut off by the response itself.
+            await error_answer(error)(scope, receive, send)
+
+    async def _info(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        query = request.query_params
+        found = await asyncio.to_thread(
+            self._lookup.info, readings, blobs=_flag(query.get("blobs")), security=_flag(query.get("securityStatus"))
+        )
+        return JSONResponse(found)
+
+    async def _tree(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        query = request.query_params
+        limit = _number(query.get("limit"), "limit", PAGE, 1, PAGE)
+        recursive, expand = _flag(query.get("recursive")), _flag(query.get("expand"))
+        after = _uncursor(query.get("cursor"))
+        found, items, following = await asyncio.to_thread(
+            self._lookup.listing, readings, recursive=recursive, expand=expand, after=after, limit=limit
+        )
+        headers = {"x-repo-commit": found.commit}
+        if following is not None:
+            # The commit stands for the ref, so that all pages show one snapshot even if the ref moves meanwhile.
+            below = found.call.path.strip("/")
+            path = _api_path(found, "tree", found.commit) + (f"/{quote(below)}" if below else "")
+            kept = {"recursive": _word(recursive), "expand": _word(expand), "limit": limit}
+            headers |= link_next(request.scope, path, {**kept, "cursor": _cursor(following)})
+        return JSONResponse(items, headers=headers)
+
+    async def _paths_info(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        paths, expand = _wanted_paths(await _body(request), request.headers.get("content-type", ""))
+        return JSONResponse(await asyncio.to_thread(self._lookup.paths, readings, paths, expand=expand))
+
+    async def _refs(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        include_prs = _flag(request.query_params.get("include_prs"))
+        return JSONResponse(await asyncio.to_thread(self._lookup.refs, readings, include_prs=include_prs))
+
+    async def _commits(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        query = request.query_params
+        limit = _number(query.get("limit"), "limit", COMMITS_PAGE, 1, COMMITS_PAGE)
+        page = _number(query.get("p"), "p", 0, 0, 10_000)
+        found, items, more = await asyncio.to_thread(self._lookup.commits, readings, skip=page * limit, limit=limit)
+        headers = {}
+        if more:
+            path = _api_path(found, "commits", found.commit)
+            headers = link_next(request.scope, path, {"limit": limit, "p": page + 1})
+        return JSONResponse(items, headers=headers)
+
+    async def _resolve(self, request: Request, readings: Sequence[HubCall]) -> Any:
+        get = request.method == "GET"
+        found, file = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
+        size = file.entry.size
+        headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
+        # A HEAD asks about the whole file: only a GET has ranges (RFC 9110, 14.2).
+        conditions = request.headers if get else {"if-none-match": request.headers.get("if-none-match", "")}
+        answer = decide(conditions, etag_of(file.entry), size)
+        headers += answer.headers(size)
+        if answer.status in (304, 416):
+            kept = {name: value for name, value in headers if name != "content-type"}
+            return Response(status_code=answer.status, headers=kept)
+        if file.placed is None:
+            return Response(headers=dict([*headers, ("content-length", str(size))]))
+        wanted = Wanted(str(found.repo), found.commit, found.call.path)
+        parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
+        return _Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
+
+    async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        query = request.query_params
+        limit = _number(query.get("limit"), "limit", PAGE, 1, PAGE)
+        search, author, tags = query.get("search", ""), query.get("author", ""), query.getlist("filter")
+        full = _flag(query.get("full"))
+        items, following = await asyncio.to_thread(
+            self._lookup.repos,
+            readings[0].kind,
+            search=search,
+            author=author,
+            tags=tags,
+            full=full,
+            after=_uncursor(query.get("cursor")),
+            limit=limit,
+        )
+        headers = {}
+        if following is not None:
+            kept = [(k, v) for k, v in query.multi_items() if k != "cursor"]
+            headers = link_next(request.scope, f"/api/{readings[0].kind}", [*kept, ("cursor", _cursor(following))])
+        return JSONResponse(items, headers=headers)
+
+    async def _whoami(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        return refusal(401, "Invalid username or password.")
+
+
+class _Label:
+    """What the request counts as in the metrics."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+class _Counted:
+    """Sends a file and counts the bytes that left."""
+
+    def __init__(self, response: FilePartsResponse, metrics: RegistryMetrics) -> None:
+        self._response, self._metrics = response, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            self._metrics.sent_bytes.inc(self._response.sent)
+
+
+def _api_path(found: Found, verb: str, revision: str) -> str:
+    return f"/api/{found.repo.kind}/{found.repo.id}/{verb}/{revision}"
+
+
+def _flag(text: str | None) -> bool:
+    return (text or "").lower() in ("true", "1", "yes")
+
+
+def _word(flag: bool) -> str:
+    return "true" if flag else "false"
+
+
+def _number(text: str | None, name: str, default: int, least: int, most: int) -> int:
+    """A number in the query, cut to the most allowed."""
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
+        raise InvalidInput(f"{name}={text[:40]!r} is not a number from {least} on")
+    return min(int(text), most)
+
+
+def _cursor(after: str) -> str:
+    return urlsafe_b64encode(after.encode()).decode()
+
+
+def _uncursor(text: str | None) -> str:
+    try:
+        return urlsafe_b64decode((text or "").encode()).decode()
+    except ValueError:
+        raise InvalidInput("the cursor is not one that this registry gave") from None
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise InvalidInput(f"the body is longer than {MAX_BODY} bytes: ask for fewer paths at a time")
+    return bytes(body)
+
+
+def _wanted_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
+    """Paths and ``expand`` from a form, as huggingface_hub sends it, or from JSON."""
+    try:
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            data = json.loads(body)
+            paths, expand = data["paths"], data.get("expand", False)
+        else:
+            fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+            paths = [value for name, value in fields if name == "paths"]
+            expand = _flag(dict(fields).get("expand"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidInput(f"the body of paths-info is neither a form nor JSON with 'paths': {error!r}") from None
+    if isinstance(paths, str):
+        paths = [paths]
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InvalidInput("'paths' must be a list of texts")
+    return paths, expand is True

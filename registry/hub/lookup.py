@@ -1,0 +1,197 @@
+"""Answers from the catalog: blocking, called in worker threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from helios.errors import EntryNotFound, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
+from helios.names import KINDS, RepoId
+from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
+from heliosfs.store.placement import PlacedBlob
+from registry.cache import Cache
+from registry.catalog import Catalog, RepoInfo
+from registry.hub import shapes
+from registry.hub.paths import HubCall
+from registry.hub.shapes import Json
+from registry.hub.tree import Node, Tree
+
+TREES = 64
+"""Snapshots whose tree is kept in memory; one of a thousand files takes some 300 KB."""
+HISTORY = 100
+"""How many commits back the last change of a file is looked for; older changes are shown as the oldest of these."""
+DEFAULT_REVISION = "main"
+
+
+class EntryMissing(EntryNotFound):
+    """A path that a commit does not have; clients remember that under the commit."""
+
+    def __init__(self, message: str, commit: str) -> None:
+        super().__init__(message)
+        self.commit = commit
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A reading of the request's path whose repository and revision are held."""
+
+    call: HubCall
+    repo: RepoId
+    commit: str
+    manifest: Manifest
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted."""
+
+    commit: str
+    entry: FileEntry
+    placed: PlacedBlob | None
+
+
+class Lookup:
+    """What the Hub's calls look up. Threads may share it."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._trees: Cache[str, Tree] = Cache(TREES)
+
+    def find(self, readings: Sequence[HubCall]) -> Found:
+        """The first reading whose repository and revision exist; else the error of the likeliest one."""
+        problem: NotFound | None = None
+        for call in readings:
+            try:
+                repo = _repo(call)
+                resolved = self._resolve(repo, call.revision or DEFAULT_REVISION)
+                manifest = self._catalog.manifest(repo, resolved[0])
+                return Found(call, repo, resolved[0], manifest, resolved[1])
+            except (RepoNotFound, RevisionNotFound) as error:
+                problem = problem or error
+        assert problem is not None, "a path has at least one reading"
+        raise problem
+
+    def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool) -> Json:
+        found = self.find(readings)
+        record = self._catalog.commit_record(found.repo, found.commit)
+        return shapes.info(found.repo, record, found.manifest, blobs=blobs, security=security)
+
+    def refs(self, readings: Sequence[HubCall], *, include_prs: bool) -> Json:
+        problem: RepoNotFound | None = None
+        for call in readings:
+            try:
+                return shapes.refs(self._catalog.refs(_repo(call)), include_prs=include_prs)
+            except RepoNotFound as error:
+                problem = problem or error
+        assert problem is not None, "a path has at least one reading"
+        raise problem
+
+    def file(self, readings: Sequence[HubCall], *, bytes_too: bool) -> tuple[Found, File]:
+        """The file at the path. Raises EntryMissing when the commit has none."""
+        found = self.find(readings)
+        entry = found.manifest.files.get(found.call.path)
+        if entry is None:
+            raise _missing(found, found.call.path)
+        placed = self._catalog.placed(found.repo, entry.sha256) if bytes_too else None
+        return found, File(found.commit, entry, placed)
+
+    def listing(
+        self, readings: Sequence[HubCall], *, recursive: bool, expand: bool, after: str, limit: int
+    ) -> tuple[Found, list[Json], str | None]:
+        """A page of the directory at the path and, where more follows, the path after which the next page starts."""
+        found = self.find(readings)
+        below = found.call.path.strip("/")
+        tree = self._tree(found.digest, found.manifest)
+        node = tree.get(below)
+        if node is None or isinstance(node, FileEntry):
+            raise _missing(found, below, "a file, not a directory" if node is not None else None)
+        page, more = tree.listing(below, recursive=recursive, after=after, limit=limit)
+        return found, self._items(found, page, expand), page[-1][0] if more else None
+
+    def paths(self, readings: Sequence[HubCall], paths: Iterable[str], *, expand: bool) -> list[Json]:
+        """Those of the paths that exist, as in listings."""
+        found = self.find(readings)
+        tree = self._tree(found.digest, found.manifest)
+        nodes = {path.strip("/"): tree.get(path.strip("/")) for path in paths}
+        return self._items(found, [(path, node) for path, node in nodes.items() if path and node is not None], expand)
+
+    def commits(self, readings: Sequence[HubCall], *, skip: int, limit: int) -> tuple[Found, list[Json], bool]:
+        """A page of the history, newest first, and whether more follows."""
+        found = self.find(readings)
+        records = self._catalog.history(found.repo, found.commit, skip + limit + 1)[skip:]
+        return found, [shapes.commit_item(record) for record in records[:limit]], len(records) > limit
+
+    def repos(
+        self, kind: str, *, search: str, author: str, tags: Sequence[str], full: bool, after: str, limit: int
+    ) -> tuple[list[Json], str | None]:
+        """A page of the repositories held, by id, and the id after which the next page starts."""
+        out: list[Json] = []
+        for held in self._catalog.repos(kind):
+            if held.repo.id <= after or search.lower() not in held.repo.id.lower():
+                continue
+            if author and held.repo.org != author:
+                continue
+            item = self._summary(held, full)
+            if item is None or not set(tags) <= set(item["tags"]):
+                continue
+            if len(out) == limit:
+                return out, out[-1]["id"]
+            out.append(item)
+        return out, None
+
+    def _summary(self, held: RepoInfo, full: bool) -> Json | None:
+        """A repository in a list, at its default revision; None when nothing of it has a name any more."""
+        commit = held.refs.get(DEFAULT_REVISION) or next(iter(held.refs.values()), None)
+        if commit is None:
+            return None
+        record = self._catalog.commit_record(held.repo, commit)
+        if not full:
+            return shapes.summary(held.repo, record)
+        manifest = self._catalog.manifest(held.repo, commit)
+        return shapes.info(held.repo, record, manifest, blobs=False, security=False)
+
+    def _resolve(self, repo: RepoId, revision: str) -> tuple[str, str]:
+        try:
+            resolved = self._catalog.resolve(repo, revision)
+        except InvalidInput as error:
+            raise RevisionNotFound(error.message) from None
+        return resolved.commit, resolved.manifest_digest
+
+    def _tree(self, digest: str, manifest: Manifest) -> Tree:
+        return self._trees.get(digest, lambda: Tree(manifest))
+
+    def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
+        items = [shapes.tree_item(path, node) for path, node in nodes]
+        if expand:
+            last = self._last_changes(found, dict(nodes))
+            return [item | shapes.expansion(last[path], node) for item, (path, node) in zip(items, nodes, strict=True)]
+        return items
+
+    def _last_changes(self, found: Found, nodes: dict[str, Node]) -> dict[str, CommitRecord]:
+        """The oldest commit since which each path has its present content."""
+        history = self._catalog.history(found.repo, found.commit, HISTORY)
+        last = dict.fromkeys(nodes, history[0])
+        left = dict(nodes)
+        for record in history[1:]:
+            tree = self._tree(record.manifest, self._catalog.manifest(found.repo, record.commit))
+            left = {path: node for path, node in left.items() if tree.get(path) == node}
+            last.update(dict.fromkeys(left, record))
+            if not left:
+                break
+        return last
+
+
+def _repo(call: HubCall) -> RepoId:
+    """The reading's repository; names and kinds that can't be held are not found rather than wrong."""
+    if call.kind not in KINDS:
+        raise RepoNotFound(f"the registry holds no {call.kind}, only {' and '.join(KINDS)}")
+    try:
+        return RepoId.parse(call.id, call.kind)
+    except InvalidInput as error:
+        raise RepoNotFound(error.message) from None
+
+
+def _missing(found: Found, path: str, what: str | None = None) -> EntryMissing:
+    where = f"{found.repo.id}@{found.commit}"
+    return EntryMissing(f"{path!r} is {what} in {where}" if what else f"{where} has no {path!r}", found.commit)

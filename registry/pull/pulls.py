@@ -1,0 +1,185 @@
+"""The pulls under way: one for each repository and revision, however many wait for it.
+
+A pull has a thread of its own. Callers get a ``Pull`` to watch; one that goes away changes nothing. Two pulls of one
+commit under different names share the work: the second watches the first and then only sets its own ref.
+
+State shared between threads is touched under ``_lock``; nobody waits for another pull while holding it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+from helios.errors import HeliosError, RepoNotFound, RevisionNotFound, Unavailable
+from helios.metrics import RegistryMetrics
+from helios.names import RepoId, check_revision, is_commit
+from registry.catalog import Catalog
+from registry.pull.listing import Snapshot
+from registry.pull.progress import Progress
+from registry.pull.pull import Puller
+from registry.pull.spool import Spool
+from registry.pull.upstream import Stopped, Upstream
+from registry.sessions import Sessions
+
+log = logging.getLogger("helios.registry.pull")
+
+AT_A_TIME: Final = 4
+"""Pulls that work; others wait for their turn."""
+MOST: Final = 200
+"""Pulls that may wait or work, each with a thread; one more is refused."""
+CLOSE_S: Final = 8.0
+"""Longest wait at shutdown for pulls to notice, in seconds: a thread blocked in a read is left behind. That is safe:
+what it has written is kept, and it publishes nothing any more."""
+
+
+@dataclass(eq=False)
+class Pull:
+    """A pull somebody asked for. ``commit`` or ``error`` is set once ``finished`` is."""
+
+    repo: RepoId
+    revision: str
+    progress: Progress = field(default_factory=Progress)
+    stop: threading.Event = field(default_factory=threading.Event)
+    finished: threading.Event = field(default_factory=threading.Event)
+    commit: str | None = None
+    error: HeliosError | None = None
+
+
+class Pulls:
+    """The pulls of one registry. Close it at shutdown."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        sessions: Sessions,
+        spool: Spool,
+        upstream: Upstream,
+        puller: Puller,
+        metrics: RegistryMetrics,
+    ) -> None:
+        self._catalog, self._sessions, self._spool = catalog, sessions, spool
+        self._upstream, self._puller, self._metrics = upstream, puller, metrics
+        self._lock = threading.Lock()
+        self._running: dict[tuple[RepoId, str], Pull] = {}
+        self._commits: dict[tuple[RepoId, str], Pull] = {}
+        self._slots = threading.BoundedSemaphore(AT_A_TIME)
+        self._closed = False
+        sessions.release(spool.expire())
+
+    def start(self, repo: RepoId, revision: str) -> Pull:
+        """The pull of this repository and revision: the one that runs, or a new one. Raises Unavailable."""
+        check_revision(revision)
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the registry is stopping")
+            found = self._running.get((repo, revision))
+            if found is not None:
+                return found
+            if len(self._running) >= MOST:
+                raise Unavailable(f"{MOST} pulls are under way already", hint="Wait for some of them to end.")
+            pull = Pull(repo, revision)
+            # Started inside the lock, which the thread takes before it ends: ``close`` finds every thread that runs.
+            threading.Thread(target=self._run, args=(pull,), name=f"pull {repo.id}", daemon=True).start()
+            self._running[repo, revision] = pull
+            return pull
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Stop all pulls and wait for them, within bounds. What they have downloaded stays."""
+        with self._lock:
+            self._closed = True
+            left = list(self._running.values())
+        for pull in left:
+            pull.stop.set()
+        for pull in left:
+            if not pull.finished.wait(timeout_s):
+                log.warning("a pull did not end in time", extra={"repo": str(pull.repo), "rev": pull.revision})
+                timeout_s = 0.0
+
+    def _run(self, pull: Pull) -> None:
+        extra = {"repo": str(pull.repo), "rev": pull.revision}
+        result = "failed"
+        try:
+            pull.commit = self._pull(pull)
+            result = "done"
+            log.info("pulled", extra={**extra, "commit": pull.commit})
+        except HeliosError as error:
+            pull.error = error
+            log.warning("a pull failed", extra={**extra, "code": error.code, "error": error.message})
+        except Exception as error:
+            pull.error = HeliosError(
+                f"the pull of {pull.repo.id} broke: {error!r}", hint="The registry's log says more."
+            )
+            log.exception("a pull broke", extra=extra)
+        finally:
+            self._metrics.pulls.labels(result).inc()
+            with self._lock:
+                del self._running[pull.repo, pull.revision]
+            pull.finished.set()
+            pull.progress.changed()
+
+    def _pull(self, pull: Pull) -> str:
+        repo, revision = pull.repo, pull.revision
+        if is_commit(revision) and self._holds(repo, revision):
+            pull.progress.log("the commit is here already")
+            return revision
+        while not self._slots.acquire(timeout=0.2):
+            if pull.stop.is_set():
+                raise Stopped
+        try:
+            pull.progress.log(f"asking {self._upstream.endpoint} for {repo.id}@{revision}")
+            snapshot = self._upstream.snapshot(repo, revision, pull.stop)
+            pull.progress.log(f"{revision} is commit {snapshot.commit}")
+            ref = None if is_commit(revision) else revision
+            self._bring(pull, snapshot, ref)
+            return snapshot.commit
+        finally:
+            self._slots.release()
+
+    def _bring(self, pull: Pull, snapshot: Snapshot, ref: str | None) -> None:
+        key = (snapshot.repo, snapshot.commit)
+        with self._lock:
+            leader = self._commits.setdefault(key, pull)
+        if leader is not pull:
+            self._follow(pull, leader)
+        else:
+            try:
+                if not self._holds(*key):
+                    self._puller.bring(snapshot, ref, pull.progress, pull.stop)
+                    self._tidy(snapshot.repo)
+                    return
+            finally:
+                with self._lock:
+                    del self._commits[key]
+            pull.progress.log("the commit is here already")
+        if ref is not None:
+            self._catalog.set_ref(snapshot.repo, ref, snapshot.commit, author=snapshot.author)
+
+    def _follow(self, pull: Pull, leader: Pull) -> None:
+        """Wait for another pull of the same commit, which has deadlines of its own; raises what it failed with."""
+        end = pull.progress.mirror(leader.progress)
+        try:
+            while not leader.finished.wait(0.2):
+                if pull.stop.is_set():
+                    raise Stopped
+        finally:
+            end()
+        if leader.error is not None:
+            raise leader.error
+
+    def _holds(self, repo: RepoId, commit: str) -> bool:
+        try:
+            self._catalog.resolve(repo, commit)
+        except (RepoNotFound, RevisionNotFound):
+            return False
+        return True
+
+    def _tidy(self, repo: RepoId) -> None:
+        """A pull of the repository succeeded: nobody will resume older ones, unless one runs right now."""
+        gone: set[str] = set()
+        with self._lock:  # held while files are unlinked, so that no new pull begins among them
+            if sum(pull.repo == repo for pull in self._running.values()) == 1:
+                gone = self._spool.remove(repo)
+        self._sessions.release(gone)
