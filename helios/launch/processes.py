@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
@@ -171,8 +170,3 @@ class Children:
         child = Child(name, log, grace_s, process, time.monotonic())
         self._children.append(child)
         return child
-
-
-def json_summary(record: Record) -> dict[str, Any]:
-    """A record for ``helios status --json``."""
-    return {"name": record.name, "pid": record.process.pid, "since": record.since, "command": record.command}

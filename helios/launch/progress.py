@@ -68,9 +68,10 @@ class Progress:
         self._clock = clock
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[Stage]:
+    def stage(self, title: str, *, shown: bool = True) -> Iterator[Stage]:
+        """A stage; with ``shown`` false it is only timed, because it prints by itself."""
         started = self._clock()
-        kind = Spinner if self.stream.isatty() else Lines
+        kind = Nothing if not shown else Spinner if self.stream.isatty() else Lines
         display: Display = kind(self.stream, title, self._clock)
         stage = Stage(title, display, self._clock)
         self.stages.append(stage)
@@ -88,6 +89,15 @@ class Progress:
     def note(self, text: str) -> None:
         """One line between stages."""
         print(text, file=self.stream, flush=True)
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def __init__(self, stream: TextIO, title: str, clock: Callable[[], float]) -> None: ...
+    def show(self, text: str, *, figure: bool = False) -> None: ...
+    def tick(self) -> None: ...
+    def end(self, result: str, seconds: float) -> None: ...
 
 
 class Lines:
@@ -173,12 +183,3 @@ class _Ticking:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._end.set()
         self._thread.join()
-
-
-def size_text(count: float) -> str:
-    """Bytes for people: ``10.5 MB`` (powers of 1000, as disks and networks are sold)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

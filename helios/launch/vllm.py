@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -52,6 +54,18 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise Unavailable("/proc/meminfo does not say how much memory is available")
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free port on loopback that nobody else is given while vLLM imports for half a minute before it binds it.
+
+    Linux lets two sockets bind the same port with SO_REUSEADDR as long as only one of them listens.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:

@@ -1,0 +1,144 @@
+"""A published model served on this machine: mount, vLLM and router, as ``quickstart`` and ``serve`` both want it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from helios.config import Config
+from helios.errors import DeadlineExceeded, HeliosError, Unavailable
+from helios.home import Home
+from helios.http.client import HttpClient
+from helios.launch import vllm
+from helios.launch.model_info import ModelInfo
+from helios.launch.processes import Child, Children, repair
+from helios.launch.progress import Progress
+from helios.launch.shared_mount import shared_mount
+from helios.mounts import MountState
+from helios.names import RepoId
+
+START_TIMEOUT_S: Final = 900.0
+"""Longest start of vLLM, in seconds: large models load for minutes."""
+ROUTER_START_S: Final = 30.0
+WATCH_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router that was started; ``url`` is where clients go."""
+
+    child: Child
+    url: str
+
+
+def check_port(host: str, port: int) -> None:
+    """Fail early, before anything was started, when the router's port is taken."""
+    from helios.http.server import listen_tcp
+
+    listen_tcp(host, port).close()
+
+
+def model_path(mountpoint: Path, repo: RepoId, commit: str) -> Path:
+    """Where a mount shows a commit's files."""
+    return mountpoint / (repo.org or "_") / repo.name / commit
+
+
+def wait_for_router(child: Child) -> str:
+    """The URL a router printed, once it is ready for requests; raises Unavailable with its last lines."""
+    deadline = time.monotonic() + ROUTER_START_S
+    url: str | None = None
+    while time.monotonic() < deadline:
+        if (status := child.poll()) is not None:
+            raise Unavailable(f"the router ended with status {status}; the end of {child.log}:\n{child.tail()}")
+        if url is None:
+            lines = child.log.read_text(errors="replace").splitlines()
+            url = next((line for line in lines if line.startswith(("http://", "https://"))), None)
+        elif is_ready(url):
+            return url
+        time.sleep(0.05)
+    raise DeadlineExceeded(
+        f"the router was not ready after {ROUTER_START_S:.0f} s; the end of {child.log}:\n{child.tail()}"
+    )
+
+
+def is_ready(url: str, path: str = "/readyz") -> bool:
+    """Whether a daemon says that it is ready."""
+    client = HttpClient(url, timeout_s=2.0)
+    try:
+        with client.request("GET", path) as response:
+            response.read()
+            return response.status == 200
+    except HeliosError:
+        return False
+    finally:
+        client.close()
+
+
+class Serving(contextlib.ExitStack):
+    """Owns what runs; leaving the context takes it down: router, vLLM, the mount, in this order."""
+
+    def __init__(self, home: Home, config: Config, progress: Progress) -> None:
+        super().__init__()
+        self.home, self.config, self.progress = home, config, progress
+        self._children: Children | None = None
+        self._watched: list[Child] = []
+
+    def repair(self) -> None:
+        """End what a run that was killed left behind."""
+        for name in repair(self.home):
+            self.progress.note(f"An earlier run was killed and had left {name} behind: ended.")
+
+    def mount(self) -> MountState:
+        """The home's mount, made if it is not there."""
+        with self.progress.stage("Mount") as stage:
+            stage.doing("mounting")
+            state = self.enter_context(shared_mount(self.home))
+            stage.done(f"{state.mountpoint}, {state.mode} mode")
+        return state
+
+    def start_vllm(
+        self, path: Path, repo: RepoId, extra: Sequence[str], timeout_s: float
+    ) -> tuple[vllm.Vllm, ModelInfo]:
+        """Start vLLM on a model's directory and wait until it is healthy."""
+        vllm.require_vllm()
+        with self.progress.stage("vLLM") as stage:
+            info = ModelInfo.read(path)
+            device = vllm.find_device()
+            with vllm.reserved_port() as port:
+                worker = vllm.start(self._owned(), path, repo.id, port=port, device=device, info=info, extra=extra)
+                self._watched.append(worker.child)
+                worker.wait_ready(timeout_s, stage.doing)
+            stage.done(f"{info.architecture} on {device}, {worker.url}")
+        return worker, info
+
+    def start_router(self, host: str, port: int, worker: vllm.Vllm) -> Router:
+        """Start the router in front of a worker and wait until it answers."""
+        with self.progress.stage("Router") as stage:
+            stage.doing("starting")
+            command = [sys.executable, "-P", "-m", "helios", "router", "--host", host, "--port", str(port)]
+            command += ["--worker", f"{worker.model}={worker.url}"]
+            child = self._owned().start("router", command)
+            self._watched.append(child)
+            url = wait_for_router(child)
+            stage.done(url)
+        return Router(child, url)
+
+    def watch(self) -> NoReturn:
+        """Stay until something ends that should not; raises Unavailable naming it."""
+        while True:
+            for child in self._watched:
+                if (status := child.poll()) is not None:
+                    raise Unavailable(
+                        f"{child.name} ended with status {status}; the end of {child.log}:\n{child.tail()}"
+                    )
+            time.sleep(WATCH_S)
+
+    def _owned(self) -> Children:
+        if self._children is None:
+            self._children = self.enter_context(Children(self.home))
+        return self._children

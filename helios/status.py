@@ -1,0 +1,90 @@
+"""What runs on this machine for one HELIOS_HOME. Reads records and asks a running registry; starts nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from helios import mounts
+from helios.config import Config
+from helios.embedded import running
+from helios.errors import HeliosError
+from helios.home import Home
+from helios.http.client import HttpClient
+from helios.registry_client import RegistryClient, Usage
+
+PROBE_S = 3.0
+
+
+def collect(config: Config, home: Home) -> dict[str, Any]:
+    """The document that ``helios status --json`` prints; sizes in bytes, times in unix seconds."""
+    from helios.launch.processes import records
+
+    record = None if config.registry.urls else running(home)
+    urls = list(config.registry.urls) or ([record.url] if record else [])
+    base = f"unix:{record.socket}" if record else (urls[0] if urls else None)
+    usage = _usage(base) if base else None
+    store = Path(config.registry.store) if config.registry.store else home.store
+    cache = Path(config.mount.cache) if config.mount.cache else home.cache
+    return {
+        "home": str(home.root),
+        "registry": {
+            "urls": urls,
+            "embedded": record.embedded if record else False,
+            "pid": record.pid if record else None,
+            "reachable": usage is not None,
+        },
+        "store": {
+            "path": str(store),
+            "stored": usage.stored if usage else (None if config.registry.urls else disk_usage(store)),
+            "logical": usage.logical if usage else None,
+        },
+        "cache": {"path": str(cache), "bytes": disk_usage(cache)},
+        "mounts": [
+            {
+                "mountpoint": state.mountpoint,
+                "alive": alive,
+                "pid": state.pid,
+                "since": state.since,
+                "mode": state.mode,
+                "reason": state.reason,
+                "url": state.url,
+                "log": state.log,
+            }
+            for state, alive in mounts.states(home)
+        ],
+        "processes": [
+            {
+                "name": entry.name,
+                "pid": entry.process.pid,
+                "alive": entry.process.alive(),
+                "since": entry.since,
+                "owner": entry.owner.pid,
+                "log": str(home.logs / f"{entry.name}.log"),
+            }
+            for _, entry in records(home)
+        ],
+    }
+
+
+def _usage(base: str) -> Usage | None:
+    client = RegistryClient(HttpClient(base, timeout_s=PROBE_S))
+    try:
+        return client.usage()
+    except HeliosError:
+        return None
+    finally:
+        client.close()
+
+
+def disk_usage(directory: Path) -> int:
+    """Bytes that the files below a directory take on disk; sparse files count what they hold."""
+    total = 0
+    for place, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue  # evicted or renamed meanwhile
+    return total

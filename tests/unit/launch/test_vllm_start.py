@@ -1,0 +1,153 @@
+"""Starting vLLM: what a directory says, which arguments follow, what the log tells, how a death at start is shown."""
+
+import json
+import socket
+import sys
+
+import pytest
+
+from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
+from helios.launch import vllm
+from helios.launch.model_info import ModelInfo
+from helios.launch.phases import FIRST, Phases
+from helios.launch.processes import Children
+
+GIB = 1 << 30
+
+
+def write(directory, config, **files):
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(text)
+    return directory
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "max_position_embeddings": 131072,
+}
+
+
+def test_a_chat_model(tmp_path):
+    template = {"tokenizer_config__json": '{"chat_template": "x"}'}
+    info = ModelInfo.read(write(tmp_path / "m", LLAMA, **template))
+    assert info == ModelInfo("LlamaForCausalLM", "chat", 131072, 2 * 2 * 32 * 8 * 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "task"),
+    [
+        (LLAMA, {}, "completion"),
+        (LLAMA, {"tokenizer_config__json": "{}"}, "completion"),
+        (LLAMA, {"chat_template__jinja": "x"}, "chat"),
+        (LLAMA, {"modules__json": "[]", "chat_template__jinja": "x"}, "embedding"),
+        ({"architectures": ["BertModel"]}, {}, "embedding"),
+        ({}, {}, "completion"),
+    ],
+)
+def test_the_task(tmp_path, config, files, task):
+    assert ModelInfo.read(write(tmp_path / "m", config, **files)).task == task
+
+
+def test_the_text_part_of_a_multimodal_model_counts(tmp_path):
+    config = {"architectures": ["XForConditionalGeneration"], "text_config": LLAMA}
+    assert ModelInfo.read(write(tmp_path / "m", config)).positions == 131072
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "has no config.json"), ("{", "not valid JSON"), ("[]", "object")])
+def test_no_model(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        ModelInfo.read(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def flag(arguments, name):
+    return int(arguments[arguments.index(name) + 1])
+
+
+@pytest.mark.parametrize("memory", [1 * GIB, 8 * GIB, 64 * GIB])
+def test_on_a_cpu_the_cache_fits_the_memory_and_holds_a_sequence(tmp_path, memory):
+    info = ModelInfo.read(write(tmp_path / "m", LLAMA))
+    arguments = vllm.arguments(info, "cpu", memory)
+    cache, positions = flag(arguments, "--kv-cache-memory-bytes"), flag(arguments, "--max-model-len")
+    assert positions * info.kv_bytes <= cache <= max(memory // 4, vllm.CPU_KV_LEAST)
+    assert 0 < positions <= vllm.CPU_POSITIONS
+    assert "--enforce-eager" in arguments
+
+
+def test_on_a_gpu_vllm_decides(tmp_path):
+    info = ModelInfo.read(write(tmp_path / "m", LLAMA))
+    assert vllm.arguments(info, "cuda", GIB) == ["--max-model-len", "auto"]
+
+
+LOG = [
+    ("W1123 torch/_library/triton.py:53] Triton not available", FIRST),
+    (
+        "(APIServer pid=1) INFO [api_utils.py:286] non-default args: {'model': '/m'}",
+        "reading the model's configuration",
+    ),
+    ("(APIServer pid=1) INFO [model.py:733] Resolved architecture: LlamaForCausalLM", "starting the engine's process"),
+    ("(EngineCore pid=2) INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config", "starting the worker"),
+    ("(Worker pid=3) INFO [cpu_model_runner.py:68] Starting to load model /m...", "loading weights"),
+    ("\rLoading safetensors checkpoint shards:  50% Completed | 2/4 [00:00<00:00]", "loading weights: shard 2 of 4"),
+    ("(Worker pid=3) INFO [default_loader.py:501] Loading weights took 0.05 seconds", "preparing memory"),
+    ("(EngineCore pid=2) INFO [kv_cache_utils.py:2327] CPU KV cache size: 32,768 tokens", "warming up"),
+    (
+        "(EngineCore pid=2) INFO [core.py:402] init engine (profile, warmup model) took 0.24 s",
+        "starting the API server",
+    ),
+    ("(APIServer pid=1) INFO [entry.py:140] Starting vLLM server on http://127.0.0.1:1", "starting the API server"),
+]
+
+
+def test_phases_follow_a_real_log():
+    phases = Phases()
+    assert phases.current == FIRST
+    for line, expected in LOG:
+        phases.feed(line + "\n")
+        assert phases.current == expected
+
+
+def test_phases_however_the_log_is_cut():
+    text = "".join(line + "\n" for line, _ in LOG[:6])
+    for step in (1, 7, 1000):
+        phases = Phases()
+        for at in range(0, len(text), step):
+            phases.feed(text[at : at + step])
+        assert phases.current == "loading weights: shard 2 of 4"
+
+
+def test_a_reserved_port_can_be_listened_on_by_its_owner_to_be(tmp_path):
+    with vllm.reserved_port() as port, socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def start(children, code):
+    child = children.start("vllm", [sys.executable, "-c", code])
+    return vllm.Vllm(child, "http://127.0.0.1:9", "org/name")
+
+
+def test_a_death_at_start_shows_the_last_lines(helios_home):
+    with Children(helios_home) as children:
+        worker = start(children, "print('line 1\\nValueError: no such dtype', flush=True); raise SystemExit(3)")
+        with pytest.raises(Unavailable, match=r"(?s)status 3 .*importing.*ValueError: no such dtype"):
+            worker.wait_ready(20, lambda text: None)
+
+
+def test_the_deadline_says_what_it_was_doing(helios_home):
+    with Children(helios_home) as children:
+        worker = start(children, "print('Starting to load model x', flush=True); import time; time.sleep(60)")
+        shown = []
+        with pytest.raises(DeadlineExceeded, match=r"not ready after 1 s \(it is loading weights\)"):
+            worker.wait_ready(1.0, shown.append)
+    assert shown == [FIRST, "loading weights"]
