@@ -69,6 +69,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
         sessions.recover()
+        if config.registry.upstream:
+            # huggingface_hub reads this once, and some of its calls know no other endpoint.
+            os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)

@@ -159,8 +159,9 @@ class Sessions:
         """Say that these blobs need not be kept any more."""
         with self.lock:
             self._released |= digests
-        if digests:
-            self.work.set()
+        with self.catalog.database.read() as connection:
+            if content.any_pending(connection, self.catalog.domain, digests):
+                self.work.set()
 
     def recover(self) -> int:
         """At start: clean up after a killed registry; returns how many objects went."""

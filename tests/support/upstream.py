@@ -16,8 +16,7 @@ import hashlib
 import json
 import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -347,6 +346,8 @@ class HubHandler(Handler):
     """The Hub's routes."""
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
+        if path == "/api/agent-harnesses":  # huggingface_hub 2.x asks for it by itself, once
+            return self.error(404, None, "none")
         if "hf_hub/" not in self.note.headers.get("user-agent", ""):
             self.violate(f"user agent {self.note.headers.get('user-agent')!r} is not huggingface_hub's")
         parts = [unquote(part) for part in path.strip("/").split("/")]
@@ -438,17 +439,3 @@ def rate_limited(seconds: int) -> tuple[int, dict[str, str]]:
         "RateLimit": f'"resolvers";r=0;t={seconds}',
         "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300',
     }
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Poll until the condition is true; AssertionError when it isn't in time."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def pages(items: Iterable[Any], size: int) -> list[list[Any]]:
-    """The items in slices."""
-    listed = list(items)
-    return [listed[i : i + size] for i in range(0, len(listed), size)]
