@@ -22,6 +22,7 @@ from registry.ingest.kinds import SNIFF, cut, is_lfs
 from registry.ingest.pipeline import Pipeline
 from registry.ingest.reader import Reader
 from registry.ingest.slabs import SLAB, Slab, SlabPool
+from registry.ingest.staged import flush
 from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source
 from registry.ingest.writer import BlobWriter
 
@@ -90,7 +91,7 @@ class Ingest:
 
     def _stream(self, reader: Reader, lengths: list[int], hashes: _FileHashes, writer: BlobWriter) -> None:
         size = sum(lengths)
-        with Pipeline(self._pool, hashes.add, _hash_chunks, writer.add, threads=size > SLAB) as pipeline:
+        with Pipeline(self._pool, hashes.add, _hash_chunks, writer.add, flush, threads=size > SLAB) as pipeline:
             offset = 0
             for group in _groups(lengths):
                 slab = pipeline.slab()

@@ -1,12 +1,13 @@
-"""The threads of one ingest: a reader (the caller's own), a lane that hashes the whole file, one that hashes chunks,
-and one that writes them.
+"""The threads of one ingest: a reader (the caller's own), and lanes that hash the file, hash its chunks, decide where
+they go, and write blocks to disk.
 
-    reader --+--> file hash ------------+--> the slab returns to the pool
-             +--> chunk hash --> write -+
+    reader --+--> file hash ------------------------+--> the slab returns to the pool
+             +--> chunk hash --> write --> flush x2 -+
 
-Each lane takes slabs in order from a queue of its own; the slabs bound what the queues hold. The first error is kept:
-from then on the lanes only pass slabs on, the reader stops at its next slab, and the error comes out of the ``with``
-block. No lane outlives the block.
+Each lane takes slabs in order from a queue of its own; the slabs bound what the queues hold. Two threads flush, because
+one that waits for the disk and then for a core leaves the disk idle. The first error is kept: from then on the lanes
+only pass slabs on, the reader stops at its next slab, and the error comes out of the ``with`` block. Only ``flush``
+goes on: the writer may be waiting for it. No lane outlives the block.
 """
 
 from __future__ import annotations
@@ -27,22 +28,25 @@ SHARE: Final = 8
 
 
 class Pipeline:
-    """Runs ``hash_file``, and ``hash_chunks`` then ``write``, over slabs in order.
+    """Runs ``hash_file``, and ``hash_chunks``, ``write`` and ``flush``, over slabs in order.
 
     With ``threads`` false everything runs in the caller's thread: what a file of one slab deserves.
     """
 
-    def __init__(self, pool: SlabPool, hash_file: Work, hash_chunks: Work, write: Work, *, threads: bool) -> None:
+    def __init__(
+        self, pool: SlabPool, hash_file: Work, hash_chunks: Work, write: Work, flush: Work, *, threads: bool
+    ) -> None:
         self._pool = pool
-        self._steps = (hash_file, hash_chunks, write)
+        self._steps = (hash_file, hash_chunks, write, flush)
         self._share = threading.Semaphore(SHARE)
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._lanes: list[_Lane] = []
         if threads:
-            writer = _Lane("ingest-write", write, self._done, self)
+            flusher = _Lane("ingest-flush", flush, self._done, self, threads=2, always=True)
+            writer = _Lane("ingest-write", write, flusher.put, self)
             chunker = _Lane("ingest-chunks", hash_chunks, writer.put, self)
-            self._lanes = [_Lane("ingest-file", hash_file, self._done, self), chunker, writer]
+            self._lanes = [_Lane("ingest-file", hash_file, self._done, self), chunker, writer, flusher]
 
     def __enter__(self) -> Pipeline:
         for lane in self._lanes:
@@ -54,7 +58,7 @@ class Pipeline:
     ) -> None:
         if error is not None:
             self.fail(error)
-        for lane in self._lanes:  # in order: the writer must outlive the chunker, which feeds it
+        for lane in self._lanes:  # in order: a lane must outlive the one that feeds it
             lane.close()
         if error is None and self._error is not None:
             raise self._error
@@ -107,24 +111,31 @@ class Pipeline:
 
 
 class _Lane:
-    """One thread that does one step."""
+    """Threads that do one step; with ``always`` even when the pipeline has failed."""
 
-    def __init__(self, name: str, work: Work, then: Work, pipeline: Pipeline) -> None:
+    def __init__(
+        self, name: str, work: Work, then: Work, pipeline: Pipeline, *, threads: int = 1, always: bool = False
+    ) -> None:
         self._queue: SimpleQueue[Slab | None] = SimpleQueue()
-        self._work, self._then, self._pipeline = work, then, pipeline
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._work, self._then, self._pipeline, self._always = work, then, pipeline, always
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
         self.put = self._queue.put
-        self.start = self._thread.start
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Let the thread finish what is queued, and wait for it."""
-        if self._thread.ident is not None:
+        """Let the threads finish what is queued, and wait for them."""
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for _ in started:
             self._queue.put(None)
-            self._thread.join()
+        for thread in started:
+            thread.join()
 
     def _run(self) -> None:
         while (slab := self._queue.get()) is not None:
-            if not self._pipeline.failed:
+            if self._always or not self._pipeline.failed:
                 try:
                     self._work(slab)
                 except BaseException as error:  # handed to the reader, which raises it

@@ -10,10 +10,13 @@ import mmap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from helios.errors import Unavailable
 from heliosfs.store.recipe import MAX_CHUNK
+
+if TYPE_CHECKING:
+    from registry.ingest.staged import Block
 
 SLAB: Final = MAX_CHUNK
 """Bytes of chunks a slab holds: the largest chunk fits."""
@@ -30,21 +33,22 @@ class Slab:
     first one starts in the blob; ``holders`` counts the lanes that still need it. The chunks start at ``head`` in
     ``memory``, as far from a multiple of 4096 as they do in the blob, so that whole blocks can go to disk from where
     they lie (O_DIRECT); the bytes before are the writer's, for the part of the first block that came earlier.
+    ``block`` is what the writer leaves to be written so.
     """
 
-    __slots__ = ("_map", "head", "holders", "ids", "lengths", "memory", "offset")
+    __slots__ = ("block", "head", "holders", "ids", "lengths", "memory", "offset")
 
     def __init__(self) -> None:
-        self._map = mmap.mmap(-1, ALIGN + SLAB)
-        self.memory = memoryview(self._map)
+        self.memory = memoryview(mmap.mmap(-1, ALIGN + SLAB))
         self.offset = self.head = 0
         self.lengths: list[int] = []
         self.ids: list[bytes] = []
         self.holders = 0
+        self.block: Block | None = None
 
     def assign(self, offset: int, lengths: list[int]) -> memoryview:
         """Take the chunks to fill it with; returns the part of the buffer they need."""
-        self.offset, self.head, self.lengths, self.ids = offset, offset % ALIGN, lengths, []
+        self.offset, self.head, self.lengths, self.ids, self.block = offset, offset % ALIGN, lengths, [], None
         return self.data
 
     @property
@@ -57,10 +61,6 @@ class Slab:
         for length in self.lengths:
             yield self.memory[start : start + length]
             start += length
-
-    def close(self) -> None:
-        self.memory.release()
-        self._map.close()
 
 
 class SlabPool:
@@ -83,8 +83,7 @@ class SlabPool:
             with self._changed:
                 self._users -= 1
                 if not self._users:
-                    while self._spare:
-                        self._spare.pop().close()
+                    self._spare.clear()
 
     def acquire(self) -> Slab:
         """A slab, once one is free. Raises Unavailable after two minutes."""
@@ -96,6 +95,7 @@ class SlabPool:
 
     def release(self, slab: Slab) -> None:
         """Take a slab back."""
+        slab.block = None
         with self._changed:
             self._spare.append(slab)
             self._free_count += 1

@@ -10,8 +10,10 @@ import fcntl
 import mmap
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,7 @@ from heliosfs.store.keys import pack_key
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.syscalls import reserve, start_writeback
-from registry.ingest.slabs import ALIGN, SLAB, Slab
+from registry.ingest.slabs import ALIGN, SLAB, WAIT_S, Slab
 from registry.ingest.types import NewObject
 
 WRITEBACK: Final = 16 << 20
@@ -42,11 +44,17 @@ class StagedFile:
     def __init__(self, store: ObjectStore, *, direct: bool) -> None:
         self._directory = store.staging()
         self.path = self._directory / secrets.token_hex(8)
-        with _guard(self._directory):
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.size = 0
         self._clean = 0
-        self._direct = direct and self._set_direct(True)
+        self._flushed = threading.Condition()
+        self._unflushed = 0
+        with _guard(self._directory):
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                self._direct = direct and self._try_direct()
+            except OSError:
+                self.abort()
+                raise
         self._pending = 0
         """Bytes at the end of the file that are still in ``_bounce``."""
         self._bounce = memoryview(mmap.mmap(-1, SLAB)) if self._direct else memoryview(b"")
@@ -68,13 +76,17 @@ class StagedFile:
             view = view[count:]
             if self._pending == len(self._bounce):
                 self._pending = 0
-                self._write_blocks(self._bounce, self.size - len(self._bounce))
+                self._write(self._bounce, self.size - len(self._bounce))
         if view:
             self.size += len(view)
             self._write(view, self.size - len(view))
 
     def write_slab(self, slab: Slab) -> None:
-        """Append a slab's chunks; without a copy when they are aligned as the file is."""
+        """Append a slab's chunks.
+
+        When they are aligned as the file is, whole blocks stay where they are, as ``slab.block``, and ``flush_block``
+        writes them: from any thread and in any order.
+        """
         if not self._direct or self._pending != slab.head or slab.offset != self.size:
             self.write(slab.data)
             return
@@ -85,7 +97,18 @@ class StagedFile:
         self._bounce[: self._pending] = slab.memory[whole:end]
         self.size += end - start
         if whole:
-            self._write_blocks(slab.memory[:whole], self.size - end)
+            with self._flushed:
+                self._unflushed += 1
+            slab.block = Block(self, slab.memory[:whole], self.size - end)
+
+    def flush_block(self, block: Block) -> None:
+        """Write what ``write_slab`` left."""
+        try:
+            self._write(block.data, block.offset)
+        finally:
+            with self._flushed:
+                self._unflushed -= 1
+                self._flushed.notify_all()
 
     def copy(self, source: StagedFile, offset: int, count: int) -> None:
         """Append bytes of another staged file, inside the kernel."""
@@ -103,6 +126,7 @@ class StagedFile:
 
     def settle(self) -> None:
         """Let the file hold every byte written; from then on it is written through the page cache."""
+        self._wait_flushed()
         if self._direct:
             self._direct = False
             self._set_direct(False)
@@ -120,49 +144,62 @@ class StagedFile:
 
     def abort(self) -> None:
         """Remove the file."""
+        self._wait_flushed()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
         self.path.unlink(missing_ok=True)
 
-    def _write_blocks(self, view: memoryview, offset: int) -> None:
-        """Write whole blocks directly, or through the page cache where the disk wants another alignment."""
-        with _guard(self._directory):
-            try:
-                self._pwrite(view, offset)
-                return
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-        self.settle()
-        self._write(view, offset)
+    def _wait_flushed(self) -> None:
+        # Nobody may close the descriptor before: its number could be another file's by the time a block is written.
+        with self._flushed:
+            if not self._flushed.wait_for(lambda: not self._unflushed, WAIT_S):
+                raise Unavailable(f"{self._directory} took no bytes for {WAIT_S:g} s; look at its disk")
 
     def _write(self, view: memoryview, offset: int) -> None:
         with _guard(self._directory):
-            self._pwrite(view, offset)
-        self._start_writeback()
-
-    def _pwrite(self, view: memoryview, offset: int) -> None:
-        while view:
-            count = os.pwrite(self.fd, view, offset)
-            view = view[count:]
-            offset += count
+            while view:
+                count = os.pwrite(self.fd, view, offset)
+                view = view[count:]
+                offset += count
+        if not self._direct:
+            self._start_writeback()
 
     def _start_writeback(self) -> None:
         if self.size - self._clean >= WRITEBACK:
             start_writeback(self.fd, self._clean, self.size - self._clean)
             self._clean = self.size
 
-    def _set_direct(self, on: bool) -> bool:
-        """Switch O_DIRECT; returns whether the filesystem took it."""
-        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+    def _try_direct(self) -> bool:
+        """Switch to O_DIRECT; returns whether filesystem and disk take aligned blocks of ours that way."""
         try:
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+            self._set_direct(True)
+            os.pwrite(self.fd, mmap.mmap(-1, ALIGN), 0)  # overwritten by the first bytes of the file
         except OSError as error:
-            if not on or error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL:
                 raise
+            self._set_direct(False)
             return False
         return True
+
+    def _set_direct(self, on: bool) -> None:
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes that belong into a staged file at ``offset``."""
+
+    file: StagedFile
+    data: memoryview
+    offset: int
+
+
+def flush(slab: Slab) -> None:
+    """Write the block of a slab, if the writer left one."""
+    if slab.block is not None:
+        slab.block.file.flush_block(slab.block)
 
 
 class Packs:

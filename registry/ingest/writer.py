@@ -52,11 +52,12 @@ class BlobWriter:
 
     def add(self, slab: Slab) -> None:
         """Take the next chunks, ids computed. Raises NoSpace."""
+        written = len(self.chunks)
         self.chunks.extend(zip(slab.ids, slab.lengths, strict=True))
+        if self._raw is not None and len(self.chunks) - self._looked_up >= self._batch:
+            self._decide(written)
         if self._raw is not None:
             self._raw.write_slab(slab)
-            if len(self.chunks) - self._looked_up >= self._batch:
-                self._decide()
             return
         self._look_up()
         for chunk, data in zip(slab.ids, slab.chunks(), strict=True):
@@ -69,7 +70,7 @@ class BlobWriter:
         Returns the locations of all chunks in order, and how many of the blob's bytes were new.
         """
         if self._raw is not None and self.chunks:
-            self._decide()
+            self._decide(len(self.chunks))
         if self._raw is not None:
             return self._put_raw(sha256, stored)
         before = len(stored)
@@ -126,12 +127,13 @@ class BlobWriter:
             raise
         return file
 
-    def _decide(self) -> None:
-        """Look up what was not yet; leave the raw file when too much of it is known."""
+    def _decide(self, written: int) -> None:
+        """Look up what was not yet; leave the raw file, which holds the first ``written`` chunks, when too much of the
+        blob is known."""
         found = self._look_up()
         self._batch = 1 if found else min(2 * self._batch, LOOKUP)
         if self._known_bytes > self._limit:
-            self._leave_raw()
+            self._leave_raw(written)
 
     def _look_up(self) -> bool:
         """Look up the chunks that were not yet; returns whether any of their bytes are known."""
@@ -147,11 +149,11 @@ class BlobWriter:
             self._looked_up += len(batch)
         return self._known_bytes > known
 
-    def _leave_raw(self) -> None:
+    def _leave_raw(self, written: int) -> None:
         """Copy the new chunks written so far into packs and remove the raw file; all of them are looked up."""
         assert self._raw is not None
         offset = 0
-        for chunk, length in self.chunks:
+        for chunk, length in self.chunks[:written]:
             if self._places[chunk] is None:
                 self._places[chunk] = self._packs.copy(chunk, self._raw, offset, length)
             offset += length
