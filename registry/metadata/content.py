@@ -105,7 +105,7 @@ def object_sizes(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
     out: dict[str, int] = {}
     for batch in batches(sorted(set(keys))):
         query = sa.select(objects.c.key, objects.c.size).where(objects.c.key.in_(batch))
-        out.update(dict(connection.execute(query).tuples().all()))
+        out.update(dict(connection.execute(query).all()))
     return out
 
 
@@ -226,14 +226,14 @@ def _object_ids(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
     out: dict[str, int] = {}
     for batch in batches(sorted(keys)):
         query = sa.select(objects.c.key, objects.c.id).where(objects.c.key.in_(batch))
-        out.update(dict(connection.execute(query).tuples().all()))
+        out.update(dict(connection.execute(query).all()))
     return out
 
 
 def _drop_unneeded(connection: Connection, domain: str) -> list[str]:
     needed = sa.select(blob_objects.c.object).where(blob_objects.c.object == objects.c.id).exists()
     query = sa.select(objects.c.id, objects.c.key).where(objects.c.domain == domain, ~needed)
-    gone = dict(connection.execute(query).tuples().all())
+    gone = dict(connection.execute(query).all())
     for batch in batches(sorted(gone)):
         connection.execute(chunks.delete().where(chunks.c.object.in_(batch)))
         connection.execute(objects.delete().where(objects.c.id.in_(batch)))

@@ -89,7 +89,7 @@ def count(connection: Connection) -> int:
 def refs_of(connection: Connection, repository: Repository) -> dict[str, str]:
     """The repository's refs, sorted by name."""
     query = sa.select(refs.c.name, refs.c.commit).where(refs.c.repository == repository.id).order_by(refs.c.name)
-    return dict(connection.execute(query).tuples().all())
+    return dict(connection.execute(query).all())
 
 
 def ref_target(connection: Connection, repository: Repository, ref: str) -> str | None:

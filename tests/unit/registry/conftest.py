@@ -1,0 +1,73 @@
+"""A catalog on a fresh directory store, with real ingest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from helios.names import RepoId
+from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.manifest import CommitRecord, FileEntry
+from registry.catalog import Catalog
+from registry.ingest.ingest import Ingest
+from registry.metadata.database import Database
+from registry.sessions import Session, Sessions
+
+
+@dataclass
+class Registry:
+    """The parts below the HTTP layer."""
+
+    root: Path
+    database: Database
+    store: DirectoryStore
+    catalog: Catalog
+    sessions: Sessions
+    clock: list[float]
+
+    @classmethod
+    def open(cls, root: Path) -> Registry:
+        database = Database.sqlite(root / "registry" / "metadata.db")
+        store = DirectoryStore(root / "store")
+        clock = [1_000_000.0]
+        catalog = Catalog(database, store, now=lambda: clock[0])
+        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain))
+        return cls(root, database, store, catalog, sessions, clock)
+
+    def close(self) -> None:
+        self.store.close()
+        self.database.close()
+
+    def reopen(self) -> Registry:
+        """As after a restart."""
+        self.close()
+        return Registry.open(self.root)
+
+    def put(self, content: bytes, path: str = "file.bin", session: Session | None = None) -> FileEntry:
+        """Store a file without publishing it."""
+        with_session = session or self.sessions.open()
+        try:
+            return with_session.ingest(path, len(content), io.BytesIO(content)).entry
+        finally:
+            if session is None:
+                with_session.close()
+
+    def publish(self, name: str, files: dict[str, bytes], ref: str = "main", **options: object) -> CommitRecord:
+        with self.sessions.open() as session:
+            entries = {path: self.put(content, path, session) for path, content in files.items()}
+            return self.catalog.publish(RepoId.parse(name), ref, entries, author="me", message="", **options)  # type: ignore[arg-type]
+
+    def objects(self) -> set[str]:
+        """Keys of all objects but the owner's mark."""
+        return {info.key for info in self.store.list("") if "/registry/" not in info.key}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    parts = Registry.open(tmp_path)
+    yield parts
+    parts.close()
