@@ -77,6 +77,11 @@ class RouterSettings(Section, frozen=True):
     health_interval_s: float = 2.0
     health_timeout_s: float = 5.0
     max_body_mib: int = 64
+    """Longest request body, in MiB."""
+    max_buffered_mib: int = 1024
+    """Bound on the memory that the request bodies of all requests hold, in MiB."""
+    drain_s: float = 30.0
+    """How long requests in flight may go on after SIGTERM, in seconds."""
 
 
 class LogSettings(Section, frozen=True):

@@ -94,6 +94,9 @@ class RouterMetrics(Metrics):
         )
         self.retries = Counter("helios_router_retries_total", "Requests sent to another worker", ["reason"], registry=r)
         self.disconnects = Counter("helios_router_client_disconnects_total", "Clients gone before the end", registry=r)
+        self.cut = Counter(
+            "helios_router_cut_answers_total", "Answers broken off after their first byte", ["reason"], registry=r
+        )
 
 
 def rss_bytes() -> float:

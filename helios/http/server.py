@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -229,10 +229,16 @@ def url_of(sock: socket.socket, host: str) -> str:
 class Server(uvicorn.Server):
     """uvicorn's server with our signals: SIGTERM and SIGINT stop it cleanly, and the caller decides the exit code.
 
-    ``stop`` asks it to end from inside; ``stopped_by`` is the signal that ended it, or None.
+    ``stop`` asks it to end from inside; ``stopped_by`` is the signal that ended it, or None. With ``on_stop`` whoever
+    serves long answers is told at each of these, in the event loop, and has to end them in time; without it a second
+    signal ends the process without waiting for answers in flight.
     """
 
     stopped_by: signal.Signals | None = None
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None = None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -246,13 +252,15 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(sig)
 
     def _on_signal(self, sig: signal.Signals) -> None:
-        if self.should_exit:
+        if self.should_exit and self._on_stop is None:
             self.force_exit = True
         self.stopped_by = self.stopped_by or sig
-        self.should_exit = True
+        self.stop()
 
     def stop(self) -> None:
         self.should_exit = True
+        if self._on_stop is not None:
+            self._on_stop()
 
 
 def make_server(
@@ -261,10 +269,13 @@ def make_server(
     http: type[asyncio.Protocol] = Protocol,
     loop: Literal["asyncio", "uvloop"] = "asyncio",
     grace_s: int = 10,
+    date_header: bool = True,
+    on_stop: Callable[[], None] | None = None,
 ) -> Server:
     """A server for ``app``; run it with ``await server.serve(sockets=[…])``.
 
-    sendfile needs ``loop="asyncio"``: uvloop has none. At shutdown requests in flight get ``grace_s`` seconds.
+    sendfile needs ``loop="asyncio"``: uvloop has none. At shutdown requests in flight get ``grace_s`` seconds. A relay
+    passes on the ``Date`` of the answer it relays and takes ``date_header=False``.
     """
     config = uvicorn.Config(
         app,
@@ -276,7 +287,8 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=date_header,
         timeout_graceful_shutdown=grace_s,
         timeout_keep_alive=75,
     )
-    return Server(config)
+    return Server(config, on_stop)
