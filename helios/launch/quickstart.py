@@ -13,7 +13,7 @@ from typing import Any
 
 from helios.cli.common import print_table, size_text
 from helios.config import Config
-from helios.embedded import AttachedRegistry, attach
+from helios.embedded import AttachedRegistry
 from helios.errors import Conflict
 from helios.home import Home
 from helios.launch import vllm
@@ -51,7 +51,7 @@ def quickstart(home: Home, config: Config, wishes: Wishes) -> int:
         serving.callback(take_lock(home).release)
         serving.repair()
         check_port(config.router.host, config.router.port)
-        registry = serving.enter_context(attach(config, home))
+        registry = serving.registry()
         published = obtain(wishes.model, wishes.name, home, registry.client(), progress)
         mount = serving.mount()
         path = model_path(Path(mount.mountpoint), published.repo, published.commit)

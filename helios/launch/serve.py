@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from helios.config import Config
-from helios.embedded import attach
 from helios.errors import NotFound
 from helios.home import Home
 from helios.launch import vllm
@@ -28,7 +27,7 @@ def serve(
     with Serving(home, config, progress) as serving:
         serving.repair()
         check_port(config.router.host, config.router.port)
-        registry = serving.enter_context(attach(config, home))
+        registry = serving.registry()
         try:
             commit = registry.client().resolve(repo, revision).commit
         except NotFound as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from helios.config import Config
+from helios.embedded import AttachedRegistry, attach, running, users_path
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.home import Home
 from helios.http.client import HttpClient
@@ -21,10 +24,12 @@ from helios.launch.progress import Progress
 from helios.launch.shared_mount import shared_mount
 from helios.mounts import MountState
 from helios.names import RepoId
+from helios.process import ProcessId
 
 START_TIMEOUT_S: Final = 900.0
 """Longest start of vLLM, in seconds: large models load for minutes."""
 ROUTER_START_S: Final = 30.0
+REGISTRY_STOP_S: Final = 15.0
 WATCH_S: Final = 0.5
 
 
@@ -79,6 +84,26 @@ def is_ready(url: str, path: str = "/readyz") -> bool:
         client.close()
 
 
+def end_unused_registry(home: Home) -> None:
+    """End the embedded registry now instead of a little later, if nobody uses it: nothing is to be left running.
+
+    Holding its users' lock alone, as it does itself when it ends, keeps others from coming meanwhile.
+    """
+    fd = os.open(users_path(home), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for _ in range(10):
+            record = running(home)
+            if record is None or not record.embedded:
+                return
+            with contextlib.suppress(BlockingIOError):  # others use it, or it looks for users in this moment
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ProcessId(record.pid, record.start).end(REGISTRY_STOP_S)
+                return
+            time.sleep(0.05)
+    finally:
+        os.close(fd)
+
+
 class Serving(contextlib.ExitStack):
     """Owns what runs; leaving the context takes it down: router, vLLM, the mount, in this order."""
 
@@ -92,6 +117,11 @@ class Serving(contextlib.ExitStack):
         """End what a run that was killed left behind."""
         for name in repair(self.home):
             self.progress.note(f"An earlier run was killed and had left {name} behind: ended.")
+
+    def registry(self) -> AttachedRegistry:
+        """The registry to use; an embedded one ends with the last user."""
+        self.callback(end_unused_registry, self.home)
+        return self.enter_context(attach(self.config, self.home))
 
     def mount(self) -> MountState:
         """The home's mount, made if it is not there."""
