@@ -186,7 +186,7 @@ class BlobStore:
         engine, filler = self._engine, self._filler
         return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, engine.memory.used)
 
-    # --- blobs come and go -------------------------------------------------------------------------------------------
+    # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
         blob = self._blobs.get(want.sha256)

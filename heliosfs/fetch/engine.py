@@ -22,7 +22,7 @@ from heliosfs.fetch.buffers import BufferPool
 from heliosfs.fetch.lanes import Lane, Lanes, worst
 from heliosfs.fetch.planner import HAVE, Job, Limits, Planner
 from heliosfs.fetch.source import CorruptChunk
-from heliosfs.fetch.transfer import StoreFailed, Transfer
+from heliosfs.fetch.transfer import Pointless, Transfer
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.memory import ChunkLru
 
@@ -85,7 +85,7 @@ class Engine:
         finally:
             self._nursery = None
 
-    # --- blobs -------------------------------------------------------------------------------------------------------
+    # --- blobs ---
 
     def add(self, blob: Blob, recipe: Recipe, have: bytearray | None) -> None:
         """Let chunks of the blob be asked for."""
@@ -111,7 +111,7 @@ class Engine:
         """A READ is done or gone; fetches that others, or the background, want go on."""
         self.planner.unwant(blob.key, blob.leave(waiter))
 
-    # --- starting ----------------------------------------------------------------------------------------------------
+    # --- starting ---
 
     def pump(self) -> None:
         """Start every job that may be started now. Called whenever something changed that could allow one."""
@@ -197,7 +197,7 @@ class Engine:
             lane.link.begin(self._clock())
             try:
                 await trio.to_thread.run_sync(transfer.run, abandon_on_cancel=True, limiter=lane.limiter)
-            except StoreFailed:
+            except Pointless:
                 return
             except HeliosError:
                 raise
@@ -206,13 +206,13 @@ class Engine:
                 raise HeliosError(f"fetching {blob.want.path} failed: {error!r}") from error
             finally:
                 flight.over = True
-                transfer.revoke()
+                transfer.give_up()
                 lane.link.end(self._clock())
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"{lane.source.name} was silent for {self._lanes.deadline_s:g} s")
         self._lanes.worked(lane)
 
-    # --- what comes back ---------------------------------------------------------------------------------------------
+    # --- what comes back ---
 
     def _arrived(self, flight: _Flight, index: int, data: bytes | None, trouble: OSError | None) -> None:
         """A verified chunk: on disk, or else in ``data``."""
@@ -223,6 +223,8 @@ class Engine:
             flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
             lane.link.received(now, end - start, lane.source.latency_s)
         self._metrics.fetched_bytes.labels(lane.source.name).inc(end - start)
+        if job.key not in self._blobs:
+            return  # the blob was closed meanwhile, and its files with it
         if trouble is not None:
             self.disk_failed(blob, trouble)
         if self.planner.arrived(job, index, kept=data is None):

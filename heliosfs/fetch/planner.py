@@ -105,7 +105,7 @@ class Planner:
         self.background_jobs = 0
         self.demand_jobs = 0
 
-    # --- files and readers -------------------------------------------------------------------------------------------
+    # --- files and readers ---
 
     def add(self, key: str, recipe: Recipe, have: bytes | bytearray | None = None) -> None:
         """Take a file in; ``have`` has one byte a chunk, other than 0 where the chunk is here."""
@@ -180,7 +180,7 @@ class Planner:
             if file.states[index] == HAVE:
                 self._set(file, index, MISSING)
 
-    # --- jobs --------------------------------------------------------------------------------------------------------
+    # --- jobs ---
 
     def next(self, now: float, limits: Limits) -> Job | None:
         """The next job to start, or None; the caller starts it or calls ``ended`` with it."""
@@ -247,7 +247,7 @@ class Planner:
                     break
         return total
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- inside ---
 
     def _next_demand(self) -> Job | None:
         while self._demand:

@@ -24,8 +24,8 @@ Post = Callable[[int, bytes | None, OSError | None], None]
 """Tells the event loop that a chunk arrived: its number; its bytes where they were not stored; why not."""
 
 
-class StoreFailed(Exception):
-    """The disk refused a chunk of a background transfer, which has no other purpose than the disk."""
+class Pointless(Exception):
+    """The rest of a transfer has no purpose: it was given up, or was for a disk that refuses what comes."""
 
 
 class Transfer:
@@ -52,9 +52,10 @@ class Transfer:
         self._store, self._demand, self._timeout_s, self._post = store, demand, timeout_s, post
         self._lock = threading.Lock()
         self._claimed = False
+        self._given_up = False
 
     def run(self) -> None:
-        """Blocks until every chunk was posted. Raises HeliosError, or StoreFailed; chunks posted before stay posted."""
+        """Blocks until every chunk was posted. Raises HeliosError, or Pointless; chunks posted before stay."""
         if not self._claim():
             return
         try:
@@ -71,8 +72,9 @@ class Transfer:
         finally:
             self._give_back(self._buffer)
 
-    def revoke(self) -> None:
-        """Give the buffer back if the thread never started, and keep it from starting."""
+    def give_up(self) -> None:
+        """Called on the event loop: keep the thread from starting, or let it end after the chunk it is at."""
+        self._given_up = True
         if self._claim():
             self._give_back(self._buffer)
 
@@ -96,5 +98,5 @@ class Transfer:
                 trouble, self._store = error, False
         self._next = index + 1
         self._post(index, None if self._store else bytes(data), trouble)
-        if trouble is not None and not self._demand:
-            raise StoreFailed
+        if self._given_up or (trouble is not None and not self._demand):
+            raise Pointless

@@ -265,6 +265,14 @@ class Origin:
         with self._lock:
             return sum(r.sent for r in self.requests if "/objects/" in r.path)
 
+    def settled(self) -> int:
+        """Object bytes that left, once nothing more is leaving: given-up reads end with their chunk."""
+        while True:
+            sent = self.sent()
+            time.sleep(0.3)
+            if self.sent() == sent:
+                return sent
+
     def count(self, part: str) -> int:
         """Requests whose path holds the text."""
         with self._lock:

@@ -1,0 +1,55 @@
+"""Blob stores for tests: one that runs while a block does, and what tests wait for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from helios.config import MountSettings
+from helios.metrics import MountMetrics
+from heliosfs.blobs import BlobRef, BlobStore, open_store
+
+QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32)
+"""Settings for tests: a failure shows soon."""
+
+
+@asynccontextmanager
+async def running(
+    cache: Path, urls: Sequence[str], settings: MountSettings = QUICK, metrics: MountMetrics | None = None
+) -> AsyncIterator[BlobStore]:
+    """A store that works while the block runs; then everything of it must end within seconds."""
+    store = open_store(cache, urls, settings, metrics or MountMetrics())
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            try:
+                yield store
+            finally:
+                nursery.cancel_scope.cancel()
+                nursery.cancel_scope.deadline = trio.current_time() + 8
+    finally:
+        store.close()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait until something is true."""
+    with trio.fail_after(timeout_s):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def filled(store: BlobStore, want: BlobRef, timeout_s: float = 30.0) -> None:
+    """Wait until a blob is whole."""
+    await until(lambda: store.status(want.sha256).complete, timeout_s)
+
+
+async def read(store: BlobStore, want: BlobRef, offset: int, size: int) -> bytes:
+    """Open, read, close."""
+    handle = await store.open(want)
+    try:
+        return bytes(await handle.read(offset, size))
+    finally:
+        await handle.close()
