@@ -37,7 +37,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     executable: bool = False
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A snapshot's files by path."""
 
     files: dict[str, FileEntry]
@@ -57,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True):
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError(f"a manifest does not match its digest {digest}")
         manifest = _decode(data, MANIFEST_MAGIC, cls)
+        _check_canonical(data, manifest.encode(), "manifest")
         try:
             check_tree(manifest.files)
         except InvalidInput as error:
@@ -93,9 +94,20 @@ class CommitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def decode(cls, data: bytes) -> CommitRecord:
+        """Read a record, checking names and bounds. Raises IntegrityError."""
         record = _decode(data, COMMIT_MAGIC, cls)
-        if not is_commit(record.commit) or not _is_hex(record.manifest, 64):
-            raise IntegrityError(f"a commit record of {record.repo} names a malformed commit or manifest")
+        _check_canonical(data, record.encode(), "commit record")
+        try:
+            RepoId.from_canonical(record.repo)
+        except InvalidInput as error:
+            raise IntegrityError(f"a commit record names a bad repository: {error}") from error
+        if not (
+            is_commit(record.commit)
+            and _is_hex(record.manifest, 64)
+            and (record.parent is None or is_commit(record.parent))
+            and 0 <= record.time < 1 << 63
+        ):
+            raise IntegrityError(f"a commit record of {record.repo} has a malformed commit, parent, manifest or time")
         return record
 
 
@@ -136,13 +148,22 @@ def _decode(data: bytes, magic: bytes, kind: type[T]) -> T:
     head, newline, body = data.partition(b"\n")
     name = magic.split(b" ")[0]
     if head + newline != magic:
-        if head.startswith(name + b" "):
-            raise IntegrityError(f"{head.decode(errors='replace')} is newer than this Helios; upgrade it")
+        if newline and head.startswith(name + b" "):
+            version = head[len(name) : len(name) + 20].decode(errors="replace")
+            raise IntegrityError(f"{name.decode()}{version} is newer than this Helios; upgrade it")
         raise IntegrityError(f"not a {name.decode()} record: it starts with {data[:16]!r}")
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(f"a {name.decode()} record does not decode: {error}") from error
+
+
+def _check_canonical(data: bytes, again: bytes, what: str) -> None:
+    """One content has one encoding: otherwise equal snapshots would have different digests."""
+    if data != again:
+        raise IntegrityError(
+            f"a {what} is not canonical JSON: unsorted or repeated keys, or white space"
+        )
 
 
 def _is_hex(text: str, length: int) -> bool:

@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -24,6 +24,9 @@ FORMAT: Final = 1
 """Version of the JSON form."""
 
 NO_CODEC: Final = "none"
+
+MAX_LEASE_S: Final = 31_536_000
+"""Longest lease of a placement, in seconds: a year."""
 
 _URL = re.compile(r"(/|https?://)[!-~]*\Z")
 
@@ -75,8 +78,8 @@ class Placement(msgspec.Struct, frozen=True):
     """
 
     blob: str
-    version: int
-    lease_s: float
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    lease_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_LEASE_S)]
     objects: list[PlacedObject]
     runs: list[Run]
     format: int = FORMAT
@@ -93,7 +96,7 @@ class Placement(msgspec.Struct, frozen=True):
             if head.format != FORMAT:
                 raise IntegrityError(f"placement format {head.format} is newer than this Helios; upgrade it")
             return msgspec.json.decode(data, type=cls, strict=True)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise IntegrityError(f"a placement does not decode: {error}") from None
 
     @classmethod

@@ -8,8 +8,11 @@ about what it means.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from helios.errors import InvalidInput
 
@@ -21,6 +24,10 @@ DTYPE_BITS: Final = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,
     "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+
+METADATA: Final = "__metadata__"
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +57,19 @@ def parse_header(header: bytes, size: int, where: str) -> list[Tensor]:
     """Read the JSON header (without its length field) of a file of ``size`` bytes.
 
     Returns the tensors in file order. Raises InvalidInput naming ``where`` for anything that is not a well-formed
-    file: bad JSON, unknown types, offsets that overlap, leave gaps or leave the file, sizes that contradict shapes.
+    file: bad JSON, duplicate keys, unknown types, offsets that overlap, leave gaps or leave the file, sizes that
+    contradict shapes.
     """
     try:
-        document = json.loads(header, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: its safetensors header is not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidInput(f"{where}: its safetensors header is not a JSON object")
+        header.decode()
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        if metadata := entries.pop(METADATA, None):
+            msgspec.json.decode(metadata, type=dict[str, str] | None)
+        _refuse_duplicates(header, len(entries))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: its safetensors header is not valid: {error}") from None
     base = 8 + len(header)
-    tensors = [_tensor(name, info, base, where) for name, info in document.items() if name != "__metadata__"]
+    tensors = [_tensor(name, entry, base, where) for name, entry in entries.items()]
     tensors.sort(key=lambda t: (t.start, t.end))
     end = base
     for tensor in tensors:
@@ -72,30 +82,47 @@ def parse_header(header: bytes, size: int, where: str) -> list[Tensor]:
     return tensors
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key appears twice")
-    return out
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+_decode_entry = msgspec.json.Decoder(_Entry).decode
 
 
-def _tensor(name: str, info: Any, base: int, where: str) -> Tensor:
+def _tensor(name: str, entry: msgspec.Raw, base: int, where: str) -> Tensor:
     try:
-        dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
-        bits = DTYPE_BITS[dtype]
-        if not (_is_count(start) and _is_count(end) and all(map(_is_count, shape))):
-            raise ValueError("a shape or an offset is not a whole number")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{where}: the entry of tensor {name!r} in its header is malformed: {error!r}") from None
-    for dimension in shape:
+        info = _decode_entry(entry)
+        bits = DTYPE_BITS[info.dtype]
+    except KeyError as error:
+        raise InvalidInput(f"{where}: the tensor {name!r} has the unknown type {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidInput(f"{where}: the entry of tensor {name!r} in its header is malformed: {error}") from None
+    start, end = info.data_offsets
+    for dimension in info.shape:
         bits *= dimension
     if end < start or (end - start) * 8 != bits:
         raise InvalidInput(
             f"{where}: the tensor {name!r} has {end - start} bytes at offsets {start}..{end}, "
-            f"but {dtype}{list(shape)} needs {bits / 8:g}"
+            f"but {info.dtype}{list(info.shape)} needs {bits / 8:g}"
         )
-    return Tensor(name, dtype, tuple(shape), base + start, base + end)
+    return Tensor(name, sys.intern(info.dtype), info.shape, base + start, base + end)
+
+
+def _refuse_duplicates(header: bytes, tensors: int) -> None:
+    """Raise ValueError if a key appears twice in an object: the format forbids it, and parsers disagree on who wins.
+
+    Counting suffices for every ordinary header, where each tensor has each key once and nothing is escaped.
+    """
+    counts = {header.count(key) for key in (b'"dtype"', b'"shape"', b'"data_offsets"')}
+    if b"\\" in header or header.count(b'"__metadata__"') > 1 or (counts != {tensors}):
+        json.loads(header, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key!r} appears twice in one object")
+        seen.add(key)
