@@ -15,7 +15,7 @@ from heliosfs.store.manifest import FileEntry
 WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 """Endings of the files that hold a model's weights."""
 
-_SHARD = re.compile(r"(?P<set>.+)[-.]\d{2,6}(?P<of>-of-\d+)?(?P<kind>" + "|".join(map(re.escape, WEIGHTS)) + ")")
+_SHARD = re.compile(r"(?P<set>.+?)[-.]\d{2,6}(?P<of>-of-\d+)?(?P<kind>" + "|".join(map(re.escape, WEIGHTS)) + ")")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Snapshot:
     def directories(self) -> Mapping[str, Mapping[str, FileEntry | None]]:
         """For each directory (``""`` is the top) its names; None stands for a directory."""
         out: dict[str, dict[str, FileEntry | None]] = {"": {}}
-        for path, entry in sorted(self.files.items()):
+        for path in sorted(self.files, key=lambda path: path.replace("/", "\0")):  # so that each directory is in order
             parent, _, name = path.rpartition("/")
             missing = []
             directory = parent
@@ -42,7 +42,7 @@ class Snapshot:
                 above, _, last = directory.rpartition("/")
                 out[above][last] = None
                 out[directory] = {}
-            out[parent][name] = entry
+            out[parent][name] = self.files[path]
         return out
 
     @cached_property

@@ -108,7 +108,9 @@ class MetadataRegistry:
         self.content[sha256] = content
         lfs = len(data) >= LFS_FROM
         oid = git_blob_oid(lfs_pointer(sha256, len(data)) if lfs else data)
-        recipe = Recipe.build(sha256, [(b"\0" * 32, min(len(data) - at, 1 << 22)) for at in range(0, len(data), 1 << 22)])
+        recipe = Recipe.build(
+            sha256, [(b"\0" * 32, min(len(data) - at, 1 << 22)) for at in range(0, len(data), 1 << 22)]
+        )
         return FileEntry(sha256, len(data), oid, recipe.digest, lfs, executable)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -120,18 +122,16 @@ class MetadataRegistry:
         self.asked[parts.path] += 1
         time.sleep(self.silent_s)
         try:
-            status, body, headers = 200, self._route(parts.path, params), {}
+            status, body = 200, self._route(parts.path, params)
         except HeliosError as error:
             document = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            status, body, headers = error.status, json.dumps(document).encode(), {}
+            status, body = error.status, json.dumps(document).encode()
         except Exception as error:
             self.problems.append(f"{handler.path}: {error!r}")
-            status, body, headers = 500, b"", {}
+            status, body = 500, b""
         try:
             handler.send_response(status)
             handler.send_header("content-length", str(len(body)))
-            for name, value in headers.items():
-                handler.send_header(name, value)
             handler.end_headers()
             handler.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
@@ -141,7 +141,9 @@ class MetadataRegistry:
         if path == "/healthz":
             return b"ok\n"
         if path == "/api/v1/repos":
-            repos = [{"repo": str(repo), "refs": refs, "updated": 0} for repo, refs in sorted(self.refs.items(), key=str)]
+            repos = [
+                {"repo": str(repo), "refs": refs, "updated": 0} for repo, refs in sorted(self.refs.items(), key=str)
+            ]
             return json.dumps({"repos": repos}).encode()
         repo = RepoId.from_canonical(params["repo"])
         if repo not in self.refs:
