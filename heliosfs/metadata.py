@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavai
 from helios.http.client import Deadline, HttpClient
 from helios.names import RepoId, check_ref, is_commit
 from heliosfs.store.manifest import CommitRecord
+
+log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
 
@@ -25,6 +28,7 @@ class MetadataClient:
     def __init__(self, urls: Sequence[str], revive: Callable[[], None] | None = None) -> None:
         self._clients = [HttpClient(url) for url in urls]
         self._revive = revive
+        self._complained: set[str] = set()
 
     def close(self) -> None:
         for client in self._clients:
@@ -32,7 +36,16 @@ class MetadataClient:
 
     def listing(self, timeout_s: float) -> Mapping[RepoId, Mapping[str, str]]:
         answer = self._json("/api/v1/repos", {}, timeout_s)
-        return _checked(lambda: {RepoId.from_canonical(r["repo"]): _refs(r["refs"]) for r in answer["repos"]})
+        rows = _checked(lambda: [(str(row["repo"]), dict(row["refs"])) for row in answer["repos"]])
+        out = {}
+        for name, refs in rows:
+            try:
+                out[RepoId.from_canonical(name)] = _refs(refs)
+            except InvalidInput as error:  # one that can't be shown must not hide the others
+                if len(self._complained) < 1000 and name not in self._complained:
+                    log.warning("a repository can't be shown", extra={"repo": name, "reason": str(error)})
+                    self._complained.add(name)
+        return out
 
     def refs(self, repo: RepoId, timeout_s: float) -> Mapping[str, str]:
         answer = self._json("/api/v1/refs", {"repo": str(repo)}, timeout_s)

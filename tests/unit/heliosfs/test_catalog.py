@@ -1,0 +1,314 @@
+"""The catalog: what is believed for how long, what is asked how often, and what happens when nobody answers."""
+
+import logging
+import time
+
+import pytest
+import trio
+import trio.testing
+
+from helios.errors import IntegrityError, RepoNotFound, RevisionNotFound, Unavailable
+from helios.names import RepoId
+from heliosfs import catalog as catalog_module
+from heliosfs.catalog import Catalog, Patience
+from heliosfs.flights import Flights
+from heliosfs.records import Records
+from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
+from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S
+
+REPO, OTHER = RepoId.parse("org/name"), RepoId.parse("org/other")
+C1, C2 = "1" * 40, "2" * 40
+PATIENCE = Patience(unknown_s=0.2, known_s=0.1, pause_s=0.1, longest_pause_s=0.1)
+
+pytestmark = pytest.mark.trio
+
+
+class Registry:
+    """A registry in memory: counts calls, can be dead (refuses), slow or silent."""
+
+    def __init__(self):
+        self.named = {REPO: {"main": C1}}
+        self.manifests = {C1: Manifest({"a": FileEntry("0" * 64, 3, "0" * 40, "0" * 64)}).encode()}
+        self.manifests[C2] = Manifest({}).encode()
+        self.calls = []
+        self.dead = False
+        self.delay_s = 0.0
+
+    def _called(self, name, timeout_s):
+        self.calls.append(name)
+        assert timeout_s > 0
+        if self.dead:
+            raise Unavailable("connection refused")
+        if self.delay_s >= timeout_s:
+            time.sleep(timeout_s)
+            raise Unavailable("no answer")
+        time.sleep(self.delay_s)
+
+    def listing(self, timeout_s):
+        self._called("listing", timeout_s)
+        return {repo: dict(refs) for repo, refs in self.named.items()}
+
+    def refs(self, repo, timeout_s):
+        self._called("refs", timeout_s)
+        if repo not in self.named:
+            raise RepoNotFound("no such repository")
+        return dict(self.named[repo])
+
+    def commit(self, repo, commit, timeout_s):
+        self._called("commit", timeout_s)
+        if repo not in self.named or commit not in self.manifests:
+            raise RevisionNotFound("no such commit")
+        digest = Manifest.decode(self.manifests[commit]).digest
+        return CommitRecord(str(repo), commit, digest, "me", 1234)
+
+    def manifest(self, repo, commit, timeout_s):
+        self._called("manifest", timeout_s)
+        return self.manifests[commit]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def registry():
+    return Registry()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def records(tmp_path):
+    records = Records(tmp_path / "catalog.db")
+    yield records
+    records.close()
+
+
+@pytest.fixture
+def catalog(registry, records, clock):
+    return Catalog(registry, records, patience=PATIENCE, clock=clock)
+
+
+async def test_refs_are_believed_for_a_second(catalog, registry, clock):
+    assert (await catalog.refs(REPO)).value == {"main": C1}
+    registry.named[REPO]["main"] = C2
+    clock.now += NAME_TTL_S - 0.01
+    assert (await catalog.refs(REPO)).value == {"main": C1}
+    clock.now += 0.01
+    known = await catalog.refs(REPO)
+    assert (known.value, known.at) == ({"main": C2}, clock.now)
+    assert registry.calls == ["refs", "refs"]
+
+
+async def test_a_listing_answers_for_refs_and_orgs(catalog, registry):
+    repos = (await catalog.repos()).value
+    assert repos.orgs("models") == ["org"]
+    await catalog.refs(REPO)
+    await catalog.repos()
+    assert registry.calls == ["listing"]
+
+
+async def test_an_unknown_repository_is_asked_for_again_after_five_seconds(catalog, registry, clock):
+    assert (await catalog.refs(OTHER)).value is None
+    registry.named[OTHER] = {"main": C2}
+    clock.now += UNKNOWN_TTL_S - 0.01
+    known = await catalog.refs(OTHER)
+    assert known.value is None
+    assert known.absent_until == pytest.approx(clock.now + 0.01)
+    clock.now += 0.01
+    assert (await catalog.refs(OTHER)).value == {"main": C2}
+
+
+async def test_a_listing_that_shows_a_repository_ends_its_absence(catalog, registry, clock):
+    assert (await catalog.refs(OTHER)).value is None
+    registry.named[OTHER] = {"main": C2}
+    clock.now += 0.1
+    await catalog.repos()
+    assert (await catalog.refs(OTHER)).value == {"main": C2}
+
+
+async def test_an_unknown_commit_is_asked_for_again_after_five_seconds(catalog, registry, clock):
+    late = "3" * 40
+    assert (await catalog.commit_time(REPO, late)).value is None
+    registry.manifests[late] = Manifest({}).encode()
+    assert (await catalog.snapshot(REPO, late)).value is None
+    assert registry.calls == ["commit"]
+    clock.now += UNKNOWN_TTL_S
+    assert (await catalog.snapshot(REPO, late)).value is not None
+
+
+async def test_commits_are_asked_for_once(catalog, registry, clock):
+    for _ in range(3):
+        assert (await catalog.commit_time(REPO, C1)).value == 1234
+        snapshot = (await catalog.snapshot(REPO, C1)).value
+        assert list(snapshot.files) == ["a"]
+        clock.now += 1e6
+    assert registry.calls == ["commit", "manifest"]
+
+
+async def test_whoever_asks_at_the_same_time_shares_one_answer(catalog, registry):
+    registry.delay_s = 0.05
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(catalog.refs, REPO)
+            nursery.start_soon(catalog.snapshot, REPO, C1)
+            nursery.start_soon(catalog.repos)
+    assert sorted(registry.calls) == ["commit", "listing", "manifest", "refs"]
+
+
+async def test_a_cancelled_leader_is_replaced():
+    flights = Flights()
+    started = []
+
+    async def work():
+        started.append(1)
+        await trio.sleep(0.05)
+        return len(started)
+
+    results = []
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def leader():
+            with scope:
+                results.append(await flights.share("k", work))
+
+        async def follower():
+            results.append(await flights.share("k", work))
+
+        nursery.start_soon(leader)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(follower)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+    assert results == [2]
+
+
+async def test_an_error_is_shared_too():
+    flights = Flights()
+
+    async def work():
+        await trio.sleep(0.01)
+        raise Unavailable("gone")
+
+    async def asker():
+        with pytest.raises(Unavailable, match="gone"):
+            await flights.share("k", work)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(asker)
+
+
+async def test_without_a_registry_names_keep_their_last_value_and_unknown_ones_are_errors(
+    catalog, registry, clock, caplog
+):
+    await catalog.repos()
+    await catalog.snapshot(REPO, C1)
+    registry.dead = True
+    for _ in range(3):
+        clock.now += 10
+        assert (await catalog.refs(REPO)).value == {"main": C1}
+        assert (await catalog.repos()).value.all() == [REPO]
+        assert (await catalog.snapshot(REPO, C1)).value.files
+        with pytest.raises(Unavailable):
+            await catalog.refs(OTHER)
+        with pytest.raises(Unavailable):
+            await catalog.commit_time(REPO, C2)
+    assert not catalog.answering
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING and "registry" in r.getMessage()]
+    assert len(warnings) == 1
+    registry.dead = False
+    registry.named[REPO]["main"] = C2
+    clock.now += 10
+    assert (await catalog.refs(REPO)).value == {"main": C2}
+    assert catalog.answering
+
+
+async def test_a_short_break_of_the_registry_is_not_noticed(catalog, registry):
+    registry.dead = True
+
+    async def back():
+        await trio.sleep(0.07)
+        registry.dead = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(back)
+        assert (await catalog.refs(REPO)).value == {"main": C1}
+
+
+async def test_a_silent_registry_costs_the_deadline_once(records, registry):
+    registry.delay_s = 60.0
+    catalog = Catalog(registry, records, patience=Patience(0.2, 0.1, 30.0, 30.0))
+    begin = time.monotonic()
+    for _ in range(50):
+        with pytest.raises(Unavailable):
+            await catalog.refs(REPO)
+    assert len(registry.calls) == 1
+    assert time.monotonic() - begin < 5
+
+
+async def test_a_restart_without_a_registry_shows_what_was_seen(catalog, registry, records, clock):
+    await catalog.repos()
+    await catalog.snapshot(REPO, C1)
+    registry.dead = True
+    again = Catalog(registry, records, patience=PATIENCE, clock=clock)
+    await again.load()
+    assert (await again.repos()).value.all() == [REPO]
+    clock.now += 1
+    assert (await again.refs(REPO)).value == {"main": C1}
+    assert list((await again.snapshot(REPO, C1)).value.files) == ["a"]
+    with pytest.raises(Unavailable):
+        await again.snapshot(REPO, C2)
+
+
+async def test_what_was_seen_before_a_restart_is_asked_for_again(catalog, registry, records, clock):
+    await catalog.repos()
+    registry.named = {REPO: {"main": C2}}
+    again = Catalog(registry, records, patience=PATIENCE, clock=clock)
+    await again.load()
+    assert (await again.refs(REPO)).value == {"main": C2}
+
+
+async def test_a_removed_repository_is_gone_with_its_commits(catalog, registry, clock, records):
+    await catalog.repos()
+    await catalog.snapshot(REPO, C1)
+    registry.named.clear()
+    clock.now += 1
+    assert (await catalog.refs(REPO)).value is None
+    assert (await catalog.snapshot(REPO, C1)).value is None
+    seen = records.load()
+    assert not seen.refs
+    assert not seen.commits
+
+
+async def test_a_manifest_that_is_not_the_commits_is_refused(catalog, registry, monkeypatch):
+    monkeypatch.setattr(registry, "manifest", lambda *args: registry.manifests[C2])
+    with pytest.raises(IntegrityError):
+        await catalog.snapshot(REPO, C1)
+    monkeypatch.undo()
+    assert (await catalog.snapshot(REPO, C1)).value.files
+
+
+async def test_seen_commits_are_those_of_refs_and_those_looked_up(catalog):
+    assert (await catalog.seen(REPO)).value == (C1,)
+    await catalog.snapshot(REPO, C2)
+    assert set((await catalog.seen(REPO)).value) == {C1, C2}
+
+
+async def test_snapshots_in_memory_are_bounded(catalog, registry, monkeypatch):
+    monkeypatch.setattr(catalog_module, "MAX_FILES", 10)
+    entry = FileEntry("0" * 64, 3, "0" * 40, "0" * 64)
+    commits = [f"{n:040x}" for n in range(5, 15)]
+    for commit in commits:
+        registry.manifests[commit] = Manifest({f"{commit}-{i}": entry for i in range(4)}).encode()
+        await catalog.snapshot(REPO, commit)
+    assert len(catalog._snapshots) == 2
+    assert len((await catalog.snapshot(REPO, commits[0])).value.files) == 4
+    assert registry.calls.count("manifest") == len(commits), "dropped ones come back from the disk"
