@@ -73,25 +73,30 @@ class Response:
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill the buffer from the body; a body that ends early raises IntegrityError."""
-        filled = 0
-        while filled < len(buffer):
-            self._arm()
-            count = self._guard(partial(self._read_once, buffer[filled:]))
-            if not count:
-                raise IntegrityError(f"the answer ended after {filled} of {len(buffer)} bytes")
-            filled += count
+        filled = self._fill(buffer)
+        if filled < len(buffer):
+            raise IntegrityError(f"the answer ended after {filled} of {len(buffer)} bytes")
 
     def extend(self, seconds: float) -> None:
         """Let the rest of the body take until ``seconds`` from now: for a long body that keeps coming."""
         self._deadline = Deadline.after(seconds)
 
     def read(self, limit: int | None = None) -> bytes:
-        """The whole body; one of more than ``limit`` bytes raises IntegrityError."""
-        self._arm()
-        data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
-        if limit is not None and len(data) > limit:
-            raise IntegrityError(f"the answer has more than {limit} bytes")
-        return data
+        """The whole body; one of more than ``limit`` bytes raises IntegrityError, one that breaks off Unavailable."""
+        length = self._raw.length
+        if not length:  # none, or unknown: chunked, or until the connection ends
+            self._arm()
+            data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
+            if limit is not None and len(data) > limit:
+                raise IntegrityError(f"the answer has more than {limit} bytes")
+            return data
+        if limit is not None and length > limit:
+            raise IntegrityError(f"the answer has {length} bytes, more than {limit}")
+        body = bytearray(length)
+        filled = self._fill(memoryview(body))
+        if filled < length:
+            raise Unavailable(f"the answer broke off after {filled} of {length} bytes")
+        return bytes(body)
 
     def lines(self) -> Iterator[bytes]:
         """Lines of a streamed body as they come."""
@@ -101,6 +106,16 @@ class Response:
             if not line:
                 return
             yield line.rstrip(b"\n")
+
+    def _fill(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            self._arm()
+            count: int = self._guard(partial(self._read_once, view[filled:]))
+            if not count:
+                break
+            filled += count
+        return filled
 
     def _read_once(self, view: memoryview) -> int:
         """Like the response's ``readinto``, but one recv(2) at most, so that a trickle can't outlive the deadline."""

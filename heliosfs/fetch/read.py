@@ -44,7 +44,7 @@ class Reads:
         prepare: Callable[[Blob], Awaitable[None]],
     ) -> None:
         self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
-        self._deadline_s, self._prepare = deadline_s, prepare
+        self._deadline_s, self._sources, self._prepare = deadline_s, sources, prepare
         self._patience_s = deadline_s * (sources + 1)
         self._nowait = True
         self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory", "remote")}
@@ -173,7 +173,7 @@ class Reads:
             try:
                 return await self._prepare(blob)
             except Unavailable:
-                if self._clock() + pause >= give_up:
+                if not self._sources or self._clock() >= give_up:
                     raise
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_RETRY_S)
