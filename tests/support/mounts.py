@@ -1,0 +1,102 @@
+"""A real mount for tests: a home, real pushes, ``helios mount``, and its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from helios.home import Home
+from helios.http.client import HttpClient
+from helios.mounts import find_mount
+
+HELIOS = Path(sys.executable).parent / "helios"
+
+
+@dataclass
+class Mount:
+    """A mount that answers; ``state`` is what ``helios mount --json`` printed."""
+
+    home: Home
+    path: Path
+    state: dict[str, object]
+
+    def page(self, path: str) -> str:
+        client = HttpClient(f"unix:{self.state['socket']}", timeout_s=10)
+        try:
+            return client.bytes("GET", path).decode()
+        finally:
+            client.close()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        total = 0.0
+        for line in self.page("/metrics").splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
+                total += float(match[2])
+        return total
+
+    def log(self) -> str:
+        return Path(str(self.state["log"])).read_text()
+
+
+@contextlib.contextmanager
+def fails(*codes: int) -> Iterator[None]:
+    """The block raises OSError with one of these errnos."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
+    else:
+        raise AssertionError(f"it did not fail with {[errno.errorcode[code] for code in codes]}")
+
+
+def run(home: Home, *args: str | Path, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+    """``helios …`` on a home."""
+    done = subprocess.run(
+        [str(HELIOS), *map(str, args)],
+        env={**os.environ, "HELIOS_HOME": str(home.root), **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, f"helios {args}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def write(directory: Path, files: Mapping[str, bytes], executable: tuple[str, ...] = ()) -> Path:
+    """Make a directory with these files."""
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(0o755 if name in executable else 0o644)
+    return directory
+
+
+def push(home: Home, directory: Path, spec: str) -> str:
+    """Publish a directory; returns the commit."""
+    return run(home, "push", directory, spec).stdout.strip()
+
+
+@contextlib.contextmanager
+def mounted(home: Home, path: Path, *args: str, **environ: str) -> Iterator[Mount]:
+    """Mount, and in the end unmount and see that nothing is left."""
+    mount = Mount(home, path, json.loads(run(home, "mount", path, "--json", *args, **environ).stdout))
+    try:
+        yield mount
+    finally:
+        if find_mount(path) is not None:
+            run(home, "umount", path)
+    assert find_mount(path) is None
+    assert not list((home.run / "mounts").iterdir())
