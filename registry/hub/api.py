@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
@@ -214,7 +214,7 @@ def _cursor(after: str) -> str:
 
 def _uncursor(text: str | None) -> str:
     try:
-        return urlsafe_b64decode((text or "").encode()).decode()
+        return b64decode(text or "", altchars="-_", validate=True).decode()
     except ValueError:
         raise InvalidInput("the cursor is not one that this registry gave") from None
 
