@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import Final
 
-from helios.errors import DeadlineExceeded, HeliosError, InvalidInput
+from helios.errors import DeadlineExceeded, HeliosError, InvalidInput, Unavailable
 
 LIMIT: Final = 4 << 20
 """Most bytes waiting for the ingest, for each body."""
@@ -42,8 +42,10 @@ class BodySource:
         self._written += len(data)
         if self._written > self._size:
             raise InvalidInput(f"{self._where}: the body is longer than the {self._size} bytes announced")
-        async with asyncio.timeout(self._stall_s):
-            await self._room.wait()
+        try:
+            await asyncio.wait_for(self._room.wait(), self._stall_s)
+        except TimeoutError:
+            raise Unavailable(f"{self._where}: the store took no bytes for {self._stall_s:.0f} s") from None
         with self._condition:
             if self._abandoned or not data:
                 return

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from helios.errors import Conflict, HeliosError, InvalidInput, NotFound, RepoNotFound, Unavailable
+from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput, NotFound, RepoNotFound, Unavailable
 from helios.names import RepoId, check_ref
 from heliosfs.store.manifest import FileEntry, check_tree
 from registry.body import BodySource
@@ -170,20 +170,18 @@ class Pushes:
             async with self._slots:
                 source = BodySource(announced.size, path)
                 async with self._running(push, source, self._ingest, push, announced, source) as work:
-                    work.add_done_callback(lambda _: source.abandon())
+                    feeder = asyncio.ensure_future(_feed(source, body))
                     try:
-                        async for data in body:
-                            await source.write(data)
-                            if work.done():
-                                break
-                        else:
-                            source.finish()
-                    except HeliosError as error:
-                        source.fail(error)
-                    except TimeoutError:
-                        source.fail(Unavailable(f"{path}: the store took no bytes in time"))
-                    push.stored[path] = await work
-                    return push.stored[path]
+                        both: list[asyncio.Future[Any]] = [work, feeder]
+                        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                        if feeder.done():
+                            feeder.result()
+                        push.stored[path] = await work
+                        return push.stored[path]
+                    finally:
+                        source.abandon()  # an ingest that failed takes no more; the rest of the body is not read
+                        feeder.cancel()
+                        await asyncio.wait([feeder])
 
     async def put_local(self, id_: str, path: str, local: str, gone: Awaitable[None]) -> IngestedBlob:
         """Store one of the push's files from a file of this machine. The caller must be the registry's own user.
@@ -253,8 +251,11 @@ class Pushes:
             push.closing = True
             for source in list(push.sources):
                 source.fail(Unavailable(f"{push.repo.id}: the push was given up"))
-            async with asyncio.timeout(CALM_S):
-                await push.calm.wait()
+            try:
+                await asyncio.wait_for(push.calm.wait(), CALM_S)
+            except TimeoutError:
+                push.closing = False
+                raise DeadlineExceeded(f"the files of this push did not end within {CALM_S:.0f} s") from None
             del self._pushes[id_]
         await asyncio.to_thread(push.session.close)
 
@@ -352,6 +353,16 @@ def _announced(push: Push, path: str) -> Announced:
     if announced is None:
         raise InvalidInput(f"the push does not list the path {path[:200]!r}")
     return announced
+
+
+async def _feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
+    """Hand a body to an ingest. What is wrong with the body comes out of the ingest; a sender that left raises here."""
+    try:
+        async for data in body:
+            await source.write(data)
+        source.finish()
+    except HeliosError as error:
+        source.fail(error)
 
 
 def _stamp(local: str) -> tuple[int, int, int]:
