@@ -1,0 +1,106 @@
+"""Where files are cut: everything is covered, nothing is too long, and tensors that did not change share chunks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliosfs.store.chunking import SMALL_TENSOR, cut_plain, cut_safetensors
+from heliosfs.store.recipe import MAX_CHUNK
+from heliosfs.store.safetensors import Tensor
+
+MIB = 1 << 20
+sizes = st.one_of(
+    st.integers(0, 64),
+    st.integers(SMALL_TENSOR - 2, SMALL_TENSOR + 2),
+    st.integers(MAX_CHUNK - 2, MAX_CHUNK + 2),
+    st.integers(0, 3 * MAX_CHUNK),
+    st.sampled_from([MAX_CHUNK, 2 * MAX_CHUNK, 900_000]),
+)
+headers = st.one_of(st.integers(10, 100_000), st.sampled_from([MAX_CHUNK, MAX_CHUNK + 1, 3 * MAX_CHUNK + 7]))
+
+
+def tensors(header_end: int, lengths: list[int]) -> list[Tensor]:
+    out = []
+    for index, length in enumerate(lengths):
+        out.append(Tensor(f"t{index}", "U8", (length,), header_end, header_end + length))
+        header_end += length
+    return out
+
+
+def spans(lengths: list[int]) -> list[tuple[int, int]]:
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    return list(zip([0, *ends], ends, strict=False))
+
+
+@given(st.integers(0, 20 * MAX_CHUNK))
+def test_a_plain_file_is_cut_on_the_grid(size: int) -> None:
+    lengths = cut_plain(size)
+    assert sum(lengths) == size
+    assert all(length == MAX_CHUNK for length in lengths[:-1])
+    assert all(0 < length <= MAX_CHUNK for length in lengths)
+
+
+@given(headers, st.lists(sizes, max_size=12))
+def test_a_safetensors_file_is_covered_and_its_large_tensors_start_chunks(header_end: int, parts: list[int]) -> None:
+    where = tensors(header_end, parts)
+    lengths = cut_safetensors(header_end, where)
+    assert sum(lengths) == header_end + sum(parts)
+    assert all(0 < length <= MAX_CHUNK for length in lengths)
+    cuts = {start for start, _ in spans(lengths)} | {sum(lengths)}
+    assert header_end in cuts
+    for tensor in where:
+        if tensor.end - tensor.start >= SMALL_TENSOR:
+            assert {tensor.start, tensor.end} <= cuts
+            inside = sorted(c for c in cuts if tensor.start <= c <= tensor.end)
+            assert all(b - a == MAX_CHUNK for a, b in pairwise(inside[:-1]))
+        else:  # never cut inside, even though it may share its chunk
+            assert not any(tensor.start < cut < tensor.end for cut in cuts)
+
+
+@given(headers, headers, st.lists(sizes, min_size=1, max_size=12), st.data())
+def test_a_changed_header_and_a_changed_tensor_leave_every_other_chunk(
+    one: int, two: int, parts: list[int], data: st.DataObject
+) -> None:
+    """Chunks by content: (tensor, offset in it) of their bytes, so moved tensors keep their chunks."""
+    changed = data.draw(st.integers(0, len(parts) - 1))
+
+    def content(header_end: int, version: int) -> list[tuple[tuple[str, int, int], ...]]:
+        where = tensors(header_end, parts)
+        out = []
+        for start, end in spans(cut_safetensors(header_end, where)):
+            parts_in = [t for t in where if t.start < end and start < t.end]
+            names = [f"{t.name}.{version if t.name == f't{changed}' else 0}" for t in parts_in]
+            edges = [(max(start, t.start) - t.start, min(end, t.end) - t.start) for t in parts_in]
+            out.append(tuple((name, *edge) for name, edge in zip(names, edges, strict=True)))
+        return [chunk for chunk in out if chunk]  # without the header's
+
+    before, after = content(one, 1), content(two, 2)
+    assert len(before) == len(after)
+    for old, new in zip(before, after, strict=True):
+        touches = any(name.startswith(f"t{changed}.") for name, _, _ in old)
+        assert (old == new) is not touches
+
+
+def test_small_tensors_share_chunks() -> None:
+    where = tensors(1000, [8192] * 1000)
+    assert cut_safetensors(1000, where) == [1000, *[512 * 8192] * 1, (1000 - 512) * 8192]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([], []),
+        ([0, 0], []),
+        ([MAX_CHUNK], [MAX_CHUNK]),
+        ([9 * MIB], [MAX_CHUNK, MAX_CHUNK, MIB]),
+        ([100, 9 * MIB, 100, 100], [100, MAX_CHUNK, MAX_CHUNK, MIB, 200]),
+        ([SMALL_TENSOR - 1, SMALL_TENSOR - 1, SMALL_TENSOR], [2 * SMALL_TENSOR - 2, SMALL_TENSOR]),
+        ([MIB - 1] * 5, [4 * MIB - 4, MIB - 1]),
+    ],
+)
+def test_examples(parts: list[int], expected: list[int]) -> None:
+    assert cut_safetensors(200, tensors(200, parts)) == [200, *expected]
