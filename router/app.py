@@ -130,7 +130,10 @@ def _answer(request: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, exception: HTTPException) -> Response:
-    """Starlette's own errors, which is 405 here."""
+    """Starlette's own error, which is 405 here."""
+    raw = request.scope["raw_path"].decode("latin-1")
+    if raw != request.scope["path"]:  # a known path only after percent-decoding
+        return _answer(request, errors.unknown_path(request.method, raw[:200]))
     allow = (exception.headers or {}).get("Allow", "")
     return _answer(request, errors.method_not_allowed(request.method, request.url.path, allow))
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from router import errors
 
 CUT: Final = "router.cut"
+OFFER: Final = (b"upgrade", b"http2-settings")
 LINGER_S: Final = 5.0
 """A closed connection whose client does not take the rest is aborted after so many seconds."""
 
@@ -26,6 +28,43 @@ class RelayProtocol(HttpToolsProtocol):
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[CUT] = Cut(cycle)
         super()._start_asgi_task(cycle, app)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; an offer to upgrade is taken out of the request, as HTTP allows.
+
+        Java's client offers h2c with its requests, and httptools ends a request that does so at its head: the body
+        would be lost. So that head is parsed again without the offer, and the body after it.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    if self.parser.get_method() == b"CONNECT":
+                        self.send_400_response("CONNECT is not served here.")
+                        return
+                    rest = data[offer.args[0] :]
+                    data = self._head_without_offer() + rest
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def on_headers_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _head_without_offer(self) -> bytes:
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            tokens = value.split(b",") if name == b"connection" else [value]
+            if name not in OFFER:
+                lines.append(name + b": " + b",".join(t for t in tokens if t.strip().lower() not in OFFER))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP request."""
