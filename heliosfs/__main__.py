@@ -46,11 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         os.chdir("/")
         return run(plan, ready)
     except HeliosError as error:
-        logging.getLogger("heliosfs").error("the mount failed", extra={"reason": str(error)})
+        log = logging.getLogger("heliosfs")
         try:
             say("error", {"code": error.code, "message": error.message, "hint": error.hint})
-        except OSError:
-            return 1  # it was ready once: the log says it all
+        except OSError:  # it was ready once, or nobody listens: only the log is left
+            log.error("the mount failed", extra={"reason": str(error)})
+        else:
+            log.warning("the mount can't start, as was reported", extra={"reason": str(error)})
         return 1
 
 

@@ -171,9 +171,6 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
     async def release(self, fh: int) -> None:
         await self._handles.files.pop(fh).close()
 
-    async def flush(self, fh: int) -> None:
-        return None
-
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
         self._blobs.prefetch(await self._shards(node))

@@ -1,0 +1,308 @@
+"""A mount comes and goes: the command line, signals, killed daemons, several mounts, bad mount points."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from helios.embedded import running
+from helios.home import Home
+from helios.http.client import HttpClient
+from helios.mounting import stop
+from helios.mounts import find_mount, state_of, states
+from helios.process import ProcessId
+from tests.support.mounts import fails, push, write
+
+pytestmark = pytest.mark.fuse
+
+DATA = os.urandom(300_000)
+
+
+@pytest.fixture
+def published(helios_home, tmp_path):
+    return push(helios_home, write(tmp_path / "model", {"weights.bin": DATA, "config.json": b"{}"}), "org/name")
+
+
+@pytest.fixture
+def alone(helios):
+    """For what has nothing to do with content: mounts without a registry start faster."""
+    helios.environ["HELIOS_REGISTRY__URLS"] = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def mnt(tmp_path):
+    return tmp_path / "mnt"
+
+
+def mount(helios, mnt, *args, **kwargs):
+    return json.loads(helios("mount", mnt, "--json", *args, **kwargs).out)
+
+
+def gone(state):
+    return ProcessId.of(state["pid"]) is None or not ProcessId(state["pid"], state["start"]).alive()
+
+
+def test_mount_prints_the_mount_point_and_umount_leaves_nothing(helios, helios_home, published, mnt):
+    assert helios("mount", mnt).out == f"{mnt}\n"
+    state = state_of(helios_home, mnt)
+    assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    assert (helios_home.run / "heliosfs-worker.pid").read_text() == f"{state.pid}\n"
+    assert ProcessId(state.pid, state.start).alive()
+    done = helios("umount", mnt)
+    assert done.out == done.err == ""
+    assert find_mount(mnt) is None
+    assert not state.process.alive()
+    assert not mnt.exists(), "it was made for the mount"
+    assert states(helios_home) == []
+    left = {path.name for path in helios_home.run.iterdir()}
+    assert not {name for name in left if name.startswith(("heliosfs", "mount-"))}
+
+
+def test_a_directory_that_was_there_stays(helios, alone, mnt):
+    mnt.mkdir()
+    mount(helios, mnt)
+    helios("umount", mnt)
+    assert mnt.is_dir()
+
+
+def test_json_says_where_everything_is(helios, helios_home, alone, mnt):
+    state = mount(helios, mnt)
+    assert state["mountpoint"] == str(mnt)
+    assert state["mode"] == "portable"
+    assert state["reason"]
+    assert state["cache"] == str(helios_home.cache)
+    assert Path(state["log"]).exists()
+    assert Path(state["socket"]).is_socket()
+    assert json.loads(helios("umount", mnt, "--json").out) == {"unmounted": str(mnt)}
+
+
+def test_the_embedded_registry_lives_as_long_as_the_mount(helios, helios_home, published, mnt, wait_for):
+    mount(helios, mnt)
+    time.sleep(0.2)
+    assert running(helios_home) is not None
+    helios("umount", mnt)
+    wait_for(lambda: running(helios_home) is None, what="the registry to end")
+
+
+def test_a_relative_path_and_a_link_name_the_same_mount(helios, alone, mnt, tmp_path):
+    (tmp_path / "link").symlink_to("mnt")
+    helios("mount", "mnt", cwd=tmp_path)
+    assert "mounted already" in helios("mount", tmp_path / "link", code=1).err
+    helios("umount", tmp_path / "link")
+    assert find_mount(mnt) is None
+
+
+def test_odd_characters_in_the_mount_point(helios, alone, tmp_path):
+    odd = tmp_path / "a b\tc\\d, 'é'"
+    mount(helios, odd)
+    assert os.listdir(odd / ".volumes") == []
+    helios("umount", odd)
+    assert find_mount(odd) is None
+
+
+# --- foreground and signals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_foreground_stays_until_a_signal_and_unmounts(helios, alone, mnt, sig, code):
+    process = helios.start("mount", "--foreground", mnt)
+    assert process.stdout.readline() == f"{mnt}\n"
+    assert os.listdir(mnt / ".volumes") == []
+    process.send_signal(sig)
+    assert process.wait(15) == code
+    assert find_mount(mnt) is None
+    assert not mnt.exists()
+
+
+def test_an_unmount_from_outside_ends_the_daemon(helios, helios_home, alone, mnt, wait_for):
+    state = mount(helios, mnt)
+    subprocess.run(["umount", mnt], check=True)
+    wait_for(lambda: gone(state), what="the daemon to end")
+    assert states(helios_home) == []
+
+
+def test_umount_with_an_open_reader_ends_and_the_reader_gets_an_error(helios, published, mnt):
+    state = mount(helios, mnt)
+    fd = os.open(mnt / "org/name/@main/weights.bin", os.O_RDONLY)
+    try:
+        assert os.read(fd, 10) == DATA[:10]
+        helios("umount", mnt)
+        assert gone(state)
+        assert find_mount(mnt) is None
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with fails(errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
+            os.pread(fd, 4096, 200_000)
+    finally:
+        os.close(fd)
+
+
+def test_a_waiting_reader_does_not_keep_the_mount(helios, helios_home, alone, mnt):
+    state = mount(helios, mnt)
+    os.chdir(mnt / ".volumes")
+    try:
+        helios("umount", mnt)
+    finally:
+        os.chdir("/")
+    assert gone(state)
+
+
+# --- killed daemons --------------------------------------------------------------------------------------------------
+
+
+def kill(state):
+    os.kill(state["pid"], signal.SIGKILL)
+    assert ProcessId(state["pid"], state["start"]).wait(10)
+
+
+def test_mount_repairs_what_a_killed_daemon_left(helios, published, mnt):
+    kill(mount(helios, mnt))
+    with fails(errno.ENOTCONN, errno.ECONNABORTED):
+        os.listdir(mnt)
+    again = helios("mount", mnt)
+    assert again.out == f"{mnt}\n"
+    assert "lost its process" in again.err
+    assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    helios("umount", mnt)
+    assert not mnt.exists()
+
+
+def test_umount_cleans_up_after_a_killed_daemon(helios, helios_home, alone, mnt):
+    kill(mount(helios, mnt))
+    helios("umount", mnt)
+    assert find_mount(mnt) is None
+    assert states(helios_home) == []
+    assert not mnt.exists()
+
+
+def test_a_dead_mount_whose_home_is_gone_is_repaired(helios, helios_home, alone, mnt):
+    kill(mount(helios, mnt))
+    for path in (helios_home.run / "mounts").iterdir():
+        path.unlink()
+    assert "lost its process" in helios("mount", mnt).err
+    helios("umount", mnt)
+
+
+def test_umount_of_a_stopped_daemon_does_not_hang(helios, alone, mnt):
+    state = mount(helios, mnt)
+    os.kill(state["pid"], signal.SIGSTOP)
+    begin = time.monotonic()
+    stop(Home(Path(helios.environ["HELIOS_HOME"])), mnt, timeout_s=1)
+    assert time.monotonic() - begin < 10
+    assert find_mount(mnt) is None
+    assert gone(state)
+
+
+def test_a_killed_daemon_between_pushes_keeps_what_was_cached(helios, published, mnt):
+    state = mount(helios, mnt)
+    assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    kill(state)
+    mount(helios, mnt)
+    assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    helios("umount", mnt)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mounted_place_is_refused_by_name(helios, alone, mnt):
+    state = mount(helios, mnt)
+    assert f"process {state['pid']}" in helios("mount", mnt, code=1).err
+    error = json.loads(helios("mount", mnt, "--json", code=1).err)["error"]
+    assert error["code"] == "Conflict"
+    helios("umount", mnt)
+
+
+def test_a_directory_with_something_in_it_is_refused(helios, alone, mnt):
+    write(mnt, {"precious": b"x"})
+    assert "not empty" in helios("mount", mnt, code=1).err
+    assert (mnt / "precious").read_bytes() == b"x"
+
+
+def test_a_file_a_missing_parent_and_another_mount_are_refused(helios, alone, mnt, tmp_path):
+    mnt.write_text("a file")
+    assert "not a directory" in helios("mount", mnt, code=1).err
+    assert "can't be made" in helios("mount", tmp_path / "no/such/parent", code=1).err
+    assert "mount point already (proc)" in helios("mount", "/proc", code=1).err
+
+
+def test_umount_of_what_is_not_ours_says_so(helios, helios_home, mnt, tmp_path):
+    assert "nothing is mounted" in helios("umount", mnt, code=1).err
+    assert "no mount of" in helios("umount", "/proc", code=1).err
+    assert find_mount(Path("/proc")) is not None
+
+
+def test_a_mount_of_another_home_is_left_alone(helios, alone, mnt, tmp_path):
+    mount(helios, mnt)
+    other = {"HELIOS_HOME": str(tmp_path / "other")}
+    assert "not one of" in helios("mount", mnt, code=1, env=other).err
+    assert "no mount of" in helios("umount", mnt, code=1, env=other).err
+    assert find_mount(mnt) is not None
+    helios("umount", mnt)
+
+
+def test_a_cache_in_use_is_refused_and_another_one_works(helios, helios_home, published, mnt, tmp_path):
+    first = mount(helios, mnt)
+    second = tmp_path / "second"
+    refused = helios("mount", second, code=1).err
+    assert str(first["pid"]) in refused
+    assert "cache" in refused
+    assert not second.exists()
+    state = mount(helios, second, "--cache", tmp_path / "cache2")
+    assert state["cache"] == str(tmp_path / "cache2")
+    assert (second / "org/name/@main/weights.bin").read_bytes() == DATA
+    assert [s.mountpoint for s, alive in states(helios_home) if alive] == [str(mnt), str(second)]
+    helios("umount", second)
+    assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    helios("umount", mnt)
+
+
+def test_a_daemon_that_fails_says_why_and_leaves_nothing(helios, alone, helios_home, mnt, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the cache should be")
+    failed = helios("mount", mnt, "--cache", blocked / "cache", code=1)
+    assert "cache" in failed.err
+    assert not mnt.exists()
+    assert states(helios_home) == []
+
+
+def test_a_daemon_that_dies_at_start_shows_its_last_lines(helios, alone, mnt, tmp_path):
+    write(tmp_path / "broken", {"trio.py": b"raise SystemError('no trio today')"})
+    failed = helios("mount", mnt, code=1, env={"PYTHONPATH": str(tmp_path / "broken")})
+    assert "no trio today" in failed.err
+    assert "exit status 1" in failed.err
+    assert not mnt.exists()
+
+
+def test_wrong_usage_is_exit_2(helios, alone, mnt):
+    helios("mount", code=2)
+    helios("mount", mnt, "--nope", code=2)
+    helios("mount", mnt, code=2, env={"HELIOS_MOUNT__LISTEN": "nonsense"})
+    assert not mnt.exists()
+
+
+def test_two_starters_at_once_mount_once(helios, helios_home, alone, mnt):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(helios("mount", mnt, code=None))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.code for result in results) == [0, 1, 1, 1]
+    assert os.listdir(mnt / ".volumes") == []
+    helios("umount", mnt)
+    assert find_mount(mnt) is None
+
+
+def test_metrics_over_tcp_where_asked_for(helios, alone, mnt):
+    state = mount(helios, mnt, env={"HELIOS_MOUNT__LISTEN": "127.0.0.1:0"})
+    client = HttpClient(state["url"], timeout_s=5)
+    assert client.bytes("GET", "/readyz") == b"ready\n"
+    assert b"helios_mount_inodes" in client.bytes("GET", "/metrics")
+    client.close()
+    helios("umount", mnt)
