@@ -1,0 +1,116 @@
+"""Run the benchmarks, add their ratios to benchmarks/history.jsonl, and fail when one dropped.
+
+    python -m benchmarks [NAME ...] [--quick]
+
+Each benchmark prints its own table and writes JSON; here its ratios (ours / yardstick, both from the same run) are
+compared with their target and with the median of the last runs of the same size on a machine with as many cores. A
+ratio that is below its target is marked; one that is more than 30% below that median fails the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HISTORY = Path(__file__).parent / "history.jsonl"
+DROP = 0.7
+"""A ratio below this part of what it was fails."""
+REMEMBERED = 10
+"""How many earlier runs count."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """``full`` and ``quick`` are its arguments; ``ratios`` reads its JSON; ``targets`` are what it should reach."""
+
+    full: tuple[str, ...]
+    quick: tuple[str, ...]
+    ratios: Callable[[Mapping[str, Any]], dict[str, float]]
+    targets: Mapping[str, float]
+
+
+def median_of(*names: str) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    return lambda result: {name: float(result["median"][name]) for name in names}
+
+
+BENCHMARKS = {
+    "ingest": Benchmark(("--gb", "10"), ("--gb", "1", "--rounds", "1"), median_of("ratio"), {"ratio": 0.5}),
+    "whole_path": Benchmark(
+        ("--gb", "10"),
+        ("--gb", "0.5", "--rounds", "1"),
+        median_of("publish_ratio", "first_read_ratio"),
+        {"publish_ratio": 0.5, "first_read_ratio": 0.3},
+    ),
+}
+
+
+def run(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Run one benchmark and return what it wrote."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "result.json"
+        print(f"\n== {name} {' '.join(arguments)}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments, "--json", str(out)], check=True)
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
+
+
+def earlier(name: str, arguments: tuple[str, ...], ratio: str) -> list[float]:
+    """The ratio in the last runs of this benchmark with these arguments on as many cores."""
+    if not HISTORY.exists():
+        return []
+    rows = [json.loads(line) for line in HISTORY.read_text().splitlines()]
+    same = [
+        row
+        for row in rows
+        if (row["benchmark"], row["arguments"], row["cores"]) == (name, list(arguments), os.cpu_count())
+    ]
+    return [row["ratios"][ratio] for row in same if ratio in row["ratios"]][-REMEMBERED:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the benchmarks and keep their ratios.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    lines, dropped = [], False
+    for name in args.names or BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        arguments = benchmark.quick if args.quick else benchmark.full
+        ratios = benchmark.ratios(run(name, arguments))
+        for ratio, value in ratios.items():
+            before = earlier(name, arguments, ratio)
+            usual = statistics.median(before) if before else None
+            target = benchmark.targets[ratio]
+            verdict = "" if value >= target else "below its target"
+            if usual is not None and value < DROP * usual:
+                verdict, dropped = "DROPPED", True
+            shown = "-" if usual is None else f"{usual:.2f}"
+            lines.append(f"{name:12}{ratio:22}{value:8.2f}{target:9.2f}{shown:>9}  {verdict}".rstrip())
+        row = {
+            "benchmark": name,
+            "arguments": arguments,
+            "cores": os.cpu_count(),
+            "time": int(time.time()),
+            "ratios": ratios,
+        }
+        with HISTORY.open("a") as history:
+            history.write(json.dumps(row) + "\n")
+    print(f"\n{'benchmark':12}{'ratio':22}{'now':>8}{'target':>9}{'usual':>9}")
+    print("\n".join(lines))
+    return 1 if dropped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
