@@ -56,17 +56,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read a record, checking names, bounds and, with ``digest``, its sha256. Raises IntegrityError."""
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError(f"a manifest does not match its digest {digest}")
-        manifest = _decode(data, MANIFEST_MAGIC, cls)
-        _check_canonical(data, manifest.encode(), "manifest")
+        manifest = decode_record(data, MANIFEST_MAGIC, cls)
+        check_canonical(data, manifest.encode(), "manifest")
         try:
             check_tree(manifest.files)
         except InvalidInput as error:
             raise IntegrityError(f"a manifest holds a bad path: {error}") from error
         for path, entry in manifest.files.items():
             if not (
-                _is_hex(entry.sha256, 64)
-                and _is_hex(entry.recipe, 64)
-                and _is_hex(entry.git_oid, 40)
+                is_hex(entry.sha256, 64)
+                and is_hex(entry.recipe, 64)
+                and is_hex(entry.git_oid, 40)
                 and 0 <= entry.size < 1 << 63
             ):
                 raise IntegrityError(f"a manifest has a malformed entry for {path!r}")
@@ -95,15 +95,15 @@ class CommitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def decode(cls, data: bytes) -> CommitRecord:
         """Read a record, checking names and bounds. Raises IntegrityError."""
-        record = _decode(data, COMMIT_MAGIC, cls)
-        _check_canonical(data, record.encode(), "commit record")
+        record = decode_record(data, COMMIT_MAGIC, cls)
+        check_canonical(data, record.encode(), "commit record")
         try:
             RepoId.from_canonical(record.repo)
         except InvalidInput as error:
             raise IntegrityError(f"a commit record names a bad repository: {error}") from error
         if not (
             is_commit(record.commit)
-            and _is_hex(record.manifest, 64)
+            and is_hex(record.manifest, 64)
             and (record.parent is None or is_commit(record.parent))
             and 0 <= record.time < 1 << 63
         ):
@@ -144,7 +144,8 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _decode(data: bytes, magic: bytes, kind: type[T]) -> T:
+def decode_record(data: bytes, magic: bytes, kind: type[T]) -> T:
+    """Read a text record: the line ``magic``, then JSON. Raises IntegrityError. See ``check_canonical``."""
     head, newline, body = data.partition(b"\n")
     name = magic.split(b" ")[0]
     if head + newline != magic:
@@ -158,7 +159,7 @@ def _decode(data: bytes, magic: bytes, kind: type[T]) -> T:
         raise IntegrityError(f"a {name.decode()} record does not decode: {error}") from error
 
 
-def _check_canonical(data: bytes, again: bytes, what: str) -> None:
+def check_canonical(data: bytes, again: bytes, what: str) -> None:
     """One content has one encoding: otherwise equal snapshots would have different digests."""
     if data != again:
         raise IntegrityError(
@@ -166,5 +167,6 @@ def _check_canonical(data: bytes, again: bytes, what: str) -> None:
         )
 
 
-def _is_hex(text: str, length: int) -> bool:
+def is_hex(text: str, length: int) -> bool:
+    """Whether the text is this many lower-case hexadecimal digits."""
     return len(text) == length and not text.strip("0123456789abcdef")
