@@ -138,7 +138,7 @@ def three_events(fake: Control, path: str, body: Any) -> int:
 def test_a_stream_that_breaks_off_raises_in_the_openai_client(
     client: openai.OpenAI, fake: Control, more: int, expected: str
 ) -> None:
-    body = {"model": "org/tiny", "messages": MESSAGES, "max_tokens": 50, "stream": True}
+    body: Any = {"model": "org/tiny", "messages": MESSAGES, "max_tokens": 50, "stream": True}
     fake.fault("reset", after_bytes=three_events(fake, "/v1/chat/completions", {**body, **MORE}) + more)
     chunks: Any = client.chat.completions.create(**body, extra_body=MORE, extra_headers=SAME)
     assert [next(chunks) is not None for _ in range(3)] == [True] * 3
@@ -150,7 +150,7 @@ def test_a_stream_that_breaks_off_raises_in_the_openai_client(
 def test_a_stream_of_responses_that_breaks_off_raises_in_the_openai_client(
     client: openai.OpenAI, fake: Control, more: int
 ) -> None:
-    body = {"model": "org/tiny", "input": "hi", "stream": True}
+    body: Any = {"model": "org/tiny", "input": "hi", "stream": True}
     fake.fault("close", after_bytes=three_events(fake, "/v1/responses", body) + more)
     events: Any = client.responses.create(**body, extra_headers=SAME)
     assert [next(events) is not None for _ in range(3)] == [True] * 3
@@ -159,7 +159,7 @@ def test_a_stream_of_responses_that_breaks_off_raises_in_the_openai_client(
 
 
 def test_a_stream_that_breaks_off_raises_in_the_anthropic_client(router: RouterProcess, fake: Control) -> None:
-    body = {"model": "org/tiny", "messages": MESSAGES, "max_tokens": 50, "stream": True}
+    body: Any = {"model": "org/tiny", "messages": MESSAGES, "max_tokens": 50, "stream": True}
     fake.fault("reset", after_bytes=three_events(fake, "/v1/messages", {**body, **MORE}))
     with anthropic.Anthropic(base_url=router.url, api_key="key", max_retries=0) as client:
         events: Any = client.messages.create(**body, extra_body=MORE, extra_headers=SAME)
