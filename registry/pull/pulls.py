@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,7 +31,7 @@ AT_A_TIME: Final = 4
 """Pulls that work; others wait for their turn."""
 MOST: Final = 200
 """Pulls that may wait or work, each with a thread; one more is refused."""
-CLOSE_S: Final = 8.0
+CLOSE_S: Final = 3.0
 """Longest wait at shutdown for pulls to notice, in seconds: a thread blocked in a read is left behind. That is safe:
 what it has written is kept, and it publishes nothing any more."""
 
@@ -93,10 +94,13 @@ class Pulls:
             left = list(self._running.values())
         for pull in left:
             pull.stop.set()
+        end = time.monotonic() + timeout_s
         for pull in left:
-            if not pull.finished.wait(timeout_s):
+            if not pull.finished.wait(max(0.0, end - time.monotonic())):
                 log.warning("a pull did not end in time", extra={"repo": str(pull.repo), "rev": pull.revision})
-                timeout_s = 0.0
+                pull.error = Stopped()
+                pull.finished.set()
+                pull.progress.changed()
 
     def _run(self, pull: Pull) -> None:
         extra = {"repo": str(pull.repo), "rev": pull.revision}
