@@ -163,18 +163,22 @@ def leftovers(home: Home, below: Path, grace_s: float = LEFTOVER_GRACE_S) -> lis
 
 
 def processes_of(home: Home) -> dict[int, str]:
-    """Pid -> command of the processes, other than this one, whose environment has this HELIOS_HOME."""
+    """Pid -> command of the home's processes, other than this one.
+
+    They have this HELIOS_HOME in their environment, or log below it (vLLM's workers overwrite their environment).
+    """
     wanted = f"HELIOS_HOME={home.root}".encode()
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    if command:  # a zombie has none
-                        found[int(entry.name)] = command
+                ours = wanted in (entry / "environ").read_bytes().split(b"\0")
+                ours = ours or os.readlink(entry / "fd" / "1").startswith(f"{home.root}/")
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             except OSError:
                 continue  # it ended, or belongs to somebody else
+            if ours and command:  # a zombie has none
+                found[int(entry.name)] = command
     return found
 
 

@@ -77,13 +77,14 @@ def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:
     """
     if device == "cuda":
         return [] if info.task == "embedding" else ["--max-model-len", "auto"]
-    positions = min(info.positions, CPU_POSITIONS)
     most = max(CPU_KV_LEAST, int(memory * CPU_KV_SHARE))
+    positions = min(info.positions, CPU_POSITIONS)
     if info.kv_bytes and info.task != "embedding":
         positions = max(1, min(positions, most // info.kv_bytes))
     kv = min(most, max(CPU_KV_LEAST, CPU_SEQUENCES * positions * info.kv_bytes))
-    return ["--enforce-eager", "--max-model-len", str(positions), "--max-num-seqs", str(CPU_SEQUENCES),
-            "--kv-cache-memory-bytes", str(kv)]  # fmt: skip
+    out = ["--enforce-eager", "--max-num-seqs", str(CPU_SEQUENCES), "--kv-cache-memory-bytes", str(kv)]
+    # Only to shorten: vLLM may know a lower limit than config.json and refuses to start above it.
+    return out if positions == info.positions or info.task == "embedding" else [*out, "--max-model-len", str(positions)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,14 @@ def test_on_a_cpu_the_cache_fits_the_memory_and_holds_a_sequence(tmp_path, memor
     assert "--enforce-eager" in arguments
 
 
+def test_a_length_is_only_ever_shortened(tmp_path):
+    short = ModelInfo.read(write(tmp_path / "m", {**LLAMA, "max_position_embeddings": 2048}))
+    assert "--max-model-len" not in vllm.arguments(short, "cpu", 64 * GIB)
+    assert "--max-model-len" in vllm.arguments(short, "cpu", GIB // 8)
+    bert = ModelInfo.read(write(tmp_path / "b", {"architectures": ["BertModel"], "max_position_embeddings": 512}))
+    assert "--max-model-len" not in vllm.arguments(bert, "cpu", GIB)
+
+
 def test_on_a_gpu_vllm_decides(tmp_path):
     info = ModelInfo.read(write(tmp_path / "m", LLAMA))
     assert vllm.arguments(info, "cuda", GIB) == ["--max-model-len", "auto"]

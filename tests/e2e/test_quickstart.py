@@ -1,0 +1,161 @@
+"""`helios quickstart` with real vLLM: two commands' worth of promises."""
+
+import json
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from helios.launch import vllm
+from helios.launch.model_info import ModelInfo
+from helios.launch.processes import Children, records
+from helios.launch.tiny_model import tiny_llama
+from helios.mounts import states
+from tests.e2e.conftest import VLLM_START_S, Running, run
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.fuse,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("vllm"),
+]
+
+
+@pytest.fixture(scope="module")
+def first_run(shared_home):
+    return run(shared_home, "quickstart", "--port", "0", timeout_s=VLLM_START_S, HELIOS_ONCE="1")
+
+
+@pytest.fixture(scope="module")
+def stack(shared_home, first_run):
+    """A second run on the same home, which stays up."""
+    running = Running.start(shared_home, "quickstart", "--port", "0")
+    running.wait_for("Everything stays up")
+    yield running
+    running.close()
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def url_of(running):
+    return re.search(r"curl (http://\S+)/v1/", running.text())[1]
+
+
+def test_the_first_run_answers_explains_itself_and_leaves_nothing(shared_home, first_run, nothing_left):
+    assert first_run.code == 0, first_run.err
+    lines = first_run.out.splitlines()
+    answer = next(line for line in lines if line.startswith("> "))
+    assert len(answer) > 20
+    titles = [line.split("  ")[0] for line in lines if re.search(r"\d\.\d s", line) and not line.startswith(" ")]
+    assert titles == ["Model", "Publish", "Mount", "vLLM", "Router", "First answer", "Total"]
+    assert re.search(r"^deduplicated: +\d+\.\d MB new, 0 B deduplicated", first_run.out, re.MULTILINE)
+    assert re.search(r"^mount mode: +portable", first_run.out, re.MULTILINE)
+    for expected in ("curl http://127.0.0.1:", "/metrics", "HF_HUB_CACHE=", "/mnt/helios/tiny-llama/@main/"):
+        assert expected in first_run.out
+    for phase in ("importing torch and vLLM", "loading weights", "starting the API server"):
+        assert f"vLLM: {phase}" in first_run.err
+    assert "model-00001-of-00004.safetensors" in first_run.err
+    nothing_left(shared_home)
+
+
+def test_the_second_run_reuses_everything(first_run, stack):
+    assert re.search(r"^deduplicated: +0 B new, \d+\.\d MB deduplicated", stack.text(), re.MULTILINE)
+    commit = re.compile(r"helios/tiny-llama@([0-9a-f]{12})")
+    assert commit.search(stack.text())[1] == commit.search(first_run.err)[1]
+    assert [line for line in stack.out if line.startswith("> ")] == [
+        line for line in first_run.out.splitlines() if line.startswith("> ")
+    ]
+
+
+def test_status_shows_what_runs(shared_home, stack):
+    status = json.loads(run(shared_home, "status", "--json").out)
+    assert {(p["name"], p["alive"]) for p in status["processes"]} == {("vllm", True), ("router", True)}
+    assert [(m["mountpoint"], m["alive"]) for m in status["mounts"]] == [(str(shared_home.root / "mnt"), True)]
+    assert status["registry"]["reachable"]
+
+
+def test_one_quickstart_a_home(shared_home, stack):
+    second = run(shared_home, "quickstart", "--port", "0")
+    assert second.code == 1
+    assert "runs on" in second.err
+    assert "HELIOS_HOME" in second.err
+    assert post(f"{url_of(stack)}/v1/completions", {"model": "helios/tiny-llama", "prompt": "a", "max_tokens": 1})
+
+
+def test_output_at_temperature_0_equals_vllm_on_the_original_directory(stack, tmp_path, monkeypatch, helios_home):
+    """Through mount and router, token for token with log-probabilities, against vLLM alone on the directory."""
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    original = tiny_llama(tmp_path / "models")
+    questions = ["Where does the river go?", "Count the birds in the winter garden.", "7 ships 9 storms"]
+    with Children(helios_home) as children, vllm.reserved_port() as port:
+        info = ModelInfo.read(original)
+        direct = vllm.start(children, original, "helios/tiny-llama", port=port, device=vllm.find_device(), info=info)
+        direct.wait_ready(VLLM_START_S, lambda text: None)
+        for question in questions:
+            chat = {
+                "model": "helios/tiny-llama",
+                "messages": [{"role": "user", "content": question}],
+                "temperature": 0,
+                "max_tokens": 40,
+                "logprobs": True,
+            }
+            ours, theirs = (post(f"{base}/v1/chat/completions", chat) for base in (url_of(stack), direct.url))
+            assert ours["choices"] == theirs["choices"]
+            assert len(ours["choices"][0]["logprobs"]["content"]) == 40
+
+
+def test_sigterm_takes_everything_down(shared_home, stack, nothing_left):
+    stack.process.send_signal(signal.SIGTERM)
+    assert stack.wait() == 143
+    nothing_left(shared_home)
+    assert list(records(shared_home)) == []
+    assert list(states(shared_home)) == []
+    assert not (shared_home.run / "quickstart.lock").exists()
+
+
+def test_ctrl_c_while_vllm_starts(shared_home, first_run, nothing_left):
+    running = Running.start(shared_home, "quickstart", "--port", "0")
+    running.wait_for("vLLM: reading the model's configuration")
+    running.process.send_signal(signal.SIGINT)
+    assert running.wait() == 130
+    nothing_left(shared_home)
+
+
+@pytest.mark.parametrize("guards_too", [False, True])
+def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, nothing_left, guards_too):
+    killed = Running.start(shared_home, "quickstart", "--port", "0")
+    killed.wait_for("vLLM: importing torch and vLLM")
+    ((_, record),) = records(shared_home)
+    ((mount, _),) = states(shared_home)
+    if guards_too:
+        record.guard.send(signal.SIGSTOP)
+        killed.process.kill()
+        record.guard.send(signal.SIGKILL)
+        mount.process.send(signal.SIGKILL)
+        assert mount.process.wait(5)
+    killed.process.kill()
+    killed.wait()
+    again = Running.start(shared_home, "quickstart", "--port", "0")
+    again.wait_for("vLLM: importing torch and vLLM")
+    assert not record.process.alive()
+    assert not record.guard.alive()
+    assert any("model-00001-of-00004.safetensors" in line for line in again.err)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.wait() == 143
+    nothing_left(shared_home)
+
+
+def test_vllm_dying_at_its_start_shows_its_last_lines(shared_home, first_run, nothing_left):
+    result = run(shared_home, "quickstart", "--port", "0", "--", "--no-such-option", timeout_s=VLLM_START_S)
+    assert result.code == 1
+    assert "vLLM ended with status 2" in result.err
+    assert "unrecognized arguments: --no-such-option" in result.err
+    assert str(Path(shared_home.logs) / "vllm.log") in result.err
+    nothing_left(shared_home)
