@@ -106,6 +106,7 @@ async def _serve(
     @contextlib.asynccontextmanager
     async def meet(_app: Starlette) -> AsyncIterator[None]:
         _write_record(services.home, record)
+        log.info("serving", extra={"url": record.url, "socket": record.socket, "store": services.store.describe()})
         announce(record)
         yield
 
