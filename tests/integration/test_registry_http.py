@@ -435,6 +435,6 @@ def test_objects_leave_with_sendfile(registry: Running, client: RegistryClient, 
     before = written()
     assert len(ask(registry.url, "GET", "/api/v1/resolve?repo=models/org/one&rev=main")[2]) > 100
     sent = written()
-    assert sent == before
+    assert sent - before < 10_000
     assert ask(registry.url, "GET", path)[2] == WEIGHTS
     assert written() - sent >= len(WEIGHTS)
