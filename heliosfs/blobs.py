@@ -6,6 +6,7 @@ other methods are called from the same trio loop. What was verified is shared: a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,9 @@ __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "op
 log = logging.getLogger("heliosfs.fetch")
 
 DISK_THREADS: Final = 8
+EMPTY: Final = hashlib.sha256().hexdigest()
+"""The blob without bytes: always whole, never kept."""
+
 EXIT_S: Final = 5.0
 """At exit, what was fetched is flushed for at most this long, in seconds."""
 
@@ -176,6 +180,8 @@ class BlobStore:
             size: int | None = blob.want.size
             complete = blob.whole
             local = blob.want.size if complete else self._engine.planner.local_bytes(blob.key) if blob.planned else 0
+        elif sha256 == EMPTY:
+            local, size, complete = 0, 0, True
         else:
             local, size, complete = self._l1.held(sha256)
         tier = "l1" if complete else "partial" if local else "remote"
@@ -193,8 +199,7 @@ class BlobStore:
         if blob is None:
             key = f"{next(self._numbers)}:{want.sha256}"
             blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
-            if not want.size:
-                blob.loaded = blob.whole = True
+            blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
         elif blob.want.size != want.size:
             raise IntegrityError(
@@ -271,12 +276,15 @@ class BlobStore:
 
     async def _housekeeping(self, nursery: trio.Nursery) -> None:
         """Once a second: flushes that are due, fills that may fit now."""
-        while True:
-            await trio.sleep(1.0)
-            for blob in list(self._blobs.values()):
-                self._settler.look(blob, nursery)
-            self._filler.look()
-            self._engine.pump()
+        try:
+            while True:
+                await trio.sleep(1.0)
+                for blob in list(self._blobs.values()):
+                    self._settler.look(blob, nursery)
+                self._filler.look()
+                self._engine.pump()
+        finally:
+            self._nursery = None  # cancelled: nothing new is started
 
 
 class BlobHandle:

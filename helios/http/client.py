@@ -221,7 +221,9 @@ class HttpClient:
         return content
 
     def close(self) -> None:
+        """Close the connections, those still in use when their answer ends."""
         with self._lock:
+            self._max_idle = 0
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()

@@ -216,6 +216,8 @@ class Engine:
 
     def _arrived(self, flight: _Flight, index: int, data: bytes | None, trouble: OSError | None) -> None:
         """A verified chunk: on disk, or else in ``data``."""
+        if self._nursery is None:
+            return
         job, blob, lane, now = flight.job, flight.blob, flight.lane, self._clock()
         assert blob.recipe is not None
         start, end = blob.recipe.span(index)

@@ -139,16 +139,23 @@ class Filler:
         self._engine.planner.fill(blob.key, (kind, number))
 
     def _fits(self, blob: Blob) -> bool:
-        disk = os.statvfs(self._l1.root)
+        try:
+            disk = os.statvfs(self._l1.root)
+        except OSError:
+            return False  # the directory is gone; reads find out what that means for them
         free = disk.f_frsize * (disk.f_bavail - KEEP_FREE * disk.f_blocks)
         planner = self._engine.planner
         promised = sum(planner.missing_bytes(other.key) for other in self._filling if other.planned)
         return promised + planner.missing_bytes(blob.key) <= free
 
     def look(self) -> None:
-        """Called about once a second: what was refused may fit now."""
+        """Called about once a second: what was refused may fit now; what only waits for the impossible is let go."""
         for blob in list(self._refused):
             self._rank(blob, OPEN, next(self._numbers))
+        for blob in list(self._filling):
+            if not blob.handles and blob.planned and self._engine.planner.stuck(blob.key):
+                self.stop(blob)
+                self._released(blob)
 
     def advance(self, nursery: trio.Nursery, now: float) -> None:
         """The engine has little left to start: make the next queued blob ready."""
@@ -163,14 +170,9 @@ class Filler:
 
     async def _start_next(self, now: float) -> None:
         _, want = self._queue.popitem(last=False)
-        blob = self._blob_of(want)
-        blob.users += 1
         try:
-            await self._prepare(blob)
+            await self._start(want)
             self._pause.worked()
-            if blob not in self._filling:
-                self._rank(blob, QUEUED, next(self._numbers))
-                self._refused.discard(blob)
         except Unavailable:
             self._pause.failed(now)
             self._queue[want.sha256] = want
@@ -178,6 +180,16 @@ class Filler:
             log.warning("a file can't be prefetched", extra={"file": want.path, "reason": str(error)})
         finally:
             self._starting = False
+        self._engine.pump()
+
+    async def _start(self, want: BlobRef) -> None:
+        blob = self._blob_of(want)
+        blob.users += 1
+        try:
+            await self._prepare(blob)
+            if blob not in self._filling:
+                self._rank(blob, QUEUED, next(self._numbers))
+                self._refused.discard(blob)
+        finally:
             blob.users -= 1
             self._released(blob)
-        self._engine.pump()

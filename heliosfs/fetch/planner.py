@@ -140,6 +140,11 @@ class Planner:
         """Bytes of the chunks that are not here."""
         return self._files[key].size - self._files[key].local
 
+    def stuck(self, key: str) -> bool:
+        """Whether every chunk that is not here is held back."""
+        file = self._files[key]
+        return bool(file.held) and file.states.count(HAVE) + len(file.held) == len(file.states)
+
     def fill(self, key: str, rank: Rank | None) -> None:
         """Fetch the whole file in the background, in the order of ranks; None: only what READs ask for."""
         self._files[key].rank = rank

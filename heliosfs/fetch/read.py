@@ -45,15 +45,15 @@ class Reads:
     ) -> None:
         self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
         self._deadline_s, self._sources, self._prepare = deadline_s, sources, prepare
-        self._patience_s = deadline_s * (sources + 1)
+        self._patience_s = 2 * deadline_s * (sources + 1)
         self._nowait = True
         self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory", "remote")}
 
     async def read(self, blob: Blob, reader: int, view: memoryview, offset: int) -> None:
         """Fill the view, which lies within the blob.
 
-        Raises IntegrityError, Unavailable or DeadlineExceeded. The latter is the last resort: every source has its
-        own deadline, and one more is left for whatever else may take time.
+        Raises IntegrityError, Unavailable or DeadlineExceeded. Failures end a READ soon after the deadline for one
+        remote read; twice that for each source, and once more, is the last resort against whatever else may stall.
         """
         try:
             if blob.whole:

@@ -119,6 +119,22 @@ async def test_a_lying_recipe_is_refused(tmp_path: Path, origin: Origin, other: 
         assert await read(store, want, 0, 10) == origin.data(want, 0, 10)
 
 
+@pytest.mark.trio
+async def test_a_fill_that_cannot_end_is_let_go(
+    tmp_path: Path, origin: Origin, expected_log_errors: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has it open and the last chunk is damaged everywhere: what is here is kept, nothing is held for it."""
+    expected_log_errors("a chunk is corrupt")
+    want = origin.add(Made(3 * CHUNK))
+    origin.fault("corrupt", from_chunk(1), times=None)
+    origin.fault("corrupt", lambda r: chunk(1)(r) and not from_chunk(1)(r), times=None, after=CHUNK)
+    async with running(tmp_path, [origin.url]) as store:
+        assert await read(store, want, 0, 10) == origin.data(want, 0, 10)
+        await until(lambda: store.usage().filling == 0)
+        await until(lambda: not store._blobs)
+        assert store.status(want.sha256).local_bytes == 2 * CHUNK
+
+
 # --- placements move ---
 
 
