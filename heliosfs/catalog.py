@@ -59,6 +59,29 @@ class Registry(Protocol):
         """The manifest record's bytes."""
 
 
+class Kept(Protocol):
+    """Commits that stay readable whatever the registry says of them: the volumes'."""
+
+    def commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
+        """The commit, if it is one of these."""
+
+    def manifest(self, digest: str) -> bytes | None:
+        """The record of such a commit's manifest, if it is here. Blocks; called from threads."""
+
+
+class NothingKept:
+    """No commit is kept."""
+
+    def commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
+        return None
+
+    def manifest(self, digest: str) -> bytes | None:
+        return None
+
+
+NOTHING_KEPT: Final = NothingKept()
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long a registry may take, in seconds: for a name never seen, and for one whose last value would do."""
@@ -77,12 +100,14 @@ class Catalog:
         self,
         registry: Registry,
         records: Records,
+        kept: Kept = NOTHING_KEPT,
         *,
         patience: Patience = Patience(),
         clock: Callable[[], float] = time.monotonic,
         threads: int = 8,
     ) -> None:
-        self._registry, self._records, self._patience, self._clock = registry, records, patience, clock
+        self._registry, self._records, self._kept = registry, records, kept
+        self._patience, self._clock = patience, clock
         self._limiter = trio.CapacityLimiter(threads)
         self._flights: Flights[tuple[str, ...]] = Flights()
         self._refs: dict[RepoId, Known[Mapping[str, str]]] = {}
@@ -111,20 +136,32 @@ class Catalog:
 
     # --- names ---
 
-    async def repos(self) -> Known[Repos]:
+    async def repos(self, *, fresh: bool = False) -> Known[Repos]:
+        since = self._clock() - (0.0 if fresh else NAME_TTL_S)
         known = self._repos
-        if known is not None and self._clock() < known.at + NAME_TTL_S:
-            return known
-        return await self._flights.share(REPOS, self._ask_repos)
+        try:
+            while known is None or known.at < since:  # an answer that we share may have been asked for too early
+                known = await self._flights.share(REPOS, self._ask_repos)
+        except Unavailable:
+            if fresh or known is None:
+                raise
+            return Known(known.value, self._clock())
+        return known
 
-    async def refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
-        known = self._refs.get(repo)
-        if known is not None and self._clock() < known.at + NAME_TTL_S:
-            return Known(known.value, known.at)
+    async def refs(self, repo: RepoId, *, fresh: bool = False) -> Known[Mapping[str, str] | None]:
+        since = self._clock() - (0.0 if fresh else NAME_TTL_S)
         absent = self._known_absent(repo, None)
         if absent is not None:
             return Known(None, absent)
-        return await self._flights.share(("refs", str(repo)), lambda: self._ask_refs(repo))
+        known: Known[Mapping[str, str] | None] | None = self._refs.get(repo)  # type: ignore[assignment]
+        try:
+            while known is None or known.at < since:
+                known = await self._flights.share(("refs", str(repo)), lambda: self._ask_refs(repo))
+        except Unavailable:
+            if fresh or known is None:
+                raise
+            return Known(known.value, self._clock())
+        return known
 
     # --- commits ---
 
@@ -150,37 +187,26 @@ class Catalog:
     # --- asking ---
 
     async def _ask_repos(self) -> Known[Repos]:
-        known = self._repos
         asked = self._clock()
-        try:
-            listing = await self._ask(self._registry.listing, known is not None)
-        except Unavailable:
-            if known is None:
-                raise
-            return Known(known.value, self._clock())
+        listing = await self._ask(self._registry.listing, self._repos is not None)
         self._repos = answer = Known(Repos.of(listing), asked)
         await self._dropped([repo for repo in self._refs if repo not in listing], asked)
         await self._learned(listing, asked)
         return answer
 
     async def _ask_refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
-        known = self._refs.get(repo)
         asked = self._clock()
         try:
-            refs = await self._ask(lambda timeout_s: self._registry.refs(repo, timeout_s), known is not None)
+            refs = await self._ask(lambda timeout_s: self._registry.refs(repo, timeout_s), repo in self._refs)
         except NotFound:
             self._note_absent(repo, None, asked)
             await self._dropped([repo], asked)
             return Known(None, asked)
-        except Unavailable:
-            if known is None:
-                raise
-            return Known(known.value, self._clock())
         await self._learned({repo: refs}, asked)
         return Known(refs, asked)
 
     async def _commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
-        record = self._commits.get(repo, {}).get(commit)
+        record = self._commits.get(repo, {}).get(commit) or self._kept.commit(repo, commit)
         if record is not None or self._known_absent(repo, commit) is not None:
             return record
         return await self._flights.share(("commit", str(repo), commit), lambda: self._ask_commit(repo, commit))
@@ -214,7 +240,7 @@ class Catalog:
         return snapshot
 
     def _recorded_manifest(self, digest: str) -> Manifest | None:
-        data = self._records.manifest(digest)
+        data = self._records.manifest(digest) or self._kept.manifest(digest)
         return None if data is None else Manifest.decode(data, digest)
 
     def _fetch_manifest(self, record: SeenCommit, timeout_s: float) -> Manifest:

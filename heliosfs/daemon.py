@@ -39,8 +39,12 @@ from heliosfs.fuse import mounting
 from heliosfs.fuse.operations import HeliosOperations
 from heliosfs.metadata import MetadataClient
 from heliosfs.records import Records
+from heliosfs.routing import Page, Route, Routes, json_page, page
 from heliosfs.tree.root import root
 from heliosfs.tree.table import NodeTable
+from heliosfs.volumes import api
+from heliosfs.volumes.files import VolumeFiles
+from heliosfs.volumes.service import Volumes
 
 log = logging.getLogger("heliosfs")
 
@@ -125,18 +129,23 @@ class _Daemon:
         with contextlib.ExitStack() as stack:
             blobs = stack.enter_context(contextlib.closing(open_store(plan.cache, self._urls, settings, self._metrics)))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
-            catalog = Catalog(self._metadata, records)
+            volumes = Volumes(VolumeFiles(plan.cache / "volumes"))
+            await volumes.load()
+            catalog = Catalog(self._metadata, records, volumes)
             await catalog.load()
-            table = NodeTable(root())
+            table = NodeTable(root(volumes))
             operations = HeliosOperations(
                 table, catalog, blobs, self._metrics, cache=plan.cache, uid=os.getuid(), gid=os.getgid()
             )
-            listeners, url = await self._listen(stack)
+            control, tcp, url = await self._listen(stack)
             state = self._state(url)
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
-                background.start_soon(http.serve, listeners, self._pages(state, catalog))
+                pages = self._pages(state, catalog)
+                background.start_soon(http.serve, [control], Routes([*pages, *api.routes(volumes, catalog)]))
+                if tcp:
+                    background.start_soon(http.serve, tcp, Routes(pages))
                 await self._serve(operations, state)
                 background.cancel_scope.cancel()
         return 0 if self._stopped_by in (None, signal.SIGTERM) else 128 + self._stopped_by
@@ -208,8 +217,10 @@ class _Daemon:
                 log.info("stopping", extra={"signal": self._stopped_by.name})
                 self._stop.set()
 
-    async def _listen(self, stack: contextlib.ExitStack) -> tuple[list[trio.SocketListener], str | None]:
-        """Where the HTTP pages are served, and the TCP address if there is one."""
+    async def _listen(
+        self, stack: contextlib.ExitStack
+    ) -> tuple[trio.SocketListener, list[trio.SocketListener], str | None]:
+        """Where the control API is served, where the pages alone are, and the address of those."""
         path = self._socket_path
         path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX)
@@ -217,7 +228,9 @@ class _Daemon:
         stack.callback(path.unlink, missing_ok=True)
         path.chmod(0o600)
         sock.listen(64)
-        listeners, url = [trio.SocketListener(trio.socket.from_stdlib_socket(sock))], None
+        control = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        tcp: list[trio.SocketListener] = []
+        url = None
         if listen := self._plan.config.mount.listen:
             host, _, port = listen.rpartition(":")
             if not host or not port.isdecimal():
@@ -228,9 +241,8 @@ class _Daemon:
                 raise Unavailable(
                     f"{listen} can't be used: {error.strerror}", hint="Change mount.listen; port 0 takes a free one."
                 ) from None
-            listeners += tcp
             url = f"http://{host}:{tcp[0].socket.getsockname()[1]}"
-        return listeners, url
+        return control, tcp, url
 
     @property
     def _socket_path(self) -> Path:
@@ -253,21 +265,20 @@ class _Daemon:
             reason=REASON,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog) -> http.Pages:
-        def status() -> http.Page:
+    def _pages(self, state: MountState, catalog: Catalog) -> list[Route]:
+        def status() -> Page:
             now = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
-            body = msgspec.json.encode(msgspec.to_builtins(state) | now)
-            return http.Page(body + b"\n", "application/json")
+            return json_page(msgspec.to_builtins(state) | now)
 
-        def ready() -> http.Page:
-            return http.Page(b"ready\n") if self._answers else http.Page(b"not mounted\n", status=503)
+        def ready() -> Page:
+            return Page(b"ready\n") if self._answers else Page(b"not mounted\n", status=503)
 
-        return {
-            "/metrics": lambda: http.Page(self._metrics.render(), CONTENT_TYPE),
-            "/healthz": lambda: http.Page(b"ok\n"),
-            "/readyz": ready,
-            "/api/v1/status": status,
-        }
+        return [
+            Route("GET", "/metrics", page(lambda: Page(self._metrics.render(), CONTENT_TYPE))),
+            Route("GET", "/healthz", page(lambda: Page(b"ok\n"))),
+            Route("GET", "/readyz", page(ready)),
+            Route("GET", "/api/v1/status", page(status)),
+        ]
 
 
 @contextlib.contextmanager

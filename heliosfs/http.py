@@ -1,41 +1,35 @@
-"""The mount's small HTTP server: /metrics, /healthz, /readyz and its status, on a unix socket and, if asked for, TCP.
+"""The mount's small HTTP server, on a unix socket and, for its pages only, on TCP.
 
-HTTP/1.1 by h11 on trio's sockets; GET and HEAD only, one deadline a request.
+HTTP/1.1 by h11 on trio's sockets. Bodies, connections and times are bounded; what is answered is in routing.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import h11
 import trio
 
+from helios.errors import DeadlineExceeded, InvalidInput
+from heliosfs.routing import Page, Routes, error_page
+
 log = logging.getLogger("heliosfs.http")
 
-REQUEST_S: Final = 10.0
-"""Time for a request to arrive and its answer to leave, and longest wait for the next one, in seconds."""
+TRANSFER_S: Final = 10.0
+"""Time for a request to arrive, or its answer to leave, and longest wait for the next one, in seconds."""
+
+ANSWER_S: Final = 25.0
+"""Time to find the answer, in seconds."""
 
 CONNECTIONS: Final = 64
 """Most connections at once; more are closed."""
 
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An answer."""
-
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    status: int = 200
+MAX_BODY: Final = 64 << 10
+"""Longest body of a request, in bytes."""
 
 
-Pages = Mapping[str, Callable[[], Page]]
-"""What makes the answer for each path."""
-
-
-async def serve(listeners: list[trio.SocketListener], pages: Pages) -> None:
+async def serve(listeners: list[trio.SocketListener], routes: Routes) -> None:
     """Serve until cancelled."""
     limit = trio.CapacityLimiter(CONNECTIONS)
 
@@ -46,7 +40,7 @@ async def serve(listeners: list[trio.SocketListener], pages: Pages) -> None:
             except trio.WouldBlock:
                 return
             try:
-                await _connection(stream, pages)
+                await _connection(stream, routes)
             except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError) as error:
                 log.debug("a client left or did not speak HTTP", extra={"reason": str(error)})
             finally:
@@ -55,53 +49,56 @@ async def serve(listeners: list[trio.SocketListener], pages: Pages) -> None:
     await trio.serve_listeners(handle, listeners)
 
 
-async def _connection(stream: trio.SocketStream, pages: Pages) -> None:
+async def _connection(stream: trio.SocketStream, routes: Routes) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 << 10)
     while True:
-        with trio.move_on_after(REQUEST_S) as deadline:
-            request = await _next_request(stream, connection)
-            if request is None:
-                return
-            await _answer(stream, connection, request, pages)
-        if deadline.cancelled_caught or connection.our_state is not h11.DONE:
+        with trio.move_on_after(TRANSFER_S) as arrival:
+            received = await _next_request(stream, connection)
+        if arrival.cancelled_caught or received is None:
             return
-        if connection.their_state is not h11.DONE:
-            return  # a body nobody asked for
+        request, body = received
+        page = await _page(request, body, routes)
+        with trio.move_on_after(TRANSFER_S) as departure:
+            await _send(stream, connection, request, page)
+        if departure.cancelled_caught or connection.our_state is not h11.DONE:
+            return
         connection.start_next_cycle()
 
 
-async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
+async def _next_request(
+    stream: trio.SocketStream, connection: h11.Connection
+) -> tuple[h11.Request, bytes | None] | None:
+    """A request and its body, which is None when it is too long; None when there is no further request."""
     request = None
+    body: bytearray | None = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(await stream.receive_some(16 << 10))
         elif isinstance(event, h11.Request):
             request = event
-        elif isinstance(event, h11.EndOfMessage):
-            return request
-        elif isinstance(event, (h11.ConnectionClosed, h11.Data)):
+        elif isinstance(event, h11.Data):
+            if body is not None:  # the rest of a body too long is read and dropped, so that the client reads the answer
+                body = body + event.data if len(body) + len(event.data) <= MAX_BODY else None
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return request, None if body is None else bytes(body)
+        elif isinstance(event, h11.ConnectionClosed):
             return None
 
 
-async def _answer(stream: trio.SocketStream, connection: h11.Connection, request: h11.Request, pages: Pages) -> None:
-    path = request.target.decode("ascii", "replace").partition("?")[0]
-    page = _page(request.method, path, pages)
-    headers = [("content-type", page.content_type), ("content-length", str(len(page.body)))]
+async def _page(request: h11.Request, body: bytes | None, routes: Routes) -> Page:
+    if body is None:
+        return error_page(InvalidInput(f"the body has more than {MAX_BODY} bytes"), status=413)
+    page = error_page(DeadlineExceeded(f"there was no answer within {ANSWER_S:g} seconds"))
+    with trio.move_on_after(ANSWER_S):
+        page = await routes.answer(request.method.decode("ascii"), request.target.decode("ascii", "replace"), body)
+    return page
+
+
+async def _send(stream: trio.SocketStream, connection: h11.Connection, request: h11.Request, page: Page) -> None:
+    headers = [("content-type", page.content_type), ("content-length", str(len(page.body))), *page.headers]
     data = connection.send(h11.Response(status_code=page.status, headers=headers)) or b""
     if request.method != b"HEAD":
         data += connection.send(h11.Data(data=page.body)) or b""
     data += connection.send(h11.EndOfMessage()) or b""
     await stream.send_all(data)
-
-
-def _page(method: bytes, path: str, pages: Pages) -> Page:
-    if method not in (b"GET", b"HEAD"):
-        return Page(b"only GET and HEAD\n", status=405)
-    if path not in pages:
-        return Page(f"there is {', '.join(pages)}\n".encode(), status=404)
-    try:
-        return pages[path]()
-    except Exception:
-        log.exception("a page failed", extra={"path": path})
-        return Page(b"failed; the log says why\n", status=500)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Final
 
 from heliosfs.tree.hub import Hub
-from heliosfs.tree.nodes import Absent, Directory, Found
+from heliosfs.tree.nodes import Directory
 from heliosfs.tree.repositories import Kind
-from heliosfs.tree.source import Source
+from heliosfs.tree.source import FOREVER, Known
+from heliosfs.tree.volumes import VolumeList, VolumesDirectory
+from heliosfs.volumes.record import VolumeRecord
 
 
-class Volumes(Directory):
-    """``/.volumes``: what the CSI driver binds; empty until volumes can be made."""
+class NoVolumes:
+    """A ``VolumeList`` of none."""
 
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__(("volumes",))
-
-    async def lookup(self, name: str, source: Source) -> Found | Absent:
-        return Absent(f"there is no volume {name!r}")
-
-    async def entries(self, source: Source) -> Iterable[Found]:
-        return ()
+    def known(self) -> Known[Mapping[str, VolumeRecord]]:
+        return Known({}, FOREVER)
 
 
-def root() -> Directory:
+NO_VOLUMES: Final = NoVolumes()
+
+
+def root(volumes: VolumeList = NO_VOLUMES) -> Directory:
     """``/``: models by organisation, and the hidden directories."""
-    return Kind("models", [(".datasets", Kind("datasets")), (".hub", Hub()), (".volumes", Volumes())])
+    hidden = [(".datasets", Kind("datasets")), (".hub", Hub()), (".volumes", VolumesDirectory(volumes))]
+    return Kind("models", hidden)

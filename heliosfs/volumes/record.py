@@ -1,0 +1,96 @@
+"""What is kept of a volume: a text record like a manifest (heliosfs/store/manifest.py); docs/format.md is normative."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+
+from helios.errors import IntegrityError, InvalidInput
+from helios.names import RepoId, check_ref, check_revision, is_commit
+from heliosfs.store.manifest import canonical, check_canonical, decode_record, is_hex
+
+MAGIC: Final = b"helios-volume 1\n"
+MAX_BYTES: Final = 64 << 10
+"""No record is longer."""
+
+MAIN: Final = "main"
+
+_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
+
+
+class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A volume: ``commit`` of ``repo`` (canonical text), pinned when ``revision`` was asked for.
+
+    ``manifest`` is the digest of the commit's manifest and ``time`` the commit's; ``refs`` are the names that the
+    volume's Hugging Face cache shows, all of them at ``commit``. Times are in whole seconds since 1970 UTC.
+    """
+
+    id: str
+    repo: str
+    commit: str
+    revision: str
+    manifest: str
+    time: int
+    refs: dict[str, str]
+    created: int
+
+    @property
+    def repository(self) -> RepoId:
+        return RepoId.from_canonical(self.repo)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the record, 64 hexadecimal digits: another volume of the same id has another one."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    def encode(self) -> bytes:
+        """The record's bytes."""
+        return MAGIC + canonical(msgspec.to_builtins(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> VolumeRecord:
+        """Read a record, checking names and bounds. Raises IntegrityError."""
+        if len(data) > MAX_BYTES:
+            raise IntegrityError(f"a volume record of more than {MAX_BYTES} bytes")
+        record = decode_record(data, MAGIC, cls)
+        check_canonical(data, record.encode(), "volume record")
+        try:
+            check_volume_id(record.id)
+            RepoId.from_canonical(record.repo)
+            check_revision(record.revision)
+            for ref in record.refs:
+                check_ref(ref)
+        except InvalidInput as error:
+            raise IntegrityError(f"a volume record holds a bad name: {error}") from error
+        if not (
+            is_commit(record.commit)
+            and is_hex(record.manifest, 64)
+            and set(record.refs.values()) <= {record.commit}
+            and 0 <= record.time < 1 << 63
+            and 0 <= record.created < 1 << 63
+        ):
+            raise IntegrityError(f"the record of volume {record.id} has a malformed commit, manifest, ref or time")
+        return record
+
+
+def check_volume_id(text: str) -> str:
+    """Return a valid volume id or raise InvalidInput."""
+    if not _ID.match(text):
+        raise InvalidInput(
+            f"{text[:150]!r} is not a volume id: use letters, digits and . _ - (at most 128, no dot at the start)"
+        )
+    return text
+
+
+def frozen_refs(revision: str, commit: str) -> dict[str, str]:
+    """The refs of a volume's Hugging Face cache: the one that was asked for, and ``main``.
+
+    ``main`` is what every client library asks for when it is told no revision: in a volume that means the volume's
+    commit, whichever name it was found by. Only a ref below ``main/`` leaves no room for it: one name can't be a file
+    and a directory.
+    """
+    refs = {} if is_commit(revision) else {revision: commit}
+    return refs if revision.startswith(f"{MAIN}/") else refs | {MAIN: commit}

@@ -1,0 +1,181 @@
+"""Making, finding and deleting volumes. One writer: the daemon that owns the cache directory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import trio
+
+from helios.errors import Conflict, DeadlineExceeded, IntegrityError, NoSpace, NotFound, RepoNotFound, RevisionNotFound
+from helios.names import RepoId, check_revision, is_commit
+from heliosfs.records import SeenCommit
+from heliosfs.store.manifest import Manifest
+from heliosfs.tree.snapshot import Snapshot
+from heliosfs.tree.source import Known, Source
+from heliosfs.volumes.files import VolumeFiles
+from heliosfs.volumes.record import VolumeRecord, check_volume_id, frozen_refs
+
+log = logging.getLogger("heliosfs.volumes")
+
+MAX_VOLUMES: Final = 4096
+RESOLVE_S: Final = 15.0
+"""Time to find a revision's commit and its manifest, in seconds."""
+
+
+class Volumes:
+    """The volumes that there are. All methods but ``manifest`` are called from one trio loop.
+
+    Changes are made one at a time, the disk's before the memory's, and nothing that was found before a wait decides
+    after it: two callers who make the same volume at once get the same record.
+    """
+
+    def __init__(
+        self,
+        files: VolumeFiles,
+        *,
+        limit: int = MAX_VOLUMES,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._files, self._limit, self._now, self._clock = files, limit, now, clock
+        self._records: dict[str, VolumeRecord] = {}
+        self._damaged: dict[str, str] = {}
+        self._commits: dict[tuple[str, str], VolumeRecord] = {}
+        self._changing = trio.Lock()
+
+    async def load(self) -> None:
+        """Take up the volumes of an earlier run."""
+        loaded = await trio.to_thread.run_sync(self._files.load)
+        self._records, self._damaged = loaded.records, loaded.damaged
+        self._changed()
+
+    # --- reading ---
+
+    def known(self) -> Known[Mapping[str, VolumeRecord]]:
+        """All volumes by id."""
+        return Known(self._records, self._clock())
+
+    def get(self, volume: str) -> VolumeRecord:
+        """One volume. Raises NotFound, and IntegrityError for one whose record is damaged."""
+        if (record := self._records.get(check_volume_id(volume))) is not None:
+            return record
+        if volume in self._damaged:
+            raise IntegrityError(
+                f"the record of the volume {volume} is damaged: {self._damaged[volume]}",
+                hint="Delete the volume and make it again.",
+            )
+        raise NotFound(f"there is no volume {volume}")
+
+    def commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
+        """A commit that a volume pins, whatever the registry says of it; else None."""
+        record = self._commits.get((str(repo), commit))
+        return None if record is None else SeenCommit(repo, commit, record.manifest, record.time)
+
+    def manifest(self, digest: str) -> bytes | None:
+        """The manifest record of a volume's commit, if it is here. Blocks."""
+        return self._files.manifest(digest)
+
+    # --- changing ---
+
+    async def create(self, volume: str, repo: RepoId, revision: str, source: Source) -> tuple[VolumeRecord, bool]:
+        """Pin what ``revision`` names now; returns the record and whether it is new.
+
+        For the same repository and revision an existing volume is returned as it is, at the commit it has, without
+        asking anybody. Raises Conflict for others; RepoNotFound, RevisionNotFound, Unavailable (DeadlineExceeded);
+        NoSpace when there are too many or the disk is full.
+        """
+        check_volume_id(volume)
+        check_revision(revision)
+        if (record := self._same(volume, repo, revision)) is not None:
+            return record, False
+        with _deadline(f"{repo.id}@{revision}"):
+            snapshot = await _resolve(repo, revision, source)
+        manifest = await trio.to_thread.run_sync(lambda: Manifest(dict(snapshot.files)).encode())
+        async with self._changing:
+            if (record := self._same(volume, repo, revision)) is not None:
+                return record, False
+            if len(self._records) >= self._limit:
+                raise NoSpace(f"there are {len(self._records)} volumes, and no more are kept", hint="Delete some.")
+            record = VolumeRecord(
+                id=volume,
+                repo=str(repo),
+                commit=snapshot.commit,
+                revision=revision,
+                manifest=hashlib.sha256(manifest).hexdigest(),
+                time=snapshot.time,
+                refs=frozen_refs(revision, snapshot.commit),
+                created=int(self._now()),
+            )
+            await trio.to_thread.run_sync(self._files.write, record, manifest)  # never abandoned: then it counts
+            self._records[volume] = record
+            self._changed()
+        log.info("volume made", extra={"volume": volume, "repo": record.repo, "commit": record.commit})
+        return record, True
+
+    async def delete(self, volume: str) -> bool:
+        """Forget a volume; returns whether there was one. One with a damaged record can be deleted too."""
+        check_volume_id(volume)
+        async with self._changing:
+            record = self._records.get(volume)
+            if record is None and volume not in self._damaged:
+                return False
+            manifest = None
+            if record is not None and not any(
+                other.manifest == record.manifest for other in self._records.values() if other is not record
+            ):
+                manifest = record.manifest
+            await trio.to_thread.run_sync(self._files.remove, volume, manifest)
+            self._records.pop(volume, None)
+            self._damaged.pop(volume, None)
+            self._changed()
+        log.info("volume deleted", extra={"volume": volume})
+        return True
+
+    def _same(self, volume: str, repo: RepoId, revision: str) -> VolumeRecord | None:
+        """The volume of this id, if there is one and it is of this repository and revision. Raises Conflict."""
+        if volume in self._damaged:
+            raise Conflict(
+                f"there is a volume {volume} already, and its record is damaged: {self._damaged[volume]}",
+                hint="Delete it, then make it again: it will have the commit that the revision names then.",
+            )
+        record = self._records.get(volume)
+        if record is None or (record.repo, record.revision) == (str(repo), revision):
+            return record
+        raise Conflict(
+            f"the volume {volume} is {record.repo}@{record.revision}, not {repo}@{revision}",
+            hint="Delete it first, or take another id.",
+        )
+
+    def _changed(self) -> None:
+        self._commits = {(record.repo, record.commit): record for record in self._records.values()}
+
+
+async def _resolve(repo: RepoId, revision: str, source: Source) -> Snapshot:
+    commit = revision
+    if not is_commit(revision):
+        refs = (await source.refs(repo)).value
+        if refs is None:
+            raise RepoNotFound(
+                f"the registry has no {repo}", hint=f"`helios pull {repo.id}` brings it from the upstream Hub."
+            )
+        if revision not in refs:
+            raise RevisionNotFound(f"{repo.id} has no ref {revision!r}; it has {', '.join(sorted(refs)[:10])}")
+        commit = refs[revision]
+    snapshot = (await source.snapshot(repo, commit)).value
+    if snapshot is None:
+        raise RevisionNotFound(f"{repo.id} has no commit {commit}")
+    return snapshot
+
+
+@contextlib.contextmanager
+def _deadline(what: str) -> Iterator[None]:
+    try:
+        with trio.fail_after(RESOLVE_S):
+            yield
+    except trio.TooSlowError:
+        raise DeadlineExceeded(f"{what} was not found out within {RESOLVE_S:g} seconds") from None
