@@ -75,9 +75,13 @@ class HubRefs(Directory):
         self.repo, self.prefix = repo, prefix
 
     async def lookup(self, name: str, source: Source) -> Found | Absent:
-        refs = await source.refs(self.repo)
-        found = self._children(refs).get(name)
-        return found or Absent(f"{self.repo.id} has no ref {self.prefix + name!r}", refs.absent_until)
+        found = self._children(await source.refs(self.repo)).get(name)
+        if found is not None:
+            return found
+        refs = await source.refs(self.repo, fresh=True)
+        return self._children(refs).get(name) or Absent(
+            f"{self.repo.id} has no ref {self.prefix + name!r}", refs.absent_until
+        )
 
     async def entries(self, source: Source) -> Iterable[Found]:
         return self._children(await source.refs(self.repo)).values()

@@ -30,6 +30,8 @@ class Kind(Directory):
             return Absent(f"{name!r} is not the name of an organisation")
         repos = await source.repos()
         if not repos.value.within(self.kind, name):
+            repos = await source.repos(fresh=True)
+        if not repos.value.within(self.kind, name):
             return Absent(f"the registry has no {self.kind} of {name!r}", repos.absent_until)
         return Found(name, Organisation(self.kind, name), repos.fresh_until)
 
@@ -83,6 +85,8 @@ class Repository(Directory):
         if ref is None or ref_name(ref) != name:
             return Absent(f"{name!r} is neither a commit (40 hexadecimal digits) nor a ref (@main)")
         refs = await source.refs(self.repo)
+        if ref not in (refs.value or {}):
+            refs = await source.refs(self.repo, fresh=True)
         if refs.value is None or ref not in refs.value:
             return Absent(f"{self.repo.id} has no ref {ref!r}", refs.absent_until)
         return Found(name, self._link(ref, refs.value[ref]), refs.fresh_until)

@@ -69,13 +69,14 @@ class Repos:
 class Source(Protocol):
     """Where names and snapshots come from. No call asks an upstream Hub or fetches a file's content.
 
-    What does not exist is None. When nobody can say, HeliosError is raised.
+    What does not exist is None. When nobody can say, HeliosError is raised. ``fresh`` asks for what is true now: what a
+    remembered answer lacks may have come since, so only a fresh one can say that a name does not exist.
     """
 
-    async def repos(self) -> Known[Repos]:
+    async def repos(self, *, fresh: bool = False) -> Known[Repos]:
         """The repositories there are."""
 
-    async def refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
+    async def refs(self, repo: RepoId, *, fresh: bool = False) -> Known[Mapping[str, str] | None]:
         """A repository's refs and their commits, or None where there is no such repository."""
 
     async def commit_time(self, repo: RepoId, commit: str) -> Known[int | None]:

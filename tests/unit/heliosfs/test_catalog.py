@@ -100,9 +100,42 @@ async def test_refs_are_believed_for_a_second(catalog, registry, clock):
     registry.named[REPO]["main"] = C2
     clock.now += NAME_TTL_S - 0.01
     assert (await catalog.refs(REPO)).value == {"main": C1}
-    clock.now += 0.01
+    clock.now += 0.02
     known = await catalog.refs(REPO)
     assert (known.value, known.at) == ({"main": C2}, clock.now)
+    assert registry.calls == ["refs", "refs"]
+
+
+async def test_only_a_fresh_answer_says_that_a_name_does_not_exist(catalog, registry, clock):
+    await catalog.repos()
+    registry.named[REPO]["new"] = C2
+    registry.named[RepoId.parse("late/comer")] = {"main": C1}
+    clock.now += 0.01
+    assert "new" not in (await catalog.refs(REPO)).value
+    assert "new" in (await catalog.refs(REPO, fresh=True)).value
+    assert (await catalog.repos(fresh=True)).value.orgs("models") == ["late", "org"]
+    registry.dead = True
+    clock.now += 0.01
+    assert (await catalog.refs(REPO)).value
+    with pytest.raises(Unavailable):
+        await catalog.refs(REPO, fresh=True)
+    with pytest.raises(Unavailable):
+        await catalog.repos(fresh=True)
+
+
+async def test_a_fresh_answer_is_not_one_that_was_asked_for_before(records, registry, clock):
+    catalog = Catalog(registry, records, clock=clock)
+    registry.delay_s = 0.1
+
+    async def late():
+        await trio.sleep(0.05)
+        clock.now += 0.05
+        registry.named[REPO] = {"new": C2}
+        assert "new" in (await catalog.refs(REPO, fresh=True)).value
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(catalog.refs, REPO)
+        nursery.start_soon(late)
     assert registry.calls == ["refs", "refs"]
 
 
@@ -261,7 +294,7 @@ async def test_a_restart_without_a_registry_shows_what_was_seen(catalog, registr
     again = Catalog(registry, records, patience=PATIENCE, clock=clock)
     await again.load()
     assert (await again.repos()).value.all() == [REPO]
-    clock.now += 1
+    clock.now += 1.1
     assert (await again.refs(REPO)).value == {"main": C1}
     assert list((await again.snapshot(REPO, C1)).value.files) == ["a"]
     with pytest.raises(Unavailable):
@@ -280,7 +313,7 @@ async def test_a_removed_repository_is_gone_with_its_commits(catalog, registry, 
     await catalog.repos()
     await catalog.snapshot(REPO, C1)
     registry.named.clear()
-    clock.now += 1
+    clock.now += 1.1
     assert (await catalog.refs(REPO)).value is None
     assert (await catalog.snapshot(REPO, C1)).value is None
     seen = records.load()

@@ -31,10 +31,10 @@ class Registry:
         self.commits = {(RepoId.from_canonical(name), commit): files for (name, commit), files in commits.items()}
         self.asked: set[tuple[RepoId, str]] = set()
 
-    async def repos(self):
+    async def repos(self, *, fresh=False):
         return Known(Repos.of(self.named), NOW)
 
-    async def refs(self, repo):
+    async def refs(self, repo, *, fresh=False):
         return Known(self.named.get(repo), NOW)
 
     async def commit_time(self, repo, commit):
