@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Final
@@ -111,28 +109,32 @@ class Intake:
             raise errors.too_large(self._limit)
         body = Body(self._budget)
         try:
-            async with aclosing(self._pieces(receive)) as pieces:
+            async with asyncio.timeout(self._idle_s) as deadline:
+                pieces = _Pieces(receive, deadline, self._idle_s, self._limit)
                 if route.body == "form":
                     await self._read_form(body, pieces, headers.find(scope["headers"], b"content-type") or b"")
                 else:
                     await self._read_json(body, pieces)
+        except TimeoutError:
+            body.release()
+            raise errors.body_timeout(self._idle_s) from None
         except BaseException:
             body.release()
             raise
         return body
 
-    async def _read_json(self, body: Body, pieces: AsyncGenerator[bytes, None]) -> None:
+    async def _read_json(self, body: Body, pieces: _Pieces) -> None:
         parts = []
-        async for piece in pieces:
+        while piece := await pieces.next():
             body.hold(len(piece))
             parts.append(piece)
         body.content = parts[0] if len(parts) == 1 else b"".join(parts)
         body.model = model_of(body.content)
 
-    async def _read_form(self, body: Body, pieces: AsyncGenerator[bytes, None], content_type: bytes) -> None:
+    async def _read_form(self, body: Body, pieces: _Pieces, content_type: bytes) -> None:
         scan = FormScan(content_type)
         buffer = bytearray()
-        async for piece in pieces:
+        while piece := await pieces.next():
             scan.feed(piece)
             body.hold(len(piece))
             buffer += piece
@@ -156,25 +158,31 @@ class Intake:
         body._held -= len(buffer)
         buffer.clear()
 
-    async def _pieces(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        """The body as it comes, at most ``limit`` bytes."""
-        total = 0
-        while True:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    message = await receive()
-            except TimeoutError:
-                raise errors.body_timeout(self._idle_s) from None
+
+class _Pieces:
+    """The body as it comes, at most ``limit`` bytes; each piece moves the deadline on."""
+
+    def __init__(self, receive: Receive, deadline: asyncio.Timeout, idle_s: float, limit: int) -> None:
+        self._receive, self._deadline, self._idle_s, self._left = receive, deadline, idle_s, limit
+        self._limit = limit
+        self._ended = False
+
+    async def next(self) -> bytes:
+        """The next piece; empty at the end. Raises ApiError beyond the limit, and ClientGone."""
+        while not self._ended:
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            piece = message.get("body", b"")
-            total += len(piece)
-            if total > self._limit:
+            self._ended = not message.get("more_body", False)
+            piece: bytes = message.get("body", b"")
+            self._left -= len(piece)
+            if self._left < 0:
                 raise errors.too_large(self._limit)
+            if not self._ended:
+                self._deadline.reschedule(asyncio.get_running_loop().time() + self._idle_s)
             if piece:
-                yield piece
-            if not message.get("more_body", False):
-                return
+                return piece
+        return b""
 
 
 async def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -74,6 +74,8 @@ class Relay:
         exchange = Exchange(route, scope, answer, time.perf_counter())
         gone = False
         try:
+            if not scope["query_string"].isascii():
+                raise errors.invalid_body("The URL's query holds bytes that are not ASCII.", "invalid_url")
             async with Interruptible(self._drain) as block:
                 with await self._intake.read(route, scope, receive) as body:
                     block.watch(receive)
@@ -140,12 +142,13 @@ class Relay:
                     if not 200 <= response.status < 600:
                         raise errors.bad_answer(f"status {response.status}")
                     await answer.start(response.status, response.raw_headers)
+                    rearm_at = 0.0
                     while piece := await _next(response):
                         if exchange.first_byte_at is None:
                             exchange.first_byte_at = time.perf_counter()
-                        deadline.reschedule(_now() + settings.idle_timeout_s)
+                        rearm_at = _rearm(deadline, rearm_at, settings.idle_timeout_s)
                         await answer.body(piece)
-                        deadline.reschedule(_now() + settings.idle_timeout_s)
+                        rearm_at = _rearm(deadline, rearm_at, settings.idle_timeout_s)
                     block.disarm()
                     await answer.end()
                 finally:
@@ -200,6 +203,20 @@ async def _next(response: aiohttp.ClientResponse) -> bytes:
         return await response.content.readany()
     except (aiohttp.ClientError, OSError) as error:
         raise errors.worker_lost("its connection ended inside the answer") from error
+
+
+def _rearm(deadline: asyncio.Timeout, rearm_at: float, idle_s: float) -> float:
+    """Move the deadline on to at least ``idle_s`` from now; returns when that is needed again.
+
+    A timer for every piece would cost more than relaying it, so the deadline is set a little later than asked, and left
+    alone for as long.
+    """
+    now = _now()
+    if now < rearm_at:
+        return rearm_at
+    slack = idle_s / 64
+    deadline.reschedule(now + idle_s + slack)
+    return now + slack
 
 
 def _now() -> float:

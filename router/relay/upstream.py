@@ -55,6 +55,7 @@ class Upstream:
     """The connections to all workers; a context."""
 
     def __init__(self, connect_timeout_s: float) -> None:
+        self._urls: dict[tuple[str, str], URL] = {}
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s, sock_read=None
         )
@@ -87,13 +88,17 @@ class Upstream:
 
         ``path`` is one of ours; ``query`` is passed as it came. The caller closes the answer.
         """
-        target = f"{worker.url}{path}?{query.decode('ascii')}" if query else worker.url + path
+        url = self._urls.get((worker.url, path))
+        if url is None:  # as many as there are workers and routes
+            url = self._urls[worker.url, path] = URL(worker.url + path, encoded=True)
+        if query:
+            url = URL(f"{url}?{query.decode('ascii')}", encoded=True)
         attempt = SimpleNamespace(reused=False)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             return await self.session.post(
-                URL(target, encoded=True),
+                url,
                 data=body.payload(),
                 headers=headers,
                 allow_redirects=False,

@@ -198,6 +198,8 @@ def test_wrong_methods_say_which_is_right(fake: Control, router: RouterProcess) 
         b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nX-A: a\x01b\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"POST /v1/completions?a=\xff HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /v1/compl\xc3\xa9tions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
 def test_malformed_http_is_refused(fake: Control, router: RouterProcess, malformed: bytes) -> None:
