@@ -11,7 +11,16 @@ from typing import Final
 
 import trio
 
-from helios.errors import Conflict, DeadlineExceeded, IntegrityError, NoSpace, NotFound, RepoNotFound, RevisionNotFound
+from helios.errors import (
+    Conflict,
+    DeadlineExceeded,
+    IntegrityError,
+    NoSpace,
+    NotFound,
+    RepoNotFound,
+    RevisionNotFound,
+    Unavailable,
+)
 from helios.names import RepoId, check_revision, is_commit
 from heliosfs.records import SeenCommit
 from heliosfs.store.manifest import Manifest
@@ -158,7 +167,10 @@ class Volumes:
 async def _resolve(repo: RepoId, revision: str, source: Source) -> Snapshot:
     commit = revision
     if not is_commit(revision):
-        refs = (await source.refs(repo)).value
+        try:
+            refs = (await source.refs(repo, fresh=True)).value
+        except Unavailable:
+            refs = (await source.refs(repo)).value  # names keep their last value while nobody answers
         if refs is None:
             raise RepoNotFound(
                 f"the registry has no {repo}", hint=f"`helios pull {repo.id}` brings it from the upstream Hub."
