@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
-from helios.errors import HeliosError, InvalidInput
+from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
 from registry.catalog import Catalog
@@ -23,6 +24,8 @@ from registry.hub.conditions import decide
 from registry.hub.lookup import Found, Lookup
 from registry.hub.paths import HubCall, parse
 from registry.hub.verified import VerifiedReader, Wanted
+
+log = logging.getLogger("helios.registry.hub")
 
 PAGE: Final = 1000
 """Entries of a tree, and repositories of a list, in one answer: the default and the most."""
@@ -77,7 +80,11 @@ class HubRoute(BaseRoute):
                     405, "the Hub API here is read-only: publish with `helios push`", {"allow": ", ".join(methods)}
                 )
             await response(scope, receive, send)
-        except HeliosError as error:
+        except HeliosError as problem:
+            error = problem
+            if type(problem) is NotFound:  # no repository, revision or path, but an object that should be there
+                error = IntegrityError(f"the registry's store has a gap: {problem.message}")
+                log.error("the store has a gap", extra={"path": scope["path"], "error": problem.message})
             # Before the head: a body that fails later is cut off by the response itself.
             await error_answer(error)(scope, receive, send)
 

@@ -119,8 +119,7 @@ class Pulls:
             log.exception("a pull broke", extra=extra)
         finally:
             self._metrics.pulls.labels(result).inc()
-            with self._lock:
-                del self._running[pull.repo, pull.revision]
+            self._end(pull, succeeded=result == "done")
             pull.finished.set()
             pull.progress.changed()
 
@@ -152,7 +151,6 @@ class Pulls:
             try:
                 if not self._holds(*key):
                     self._puller.bring(snapshot, ref, pull.progress, pull.stop)
-                    self._tidy(snapshot.repo)
                     return
             finally:
                 with self._lock:
@@ -180,10 +178,14 @@ class Pulls:
             return False
         return True
 
-    def _tidy(self, repo: RepoId) -> None:
-        """A pull of the repository succeeded: nobody will resume older ones, unless one runs right now."""
+    def _end(self, pull: Pull, *, succeeded: bool) -> None:
+        """Take the pull off the list. When the last one of a repository succeeded, nobody will resume older ones."""
         gone: set[str] = set()
         with self._lock:  # held while files are unlinked, so that no new pull begins among them
-            if sum(pull.repo == repo for pull in self._running.values()) == 1:
-                gone = self._spool.remove(repo)
+            del self._running[pull.repo, pull.revision]
+            if succeeded and not any(other.repo == pull.repo for other in self._running.values()):
+                try:
+                    gone = self._spool.remove(pull.repo)
+                except HeliosError as error:
+                    log.warning("downloads of a finished pull are left behind", extra={"error": error.message})
         self._sessions.release(gone)

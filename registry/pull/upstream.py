@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
-from helios.errors import IntegrityError, Unavailable
+from helios.errors import Forbidden, IntegrityError, Unavailable
 from helios.names import RepoId
 from registry.pull import faults
 from registry.pull.listing import RemoteFile, Snapshot, check
@@ -32,6 +32,8 @@ TIMEOUT_S: Final = 20.0
 BLOCK: Final = 1 << 20
 """Bytes read and written at a time: what a killed registry loses of each running download, at most."""
 
+XET_ONLY: Final = 50 * 1000**3
+"""The Hub's CDN refuses larger files over plain HTTP; mirrors and other registries need not."""
 AGENT: Final = "helios"
 
 _TYPES: Final = {"models": "model", "datasets": "dataset"}
@@ -105,7 +107,12 @@ class Upstream:
                 advance(out.size)
 
             while out.size < file.size:
-                self._call(lambda: self._receive(repo, commit, file, out, arrived), where, stop, retry)
+                try:
+                    self._call(lambda: self._receive(repo, commit, file, out, arrived), where, stop, retry)
+                except (Forbidden, Unavailable) as error:
+                    if file.size > XET_ONLY and not isinstance(error, Stopped):
+                        error.hint = "The Hub serves files over 50 GB through Xet alone, which is not supported yet."
+                    raise
 
     def _receive(self, repo: RepoId, commit: str, file: RemoteFile, out: Appender, arrived: Callable[[], None]) -> None:
         """One request for the bytes still missing; ``arrived`` is called after each block."""

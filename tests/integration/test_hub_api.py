@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from helios.launch.tiny_model import TinyShape, tiny_llama
-from tests.support.hub_clients import VERSIONS, run_client
+from tests.support.hub_clients import ROOT, VERSIONS, run_client
 from tests.support.registry import Running, running_registry
 
 FILES = {
@@ -523,6 +523,20 @@ def test_huggingface_hub_reads_everything(site, version, tmp_path):
     assert f"{site.main}/nope" in result["no_exist"], "the client may stop asking for a file this commit does not have"
 
 
+def test_the_command_line_downloads(site, tmp_path):
+    hf = ROOT / ".venvs" / "hub-2.4.0" / "bin" / "hf"
+    done = subprocess.run(
+        [hf, "download", "org/m", "--revision", "v1", "--local-dir", tmp_path / "here"],
+        env={**os.environ, "HF_ENDPOINT": site.url, "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here" / "old.txt").read_text() == "only in v1"
+
+
 @pytest.mark.slow
 def test_transformers_loads_a_model(site, tmp_path):
     script = """
@@ -566,6 +580,21 @@ def flip(path: Path, offset: int) -> None:
         file.seek(offset)
         file.write(bytes([byte ^ 0x10]))
     path.chmod(mode)
+
+
+def test_a_record_that_is_gone_is_no_missing_file(tmp_path):
+    """A client that hears 404 with a commit remembers for ever that the file does not exist."""
+    helios = Command(tmp_path / "home")
+    with running_registry(helios) as registry:
+        commit = helios("push", str(write(tmp_path / "m", {"config.json": b"{}"})), "org/m")
+    for path in (tmp_path / "home" / "store" / "public" / "recipes").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with running_registry(helios) as registry:
+        site = Site(registry, {}, "", commit, tmp_path)
+        status, headers, _ = site.ask("GET", "/org/m/resolve/main/config.json")
+        assert (status, headers["x-error-code"]) == (502, "Integrity")
+        assert "x-repo-commit" not in headers
 
 
 def test_a_damaged_chunk_never_leaves(tmp_path, expected_log_errors):

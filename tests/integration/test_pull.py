@@ -252,6 +252,7 @@ def test_many_callers_one_pull(site):
     assert site.refs() == {"main": commit, "v1": commit}
     assert len(site.hub.requests("^/repos/")) == 2
     assert len(site.hub.requests("/resolve/.*config.json")) == 1
+    assert not site.spool.exists()
 
 
 def test_a_caller_that_leaves_does_not_stop_the_pull(site, wait_for):

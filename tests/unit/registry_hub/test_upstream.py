@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,16 @@ def test_a_full_disk_ends_it_at_once(hub, puller):
     with pytest.raises(NoSpace):
         puller.fetch(LFS)
     assert len(hub.requests("^/repos/")) == 1
+
+
+def test_a_file_that_the_hub_serves_through_xet_alone_is_said(hub, puller):
+    snapshot = puller.snapshot()
+    (file,) = [f for f in snapshot.files if f.path == LFS]
+    hub.faults = [Fault("^/repos/", status=403)]
+    huge = replace(file, size=60 * 1000**3)
+    with pytest.raises(Forbidden) as caught:
+        puller.client.download(REPO, snapshot.commit, huge, puller.spool.partial(huge), print, puller.stop)
+    assert "Xet" in caught.value.hint
 
 
 def test_offline_mode_is_named(hub, puller, monkeypatch):
