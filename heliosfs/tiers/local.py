@@ -10,12 +10,13 @@ same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,17 +76,18 @@ class LocalBlob:
 
         After it returns, ``read_into`` gives these bytes; they outlive a crash only after ``sync`` and ``record``.
         """
-        fd = self._acquire(recipe)
-        try:
-            if self.whole:
-                return  # late duplicate of a chunk that is there
+        with self._using(recipe) as fd:
             start, _ = recipe.span(index)
             written = 0
-            while written < len(data):
-                written += os.pwrite(fd, data[written:], start + written)
-            start_writeback(fd, start, len(data))
-        finally:
-            self._release()
+            try:
+                while written < len(data) and not self.whole:
+                    written += os.pwrite(fd, data[written:], start + written)
+            except OSError:
+                if not self.whole:
+                    raise
+                # a late duplicate: the blob became whole meanwhile, and the descriptor read-only
+            else:
+                start_writeback(fd, start, len(data))
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill the view from ``offset``. Raises OSError; a file that became shorter is EIO."""
@@ -98,14 +100,16 @@ class LocalBlob:
 
     def sync(self) -> None:
         """Flush what was written. Raises OSError: then nothing written since the last call can be relied on."""
-        os.fdatasync(self.fd)
+        with self._using() as fd:
+            os.fdatasync(fd)
 
     def record(self, chunks: Iterable[int]) -> None:
         """Enter chunks that were written before the last ``sync`` into the journal. Raises OSError."""
         entries = bitmap.entries(self._seed, self._map_end, chunks)
         written = 0
-        while written < len(entries):
-            written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
+        with self._using():
+            while written < len(entries):
+                written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
         self._map_end += len(entries)
 
     def finish(self) -> None:
@@ -113,40 +117,49 @@ class LocalBlob:
 
         Readers keep their descriptor: it now is a read-only one of the same file. Raises OSError; may be called again.
         """
-        if not self.whole:
-            os.fsync(self.fd)
-            os.fchmod(self.fd, 0o444)
-            path = self._places.whole_path(self.sha256)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                os.rename(self._places.data_path(self.sha256), path)
-                self.whole = True
-                self._places.became_whole(self.size)
-                os.dup2(read_only, self.fd, inheritable=False)
-            finally:
-                os.close(read_only)
-            _advise(self.fd)
-        self._places.sync_whole(self.sha256)
-        _unlink(self._places.map_path(self.sha256))
+        with self._using() as fd:
+            if not self.whole:
+                os.fsync(fd)
+                os.fchmod(fd, 0o444)
+                path = self._places.whole_path(self.sha256)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    os.rename(self._places.data_path(self.sha256), path)
+                    self.whole = True
+                    self._places.became_whole(self.size)
+                    os.dup2(read_only, fd, inheritable=False)
+                finally:
+                    os.close(read_only)
+                _advise(fd)
+            self._places.sync_whole(self.sha256)
+            _unlink(self._places.map_path(self.sha256))
+            map_fd, self._map_fd = self._map_fd, -1
+            if map_fd >= 0:
+                os.close(map_fd)
 
     def close(self) -> None:
-        """Close the files, at the latest when the last ``write`` under way returns. No call may follow but those."""
+        """Close the files, at the latest when the last call under way returns. No call may follow."""
         with self._lock:
             self._closed = True
             if not self._users:
                 self._close_files()
 
-    def _acquire(self, recipe: Recipe) -> int:
+    @contextlib.contextmanager
+    def _using(self, recipe: Recipe | None = None) -> Iterator[int]:
+        """The data file's descriptor, not closed meanwhile; with a recipe the files are made if there are none."""
         with self._lock:
             if self._closed:
                 raise OSError(errno.EBADF, f"the blob {self.sha256} was closed")
-            if self.fd < 0:
+            if self.fd < 0 and recipe is not None:
                 self._create(recipe)
             self._users += 1
-            return self.fd
+        try:
+            yield self.fd
+        finally:
+            self._let_go()
 
-    def _release(self) -> None:
+    def _let_go(self) -> None:
         with self._lock:
             self._users -= 1
             if self._closed and not self._users:
