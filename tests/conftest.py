@@ -25,9 +25,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from helios.home import Home
+
+# How long one example takes says nothing on a loaded machine.
+hypothesis.settings.register_profile("helios", deadline=None)
+hypothesis.settings.load_profile("helios")
 
 HELIOS = Path(sys.executable).parent / "helios"
 REQUIRE_ALL = os.environ.get("HELIOS_REQUIRE_ALL") == "1"

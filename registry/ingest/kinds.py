@@ -33,14 +33,14 @@ def extension(path: str) -> str:
 
 def is_lfs(path: str, size: int, start: bytes) -> bool:
     """Whether the Hub would keep the file in LFS; ``start`` is its first 8 KiB, or all of it."""
-    return extension(path) in LFS_EXTENSIONS or size >= LFS_SIZE or not _is_text(start[:SNIFF])
+    return extension(path) in LFS_EXTENSIONS or size >= LFS_SIZE or not _is_text(start[:SNIFF], whole=size <= SNIFF)
 
 
-def _is_text(start: bytes) -> bool:
+def _is_text(start: bytes, *, whole: bool) -> bool:
     if b"\0" in start:
         return False
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)  # a character cut at the end is fine
+        codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)  # else a character may be cut at the end
     except UnicodeDecodeError:
         return False
     return True

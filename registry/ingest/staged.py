@@ -174,7 +174,8 @@ class StagedFile:
         """Switch to O_DIRECT; returns whether filesystem and disk take aligned blocks of ours that way."""
         try:
             self._set_direct(True)
-            os.pwrite(self.fd, mmap.mmap(-1, ALIGN), 0)  # overwritten by the first bytes of the file
+            os.pwrite(self.fd, mmap.mmap(-1, ALIGN), 0)
+            os.ftruncate(self.fd, 0)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -214,14 +215,14 @@ class Packs:
 
     def write(self, chunk: bytes, data: memoryview) -> ChunkLocation:
         """Add a chunk; returns where it will lie."""
-        file = self._file()
+        file = self._file(len(data))
         at = self._enter(chunk, file.size, len(data))
         file.write(data)
         return at
 
     def copy(self, chunk: bytes, source: StagedFile, offset: int, length: int) -> ChunkLocation:
         """Add a chunk that lies in another staged file."""
-        file = self._file()
+        file = self._file(length)
         at = self._enter(chunk, file.size, length)
         file.copy(source, offset, length)
         return at
@@ -238,11 +239,11 @@ class Packs:
         for file in [f for _, f in self._finished] + ([self._open] if self._open else []):
             file.abort()
 
-    def _file(self) -> StagedFile:
+    def _file(self, length: int) -> StagedFile:
         if self._open is not None and self._open.size >= pack.TARGET:
             self._seal()
         if self._open is None:
-            check_space(self._store.staging(), pack.TARGET)
+            check_space(self._store.staging(), length)  # the headroom is more than the rest of a pack
             self._open = StagedFile(self._store, direct=True)
             self._key = pack_key(self._domain, secrets.token_hex(16))
             self._open.write(pack.head())
