@@ -58,13 +58,15 @@ def quickstart(home: Home, config: Config, wishes: Wishes) -> int:
         show_files(path, progress)
         worker, info = serving.start_vllm(path, published.repo, wishes.vllm_arguments, wishes.start_timeout_s)
         router = serving.start_router(config.router.host, config.router.port, worker)
+        if wishes.model is None:
+            progress.note("The tiny model's weights are random, so its words mean nothing.")
         text = sys.stderr if wishes.as_json else sys.stdout
         print(f"\n{wishes.question}\n> ", end="", file=text, flush=True)
         pieces: list[str] = []
 
         def show(piece: str) -> None:
             pieces.append(piece)
-            print(piece, end="", file=text, flush=True)
+            print(printable(piece), end="", file=text, flush=True)
 
         with progress.stage("First answer", shown=False) as stage:
             answer = ask(router.url, published.repo.id, info.task, wishes.question, wishes.max_tokens, show)
@@ -79,6 +81,11 @@ def quickstart(home: Home, config: Config, wishes: Wishes) -> int:
             return 0
         progress.note("Everything stays up until Ctrl-C.")
         serving.watch()
+
+
+def printable(text: str) -> str:
+    """Text of a model for a terminal, which would obey control characters."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
 
 
 def take_lock(home: Home) -> LockFile:

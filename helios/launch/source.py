@@ -50,7 +50,7 @@ def obtain(model: str | None, name: RepoId | None, home: Home, client: RegistryC
         return _from_hub(model, client, progress)
     with progress.stage("Model") as stage:
         if model is None:
-            stage.doing("making a tiny Llama: random weights, a tokenizer of its own, a chat template")
+            stage.doing("a tiny Llama: random weights, a tokenizer of its own, a chat template")
             directory, repo = tiny_llama(home.root / "models"), TINY
         else:
             directory = Path(model).expanduser()

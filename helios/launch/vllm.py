@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
+import re
 import shutil
 import socket
 import subprocess
@@ -24,6 +26,7 @@ Device = Literal["cpu", "cuda"]
 POLL_S: Final = 0.2
 STOP_GRACE_S: Final = 15.0
 """vLLM ends about 4 s after SIGTERM; after this it is killed."""
+LOG_LINES: Final = 100_000
 CPU_SEQUENCES: Final = 8
 CPU_POSITIONS: Final = 4096
 CPU_KV_LEAST: Final = 64 << 20
@@ -87,6 +90,15 @@ def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:
     return out if positions == info.positions or info.task == "embedding" else [*out, "--max-model-len", str(positions)]
 
 
+def first_error(log: Path) -> str:
+    """A line with the first error in vLLM's log: each of its processes ends with a traceback, the first knows why."""
+    with log.open(errors="replace") as lines:
+        for line in itertools.islice(lines, LOG_LINES):
+            if match := re.search(r"\b[A-Za-z_.]*(?:Error|Exception): .+", line):
+                return f"\nThe first error in it: {match[0].strip()}"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Vllm:
     """A vLLM that was started; ``url`` is its API's."""
@@ -112,7 +124,7 @@ class Vllm:
                 if (status := self.child.poll()) is not None:
                     raise Unavailable(
                         f"vLLM ended with status {status} while {shown}; the end of {self.child.log}:\n"
-                        f"{self.child.tail()}",
+                        f"{self.child.tail()}{first_error(self.child.log)}",
                         hint="Arguments for vLLM go after --: helios serve org/name -- --max-model-len 2048",
                     )
                 if self._healthy(client):

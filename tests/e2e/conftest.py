@@ -7,7 +7,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -110,6 +110,20 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(base / "home")
     yield home
     assert leftovers(home, base) == []
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """``Running.start`` for what the test itself ends; whatever it has not ended is ended here."""
+    started: list[Running] = []
+
+    def begin(home: Home, *args: str, **env: str) -> Running:
+        started.append(Running.start(home, *args, **env))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.close()
 
 
 @pytest.fixture

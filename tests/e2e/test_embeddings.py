@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Running, run
+from tests.e2e.conftest import run
 
 pytestmark = [
     pytest.mark.vllm,
@@ -49,10 +49,10 @@ def expected_vectors(directory):
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
-def test_vectors_through_mount_and_router_are_those_of_the_original_files(shared_home, original, nothing_left):
+def test_vectors_through_mount_and_router_are_those_of_the_original_files(shared_home, original, start, nothing_left):
     torch = pytest.importorskip("torch")
     assert run(shared_home, "push", str(original), NAME).code == 0
-    serving = Running.start(shared_home, "serve", NAME, "--port", "0")
+    serving = start(shared_home, "serve", NAME, "--port", "0")
     serving.wait_for("until Ctrl-C")
     (url,) = serving.out
     body = json.dumps({"model": NAME, "input": TEXTS}).encode()

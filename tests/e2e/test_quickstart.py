@@ -120,8 +120,8 @@ def test_sigterm_takes_everything_down(shared_home, stack, nothing_left):
     assert not (shared_home.run / "quickstart.lock").exists()
 
 
-def test_ctrl_c_while_vllm_starts(shared_home, first_run, nothing_left):
-    running = Running.start(shared_home, "quickstart", "--port", "0")
+def test_ctrl_c_while_vllm_starts(shared_home, first_run, start, nothing_left):
+    running = start(shared_home, "quickstart", "--port", "0")
     running.wait_for("vLLM: reading the model's configuration")
     running.process.send_signal(signal.SIGINT)
     assert running.wait() == 130
@@ -129,9 +129,10 @@ def test_ctrl_c_while_vllm_starts(shared_home, first_run, nothing_left):
 
 
 @pytest.mark.parametrize("guards_too", [False, True])
-def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, nothing_left, guards_too):
-    killed = Running.start(shared_home, "quickstart", "--port", "0")
+def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, start, wait_for, nothing_left, guards_too):
+    killed = start(shared_home, "quickstart", "--port", "0")
     killed.wait_for("vLLM: importing torch and vLLM")
+    wait_for(lambda: list(records(shared_home)), what="the record of vLLM")
     ((_, record),) = records(shared_home)
     ((mount, _),) = states(shared_home)
     if guards_too:
@@ -142,7 +143,7 @@ def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, not
         assert mount.process.wait(5)
     killed.process.kill()
     killed.wait()
-    again = Running.start(shared_home, "quickstart", "--port", "0")
+    again = start(shared_home, "quickstart", "--port", "0")
     again.wait_for("vLLM: importing torch and vLLM")
     assert not record.process.alive()
     assert not record.guard.alive()

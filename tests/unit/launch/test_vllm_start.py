@@ -152,6 +152,14 @@ def test_a_death_at_start_shows_the_last_lines(helios_home):
             worker.wait_ready(20, lambda text: None)
 
 
+def test_the_first_error_is_named_even_far_above_the_end(helios_home):
+    code = "print('(Worker) ERROR x.py:1] OSError: [Errno 5] Input/output error'); print('noise\\n' * 99); exit(1)"
+    with Children(helios_home) as children:
+        worker = start(children, code)
+        with pytest.raises(Unavailable, match=r"The first error in it: OSError: \[Errno 5\] Input/output error"):
+            worker.wait_ready(20, lambda text: None)
+
+
 def test_the_deadline_says_what_it_was_doing(helios_home):
     with Children(helios_home) as children:
         worker = start(children, "print('Starting to load model x', flush=True); import time; time.sleep(60)")
