@@ -66,7 +66,11 @@ class HubRepository(Directory):
 
 
 class HubRefs(Directory):
-    """``refs`` or a directory below it: ``refs/pr/1`` is the file ``1`` in ``refs/refs/pr``."""
+    """``refs`` or a directory below it: ``refs/pr/1`` is the file ``1`` in ``refs/refs/pr``.
+
+    A client that was given a commit asks for a ref of that name first, and then looks for the commit in the listing of
+    ``snapshots`` (huggingface_hub's ``try_to_load_from_cache``). So being asked for one makes it known, and listed.
+    """
 
     __slots__ = ("prefix", "repo")
 
@@ -75,6 +79,9 @@ class HubRefs(Directory):
         self.repo, self.prefix = repo, prefix
 
     async def lookup(self, name: str, source: Source) -> Found | Absent:
+        if not self.prefix and is_commit(name):
+            time = await source.commit_time(self.repo, name)
+            return Absent(f"{name} is a commit, not a ref", time.absent_until)
         found = self._children(await source.refs(self.repo)).get(name)
         if found is not None:
             return found
@@ -105,7 +112,7 @@ class HubRefs(Directory):
 
 
 class HubSnapshots(Directory):
-    """``snapshots``: a directory a commit."""
+    """``snapshots``: a directory a commit. Listed are those that refs name and those that were asked for."""
 
     __slots__ = ("repo",)
 
@@ -123,7 +130,7 @@ class HubSnapshots(Directory):
 
     async def entries(self, source: Source) -> Iterable[Found]:
         found = []
-        for commit in await _named_commits(self.repo, source):
+        for commit in sorted((await source.seen(self.repo)).value):
             time = (await source.commit_time(self.repo, commit)).value
             if time is not None:
                 found.append(Found(commit, hub_snapshot(self.repo, commit, time)))
@@ -149,7 +156,7 @@ class HubTrees(Directory):
         return self._found(snapshot.value)
 
     async def entries(self, source: Source) -> Iterable[Found]:
-        snapshots = [await source.snapshot(self.repo, c) for c in await _named_commits(self.repo, source)]
+        snapshots = [await source.snapshot(self.repo, c) for c in sorted((await source.seen(self.repo)).value)]
         return [self._found(snapshot.value) for snapshot in snapshots if snapshot.value is not None]
 
     def _found(self, snapshot: Snapshot) -> Found:
@@ -186,8 +193,3 @@ class HubBlobs(Directory):
     def _found(self, name: str, snapshot: Snapshot) -> Found:
         path = snapshot.by_etag[name]
         return Found(name, BlobFile(snapshot.files[path], snapshot, path, executable=False))
-
-
-async def _named_commits(repo: RepoId, source: Source) -> list[str]:
-    """The commits that refs name, sorted."""
-    return sorted(set(((await source.refs(repo)).value or {}).values()))

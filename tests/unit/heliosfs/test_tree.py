@@ -38,7 +38,10 @@ class Registry:
         return Known(self.named.get(repo), NOW)
 
     async def commit_time(self, repo, commit):
-        return Known(1234 if (repo, commit) in self.commits else None, NOW)
+        if (repo, commit) not in self.commits:
+            return Known(None, NOW)
+        self.asked.add((repo, commit))
+        return Known(1234, NOW)
 
     async def snapshot(self, repo, commit):
         files = self.commits.get((repo, commit))
@@ -48,7 +51,7 @@ class Registry:
         return Known(Snapshot(repo, commit, 1234, files), NOW)
 
     async def seen(self, repo):
-        asked = [commit for r, commit in self.asked if r == repo]
+        asked = sorted(commit for r, commit in self.asked if r == repo)
         return Known(tuple({*self.named.get(repo, {}).values(), *asked}), NOW)
 
 
@@ -249,6 +252,16 @@ def test_blobs_are_those_of_every_known_commit(registry):
     assert names(registry, f".hub/models--org--name/snapshots/{C3}") == ["old.bin"]
     assert look(registry, f"{blobs}/{old}").node.size == 2000
     assert set(names(registry, blobs)) == {f"{n:040x}" for n in (1, 2, 4, 7)} | {f"{3:064x}", old}
+
+
+def test_a_commit_that_was_asked_for_as_a_ref_is_listed(registry):
+    hub = ".hub/models--org--name"
+    assert names(registry, f"{hub}/snapshots") == [C1, C2]
+    assert isinstance(look(registry, f"{hub}/refs/{C3}"), Absent)
+    assert names(registry, f"{hub}/snapshots") == [C1, C2, C3]
+    assert names(registry, f"{hub}/trees") == [f"{c}.json" for c in (C1, C2, C3)]
+    assert isinstance(look(registry, f"{hub}/refs/{'4' * 40}"), Absent)
+    assert names(registry, f"{hub}/snapshots") == [C1, C2, C3]
 
 
 def test_the_tree_listing_is_what_huggingface_hub_writes(registry):
