@@ -15,7 +15,9 @@ import signal
 import socket
 import struct
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,25 +26,39 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from helios.errors import HeliosError, Unavailable
+from helios.http.sendfile import FileEnded, send
 
 log = logging.getLogger("helios.http")
 
 SENDFILE = "helios.sendfile"
 PEER = "helios.peer"
 
-SLICE = 4 << 20
-"""Most bytes of one sendfile call: between two the event loop serves others."""
-STALL_S = 120.0
-"""A client that takes less than a slice in this many seconds is cut off."""
+SENDERS = 8
+"""Threads that send files; each serves any number of clients in turns."""
 
 
 _PEERCRED = struct.Struct("3i")
 """struct ucred: pid, uid, gid of the process that connected (unix(7), SO_PEERCRED)."""
 
 
+class ServerConfig(uvicorn.Config):
+    """uvicorn's configuration, and what the connections of one server share."""
+
+    @cached_property
+    def senders(self) -> ThreadPoolExecutor:
+        """The threads that send files."""
+        return ThreadPoolExecutor(SENDERS, thread_name_prefix="sendfile")
+
+    def close(self) -> None:
+        """End the threads; nobody is being sent anything by now."""
+        if "senders" in vars(self):
+            self.senders.shutdown(wait=False)
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol plus the extensions ``helios.sendfile`` and, on a unix socket, ``helios.peer``."""
 
+    config: ServerConfig
     peer: dict[str, int] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,22 +73,25 @@ class Protocol(HttpToolsProtocol):
         async def sendfile(file: BinaryIO, offset: int, count: int) -> int:
             """Send ``count`` bytes of the file as the rest of the body (Content-Length is sent).
 
-            Returns how many were sent: fewer when the client has left or took none for ``STALL_S`` seconds.
+            Returns how many were sent: fewer when the client has left or took nothing for too long.
             """
             sent = 0
-            try:
-                while sent < count and not cycle.disconnected:
-                    part = min(SLICE, count - sent)
-                    async with asyncio.timeout(STALL_S):
-                        done = await self.loop.sendfile(self.transport, file, offset + sent, part)
-                    if not done:
-                        self.transport.abort()
-                        raise OSError(f"the file is {count - sent} bytes shorter than was announced")
-                    sent += done
-            except (ConnectionError, TimeoutError):
-                cycle.disconnected = True
-                self.transport.abort()
+            self.transport.set_write_buffer_limits(0)  # the head must have left: what follows goes past the transport
+            await self.flow.drain()
+            if not (cycle.disconnected or self.transport.is_closing()):
+                # A descriptor of our own: the transport may close its one while a thread is at work.
+                sock = os.dup(self.transport.get_extra_info("socket").fileno())
+                try:
+                    sent = await send(self.config.senders, sock, file.fileno(), offset, count)
+                except FileEnded:
+                    abort()
+                    raise
+                finally:
+                    os.close(sock)
+            self.transport.set_write_buffer_limits()
             cycle.expected_content_length -= sent
+            if sent < count:
+                abort()
             return sent
 
         def abort() -> None:
@@ -81,7 +100,8 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
-        extensions[SENDFILE] = {"send": sendfile, "abort": abort}
+        if self.scheme == "http":
+            extensions[SENDFILE] = {"send": sendfile, "abort": abort}
         if self.peer is not None:
             extensions[PEER] = self.peer
         super()._start_asgi_task(cycle, app)
@@ -236,9 +256,17 @@ class Server(uvicorn.Server):
 
     stopped_by: signal.Signals | None = None
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None = None) -> None:
+    config: ServerConfig
+
+    def __init__(self, config: ServerConfig, on_stop: Callable[[], None] | None = None) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            self.config.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -277,7 +305,7 @@ def make_server(
     sendfile needs ``loop="asyncio"``: uvloop has none. At shutdown requests in flight get ``grace_s`` seconds. A relay
     passes on the ``Date`` of the answer it relays and takes ``date_header=False``.
     """
-    config = uvicorn.Config(
+    config = ServerConfig(
         app,
         http=http,
         loop=loop,
