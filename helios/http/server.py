@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from helios.errors import HeliosError, Unavailable
-from helios.http.sendfile import FileEnded, send
+from helios.http.sendfile import STALL_S, FileEnded, send
 
 log = logging.getLogger("helios.http")
 
@@ -77,8 +77,9 @@ class Protocol(HttpToolsProtocol):
             """
             sent = 0
             self.transport.set_write_buffer_limits(0)  # the head must have left: what follows goes past the transport
-            await self.flow.drain()
-            if not (cycle.disconnected or self.transport.is_closing()):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.flow.drain(), STALL_S)
+            if not (self.flow.write_paused or cycle.disconnected or self.transport.is_closing()):
                 # A descriptor of our own: the transport may close its one while a thread is at work.
                 sock = os.dup(self.transport.get_extra_info("socket").fileno())
                 try:
