@@ -1,4 +1,7 @@
-"""What is kept of a volume: a text record like a manifest (heliosfs/store/manifest.py); docs/format.md is normative."""
+"""What is kept of a volume: a text record like a manifest (heliosfs/store/manifest.py); docs/format.md is normative.
+
+No other record names its sha256, so a last line holds it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from heliosfs.store.manifest import canonical, check_canonical, decode_record, i
 MAGIC: Final = b"helios-volume 1\n"
 MAX_BYTES: Final = 64 << 10
 """No record is longer."""
+
+TAIL: Final = 66
+"""Bytes of the last line and of the two line ends around it."""
 
 MAIN: Final = "main"
 
@@ -43,11 +49,15 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def digest(self) -> str:
-        """sha256 of the record, 64 hexadecimal digits: another volume of the same id has another one."""
-        return hashlib.sha256(self.encode()).hexdigest()
+        """sha256 of what is recorded, 64 hexadecimal digits: another volume of the same id has another one."""
+        return _digest(self._text())
 
     def encode(self) -> bytes:
         """The record's bytes."""
+        text = self._text()
+        return text + f"\n{_digest(text)}\n".encode()
+
+    def _text(self) -> bytes:
         return MAGIC + canonical(msgspec.to_builtins(self))
 
     @classmethod
@@ -55,8 +65,11 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read a record, checking names and bounds. Raises IntegrityError."""
         if len(data) > MAX_BYTES:
             raise IntegrityError(f"a volume record of more than {MAX_BYTES} bytes")
-        record = decode_record(data, MAGIC, cls)
-        check_canonical(data, record.encode(), "volume record")
+        text, digest = data[:-TAIL], data[-TAIL:]
+        record = decode_record(text, MAGIC, cls)
+        if digest != f"\n{_digest(text)}\n".encode():
+            raise IntegrityError(f"the record of volume {record.id} does not match its sha256")
+        check_canonical(text, record._text(), "volume record")
         try:
             check_volume_id(record.id)
             RepoId.from_canonical(record.repo)
@@ -94,3 +107,7 @@ def frozen_refs(revision: str, commit: str) -> dict[str, str]:
     """
     refs = {} if is_commit(revision) else {revision: commit}
     return refs if revision.startswith(f"{MAIN}/") else refs | {MAIN: commit}
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
