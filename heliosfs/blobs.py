@@ -159,6 +159,8 @@ class BlobStore:
             self._drop_handle(blob)
             raise
         if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
+            blob.users += 1
+            self._filler.opening += 1
             self._nursery.start_soon(self._fill_opened, blob)
         return BlobHandle(self, self._reads, blob, next(self._numbers))
 
@@ -231,7 +233,6 @@ class BlobStore:
                 self._engine.add(blob, recipe, None)
 
     async def _fill_opened(self, blob: Blob) -> None:
-        blob.users += 1
         try:
             await self._prepare(blob)
             if blob.handles:
@@ -243,6 +244,7 @@ class BlobStore:
             log.warning("an opened file can't be filled yet; its first read tries again", extra=fields)
         finally:
             blob.users -= 1
+            self._filler.opening -= 1
             self._released(blob)
         self._engine.pump()
 

@@ -66,6 +66,8 @@ class Filler:
         self._refused: set[Blob] = set()
         self._queue: OrderedDict[str, BlobRef] = OrderedDict()
         self._starting = False
+        self.opening = 0
+        """Opened blobs that are not ready yet: what is queued waits for them."""
         self._pause = Breaker()
         metrics.fills.set_function(lambda: len(self._filling))
 
@@ -162,6 +164,7 @@ class Filler:
         if (
             self._queue
             and not self._starting
+            and not self.opening
             and self._pause.ready(now)
             and self._engine.planner.backlog(BACKLOG) < BACKLOG
         ):

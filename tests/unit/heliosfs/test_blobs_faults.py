@@ -271,7 +271,7 @@ async def test_a_registry_that_is_away_for_a_moment(tmp_path: Path, origin: Orig
             nursery.start_soon(back)
             assert await read(store, want, 0, 10) == origin.data(want, 0, 10)
         await filled(store, want)
-    async with running(tmp_path / "other", [dead_url()]) as store:
+    async with running(tmp_path / "other", [dead_url()], MountSettings(request_deadline_s=0.5)) as store:
         with pytest.raises(Unavailable, match="can't be reached"):
             await read(store, want, 0, 10)
     async with running(tmp_path / "none", []) as store:
@@ -413,6 +413,7 @@ async def test_a_finish_that_fails_is_tried_again(
         finish(self)
 
     monkeypatch.setattr(LocalBlob, "finish", fail)
+    monkeypatch.setattr("heliosfs.fetch.engine.DISK_PAUSE_S", 0.2)
     async with running(tmp_path, [origin.url]) as store:
         handle = await store.open(want)
         assert await handle.read(0, 10) == origin.data(want, 0, 10)

@@ -309,5 +309,5 @@ class Traffic(RuleBasedStateMachine):
         assert all(self.planner.state(key, i) == HAVE for key, i in self.wanted)
 
 
-Traffic.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+Traffic.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestTraffic = Traffic.TestCase
