@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,6 +20,7 @@ import pytest
 
 from helios.errors import HeliosError
 from helios.names import RepoId
+from tests.support.command import Command
 from tests.support.hub_clients import run_client
 from tests.support.registry import Running, running_registry
 from tests.support.upstream import Fault, Upstream, rate_limited
@@ -56,25 +54,6 @@ def fresh_files() -> dict[str, bytes]:
         "tokenizer/vocab.txt": b"a\nb%d\n" % number * 1000,
         "empty": b"",
     }
-
-
-class Command:
-    """``helios`` on one home, for a registry that outlives a test."""
-
-    def __init__(self, home: Path, **env: str) -> None:
-        self.home = home
-        self.env = {**os.environ, "HELIOS_HOME": str(home), **env}
-
-    def start(self, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        path = Path(sys.executable).parent / "helios"
-        return subprocess.Popen([path, *args], env=self.env, stdout=subprocess.PIPE, stderr=stderr, text=True)
-
-    def __call__(self, *args: str, code: int = 0) -> tuple[str, str]:
-        """Standard output and error of a command that ends with this exit code."""
-        with self.start(*args) as process:
-            out, err = process.communicate(timeout=60)
-        assert process.returncode == code, err
-        return out, err
 
 
 @dataclass
@@ -166,7 +145,7 @@ def test_a_pull_holds_exactly_what_the_hub_has(site):
     hub, repo = site.hub, site.repo
     commit = site.commit()
     hub.repos[f"models/{repo}"].card = {"base_model": "org/base"}
-    assert site.helios("pull", repo)[0] == f"{commit}\n"
+    assert site.helios("pull", repo) == commit
     assert site.held() == site.files
     assert site.refs() == {"main": commit}
     blobs = json.loads(get(f"{site.registry.url}/api/models/{repo}?blobs=true"))["siblings"]
@@ -179,7 +158,7 @@ def test_a_pull_holds_exactly_what_the_hub_has(site):
     assert not site.spool.exists(), "nothing of a finished pull is left in the spool"
     # Once more: nothing but the question which commit it is.
     before = len(hub.seen)
-    assert json.loads(site.helios("pull", repo, "--json")[0])["commit"] == commit
+    assert json.loads(site.helios("pull", repo, "--json"))["commit"] == commit
     assert [request.path for request in hub.seen[before:]] == [f"/api/models/{repo}/revision/main"]
     # And a commit that is held needs no upstream at all.
     hub.faults = [Fault(".", status=500, times=-1)]
@@ -395,7 +374,7 @@ def test_bad_paths_of_the_upstream_are_refused(site, path):
 
 def test_errors_say_what_to_do(site):
     site.commit()
-    assert "there is no org/none@main" in site.helios("pull", "org/none", code=1)[1]
+    assert "there is no org/none@main" in site.helios.both("pull", "org/none", code=1)[1]
     assert f"there is no {site.repo}@v9" in site.fails("v9")
     site.hub.repos[f"models/{site.repo}"].gated = "hf_secret"
     said = site.fails()
@@ -453,12 +432,12 @@ def test_a_registry_is_an_upstream_for_another(site, tmp_path):
     site.pull()
     edge = Command(tmp_path / "edge", HELIOS_REGISTRY__UPSTREAM=site.registry.url)
     with running_registry(edge) as near:
-        assert edge("pull", site.repo)[0] == f"{commit}\n"
+        assert edge("pull", site.repo) == commit
         assert replace(site, registry=near).held(commit) == site.files
         for path in (f"{site.repo}?blobs=true", f"{site.repo}/tree/main?recursive=true"):
             far_answer, near_answer = (json.loads(get(f"{r.url}/api/models/{path}")) for r in (site.registry, near))
             assert far_answer == near_answer
-        assert "there is no org/none@main" in edge("pull", "org/none", code=1)[1]
+        assert "there is no org/none@main" in edge.both("pull", "org/none", code=1)[1]
         script = f"result = tree(snapshot_download({site.repo!r}))"
         result = run_client("2.4.0", script, near.url, tmp_path / "hf")
         assert result == {path: hashlib.sha256(data).hexdigest() for path, data in site.files.items()}

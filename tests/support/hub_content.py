@@ -1,0 +1,69 @@
+"""What a simulated Hub holds: repositories, commits, files with the Hub's ids. It shares no code with Helios."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LFS_FROM = 100_000
+"""Files of at least this many bytes, and weights of any size, are LFS files unless a test says otherwise."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a snapshot: its bytes, or the path they are read from."""
+
+    data: bytes | Path
+    size: int
+    sha256: str
+    oid: str
+    lfs: bool
+
+    @classmethod
+    def of(cls, data: bytes | Path, path: str, lfs: bool | None = None) -> HubFile:
+        content = data.read_bytes() if isinstance(data, Path) else data
+        sha256 = hashlib.sha256(content).hexdigest()
+        is_lfs = (len(content) >= LFS_FROM or path.endswith(WEIGHTS)) if lfs is None else lfs
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
+        in_git = pointer if is_lfs else content
+        oid = hashlib.sha1(b"blob %d\0" % len(in_git) + in_git).hexdigest()
+        return cls(data, len(content), sha256, oid, is_lfs)
+
+    def read(self, offset: int, count: int) -> bytes:
+        if isinstance(self.data, bytes):
+            return self.data[offset : offset + count]
+        with self.data.open("rb") as file:
+            file.seek(offset)
+            return file.read(count)
+
+    def as_sibling(self, path: str, blobs: bool) -> dict[str, Any]:
+        item: dict[str, Any] = {"rfilename": path}
+        if blobs:
+            item |= {"blobId": self.oid, "size": self.size}
+            if self.lfs:
+                item["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": 134}
+        return item
+
+    def as_tree_item(self, path: str) -> dict[str, Any]:
+        item: dict[str, Any] = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
+        if self.lfs:
+            item["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
+        return item
+
+
+@dataclass
+class Repo:
+    """A repository: commits by id, refs by name."""
+
+    commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    gated: str | None = None
+    """The token that opens the repository; None: public."""
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def resolve(self, revision: str) -> str | None:
+        return revision if revision in self.commits else self.refs.get(revision)
