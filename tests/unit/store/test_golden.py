@@ -1,0 +1,134 @@
+"""Golden files: what was written once is read for ever, and what is written today is the same, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from helios.names import RepoId
+from heliosfs.store import keys, pack
+from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.manifest import CommitRecord, Manifest, git_blob_oid, local_commit
+from heliosfs.store.placement import PlacedBlob, Placement
+from heliosfs.store.recipe import Recipe
+from registry.ingest import Ingest
+from tests.golden.make import example
+from tests.support.ingest import MemoryIndex
+
+GOLDEN = Path(__file__).parents[2] / "golden/v1"
+FORMAT = (Path(__file__).parents[3] / "docs/format.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    return json.loads((GOLDEN / "expected.json").read_bytes())
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tensors", "plain", "empty"])
+def test_recipes(expected: Any, name: str) -> None:
+    want = expected["recipes"][name]
+    recipe = Recipe.decode(golden(f"{name}.recipe"), want["digest"])
+    assert (recipe.blob, recipe.size) == (want["blob"], want["size"])
+    assert [{"id": id_.hex(), "length": length} for id_, length in recipe.chunks()] == want["chunks"]
+    assert Recipe.build(recipe.blob, recipe.chunks()).encode() == golden(f"{name}.recipe")
+
+
+def test_the_example_is_cut_into_the_golden_recipe(tmp_path: Path, expected: Any) -> None:
+    """The worked example of docs/format.md, by the real ingest."""
+    data = example()
+    assert hashlib.sha256(data).hexdigest() == expected["recipes"]["tensors"]["blob"]
+    with DirectoryStore(tmp_path) as store:
+        blob = Ingest(store, MemoryIndex()).ingest("model.safetensors", len(data), io.BytesIO(data))
+    assert blob.record == golden("tensors.recipe")
+    assert blob.entry == Manifest.decode(golden("manifest")).files["model.safetensors"]
+
+
+def test_the_manifest(expected: Any) -> None:
+    manifest = Manifest.decode(golden("manifest"), expected["manifest"])
+    assert list(manifest.files) == ["config.json", "läs mig.txt", "model.safetensors", "tools/convert.sh"]
+    config = manifest.files["config.json"]
+    assert config.git_oid == git_blob_oid(b'{"model_type": "llama"}\n')
+    assert (config.size, config.lfs, config.executable) == (24, False, False)
+    assert config.recipe == expected["recipes"]["plain"]["digest"]
+    assert manifest.files["model.safetensors"].lfs is True
+    assert manifest.files["tools/convert.sh"].executable is True
+    assert manifest.encode() == golden("manifest")
+    assert manifest.digest == expected["manifest"]
+    assert local_commit(RepoId.parse("org/name"), manifest.digest) == expected["commit"]
+
+
+def test_commit_records(expected: Any) -> None:
+    first, second = CommitRecord.decode(golden("first.commit")), CommitRecord.decode(golden("second.commit"))
+    assert first == CommitRecord(
+        "models/org/name", expected["commit"], expected["manifest"], "Ada <ada@example.org>", 1_750_000_000
+    )
+    assert second.message == 'Two "lines"\nof message'
+    assert (second.author, second.parent, second.time) == ("Zoë", expected["commit"], 1_750_000_001)
+    assert second.lineage == {"upstream": "https://huggingface.co"}
+    assert (first.encode(), second.encode()) == (golden("first.commit"), golden("second.commit"))
+
+
+def test_the_pack(expected: Any) -> None:
+    data = golden("two-chunks.pack")
+    trailer = data[-pack.TRAILER_SIZE :]
+    offset, length = pack.index_span(trailer, len(data))
+    entries = pack.parse(data[: pack.HEAD_SIZE], data[offset : offset + length], trailer, len(data))
+    for entry, want in zip(entries, expected["pack"], strict=True):
+        content = data[entry.offset : entry.offset + entry.length]
+        assert content.decode() == want["content"]
+        assert blake3(content).digest() == entry.id == bytes.fromhex(want["id"])
+    assert pack.head() + b"the first chunkthe second" + pack.tail(entries) == data
+
+
+def test_the_placement(expected: Any) -> None:
+    placement = Placement.decode(golden("placement.json"))
+    placed = PlacedBlob(Recipe.decode(golden("tensors.recipe")), placement)
+    found = [(placed.locate(i)[0].key, *placed.locate(i)[1:]) for i in range(5)]
+    blob, packed = expected["keys"]["blob"], expected["keys"]["pack"]
+    assert found == [
+        (blob, 0, 304),
+        (blob, 304, 3_145_728),
+        (packed, 4096, 16_384),
+        (blob, 3_162_416, 4_194_304),
+        (blob, 7_356_720, 2_097_152),
+    ]
+    assert (placement.version, placement.lease_s) == (3, 300)
+    assert Placement.decode(placement.encode()) == placement
+
+
+def test_object_keys(expected: Any) -> None:
+    blob, recipe = expected["recipes"]["tensors"]["blob"], expected["recipes"]["tensors"]["digest"]
+    dataset_commit = "0123456789abcdef0123456789abcdef01234567"
+    assert expected["keys"] == {
+        "blob": keys.blob_key("public", blob),
+        "pack": keys.pack_key("public", "00112233445566778899aabbccddeeff"),
+        "recipe": keys.recipe_key("public", recipe),
+        "manifest": keys.manifest_key("public", expected["manifest"]),
+        "commit": keys.commit_key("public", RepoId.parse("org/name"), expected["commit"]),
+        "commit of a dataset": keys.commit_key(
+            "public", RepoId.parse("squad", "datasets"), "0123456789abcdef" * 2 + "01234567"
+        ),
+    }
+
+
+def test_the_document_shows_the_golden_files(expected: Any) -> None:
+    """docs/format.md names every golden file, and its examples are what is in them."""
+    names = {path.name for path in GOLDEN.iterdir()} - {"expected.json"}
+    assert set(re.findall(r"`v1/([^`]+)`", FORMAT)) == names
+    flat = re.sub(r"\s", "", FORMAT)
+    assert golden("plain.recipe").hex() in flat
+    assert expected["commit"] in FORMAT
+    for chunk in expected["recipes"]["tensors"]["chunks"]:
+        assert f"`{chunk['id'][:16]}`" in FORMAT
+        assert f"{chunk['length']:,}" in FORMAT
