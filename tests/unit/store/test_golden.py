@@ -116,9 +116,7 @@ def test_object_keys(expected: Any) -> None:
         "recipe": keys.recipe_key("public", recipe),
         "manifest": keys.manifest_key("public", expected["manifest"]),
         "commit": keys.commit_key("public", RepoId.parse("org/name"), expected["commit"]),
-        "commit of a dataset": keys.commit_key(
-            "public", RepoId.parse("squad", "datasets"), "0123456789abcdef" * 2 + "01234567"
-        ),
+        "commit of a dataset": keys.commit_key("public", RepoId.parse("squad", "datasets"), dataset_commit),
     }
 
 
