@@ -196,7 +196,7 @@ class VerifiedReader:
         )
         return IntegrityError(
             f"{wanted.path} of {wanted.repo}: chunk {index} (bytes {low} to {high}) is damaged in the registry's store",
-            hint="Publish or pull the file again from a good copy.",
+            hint=f"Restore the object {key} from a copy of the store.",
         )
 
     def _buffer(self, length: int) -> memoryview:

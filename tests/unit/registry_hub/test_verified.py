@@ -96,7 +96,7 @@ def test_nothing_of_a_damaged_chunk_or_behind_it_leaves(stored, chunk, expected_
             IntegrityError, match=rf"model.safetensors of models/o/m: chunk {chunk} \(bytes {chunk}"
         ) as e:
             asyncio.run(collect(reader, stored.blob, 0, len(stored.content), out))
-        assert "again" in e.value.hint
+        assert key in e.value.hint
         assert bytes(out) == stored.content[: len(out)]
         assert len(out) <= chunk * CHUNK
         with pytest.raises(IntegrityError):
