@@ -6,10 +6,12 @@ The yardstick is the slower of two things that no ingest can do without, both me
 - writing: as many bytes from memory into one preallocated file, fsynced at the end. Done twice, through the page cache
   (with early writeback) and with O_DIRECT; the faster of the two counts.
 
-The ingest runs in a process of its own, whose RssAnon + RssShmem are sampled every 20 ms. Source files are dropped from
-the page cache (posix_fadvise on our own files) before each measurement, so hashing and ingest both read from disk.
+The ingest runs in a process of its own, whose RssAnon + RssShmem are sampled every 20 ms. Before each measurement the
+source files are read once, so that hashing and ingest both find in the page cache what fits there, as after a download.
+With --cold they are dropped from it instead (posix_fadvise on our own files): then the ingest reads and writes the same
+disk at once, while each half of the yardstick has it alone.
 
-    python benchmarks/ingest.py [--gb 10] [--rounds 3] [--shards 4] [--directory DIR]
+    python benchmarks/ingest.py [--gb 10] [--rounds 3] [--shards 4] [--cold] [--directory DIR]
 """
 
 from __future__ import annotations
@@ -69,6 +71,12 @@ def make_model(directory: Path, total: int, shards: int, seed: int = 1) -> list[
             os.fsync(file.fileno())
         paths.append(path)
     return paths
+
+
+def warm_cache(paths: list[Path]) -> None:
+    """Read the files once."""
+    for _ in read_slabs(paths):
+        pass
 
 
 def drop_cache(paths: list[Path]) -> None:
@@ -206,20 +214,21 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def run(gigabytes: float, rounds: int, shards: int, directory: Path) -> dict[str, Any]:
+def run(gigabytes: float, rounds: int, shards: int, directory: Path, *, cold: bool = False) -> dict[str, Any]:
     """All measurements; everything made is removed."""
     work = Path(tempfile.mkdtemp(prefix="helios-ingest-", dir=directory))
     try:
         print(f"making {gigabytes:g} GB in {shards} shards under {work}", file=sys.stderr)
         paths = make_model(work / "model", int(gigabytes * 1e9), shards)
         total = sum(path.stat().st_size for path in paths)
+        prepare = drop_cache if cold else warm_cache
         measured = []
         for number in range(rounds):
-            drop_cache(paths)
+            prepare(paths)
             hashing = measure_hashing(paths)
             cached = measure_writing(work / "written", total, direct=False)
             direct = measure_writing(work / "written", total, direct=True)
-            drop_cache(paths)
+            prepare(paths)
             ingest = measure_ingest(work / f"store-{number}", paths)
             shutil.rmtree(work / f"store-{number}")
             row = {"hash_s": hashing, "write_s": cached, "write_direct_s": direct, **ingest}
@@ -229,7 +238,14 @@ def run(gigabytes: float, rounds: int, shards: int, directory: Path) -> dict[str
         median = {key: statistics.median(row[key] for row in measured) for key in measured[0]}
         median["peak_bytes"] = max(row["peak_bytes"] for row in measured)
         print_row("median", median, total)
-        return {"benchmark": "ingest", "bytes": total, "rounds": measured, "median": median, "time": int(time.time())}
+        return {
+            "benchmark": "ingest",
+            "bytes": total,
+            "cold": cold,
+            "rounds": measured,
+            "median": median,
+            "time": int(time.time()),
+        }
     finally:
         shutil.rmtree(work)
 
@@ -244,7 +260,7 @@ def print_row(name: str, row: dict[str, float], total: int) -> None:
         print(HEADER)
     rates = "".join(f"{total / 1e9 / row[key]:10.2f}" for key in ("hash_s", "write_s", "write_direct_s", "seconds"))
     cpu = row["cpu_seconds"] / (total / 1e9)
-    print(f"{name:10}{rates}{row['ratio']:8.2f}{cpu:10.2f}{row['peak_bytes'] / 1e6:9.0f}", flush=True)
+    print(f"{name:10}{rates}{row['ratio']:10.2f}{cpu:10.2f}{row['peak_bytes'] / 1e6:10.0f}", flush=True)
 
 
 def main() -> None:
@@ -261,7 +277,7 @@ def main() -> None:
     if args.child:
         child(args.child[0], args.child[1:])
         return
-    result = run(args.gb, args.rounds, args.shards, args.directory)
+    result = run(args.gb, args.rounds, args.shards, args.directory, cold=args.cold)
     out = args.json or RESULTS / f"ingest-{result['time']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
