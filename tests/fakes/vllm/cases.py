@@ -1,7 +1,7 @@
 """Requests whose answers are compared, in shape, between the fake and real vLLM.
 
 ``{MODEL}`` stands for the served model. The answers of a real vLLM are kept in ``golden.json``; ``capture.py`` makes
-that file anew, and ``tests/integration/test_router_fake_vllm.py`` holds the fake to it.
+that file anew, and ``contract.py`` holds a server to it.
 """
 
 from __future__ import annotations
