@@ -74,13 +74,22 @@ class BlobsUsage:
     memory: int
 
 
-def open_store(cache: Path, urls: Sequence[str], settings: MountSettings, metrics: MountMetrics) -> BlobStore:
+def open_store(
+    cache: Path,
+    urls: Sequence[str],
+    settings: MountSettings,
+    metrics: MountMetrics,
+    revive: Callable[[], None] | None = None,
+) -> BlobStore:
     """A store over the registries at ``urls``, in order of preference, with its local tier in ``cache``.
 
-    Raises HeliosError when the directory can't be used or another process owns it.
+    ``revive`` is called, in a thread, when one can't be reached: it may start it again. Raises
+    HeliosError when the directory can't be used or another process owns it.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
-    sources = [RegistrySource(url, timeout_s=timeout_s, connections=settings.connections) for url in urls]
+    sources = [
+        RegistrySource(url, timeout_s=timeout_s, connections=settings.connections, revive=revive) for url in urls
+    ]
     return BlobStore(L1(cache), sources, settings, metrics)
 
 

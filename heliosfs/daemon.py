@@ -99,7 +99,7 @@ def run(plan: Plan, ready: Callable[[MountState], None]) -> int:
             registry = stack.enter_context(attach(plan.config, plan.home, plan.environ))
             urls, revive = [registry.base], registry.ensure
         metadata = stack.enter_context(contextlib.closing(MetadataClient(urls, revive)))
-        daemon = _Daemon(plan, state_file, metadata, urls, ready)
+        daemon = _Daemon(plan, state_file, metadata, urls, revive, ready)
         try:
             return trio.run(daemon.main)
         except BaseExceptionGroup as group:
@@ -113,10 +113,11 @@ class _Daemon:
         state_file: LockFile,
         metadata: MetadataClient,
         urls: list[str],
+        revive: Callable[[], None] | None,
         ready: Callable[[MountState], None],
     ) -> None:
         self._plan, self._state_file, self._ready = plan, state_file, ready
-        self._metadata, self._urls = metadata, urls
+        self._metadata, self._urls, self._revive = metadata, urls, revive
         self._metrics = MountMetrics()
         self._stop = trio.Event()
         self._stopped_by: signal.Signals | None = None
@@ -127,7 +128,8 @@ class _Daemon:
         self._metrics.build.info({"version": version("helios-llm")})
         self._metrics.mode.info({"mode": MODE, "reason": REASON})
         with contextlib.ExitStack() as stack:
-            blobs = stack.enter_context(contextlib.closing(open_store(plan.cache, self._urls, settings, self._metrics)))
+            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive)
+            blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             volumes = Volumes(VolumeFiles(plan.cache / "volumes"))
             await volumes.load()

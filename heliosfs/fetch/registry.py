@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from helios.errors import HeliosError, IntegrityError, NotFound, Unavailable
+from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, NotFound, Unavailable
 from helios.http.client import HttpClient, Response, error_of
 from heliosfs.fetch.source import BlobRef, Deliver
 from heliosfs.store.placement import PlacedBlob, Placement, Segment
@@ -41,12 +41,21 @@ class _Slot:
 
 
 class RegistrySource:
-    """Reads from the registry at ``url`` (``http://…`` or ``unix:/path``). Threads share it."""
+    """Reads from the registry at ``url`` (``http://…`` or ``unix:/path``). Threads share it.
+
+    ``revive`` is called when it can't be reached, and may start it again; then it is asked once more.
+    """
 
     def __init__(
-        self, url: str, *, timeout_s: float, connections: int, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        connections: int,
+        clock: Callable[[], float] = time.monotonic,
+        revive: Callable[[], None] | None = None,
     ) -> None:
-        self._url, self._timeout_s, self._connections, self._clock = url, timeout_s, connections, clock
+        self._timeout_s, self._connections, self._clock, self._revive = timeout_s, connections, clock, revive
         self._client = HttpClient(url, timeout_s=timeout_s, max_idle=connections)
         self._lock = threading.Lock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
@@ -139,7 +148,15 @@ class RegistrySource:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         asked = self._clock()
-        response = client.request("GET", path, params=params, headers=headers, timeout_s=timeout_s)
+        try:
+            response = client.request("GET", path, params=params, headers=headers, timeout_s=timeout_s)
+        except DeadlineExceeded:
+            raise
+        except Unavailable:
+            if self._revive is None or client is not self._client:
+                raise
+            self._revive()
+            response = client.request("GET", path, params=params, headers=headers, timeout_s=timeout_s)
         self._latency_s = min(self._latency_s, self._clock() - asked)
         return response
 

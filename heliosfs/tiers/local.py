@@ -209,6 +209,9 @@ class LocalBlob:
             self._close_files()
             self._remove_partial()
             return None
+        except OSError:
+            self._close_files()
+            raise
         os.ftruncate(self._map_fd, journal.end)
         self._map_end, self._seed = journal.end, journal.seed
         _advise(self.fd)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,11 +16,16 @@ import pytest
 import trio
 from safetensors.numpy import save_file
 
+from helios.config import Config, MountSettings
+from helios.embedded import attach
+from helios.embedded import running as running_embedded
 from helios.errors import IntegrityError
 from helios.home import Home
+from helios.metrics import MountMetrics
 from helios.names import RepoId
 from helios.publish import publish
-from heliosfs.blobs import BlobRef
+from helios.registry_client import RegistryClient
+from heliosfs.blobs import BlobRef, open_store
 from heliosfs.store.manifest import Manifest
 from tests.support.registry import Running, running_registry
 from tests.support.slow_link import SlowLink
@@ -57,15 +64,18 @@ def registry(helios: Any) -> Iterator[Running]:
 
 def published(registry: Running, models: dict[RepoId, Path]) -> dict[tuple[RepoId, str], BlobRef]:
     """Publish the models; their files by repository and path, as the mount would ask for them."""
+    with closing(registry.client(registry.socket)) as client:
+        return published_with(client, models)
+
+
+def published_with(client: RegistryClient, models: dict[RepoId, Path]) -> dict[tuple[RepoId, str], BlobRef]:
     out = {}
-    client = registry.client(registry.socket)
-    with closing(client):
-        for repo, directory in models.items():
-            publish(client, directory, repo, "main", message="", author="test")
-            at = client.resolve(repo, "main")
-            manifest = Manifest.decode(client.manifest(repo, at.commit), at.manifest)
-            for path, entry in manifest.files.items():
-                out[repo, path] = BlobRef(repo, at.commit, path, entry.sha256, entry.size, entry.recipe)
+    for repo, directory in models.items():
+        publish(client, directory, repo, "main", message="", author="test")
+        at = client.resolve(repo, "main")
+        manifest = Manifest.decode(client.manifest(repo, at.commit), at.manifest)
+        for path, entry in manifest.files.items():
+            out[repo, path] = BlobRef(repo, at.commit, path, entry.sha256, entry.size, entry.recipe)
     return out
 
 
@@ -166,3 +176,24 @@ async def test_first_and_last_byte_over_a_slow_link(
                 assert link.passed - before < 16 * MIB, "its own chunk and what was under way, not the file"
             assert not store.status(want.sha256).complete
             await handle.close()
+
+
+@pytest.mark.trio
+async def test_the_embedded_registry_dies_while_a_file_is_read(
+    tmp_path: Path, helios: Any, helios_home: Home, models: dict[RepoId, Path]
+) -> None:
+    """A mount with everything in the kernel's cache but bytes still brings it back."""
+    with attach(Config(), helios_home) as attached:
+        wants = await trio.to_thread.run_sync(published_with, attached.client(), models)
+        want = wants[BASE, "model.safetensors"]
+        data = (models[BASE] / "model.safetensors").read_bytes()
+        record = running_embedded(helios_home)
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        store = open_store(tmp_path / "cache", [attached.base], MountSettings(), MountMetrics(), attached.ensure)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            assert await read(store, want, 5000, 100) == data[5000:5100]
+            await filled(store, want)
+            nursery.cancel_scope.cancel()
+        store.close()
