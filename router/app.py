@@ -25,7 +25,7 @@ from router.errors import OPENAI, ApiError
 from router.health import State
 from router.relay import headers
 from router.relay.intake import Budget, Intake
-from router.relay.relay import Endpoint, Relay
+from router.relay.relay import UNKNOWN, Endpoint, Relay
 from router.relay.upstream import Upstream
 from router.routes import ROUTES
 from router.scheduling.least_loaded import LeastLoaded
@@ -73,7 +73,7 @@ class Router:
                 up.set_function(partial(_up, worker))
 
     def _make_app(self, lifespan: Lifespan | None) -> Starlette:
-        routes = [Route(route.path, Endpoint(self._relay, route), methods=["POST"]) for route in ROUTES]
+        routes = [Route(route.path, Endpoint(self._relay, route, self._unknown), methods=["POST"]) for route in ROUTES]
         routes += [
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{model:path}", self._model, methods=["GET"]),
@@ -81,7 +81,7 @@ class Router:
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
-        handlers = {HTTPException: _http_error, Exception: _internal_error}
+        handlers = {HTTPException: self._http_error, Exception: _internal_error}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)  # type: ignore[arg-type]
         app.router.redirect_slashes = False
         app.router.default = self._unknown
@@ -115,10 +115,20 @@ class Router:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
 
     async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
-        self.metrics.requests.labels("other", "unknown", "404").inc()
-        error = errors.unknown_path(scope["method"], scope["raw_path"].decode("latin-1")[:200])
-        await _answer(request, error)(scope, receive, send)
+        await self._refuse(Request(scope))(scope, receive, send)
+
+    async def _http_error(self, request: Request, exception: HTTPException) -> Response:
+        """Starlette's own error, which is 405 here."""
+        return self._refuse(request, (exception.headers or {}).get("Allow", ""))
+
+    def _refuse(self, request: Request, allow: str | None = None) -> Response:
+        """404, or 405 where other methods are allowed for the path as it was spelled."""
+        raw = request.scope["raw_path"].decode("latin-1")
+        error = errors.unknown_path(request.method, raw[:200])
+        if allow is not None and raw == request.scope["path"]:
+            error = errors.method_not_allowed(request.method, raw, allow)
+        self.metrics.requests.labels("other", UNKNOWN, str(error.status)).inc()
+        return _answer(request, error)
 
 
 def _answer(request: Request, error: ApiError) -> Response:
@@ -127,15 +137,6 @@ def _answer(request: Request, error: ApiError) -> Response:
     if error.allow is not None:
         extra["allow"] = error.allow
     return Response(OPENAI.body(error, identity), error.status, extra, "application/json")
-
-
-async def _http_error(request: Request, exception: HTTPException) -> Response:
-    """Starlette's own error, which is 405 here."""
-    raw = request.scope["raw_path"].decode("latin-1")
-    if raw != request.scope["path"]:  # a known path only after percent-decoding
-        return _answer(request, errors.unknown_path(request.method, raw[:200]))
-    allow = (exception.headers or {}).get("Allow", "")
-    return _answer(request, errors.method_not_allowed(request.method, request.url.path, allow))
 
 
 async def _internal_error(request: Request, exception: Exception) -> Response:

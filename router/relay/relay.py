@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from multidict import CIMultiDict
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from helios.config import RouterSettings
 from helios.metrics import RouterMetrics
@@ -225,14 +225,13 @@ def _now() -> float:
 
 
 class Endpoint:
-    """The ASGI application of one inference route."""
+    """The ASGI application of one inference route; ``unknown`` is that of unknown paths."""
 
-    def __init__(self, relay: Relay, route: InferenceRoute) -> None:
-        self._relay, self._route, self._raw = relay, route, route.path.encode()
+    def __init__(self, relay: Relay, route: InferenceRoute, unknown: ASGIApp) -> None:
+        self._relay, self._route, self._raw, self._unknown = relay, route, route.path.encode(), unknown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["raw_path"] != self._raw:  # the same path only after percent-decoding
-            answer = Answer(send, scope["extensions"][CUT], self._route.dialect, headers.request_id(scope["headers"]))
-            await answer.fail(errors.unknown_path(scope["method"], scope["raw_path"].decode("latin-1")))
-            return
-        await self._relay.handle(self._route, scope, receive, send)
+        if scope["raw_path"] == self._raw:
+            await self._relay.handle(self._route, scope, receive, send)
+        else:  # the same path only after percent-decoding
+            await self._unknown(scope, receive, send)
