@@ -250,9 +250,8 @@ def run(gigabytes: float, rounds: int, shards: int, directory: Path, *, cold: bo
         shutil.rmtree(work)
 
 
-HEADER = (
-    f"{'':10}{'hash':>10}{'write':>10}{'direct':>10}{'ingest':>10}{'ratio':>8}{'cpu s/GB':>10}{'peak MB':>9}   (GB/s)"
-)
+COLUMNS = ("GB/s", "hash", "write", "direct", "ingest", "ratio", "cpu s/GB", "peak MB")
+HEADER = "".join(f"{name:>10}" for name in COLUMNS)
 
 
 def print_row(name: str, row: dict[str, float], total: int) -> None:
@@ -268,8 +267,9 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=10.0, help="size of the model in GB (10)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--cold", action="store_true", help="read the sources from disk, not from the page cache")
     parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs 3x --gb"
+        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs three times --gb"
     )
     parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
     parser.add_argument("--child", nargs="+", type=Path, help=argparse.SUPPRESS)
