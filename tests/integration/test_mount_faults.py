@@ -78,16 +78,17 @@ def test_a_stalled_registry_is_eio_at_the_deadline_and_stops_no_other_file(
         try:
             results = []
 
-            def stalled():
+            def stalled(at):
                 fd = os.open("two.txt", os.O_RDONLY, dir_fd=commit)
                 try:
-                    os.pread(fd, 4096, 0)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                    os.pread(fd, 4096, at)
                 except OSError as error:
                     results.append(error.errno)
                 finally:
                     os.close(fd)
 
-            readers = [threading.Thread(target=stalled) for _ in range(4)]
+            readers = [threading.Thread(target=stalled, args=(at * MIB,)) for at in (0, 3, 6, 8)]
             for reader in readers:
                 reader.start()
             begin = time.monotonic()
