@@ -1,4 +1,4 @@
-"""What runs on this machine for one HELIOS_HOME. Reads records and asks a running registry; starts nothing."""
+"""What runs on this machine for one HELIOS_HOME. Reads records and asks what runs; starts nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helios.embedded import running
 from helios.errors import HeliosError
 from helios.home import Home
 from helios.http.client import HttpClient
+from helios.mounts import MountState
 from helios.registry_client import RegistryClient, Usage
 
 PROBE_S = 3.0
@@ -51,6 +52,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "reason": state.reason,
                 "url": state.url,
                 "log": state.log,
+                "volumes": _volumes(state) if alive else None,
             }
             for state, alive in mounts.states(home)
         ],
@@ -72,6 +74,18 @@ def _usage(base: str) -> Usage | None:
     client = RegistryClient(HttpClient(base, timeout_s=PROBE_S))
     try:
         return client.usage()
+    except HeliosError:
+        return None
+    finally:
+        client.close()
+
+
+def _volumes(state: MountState) -> list[dict[str, Any]] | None:
+    """A mount's volumes (docs/control-api.md); None when it does not answer."""
+    client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
+    try:
+        volumes: list[dict[str, Any]] = client.json("GET", "/api/v1/volumes")["volumes"]
+        return volumes
     except HeliosError:
         return None
     finally:

@@ -33,7 +33,11 @@ def status(as_json: bool) -> None:
     saved = f", for {size_text(store['logical'])} of models" if store["logical"] is not None else ""
     click.echo(f"store      {kept}{saved}")
     click.echo(f"cache      {size_text(document['cache']['bytes'])} in {document['cache']['path']}\n")
-    rows = [["mount", str(m["pid"]), "up" if m["alive"] else "dead", m["mountpoint"]] for m in document["mounts"]]
+    rows = []
+    for m in document["mounts"]:
+        rows.append(["mount", str(m["pid"]), "up" if m["alive"] else "dead", m["mountpoint"]])
+        for v in m["volumes"] or ():
+            rows.append(["volume", "", v["commit"][:12], f"{m['mountpoint']}/.volumes/{v['id']} ({v['repo']})"])
     rows += [[p["name"], str(p["pid"]), "up" if p["alive"] else "dead", p["log"]] for p in document["processes"]]
     print_table(["WHAT", "PID", "STATE", "WHERE"], rows) if rows else click.echo("no mount, router or vLLM runs")
 

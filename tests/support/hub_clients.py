@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,25 @@ def tree(directory):
 
 
 def run_client(
-    version: str, script: str, endpoint: str, home: Path, *, env: dict[str, str] | None = None, timeout_s: float = 90
+    version: str,
+    script: str,
+    endpoint: str,
+    home: Path,
+    *,
+    env: dict[str, str] | None = None,
+    timeout_s: float = 90,
+    within: Sequence[str] = (),
 ) -> Any:
-    """Run the script, after ``PREAMBLE``, with HF_ENDPOINT and HF_HOME set; returns what it assigns to ``result``."""
+    """Run the script, after ``PREAMBLE``, with HF_ENDPOINT and HF_HOME set; returns what it assigns to ``result``.
+
+    ``within`` is a command that runs the command at its end.
+    """
     python = ROOT / ".venvs" / f"hub-{version}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"huggingface_hub {version} is not there: run scripts/hub_venvs.py")
     code = f"{PREAMBLE}\n{textwrap.dedent(script)}\nprint('RESULT ' + json.dumps(result))"
     done = subprocess.run(
-        [python, "-c", code],
+        [*within, str(python), "-c", code],
         env={
             **os.environ,
             "HF_ENDPOINT": endpoint,
