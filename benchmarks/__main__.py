@@ -51,6 +51,12 @@ BENCHMARKS = {
         median_of("publish_ratio", "first_read_ratio"),
         {"publish_ratio": 0.5, "first_read_ratio": 0.3},
     ),
+    "router": Benchmark(
+        ("--seconds", "5", "--rounds", "3"),
+        ("--seconds", "1", "--rounds", "1"),
+        median_of("requests_to_plain", "events_to_plain"),
+        {"requests_to_plain": 0.7, "events_to_plain": 0.8},
+    ),
 }
 
 
