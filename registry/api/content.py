@@ -14,9 +14,12 @@ from helios.http.ranges import RangeError, parse_range
 from helios.http.server import FileRangeResponse
 from helios.metrics import RegistryMetrics
 from helios.names import is_commit
+from heliosfs.store.keys import check_key
 from registry.api.support import parameter, repository, services
 
 OCTETS = "application/octet-stream"
+CHUNK_KINDS = ("blobs", "packs")
+"""Kinds of objects that hold chunks; only these are sent by their key."""
 FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -54,6 +57,8 @@ async def placements(request: Request) -> Response:
 async def objects(request: Request) -> Response:
     """An object, or one range of it (RFC 9110, 14): several ranges are answered with the whole, as it allows."""
     parts, key = services(request), request.path_params["key"]
+    if check_key(key).split("/")[1] not in CHUNK_KINDS:
+        raise NotFound(f"{key} holds no chunks: ask for manifests and recipes by their names")
     file = await asyncio.to_thread(parts.store.open_local, key)
     if file is None:
         raise NotFound(f"the object store ({parts.store.describe()}) has no local files; ask it directly")

@@ -11,12 +11,12 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -108,7 +108,8 @@ class Database:
 
 def insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows; those whose key is there already are left as they are."""
-    make: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    # Each dialect has an INSERT of its own with this clause; a module is imported only where it is used.
+    make: Any = import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert
     for batch in batches(rows):
         connection.execute(make(table).on_conflict_do_nothing(), list(batch))
 

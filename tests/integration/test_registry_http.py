@@ -123,35 +123,42 @@ def test_unknown_names_are_404_with_the_reason(registry: Running, client: Regist
         client.manifest(ONE, "0" * 40)
     with pytest.raises(EntryNotFound):
         client.placement(ONE, "0" * 64)
-    for path in ("/api/v1/objects/public/blobs/00/" + "0" * 64, "/nothing", "/api/v1/nothing"):
+    manifest = client.resolve(ONE, "main").manifest
+    for path in (
+        "/api/v1/objects/public/blobs/00/" + "0" * 64,
+        f"/api/v1/objects/public/manifests/{manifest[:2]}/{manifest}",
+        "/api/v1/objects/public/registry/owner",
+        "/nothing",
+        "/api/v1/nothing",
+    ):
         status, headers, body = ask(registry.url, "GET", path)
         assert status == 404
         assert headers["content-type"] == "application/json"
         assert json.loads(body)["error"]["code"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/api/v1/refs", 400),
-        ("GET", "/api/v1/refs?repo=org/one", 400),
-        ("GET", "/api/v1/refs?repo=models/../etc", 400),
-        ("GET", "/api/v1/refs?repo=models/a&repo=models/b", 400),
-        ("GET", "/api/v1/resolve?repo=models/org/one&rev=../x", 400),
-        ("GET", "/api/v1/manifest?repo=models/org/one&commit=main", 400),
-        ("GET", "/api/v1/commits?repo=models/org/one&rev=main&limit=0", 400),
-        ("GET", "/api/v1/objects/../../etc/passwd", 400),
-        ("GET", "/api/v1/objects/public/..%2f..%2fetc/passwd", 400),
-        ("GET", "/api/v1/objects/public/.staging", 400),
-        ("POST", "/api/v1/repos", 405),
-        ("PUT", "/api/v1/pushes/nothing/files?path=a", 404),
-        ("POST", "/api/v1/pushes/nothing/commit", 404),
-    ],
-)
-def test_bad_requests_are_refused_in_json(registry: Running, method: str, path: str, status: int) -> None:
-    found, _, body = ask(registry.url, method, path)
-    assert found == status
-    assert json.loads(body)["error"]["message"]
+BAD_REQUESTS = [
+    ("GET", "/api/v1/refs", 400),
+    ("GET", "/api/v1/refs?repo=org/one", 400),
+    ("GET", "/api/v1/refs?repo=models/../etc", 400),
+    ("GET", "/api/v1/refs?repo=models/a&repo=models/b", 400),
+    ("GET", "/api/v1/resolve?repo=models/org/one&rev=../x", 400),
+    ("GET", "/api/v1/manifest?repo=models/org/one&commit=main", 400),
+    ("GET", "/api/v1/commits?repo=models/org/one&rev=main&limit=0", 400),
+    ("GET", "/api/v1/objects/../../etc/passwd", 400),
+    ("GET", "/api/v1/objects/public/..%2f..%2fetc/passwd", 400),
+    ("GET", "/api/v1/objects/public/.staging", 400),
+    ("POST", "/api/v1/repos", 405),
+    ("PUT", "/api/v1/pushes/nothing/files?path=a", 404),
+    ("POST", "/api/v1/pushes/nothing/commit", 404),
+]
+
+
+def test_bad_requests_are_refused_in_json(registry: Running) -> None:
+    for method, path, status in BAD_REQUESTS:
+        found, _, body = ask(registry.url, method, path)
+        assert (found, path) == (status, path)
+        assert json.loads(body)["error"]["message"]
 
 
 def test_bad_bodies_are_refused(registry: Running) -> None:
@@ -262,14 +269,14 @@ def test_clients_that_leave_in_the_middle_are_no_trouble(
 
 def test_slow_clients_hold_nobody_up(registry: Running, client: RegistryClient, model: Path) -> None:
     publish(client, model, ONE, "main")
-    parts = urlsplit(registry.url)
+    parts, path = urlsplit(registry.url), object_path(client)
     slow = []
     for _ in range(32):
         sock = socket.create_connection((parts.hostname, parts.port), timeout=10)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.sendall(f"GET {object_path(client)} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         slow.append(sock)
-    assert ask(registry.url, "GET", object_path(client))[2] == WEIGHTS
+    assert ask(registry.url, "GET", path)[2] == WEIGHTS
     for sock in slow:
         sock.close()
 
