@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Many rounds on one HELIOS_HOME: publish, mount, read under load while parts are killed, verify every byte, unmount.
+
+    make soak MINUTES=10        (or: .venv/bin/python scripts/soak.py --minutes 10 --seed 1)
+
+Each round publishes a model that shares most chunks with the one before, reads all files with several readers at once,
+kills the embedded registry or the mount's daemon (SIGKILL) at a random moment, mounts again and reads again. A digest
+that differs, a reader that hangs, or anything left running at the end fails the run. The seed is printed; the same
+seed does the same in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HELIOS = Path(sys.executable).parent / "helios"
+READERS = 4
+FILE_MIB = 24
+DEADLINE_S = 120.0
+
+
+class Soak:
+    """One run on one home."""
+
+    def __init__(self, home: Path, seed: int) -> None:
+        self.home, self.random = home, random.Random(seed)
+        self.env = {**os.environ, "HELIOS_HOME": str(home)}
+        self.mountpoint = home / "mnt"
+        self.model = home / "model"
+        self.model.mkdir(parents=True)
+        self.rounds = self.reads = self.errors = 0
+
+    def helios(self, *args: str) -> str:
+        done = subprocess.run(
+            [HELIOS, *args], env=self.env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"helios {' '.join(args)}: exit {done.returncode}\n{done.stderr}")
+        return done.stdout.strip()
+
+    def change(self) -> dict[str, str]:
+        """Write or change the model's files; returns their digests."""
+        digests = {}
+        for number in range(3):
+            path = self.model / f"part-{number}.bin"
+            if not path.exists():
+                path.write_bytes(self.random.randbytes(FILE_MIB << 20))
+            with path.open("r+b") as file:
+                file.seek(self.random.randrange(FILE_MIB << 20) & ~0xFFF)
+                file.write(self.random.randbytes(4096))
+            digests[path.name] = sha256(path)
+        return digests
+
+    def read(self, commit: str, digests: dict[str, str], *, strict: bool) -> None:
+        """Read every file with several readers; wrong bytes always fail, errors only when ``strict``."""
+        directory = self.mountpoint / "soak" / "model" / commit
+        jobs = list(digests.items()) * READERS
+        self.random.shuffle(jobs)
+
+        def one(job: tuple[str, str]) -> None:
+            name, digest = job
+            try:
+                found = sha256(directory / name)
+            except OSError:
+                if strict:
+                    raise
+                self.errors += 1
+                return
+            self.reads += 1
+            if found != digest:
+                raise RuntimeError(f"{name} of {commit} read as {found}, not {digest}")
+
+        with ThreadPoolExecutor(READERS) as threads:
+            for future in [threads.submit(one, job) for job in jobs]:
+                future.result(timeout=DEADLINE_S)
+
+    def status(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.helios("status", "--json"))
+        return document
+
+    def kill_something(self) -> str:
+        status = self.status()
+        victims = {f"mount {m['pid']}": m["pid"] for m in status["mounts"]}
+        if status["registry"]["pid"]:
+            victims[f"registry {status['registry']['pid']}"] = status["registry"]["pid"]
+        name = self.random.choice(sorted(victims))
+        os.kill(victims[name], signal.SIGKILL)
+        return name
+
+    def round(self) -> str:
+        """One round; returns what was killed."""
+        digests = self.change()
+        commit = self.helios("push", str(self.model), "soak/model")
+        if self.random.random() < 0.3:
+            shutil.rmtree(self.home / "cache", ignore_errors=True)  # a cold start
+        self.helios("mount", str(self.mountpoint))
+        with ThreadPoolExecutor(1) as background:
+            reading = background.submit(self.read, commit, digests, strict=False)
+            time.sleep(self.random.random() * 0.5)
+            killed = self.kill_something()
+            reading.result(timeout=DEADLINE_S)
+        if killed.startswith("mount"):
+            self.helios("mount", str(self.mountpoint))
+        self.read(commit, digests, strict=True)
+        self.helios("umount", str(self.mountpoint))
+        self.rounds += 1
+        return killed
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 10))
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    print(f"soak: {arguments.minutes:g} minutes, seed {arguments.seed}", flush=True)
+    end = time.monotonic() + arguments.minutes * 60
+    with tempfile.TemporaryDirectory(prefix="helios-soak-", ignore_cleanup_errors=True) as work:
+        soak = Soak(Path(work) / "home", arguments.seed)
+        try:
+            while time.monotonic() < end:
+                killed = soak.round()
+                if soak.rounds % 10 == 1:
+                    print(f"round {soak.rounds}: killed {killed}; {soak.reads} files read right", flush=True)
+        finally:
+            subprocess.run([HELIOS, "umount", soak.mountpoint], env=soak.env, capture_output=True, check=False)
+        left = [m for m in soak.status()["mounts"] if m["alive"]]
+    print(f"soak: {soak.rounds} rounds, {soak.reads} files read, all right; {soak.errors} reads met a killed mount")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
