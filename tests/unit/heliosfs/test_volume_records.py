@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -75,13 +76,15 @@ def test_a_changed_record_is_refused(made, data):
             VolumeRecord.decode(changed)
 
 
-def test_the_format_is_this():
+def test_the_golden_record_is_read_and_written():
     """docs/format.md: what later versions must read."""
-    text = (
-        b'helios-volume 1\n{"commit":"' + C1.encode() + b'","created":2,"id":"pvc-1","manifest":"' + DIGEST.encode()
-        + b'","refs":{"main":"' + C1.encode() + b'"},"repo":"models/org/name","revision":"main","time":1}'
-    )  # fmt: skip
-    assert record().encode() == summed(text)
+    golden = (Path(__file__).parents[2] / "golden/v1/pvc-1.volume").read_bytes()
+    commit = "52673c5d519832a792278d18ec54d7b67782710e"
+    read = VolumeRecord.decode(golden)
+    assert (read.id, read.repo, read.commit, read.revision) == ("pvc-1", "models/org/name", commit, "v1.0")
+    assert read.refs == {"v1.0": commit, "main": commit}
+    assert (read.time, read.created) == (1_750_000_000, 1_750_000_002)
+    assert read.encode() == golden
 
 
 @pytest.mark.parametrize(
