@@ -51,6 +51,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "mode": state.mode,
                 "reason": state.reason,
                 "url": state.url,
+                "socket": state.socket,
                 "log": state.log,
                 "volumes": _volumes(state) if alive else None,
             }
