@@ -143,9 +143,16 @@ def attach(config: Config, home: Home, environ: Mapping[str, str] | None = None)
     """
     if config.registry.urls:
         return AttachedRegistry(_answering(config.registry.urls), list(config.registry.urls), revive=None, lock=None)
-    home.ensure_run()
     environ = os.environ if environ is None else environ
-    users = _open(users_path(home))
+    try:
+        home.ensure_run()
+        home.logs.mkdir(parents=True, exist_ok=True)
+        users = _open(users_path(home))
+    except OSError as error:
+        raise Unavailable(
+            f"{home.root} can't be used: {error.strerror} ({error.filename})",
+            hint="Set HELIOS_HOME to a directory that you may write to.",
+        ) from None
     try:
         _lock(users, fcntl.LOCK_SH, START_S, "the embedded registry to end")
         record = _find_or_start(home, environ)
@@ -225,7 +232,6 @@ def _starting(home: Home) -> Iterator[None]:
 
 def _start(home: Home, environ: Mapping[str, str]) -> None:
     """Start an embedded registry; returns once it answers, or holds nothing because another one came first."""
-    home.logs.mkdir(parents=True, exist_ok=True)
     log = log_path(home)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         log.replace(log.with_suffix(".log.1"))

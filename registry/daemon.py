@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from helios import embedded as meeting
 from helios.config import Config
 from helios.embedded import RegistryRecord
-from helios.errors import Conflict
+from helios.errors import Conflict, Unavailable
 from helios.home import Home
 from helios.http.server import Server, listen_tcp, listen_unix, make_server, url_of
 from helios.lockfile import LockFile
@@ -56,7 +56,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
     ``announce`` is called once requests are answered. Raises Conflict naming the holder when a registry runs on this
     home already, and Unavailable, NoSpace or IntegrityError when it can't start.
     """
-    home.ensure_run()
+    try:
+        home.ensure_run()
+    except OSError as error:
+        raise Unavailable(
+            f"{home.root} can't be used: {error.strerror}", hint="Set HELIOS_HOME to a directory that you may write to."
+        ) from None
     with _only_registry(home), contextlib.ExitStack() as stack:
         meeting.record_path(home).unlink(missing_ok=True)
         store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)

@@ -179,6 +179,15 @@ def test_an_interrupted_one_exits_130(helios: Any) -> None:
     assert process.wait(15) == 130
 
 
+def test_a_home_that_can_not_be_used(helios: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    env = {"HELIOS_HOME": str(tmp_path / "file" / "home")}
+    for command in (("ls",), ("registry", "--port", "0")):
+        problem = helios(*command, env=env, code=1).err
+        assert "HELIOS_HOME" in problem
+        assert "Traceback" not in problem
+
+
 def test_the_reason_it_can_not_start_is_said(helios: Any, helios_home: Home) -> None:
     helios_home.registry.mkdir(parents=True)
     (helios_home.registry / "metadata.db").write_bytes(b"not a database at all" * 500)
