@@ -1,5 +1,6 @@
 """A mount comes and goes: the command line, signals, killed daemons, several mounts, bad mount points."""
 
+import contextlib
 import errno
 import json
 import os
@@ -142,7 +143,7 @@ def test_umount_with_an_open_reader_ends_and_the_reader_gets_an_error(helios, pu
         os.close(fd)
 
 
-def test_a_waiting_reader_does_not_keep_the_mount(helios, helios_home, alone, mnt):
+def test_a_working_directory_does_not_keep_the_mount(helios, alone, mnt):
     state = mount(helios, mnt)
     os.chdir(mnt / ".volumes")
     try:
@@ -158,6 +159,21 @@ def test_a_waiting_reader_does_not_keep_the_mount(helios, helios_home, alone, mn
 def kill(state):
     os.kill(state["pid"], signal.SIGKILL)
     assert ProcessId(state["pid"], state["start"]).wait(10)
+
+
+def test_open_files_fail_when_the_daemon_is_killed(helios, published, mnt):
+    state = mount(helios, mnt)
+    fd = os.open(mnt / "org/name/@main/weights.bin", os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        assert os.pread(fd, 10, 0) == DATA[:10]
+        kill(state)
+        with fails(errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
+            os.pread(fd, 4096, 200_000)
+    finally:
+        with contextlib.suppress(OSError):  # the kernel asks the dead daemon what it thinks of the close
+            os.close(fd)
+    helios("umount", mnt)
 
 
 def test_mount_repairs_what_a_killed_daemon_left(helios, published, mnt):
