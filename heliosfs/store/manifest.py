@@ -162,9 +162,7 @@ def decode_record(data: bytes, magic: bytes, kind: type[T]) -> T:
 def check_canonical(data: bytes, again: bytes, what: str) -> None:
     """One content has one encoding: otherwise equal snapshots would have different digests."""
     if data != again:
-        raise IntegrityError(
-            f"a {what} is not canonical JSON: unsorted or repeated keys, or white space"
-        )
+        raise IntegrityError(f"a {what} is not canonical JSON: unsorted or repeated keys, or white space")
 
 
 def is_hex(text: str, length: int) -> bool:
