@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import ApiError
@@ -15,11 +15,12 @@ from router.relay.fields import model_of
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=20,
+    max_leaves=8,
 )
 OTHER = st.dictionaries(st.text().filter(lambda k: k not in ("model", "vllm_xargs", "sampling_params")), JSON)
 
 
+@settings(max_examples=50)
 @given(OTHER, st.text(), st.booleans())
 def test_model_is_found_in_any_document(other: dict[str, Any], model: str, ascii_only: bool) -> None:
     other.pop("kv_transfer_params", None)

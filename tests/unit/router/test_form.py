@@ -21,7 +21,7 @@ def scan(body: bytes, content_type: bytes, cuts: list[int] | None = None) -> str
     return scanner.finish()
 
 
-@settings(deadline=None)
+@settings(max_examples=50)
 @given(
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=50),
     st.binary(max_size=2000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -123,6 +123,7 @@ class LeastLoadedModel(RuleBasedStateMachine):
 
 
 TestLeastLoaded = LeastLoadedModel.TestCase
+TestLeastLoaded.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
