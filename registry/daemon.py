@@ -120,7 +120,7 @@ async def _serve(
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_end_pulls(pulls, server)),
+            tasks.create_task(_interrupt(services, pulls, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -130,10 +130,11 @@ async def _serve(
     return server.stopped_by
 
 
-async def _end_pulls(pulls: Pulls, server: Server) -> None:
-    """Stop pulls as soon as the server is told to stop: it waits for their watchers, and they for the pulls."""
+async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+    """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
+    services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
 
 

@@ -43,6 +43,8 @@ CALM_S: Final = 150.0
 """Longest wait for interrupted ingests to end, in seconds; they end at their next read."""
 
 MAX_FILES: Final = 100_000
+MAX_PUSHES: Final = 256
+"""Most pushes under way: each keeps its list of files in memory."""
 
 
 class Stoppable(Protocol):
@@ -154,11 +156,14 @@ class Pushes:
         if len(by_path) != len(files):
             raise InvalidInput(f"{repo.id}: a path is listed twice")
         check_tree(by_path)
+        self._check_open()
         base = await asyncio.to_thread(self._base, repo, ref)
         session = await asyncio.to_thread(self._sessions.open)
-        if self._closed:
+        try:
+            self._check_open()
+        except Unavailable:
             await asyncio.to_thread(session.close)
-            raise Unavailable("the registry is shutting down")
+            raise
         push = Push(secrets.token_hex(16), repo, ref, message, author, base, by_path, session, self._now())
         self._pushes[push.id] = push
         return push.id
@@ -241,7 +246,7 @@ class Pushes:
             except BaseException:
                 push.closing = False
                 raise
-            del self._pushes[id_]
+            self._pushes.pop(id_, None)
         await asyncio.to_thread(push.session.close)
         return outcome
 
@@ -256,17 +261,18 @@ class Pushes:
             except TimeoutError:
                 push.closing = False
                 raise DeadlineExceeded(f"the files of this push did not end within {CALM_S:.0f} s") from None
-            del self._pushes[id_]
+            self._pushes.pop(id_, None)
         await asyncio.to_thread(push.session.close)
 
     async def keep_clean(self, interval_s: float = 1.0) -> None:
         """Drop idle pushes and clean up after failed ones, until cancelled. Run by the daemon as a task of its own."""
         while True:
-            for push in list(self._pushes.values()):
-                if not push.busy and self._now() - push.used > self._idle_s:
-                    log.warning("dropped an idle push", extra={"repo": str(push.repo), "push": push.id})
-                    del self._pushes[push.id]
-                    await asyncio.to_thread(push.session.close)
+            idle = [p for p in self._pushes.values() if not p.busy and self._now() - p.used > self._idle_s]
+            for push in idle:  # taken out together: nobody can come back to one while another is closed
+                log.warning("dropped an idle push", extra={"repo": str(push.repo), "push": push.id})
+                del self._pushes[push.id]
+            for push in idle:
+                await asyncio.to_thread(push.session.close)
             if self._sessions.work.is_set():
                 try:
                     count = await asyncio.to_thread(self._sessions.clean, 30.0)
@@ -277,6 +283,13 @@ class Pushes:
                     log.info("cleaned up after a push that came to nothing", extra={"objects": count})
             await asyncio.sleep(interval_s)
 
+    def interrupt(self) -> None:
+        """Take no new push and end the files under way, at the start of a shutdown."""
+        self._closed = True
+        for push in self._pushes.values():
+            for source in push.sources:
+                source.fail(Unavailable("the registry is stopping; push again when it is back"))
+
     async def aclose(self) -> None:
         """Give up what is left, at shutdown; calls inside a push have ended or been cancelled by then."""
         self._closed = True
@@ -285,6 +298,12 @@ class Pushes:
             await asyncio.to_thread(push.session.close)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._sessions.clean, 5.0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the registry is stopping; push again when it is back")
+        if len(self._pushes) >= MAX_PUSHES:
+            raise Unavailable(f"{MAX_PUSHES} pushes are under way; try again later")
 
     def _find(self, id_: str) -> Push:
         push = self._pushes.get(id_)
