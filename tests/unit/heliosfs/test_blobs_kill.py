@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from heliosfs.tiers import bitmap
 from heliosfs.tiers.l1 import L1
 from tests.support.origin import Made, Origin
-from tests.support.stores import filled, running
+from tests.support.stores import filled, running, until
 
 MIB = 1 << 20
 SIZE = 96 * MIB
@@ -45,6 +46,7 @@ async def test_sigkill_while_filling(tmp_path: Path) -> None:
     rng = random.Random(3)
     with Origin(rate=40e6) as origin:
         want = origin.add(Made(SIZE))
+        journal = tmp_path / "partial" / f"{want.sha256}.map"
         refetched = 0
         local = 0
         for _ in range(3):
@@ -53,7 +55,9 @@ async def test_sigkill_while_filling(tmp_path: Path) -> None:
             process = subprocess.Popen([sys.executable, "-c", FILLER, *args], stdout=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stdout.readline() == b"open\n"
-            await trio.sleep(rng.uniform(0.3, 0.8))
+            size = journal.stat().st_size if journal.exists() else len(bitmap.start(origin.recipe(want)))
+            await until(lambda size=size: journal.exists() and journal.stat().st_size > size)  # type: ignore[misc]
+            await trio.sleep(rng.uniform(0.0, 0.3))
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.stdout.close()

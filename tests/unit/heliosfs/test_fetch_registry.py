@@ -137,13 +137,13 @@ def test_an_answer_without_end_is_refused(
 
 def test_each_chunk_has_the_whole_time(origin: Origin, source: RegistrySource) -> None:
     """A long range that keeps coming is not cut off; one chunk that trickles is."""
-    want = origin.add(Made(4 * CHUNK))
-    origin.throttle.rate = 10e6  # 0.42 s a chunk
+    want = origin.add(Made(8 << 20), cuts=[1 << 20] * 8)
+    origin.throttle.rate = 3e6  # 0.35 s a chunk
     started = time.monotonic()
-    assert len(fetch(source, want, origin.recipe(want), range(4), timeout_s=0.8)) == 4
-    assert time.monotonic() - started > 1.2
-    origin.throttle.rate = 1e6
+    assert len(fetch(source, want, origin.recipe(want), range(8), timeout_s=2.0)) == 8
+    assert time.monotonic() - started > 2.5
+    origin.throttle.rate = 100e3
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         fetch(source, want, origin.recipe(want), range(1), timeout_s=0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
