@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from helios.errors import Unavailable
+
 SOCKET_PATH_MAX = 100
 """Longest path used for a unix socket: the kernel allows 107 bytes, and a suffix must fit."""
 
@@ -48,9 +50,12 @@ class Home:
         return self.root / "logs"
 
     def ensure_run(self) -> Path:
-        """Make the run directory, readable by its owner only, and return it."""
-        self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return self.run
+        """Make the run directory, readable by its owner only, and return it; raises Unavailable."""
+        return _ensure(self.run, 0o700)
+
+    def ensure_logs(self) -> Path:
+        """Make the directory of logs and return it; raises Unavailable."""
+        return _ensure(self.logs, 0o755)
 
     def socket(self, name: str) -> Path:
         """A path for a unix socket, short enough for the kernel even when HELIOS_HOME is deep."""
@@ -63,6 +68,16 @@ class Home:
         if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
             raise PermissionError(f"{short} belongs to somebody else; choose a shorter HELIOS_HOME")
         return short / f"{name}.sock"
+
+
+def _ensure(path: Path, mode: int) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise Unavailable(
+            f"{path} can't be made: {error.strerror}", hint="Set HELIOS_HOME to a directory that you may write to."
+        ) from None
+    return path
 
 
 def hash_text(text: str) -> int:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -37,9 +37,10 @@ from helios.mounts import (
     state_of,
     state_path,
 )
+from helios.process import ProcessId
 
-START_S: Final = 60.0
-"""How long a mount may take to be ready, in seconds: an embedded registry may have to start first."""
+START_S: Final = 150.0
+"""How long a mount may take to be ready, in seconds: an embedded registry may have to start first, after a crash."""
 
 STOP_S: Final = 15.0
 """How long a mount's daemon may take to end by itself, in seconds."""
@@ -64,6 +65,7 @@ def prepare(home: Home, path: Path) -> Place:
 
     Raises Conflict when something is mounted there, InvalidInput when it is not an empty directory.
     """
+    home.ensure_run()
     mountpoint = canonical(path)
     try:
         str(mountpoint).encode()
@@ -97,31 +99,20 @@ def start(
     ``overrides`` are configuration flags by section. Raises the daemon's own error, or Unavailable with the last lines
     of its log.
     """
-    log = _log_file(home, place.mountpoint)
-    begin = log.stat().st_size
-    command = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
-    command += ["--ready-fd", str(_READY_FD), "--overrides", json.dumps(overrides)]
-    command += ["--created"] if place.created else []
-    read_fd, write_fd = os.pipe()
-    with os.fdopen(read_fd, "rb", buffering=0) as ready:
-        try:
-            pid = _spawn(command, log, write_fd)
-        finally:
-            os.close(write_fd)
-        try:
-            answer = _read_line(ready.fileno(), timeout_s)
-        except BaseException:
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
-            _remove(place)
-            raise
-    if "state" in answer:
-        return msgspec.convert(answer["state"], MountState)
-    _, status = os.waitpid(pid, 0)
-    _remove(place)
-    if "error" in answer:
-        raise from_code(**answer["error"])
-    raise Unavailable(f"the mount ended at start ({_how(status)}):\n{_tail(log, begin)}", hint=f"The whole log: {log}")
+    try:
+        log = _log_file(home, place.mountpoint)
+        begin = log.stat().st_size
+        command = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
+        command += ["--ready-fd", str(_READY_FD), "--overrides", json.dumps(overrides)]
+        command += ["--created"] if place.created else []
+        environ = {**os.environ, "HELIOS_HOME": str(home.root)}
+        answer, status = _run_until_ready(command, environ, log, timeout_s)
+        if status is not None:
+            _explain(answer, status, log, begin)
+    except BaseException:
+        _undo(home, place)
+        raise
+    return msgspec.convert(answer["state"], MountState)
 
 
 def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
@@ -132,6 +123,8 @@ def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
     mountpoint = canonical(path)
     entry, state = find_mount(mountpoint), state_of(home, mountpoint)
     if state is None:
+        if held(state_path(home, mountpoint)):
+            raise Conflict(f"{mountpoint} is just being mounted", hint="Try again in a moment.")
         if entry is None:
             raise NotFound(f"nothing is mounted at {mountpoint}")
         raise Conflict(
@@ -214,8 +207,7 @@ def _dead(entry: MountEntry) -> bool:
 
 
 def _log_file(home: Home, mountpoint: Path) -> Path:
-    home.logs.mkdir(parents=True, exist_ok=True)
-    log = home.logs / f"mount-{mountpoint.name or 'root'}-{hash_text(str(mountpoint)):016x}.log"
+    log = home.ensure_logs() / f"mount-{mountpoint.name or 'root'}-{hash_text(str(mountpoint)):016x}.log"
     log.touch()
     if log.stat().st_size > LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
@@ -223,7 +215,43 @@ def _log_file(home: Home, mountpoint: Path) -> Path:
     return log
 
 
-def _spawn(command: list[str], log: Path, ready_fd: int) -> int:
+def _run_until_ready(
+    command: list[str], environ: dict[str, str], log: Path, timeout_s: float
+) -> tuple[dict[str, Any], int | None]:
+    """Start the daemon and read its one line. The exit status, where it did not stay, comes with it."""
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb", buffering=0) as ready:
+        try:
+            pid = _spawn(command, environ, log, write_fd)
+        finally:
+            os.close(write_fd)
+        try:
+            answer = _read_line(ready.fileno(), timeout_s)
+        except BaseException:
+            if process := ProcessId.of(pid):
+                process.end(grace_s=5.0)
+            os.waitpid(pid, 0)
+            raise
+    return answer, None if "state" in answer else os.waitpid(pid, 0)[1]
+
+
+def _explain(answer: dict[str, Any], status: int, log: Path, begin: int) -> NoReturn:
+    """Raise what a daemon that did not stay said, or what its log's last lines say."""
+    if "error" in answer:
+        raise from_code(**answer["error"])
+    raise Unavailable(f"the mount ended at start ({_how(status)}):\n{_tail(log, begin)}", hint=f"The whole log: {log}")
+
+
+def _undo(home: Home, place: Place) -> None:
+    """Remove what a daemon that did not come up left."""
+    with contextlib.suppress(Conflict):  # somebody else mounts there now
+        _sweep(home, place.mountpoint)
+    if place.created:
+        with contextlib.suppress(OSError):  # not empty, or in use: no longer ours alone
+            place.mountpoint.rmdir()
+
+
+def _spawn(command: list[str], environ: dict[str, str], log: Path, ready_fd: int) -> int:
     """Start the daemon: its own session, output to the log, the pipe as descriptor 3, nothing else inherited."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -231,7 +259,7 @@ def _spawn(command: list[str], log: Path, ready_fd: int) -> int:
         (os.POSIX_SPAWN_DUP2, 1, 2),
         (os.POSIX_SPAWN_DUP2, ready_fd, _READY_FD),
     ]
-    return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+    return os.posix_spawn(command[0], command, environ, file_actions=actions, setsid=True)
 
 
 def _read_line(fd: int, timeout_s: float) -> dict[str, Any]:
@@ -250,12 +278,6 @@ def _read_line(fd: int, timeout_s: float) -> dict[str, Any]:
         data += part
     answer: dict[str, Any] = json.loads(data)
     return answer
-
-
-def _remove(place: Place) -> None:
-    if place.created:
-        with contextlib.suppress(OSError):
-            place.mountpoint.rmdir()
 
 
 def _how(status: int) -> str:

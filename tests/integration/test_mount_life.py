@@ -295,6 +295,24 @@ def test_a_daemon_that_dies_at_start_shows_its_last_lines(helios, alone, mnt, tm
     assert not mnt.exists()
 
 
+def test_a_home_that_cannot_be_written_is_said(helios, mnt):
+    failed = helios("mount", mnt, code=1, env={"HELIOS_HOME": "/proc/nowhere"})
+    assert "/proc/nowhere" in failed.err
+    assert "Traceback" not in failed.err
+    assert not mnt.exists()
+
+
+def test_giving_up_while_the_daemon_starts_leaves_nothing(helios, helios_home, mnt, tmp_path, wait_for):
+    write(tmp_path / "slow", {"trio.py": b"import time; time.sleep(60)"})
+    starter = helios.start("mount", mnt, env={"PYTHONPATH": str(tmp_path / "slow")})
+    wait_for(lambda: list(helios_home.logs.glob("mount-*")), what="the daemon to be started")
+    time.sleep(0.3)
+    starter.send_signal(signal.SIGINT)
+    assert starter.wait(20) == 130
+    assert not mnt.exists()
+    assert states(helios_home) == []
+
+
 def test_wrong_usage_is_exit_2(helios, alone, mnt):
     helios("mount", code=2)
     helios("mount", mnt, "--nope", code=2)
