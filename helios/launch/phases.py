@@ -35,11 +35,14 @@ class Phases:
         default_factory=lambda: [(re.compile(pattern), text) for pattern, text in STEPS], repr=False
     )
 
-    def feed(self, text: str) -> None:
-        """Take more of the log. A progress bar's carriage returns end lines too."""
+    def feed(self, text: str) -> list[str]:
+        """Take more of the log; returns the phases it entered. A progress bar's carriage returns end lines too."""
         *lines, rest = re.split(r"[\r\n]", self._rest + text)
         self._rest = rest[-_LINE_LIMIT:]
+        entered = []
         for line in lines:
             for pattern, name in self._steps:
-                if match := pattern.search(line):
+                if (match := pattern.search(line)) and name.format(*match.groups()) != self.current:
                     self.current = name.format(*match.groups())
+                    entered.append(self.current)
+        return entered

@@ -113,17 +113,16 @@ class Vllm:
         Raises Unavailable with the last log lines when vLLM ends first, DeadlineExceeded after ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
-        phases, shown = Phases(), ""
+        phases = Phases()
+        show(phases.current)
         client = HttpClient(self.url, timeout_s=2.0, max_idle=0)
         with self.child.log.open(errors="replace") as log:
             while True:
-                phases.feed(log.read())
-                if phases.current != shown:
-                    shown = phases.current
-                    show(shown)
+                for phase in phases.feed(log.read()):
+                    show(phase)
                 if (status := self.child.poll()) is not None:
                     raise Unavailable(
-                        f"vLLM ended with status {status} while {shown}; the end of {self.child.log}:\n"
+                        f"vLLM ended with status {status} while {phases.current}; the end of {self.child.log}:\n"
                         f"{self.child.tail()}{first_error(self.child.log)}",
                         hint="Arguments for vLLM go after --: helios serve org/name -- --max-model-len 2048",
                     )
@@ -131,8 +130,8 @@ class Vllm:
                     return
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded(
-                        f"vLLM was not ready after {timeout_s:g} s (it is {shown}); the end of {self.child.log}:\n"
-                        f"{self.child.tail()}",
+                        f"vLLM was not ready after {timeout_s:g} s (it is {phases.current}); "
+                        f"the end of {self.child.log}:\n{self.child.tail()}",
                         hint="Give it longer with --start-timeout SECONDS.",
                     )
                 time.sleep(POLL_S)

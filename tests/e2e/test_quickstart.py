@@ -125,7 +125,7 @@ def test_sigterm_takes_everything_down(shared_home, stack, nothing_left):
 
 def test_ctrl_c_while_vllm_starts(shared_home, first_run, start, nothing_left):
     running = start(shared_home, "quickstart", "--port", "0")
-    running.wait_for("vLLM: reading the model's configuration")
+    running.wait_for("vLLM: starting the engine's process")
     running.process.send_signal(signal.SIGINT)
     assert running.wait() == 130
     nothing_left(shared_home)
