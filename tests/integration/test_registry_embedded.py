@@ -99,7 +99,9 @@ def test_users_that_come_while_it_ends_always_find_one(helios_home: Home, ended:
     assert not failures
 
 
-def test_a_killed_one_is_replaced(helios: Any, helios_home: Home, tmp_path: Path, ended: None) -> None:
+def test_a_killed_one_is_replaced(
+    helios: Any, helios_home: Home, tmp_path: Path, ended: None, wait_for: Callable[..., None]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     commit = helios("push", tmp_path / "model", "org/name").out
