@@ -41,9 +41,8 @@ class BlobWriter:
         self._store, self._index, self._domain = store, index, domain
         self._limit = size >> KNOWN_SHIFT
         self.chunks: list[tuple[bytes, int]] = []
-        self._places: dict[
-            bytes, ChunkLocation | None
-        ] = {}  # of every chunk looked up; None: new and only in the raw file
+        # Of every chunk looked up; None while it is new and only in the raw file.
+        self._places: dict[bytes, ChunkLocation | None] = {}
         self._looked_up = 0
         self._batch = 1
         self._known_bytes = 0
