@@ -228,10 +228,9 @@ class Catalog:
         record = await self._commit(repo, commit)
         if record is None:
             return None
-        manifest = await self._in_thread(lambda: self._recorded_manifest(record.manifest))
-        if manifest is None:
-            manifest = await self._ask(lambda timeout_s: self._fetch_manifest(record, timeout_s), known=False)
-        snapshot = Snapshot(repo, commit, record.time, manifest.files)
+        snapshot = await self._in_thread(lambda: self._recorded_snapshot(record))
+        if snapshot is None:
+            snapshot = await self._ask(lambda timeout_s: self._fetch_snapshot(record, timeout_s), known=False)
         self._snapshots[repo, commit] = snapshot
         self._files += len(snapshot.files)
         while self._files > MAX_FILES and len(self._snapshots) > 1:
@@ -239,15 +238,15 @@ class Catalog:
             self._files -= len(old.files)
         return snapshot
 
-    def _recorded_manifest(self, digest: str) -> Manifest | None:
-        data = self._records.manifest(digest) or self._kept.manifest(digest)
-        return None if data is None else Manifest.decode(data, digest)
+    def _recorded_snapshot(self, record: SeenCommit) -> Snapshot | None:
+        data = self._records.manifest(record.manifest) or self._kept.manifest(record.manifest)
+        return None if data is None else _snapshot(record, data)
 
-    def _fetch_manifest(self, record: SeenCommit, timeout_s: float) -> Manifest:
+    def _fetch_snapshot(self, record: SeenCommit, timeout_s: float) -> Snapshot:
         data = self._registry.manifest(record.repo, record.commit, timeout_s)
-        manifest = Manifest.decode(data, record.manifest)
+        snapshot = _snapshot(record, data)
         self._records.add_manifest(record.manifest, data)
-        return manifest
+        return snapshot
 
     async def _learned(self, listing: Mapping[RepoId, Mapping[str, str]], asked: float) -> None:
         """Take refs in, unless a question asked later was answered sooner."""
@@ -331,3 +330,8 @@ class Catalog:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+
+
+def _snapshot(record: SeenCommit, data: bytes) -> Snapshot:
+    """A snapshot from its manifest's record, checked and indexed: called in a thread, as big ones take their time."""
+    return Snapshot(record.repo, record.commit, record.time, Manifest.decode(data, record.manifest).files)

@@ -54,6 +54,9 @@ DRAIN_S: Final = 2.0
 TASKS: Final = 512
 """Requests served at once: a READ that waits for its bytes holds one, and names must still be answered."""
 
+IDLE_TASKS: Final = 8
+"""Tasks that stay when there is little to do."""
+
 MODE: Final = "portable"
 REASON: Final = "pyfuse3 mounts alone"
 
@@ -191,7 +194,7 @@ class _Daemon:
             pyfuse3.close(unmount=not self._detached)
 
     async def _loop(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(max_tasks=TASKS)
+        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS)
         scope.cancel()
 
     async def _unmount_when_stopped(self, scope: trio.CancelScope) -> None:

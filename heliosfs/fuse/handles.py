@@ -10,7 +10,7 @@ import trio
 
 from heliosfs.blobs import BlobHandle
 from heliosfs.fuse.reading import LocalReader
-from heliosfs.tree.nodes import Directory, Found, TextFile
+from heliosfs.tree.nodes import Directory, Found
 
 Buffer = bytes | bytearray | memoryview
 
@@ -44,8 +44,8 @@ class BlobReader:
 class TextReader:
     """An open file made on the spot."""
 
-    def __init__(self, file: TextFile) -> None:
-        self._content = file.content
+    def __init__(self, content: bytes) -> None:
+        self._content = content
 
     async def read(self, offset: int, size: int) -> Buffer:
         return self._content[offset : offset + size]

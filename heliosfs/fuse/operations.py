@@ -26,6 +26,7 @@ from heliosfs.fuse.errors import errno_of
 from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.store.manifest import FileEntry
+from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
@@ -97,6 +98,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
+            TreeFile: self._open_tree,
         }
         metrics.inodes.set_function(lambda: len(table))
         metrics.open_handles.set_function(lambda: len(self._handles.files))
@@ -144,9 +146,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.directories[fh]
         if start_id == 0:
             handle.entries = list(await handle.node.entries(self._source))
-        for number, found in enumerate(handle.entries[start_id:], start_id + 1):
+        for number in range(start_id, len(handle.entries)):
+            found = handle.entries[number]
             slot = self._table.hold(found.node)
-            if not pyfuse3.readdir_reply(token, found.name.encode(), self._entry(slot, found.until), number):
+            if not pyfuse3.readdir_reply(token, found.name.encode(), self._entry(slot, found.until), number + 1):
                 self._table.forget(slot.ino, 1)
                 break
 
@@ -189,7 +192,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return [_blob_ref(snapshot.files[path], node.repo, node.commit, path) for path in shards]
 
     async def _open_text(self, node: TextFile) -> FileHandle:
-        return TextReader(node)
+        return TextReader(node.content)
+
+    async def _open_tree(self, node: TreeFile) -> FileHandle:
+        return TextReader(await node.content(self._source))
 
     # --- about files ---
 

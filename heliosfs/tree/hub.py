@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from helios.errors import RevisionNotFound
 from helios.names import RepoId, is_commit
 from heliosfs.tree.commits import hub_snapshot
 from heliosfs.tree.names import hub_folder, hub_repo
-from heliosfs.tree.nodes import Absent, BlobFile, Directory, Found, TextFile
+from heliosfs.tree.nodes import REGULAR, Absent, BlobFile, Directory, Found, Node, TextFile
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import NAME_TTL_S, Known, Source
 
@@ -160,8 +161,25 @@ class HubTrees(Directory):
         return [self._found(snapshot.value) for snapshot in snapshots if snapshot.value is not None]
 
     def _found(self, snapshot: Snapshot) -> Found:
+        return Found(snapshot.commit + TREE_SUFFIX, TreeFile(snapshot))
+
+
+class TreeFile(Node):
+    """``<commit>.json``. Made anew when it is opened: the listings of all commits would be too much to keep."""
+
+    __slots__ = ("commit", "repo")
+
+    def __init__(self, snapshot: Snapshot) -> None:
         key = ("hub-tree", str(snapshot.repo), snapshot.commit)
-        return Found(snapshot.commit + TREE_SUFFIX, TextFile(key, snapshot.tree_json(), mtime=snapshot.time))
+        super().__init__(key, REGULAR, size=len(snapshot.tree_json()), mtime=snapshot.time)
+        self.repo, self.commit = snapshot.repo, snapshot.commit
+
+    async def content(self, source: Source) -> bytes:
+        """The file's bytes."""
+        snapshot = (await source.snapshot(self.repo, self.commit)).value
+        if snapshot is None:
+            raise RevisionNotFound(f"{self.repo.id} no longer has the commit {self.commit}")
+        return snapshot.tree_json()
 
 
 class HubBlobs(Directory):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -27,23 +27,11 @@ class Snapshot:
     time: int
     files: Mapping[str, FileEntry]
 
-    @cached_property
-    def directories(self) -> Mapping[str, Mapping[str, FileEntry | None]]:
-        """For each directory (``""`` is the top) its names; None stands for a directory."""
-        out: dict[str, dict[str, FileEntry | None]] = {"": {}}
-        for path in sorted(self.files, key=lambda path: path.replace("/", "\0")):  # so that each directory is in order
-            parent, _, name = path.rpartition("/")
-            missing = []
-            directory = parent
-            while directory not in out:
-                missing.append(directory)
-                directory = directory.rpartition("/")[0]
-            for directory in reversed(missing):
-                above, _, last = directory.rpartition("/")
-                out[above][last] = None
-                out[directory] = {}
-            out[parent][name] = self.files[path]
-        return out
+    directories: Mapping[str, Mapping[str, FileEntry | None]] = field(init=False)
+    """For each directory (``""`` is the top) its names; None stands for a directory."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directories", _directories(self.files))
 
     @cached_property
     def by_etag(self) -> Mapping[str, str]:
@@ -82,6 +70,23 @@ class Snapshot:
         index = names.index(name)
         prefix = f"{parent}/" if parent else ""
         return [prefix + n for n in names[index + 1 :] + names[:index]]
+
+
+def _directories(files: Mapping[str, FileEntry]) -> dict[str, dict[str, FileEntry | None]]:
+    out: dict[str, dict[str, FileEntry | None]] = {"": {}}
+    for path in sorted(files, key=lambda path: path.replace("/", "\0")):  # so that each directory is in order
+        parent, _, name = path.rpartition("/")
+        missing = []
+        directory = parent
+        while directory not in out:
+            missing.append(directory)
+            directory = directory.rpartition("/")[0]
+        for directory in reversed(missing):
+            above, _, last = directory.rpartition("/")
+            out[above][last] = None
+            out[directory] = {}
+        out[parent][name] = files[path]
+    return out
 
 
 def etag(entry: FileEntry) -> str:

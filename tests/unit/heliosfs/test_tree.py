@@ -266,7 +266,10 @@ def test_a_commit_that_was_asked_for_as_a_ref_is_listed(registry):
 
 def test_the_tree_listing_is_what_huggingface_hub_writes(registry):
     assert names(registry, ".hub/models--org--name/trees") == [f"{C1}.json", f"{C2}.json"]
-    tree = json.loads(look(registry, f".hub/models--org--name/trees/{C1}.json").node.content)
+    node = look(registry, f".hub/models--org--name/trees/{C1}.json").node
+    content = now(node.content(registry))
+    assert len(content) == node.size
+    tree = json.loads(content)
     assert tree["format_version"] == 1
     assert tree["files"]["config.json"] == {"size": 10, "blob_id": f"{1:040x}"}
     assert tree["files"]["model.safetensors"] == {
