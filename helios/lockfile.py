@@ -13,6 +13,7 @@ from pathlib import Path
 _TRIES = 5
 _PAUSE_S = 0.02
 
+
 class LockFile:
     """A held lock. ``write`` says who holds it; ``release`` removes the file and frees the lock."""
 
