@@ -28,6 +28,7 @@ from typing import BinaryIO, Final
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NoSpace, NotFound, Unavailable
 from heliosfs.store.keys import check_key
 from heliosfs.store.objects import ObjectInfo
+from heliosfs.store.syscalls import sync_directory
 
 FORMAT: Final = b"helios-store 1\n"
 LOCK_DEADLINE_S: Final = 30.0
@@ -184,9 +185,9 @@ class DirectoryStore:
             os.link(path, target)
         except FileExistsError:
             # Whoever linked it may not have got to its fsync yet, and our caller relies on the object from here on.
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
             return False
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return True
 
     def _make_parents(self, directory: Path) -> None:
@@ -196,7 +197,7 @@ class DirectoryStore:
             directory = directory.parent
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def _walk(self, directory: Path, base: str, prefix: str) -> Iterator[ObjectInfo]:
         with os.scandir(directory) as entries:
@@ -309,13 +310,5 @@ def _seal(path: Path) -> int:
         os.fchmod(fd, 0o444)
         os.fsync(fd)
         return os.fstat(fd).st_size
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)

@@ -1,10 +1,11 @@
-"""Two Linux calls that Python's os module lacks. Both release the GIL."""
+"""System calls around durable files: two that Python's os module lacks (both release the GIL), and the fsync of names."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+from pathlib import Path
 from typing import Final
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -35,3 +36,12 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
     Makes a later fsync short and keeps dirty pages few. It is advice: a filesystem that can't is no error.
     """
     _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: an fsync of a file does not cover its name."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
+from heliosfs.store.syscalls import sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob
 
@@ -137,10 +138,10 @@ class L1:
 
     def sync_whole(self, sha256: str) -> None:
         for path in (self.root / "blobs" / sha256[:2], self.root / "blobs"):
-            _sync_directory(path)
+            sync_directory(path)
 
     def sync_partial(self) -> None:
-        _sync_directory(self.root / "partial")
+        sync_directory(self.root / "partial")
 
     def _own(self) -> None:
         try:
@@ -179,14 +180,6 @@ class L1:
 
 def _set(have: bytearray) -> Iterator[int]:
     return (index for index, flag in enumerate(have) if flag)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _command() -> str:

@@ -21,6 +21,7 @@ from typing import Final
 
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
+from heliosfs.store.syscalls import sync_directory
 from heliosfs.volumes.record import MAX_BYTES, VolumeRecord
 
 log = logging.getLogger("heliosfs.volumes")
@@ -53,7 +54,7 @@ class VolumeFiles:
         with self._guard("read"):
             self._manifests.mkdir(parents=True, exist_ok=True)
             for directory in (self._manifests, self._root, self._root.parent):
-                _sync(directory)
+                sync_directory(directory)
             for directory in (self._root, self._manifests):
                 for path in directory.glob(f".*{TEMPORARY}"):
                     path.unlink()
@@ -82,7 +83,7 @@ class VolumeFiles:
         """Remove a volume's record, durably, and the manifest if no other volume needs it."""
         with self._guard("removed"):
             (self._root / f"{volume}{SUFFIX}").unlink(missing_ok=True)
-            _sync(self._root)
+            sync_directory(self._root)
             if manifest is not None:
                 (self._manifests / manifest).unlink(missing_ok=True)
 
@@ -128,12 +129,4 @@ def _write(path: Path, data: bytes) -> None:
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(path.parent)

@@ -7,15 +7,14 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
 from helios.errors import InvalidInput, NotFound
 from helios.http.ranges import RangeError, parse_range
 from helios.http.server import FileRangeResponse
-from helios.metrics import RegistryMetrics
 from helios.names import is_commit
 from heliosfs.store.keys import check_key
 from registry.api.support import parameter, repository, services
+from registry.counted import Counted
 
 OCTETS = "application/octet-stream"
 CHUNK_KINDS = ("blobs", "packs")
@@ -84,18 +83,4 @@ async def objects(request: Request) -> Response:
     except BaseException:
         file.close()
         raise
-    return _Counted(response, parts.metrics)
-
-
-class _Counted(Response):
-    """Sends a file and counts what really left."""
-
-    def __init__(self, response: FileRangeResponse, metrics: RegistryMetrics) -> None:
-        super().__init__()
-        self._response, self._metrics = response, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._response(scope, receive, send)
-        finally:
-            self._metrics.sent_bytes.inc(self._response.sent)
+    return Counted(response, parts.metrics)

@@ -19,6 +19,7 @@ from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
 from registry.catalog import Catalog
+from registry.counted import Counted
 from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal
 from registry.hub.conditions import decide
 from registry.hub.lookup import Found, Lookup
@@ -147,7 +148,7 @@ class HubRoute(BaseRoute):
             return Response(headers=dict([*headers, ("content-length", str(size))]))
         wanted = Wanted(str(found.repo), found.commit, found.call.path)
         parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
-        return _Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
+        return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
 
     async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:
         query = request.query_params
@@ -179,19 +180,6 @@ class _Label:
 
     def __init__(self, path: str) -> None:
         self.path = path
-
-
-class _Counted:
-    """Sends a file and counts the bytes that left."""
-
-    def __init__(self, response: FilePartsResponse, metrics: RegistryMetrics) -> None:
-        self._response, self._metrics = response, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._response(scope, receive, send)
-        finally:
-            self._metrics.sent_bytes.inc(self._response.sent)
 
 
 def _api_path(found: Found, verb: str, revision: str) -> str:

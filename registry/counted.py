@@ -1,0 +1,32 @@
+"""Answers whose bytes are counted."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from helios.metrics import RegistryMetrics
+
+
+class FileAnswer(Protocol):
+    """An ASGI response that sends a file; ``sent`` is how many of its bytes have left."""
+
+    sent: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Counted(Response):
+    """Sends a file and counts what really left."""
+
+    def __init__(self, response: FileAnswer, metrics: RegistryMetrics) -> None:
+        super().__init__()
+        self._response, self._metrics = response, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            self._metrics.sent_bytes.inc(self._response.sent)
