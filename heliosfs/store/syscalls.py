@@ -1,4 +1,4 @@
-"""System calls around durable files: two that Python's os module lacks (both release the GIL), and the fsync of names."""
+"""System calls around durable files: two that Python lacks (both release the GIL), and the fsync of a directory."""
 
 from __future__ import annotations
 
