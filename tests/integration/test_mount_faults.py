@@ -69,7 +69,7 @@ def test_a_stalled_registry_is_eio_at_the_deadline_and_stops_no_other_file(
 ):
     expected_log_errors("deadline|answer")
     push(helios_home, write(tmp_path / "model", DATA), "org/name")
-    with mounted(helios_home, mnt, HELIOS_MOUNT__REQUEST_DEADLINE_S="2"):
+    with mounted(helios_home, mnt, HELIOS_MOUNT__REQUEST_DEADLINE_S="1"):
         one, two = (mnt / "org/name/@main" / name for name in DATA)
         assert one.read_bytes() == DATA["one.txt"]
         commit = os.open(mnt / "org/name" / os.readlink(mnt / "org/name/@main"), os.O_RDONLY | os.O_DIRECTORY)
