@@ -166,7 +166,7 @@ def check_server(name: str, url: str, path: str, *, needed: bool, fix: str) -> C
             response.read()
         status = response.status
     except (HeliosError, OSError) as error:
-        return Check(name, "fail" if needed else "warn", f"{url} can't be reached: {error}", fix)
+        return Check(name, "fail" if needed else "warn", str(error), fix)
     finally:
         client.close()
     if status >= 500:
