@@ -124,6 +124,24 @@ def test_a_new_read_does_not_wait_for_a_held_chunk() -> None:
     assert span(planner.next(0.1, BOTH)) == (0, 1, True)
 
 
+def test_what_nobody_waits_for_any_more_is_not_asked_for() -> None:
+    planner = planner_with([MAX_CHUNK] * 4, fill=False)
+    planner.want("a", [1, 3])
+    planner.unwant("a", [1])
+    assert span(planner.next(0, DEMAND)) == (3, 4, True)
+    assert planner.next(0, DEMAND) is None
+
+
+def test_what_did_not_arrive_is_asked_for_again() -> None:
+    planner = planner_with([MAX_CHUNK] * 4, fill=False)
+    for index in (2, 0):
+        planner.want("a", [index])
+        job = planner.next(0, DEMAND)
+        assert job is not None
+        planner.ended(job)
+        assert span(planner.next(0, DEMAND)) == (index, index + 1, True)
+
+
 def test_a_given_up_job_may_still_deliver() -> None:
     planner = planner_with([MAX_CHUNK] * 2, fill=False)
     planner.want("a", [0, 1])
@@ -213,11 +231,12 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(draw=st.data())
     def want(self, draw: st.DataObject) -> None:
-        key, index = self.chunk(draw)
-        self.planner.want(key, [index])
-        self.planner.read_at(key, index % 5, index + 1)
-        if self.planner.state(key, index) != HAVE:
-            self.wanted.add((key, index))
+        for _ in range(draw.draw(st.integers(1, 4))):
+            key, index = self.chunk(draw)
+            self.planner.want(key, [index])
+            self.planner.read_at(key, index % 5, index + 1)
+            if self.planner.state(key, index) != HAVE:
+                self.wanted.add((key, index))
 
     @rule(draw=st.data())
     def unwant(self, draw: st.DataObject) -> None:
@@ -229,7 +248,7 @@ class Traffic(RuleBasedStateMachine):
     def fill(self, draw: st.DataObject, rank: tuple[int, int] | None) -> None:
         self.planner.fill(self.chunk(draw)[0], rank)
 
-    @rule(demand=st.booleans(), background=st.booleans(), budget=st.integers(0, 40 * MIB))
+    @rule(demand=st.sampled_from([True, True, True, False]), background=st.booleans(), budget=st.integers(0, 40 * MIB))
     def next(self, demand: bool, background: bool, budget: int) -> None:
         before = self.planner.in_flight
         waiting = [(k, i) for k, i in self.wanted if self.planner.state(k, i) == MISSING]
@@ -309,5 +328,5 @@ class Traffic(RuleBasedStateMachine):
         assert all(self.planner.state(key, i) == HAVE for key, i in self.wanted)
 
 
-Traffic.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Traffic.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestTraffic = Traffic.TestCase
