@@ -64,7 +64,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "alive": entry.process.alive(),
                 "since": entry.since,
                 "owner": entry.owner.pid,
-                "log": str(home.logs / f"{entry.name}.log"),
+                "log": entry.log,
             }
             for _, entry in records(home)
         ],

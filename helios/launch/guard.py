@@ -153,6 +153,7 @@ def write_record(path: Path, name: str, owner: int, child: int, command: list[st
         "process": identity(child),
         "owner": identity(owner),
         "command": command,
+        "log": os.readlink("/proc/self/fd/1"),
         "since": int(time.time()),
     }
     part = path.with_name(f".{path.name}.{os.getpid()}")

@@ -36,6 +36,7 @@ class Record(msgspec.Struct, frozen=True):
     process: ProcessId
     owner: ProcessId
     command: list[str]
+    log: str
     since: int
 
 
@@ -153,9 +154,14 @@ class Children:
         unset: Sequence[str] = (),
         grace_s: float = 10.0,
     ) -> Child:
-        """Start a command; its output goes to ``$HELIOS_HOME/logs/<name>.log``, replacing that of the run before."""
+        """Start a command; its output goes to ``$HELIOS_HOME/logs/<name>.log``, replacing that of the run before.
+
+        While another run writes to that file it goes to ``<name>-<pid>.log``.
+        """
         self.home.logs.mkdir(parents=True, exist_ok=True)
         log = self.home.logs / f"{name}.log"
+        if any(record.log == str(log) and record.guard.alive() for _, record in records(self.home)):
+            log = log.with_name(f"{name}-{os.getpid()}.log")
         record = records_directory(self.home) / f"{name}-{os.getpid()}.json"
         head = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(record), name, str(grace_s), "--"]
         with log.open("wb") as output:

@@ -122,6 +122,14 @@ def test_repair_leaves_the_processes_of_a_living_owner_alone(helios_home, owner)
     assert grandchild.alive()
 
 
+def test_two_runs_do_not_share_a_log(helios_home, owner):
+    with Children(helios_home) as children:
+        child = children.start("tree", [sys.executable, "-c", "print('mine')"])
+        assert child.log.name == f"tree-{os.getpid()}.log"
+    assert {record.log for _, record in records(helios_home)} == {str(helios_home.logs / "tree.log")}
+    assert (helios_home.logs / "tree.log").read_text() == "up\n"
+
+
 def test_a_damaged_record_is_removed(helios_home, tmp_path):
     directory = helios_home.ensure_run() / "processes"
     directory.mkdir()
