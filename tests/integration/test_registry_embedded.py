@@ -112,7 +112,7 @@ def test_a_killed_one_is_replaced(
             os.kill(record.pid, signal.SIGKILL)
             assert ProcessId(record.pid, record.start).wait(10)
             assert read_record(helios_home) is not None  # what it left is stale, and does no harm
-            assert running(helios_home) is None
+            wait_for(lambda: running(helios_home) is None, what="the killed registry's lock")
             client = mount.client()
             with pytest.raises(Unavailable):
                 client.repos()
