@@ -24,7 +24,7 @@ CHECKS = {
     "wheel": [PYTHON, "scripts/check_wheel.py"],
     "Hub clients": [PYTHON, "scripts/hub_venvs.py"],
 }
-TESTS = [PYTHON, "-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+TESTS = [PYTHON, "-m", "pytest", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder", "--durations", "20"]
 
 
 def why_not_all() -> str | None:

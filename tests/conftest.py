@@ -83,6 +83,24 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     return report  # type: ignore[return-value]
 
 
+# --- sharing out -----------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A file's tests stay on one worker, where they share fixtures; so do all that start vLLM, two being too many.
+
+    ``--dist loadgroup`` would do that by marks, but pytest-xdist 3.8 does not see its groups under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
+
+
 # --- log errors ------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.fuse,
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("vllm"),
 ]
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.fuse,
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("vllm"),
 ]
 
 
