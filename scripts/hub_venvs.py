@@ -22,7 +22,7 @@ def main() -> int:
         print(f"[setup] huggingface_hub {version} in {target.relative_to(ROOT)}/", flush=True)
         shutil.rmtree(target, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
-        pip = [str(target / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        pip = [str(target / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
         subprocess.run([*pip, f"huggingface_hub=={version}"], check=True)
         mark.touch()
     return 0

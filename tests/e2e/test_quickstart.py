@@ -29,13 +29,41 @@ def first_run(shared_home):
     return run(shared_home, "quickstart", "--port", "0", timeout_s=VLLM_START_S, HELIOS_ONCE="1")
 
 
+class Stack:
+    """A second run on the same home, which stays up; one at a time."""
+
+    def __init__(self, home):
+        self.home, self.running = home, None
+
+    def up(self):
+        if self.running is None or self.running.process.poll() is not None:
+            self.running = Running.start(self.home, "quickstart", "--port", "0")
+            self.running.wait_for("Everything stays up")
+        return self.running
+
+    def down(self):
+        if self.running is not None:
+            self.running.close()
+
+
 @pytest.fixture(scope="module")
-def stack(shared_home, first_run):
-    """A second run on the same home, which stays up."""
-    running = Running.start(shared_home, "quickstart", "--port", "0")
-    running.wait_for("Everything stays up")
-    yield running
-    running.close()
+def the_stack(shared_home, first_run):
+    stack = Stack(shared_home)
+    yield stack
+    stack.down()
+
+
+@pytest.fixture
+def stack(the_stack):
+    """The run that stays up, started unless another test did."""
+    return the_stack.up()
+
+
+@pytest.fixture
+def quiet_home(the_stack, shared_home):
+    """The home of the first run, with nothing running on it."""
+    the_stack.down()
+    return shared_home
 
 
 def post(url, body):
@@ -122,21 +150,21 @@ def test_sigterm_takes_everything_down(shared_home, stack, nothing_left):
     assert not (shared_home.run / "quickstart.lock").exists()
 
 
-def test_ctrl_c_while_vllm_starts(shared_home, first_run, start, nothing_left):
-    running = start(shared_home, "quickstart", "--port", "0")
+def test_ctrl_c_while_vllm_starts(quiet_home, start, nothing_left):
+    running = start(quiet_home, "quickstart", "--port", "0")
     running.wait_for("vLLM: starting the engine's process")
     running.process.send_signal(signal.SIGINT)
     assert running.wait() == 130
-    nothing_left(shared_home)
+    nothing_left(quiet_home)
 
 
 @pytest.mark.parametrize("guards_too", [False, True])
-def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, start, wait_for, nothing_left, guards_too):
-    killed = start(shared_home, "quickstart", "--port", "0")
+def test_the_next_run_repairs_what_a_killed_one_left(quiet_home, start, wait_for, nothing_left, guards_too):
+    killed = start(quiet_home, "quickstart", "--port", "0")
     killed.wait_for("vLLM: importing torch and vLLM")
-    wait_for(lambda: list(records(shared_home)), what="the record of vLLM")
-    ((_, record),) = records(shared_home)
-    ((mount, _),) = states(shared_home)
+    wait_for(lambda: list(records(quiet_home)), what="the record of vLLM")
+    ((_, record),) = records(quiet_home)
+    ((mount, _),) = states(quiet_home)
     if guards_too:
         record.guard.send(signal.SIGSTOP)
         killed.process.kill()
@@ -145,20 +173,20 @@ def test_the_next_run_repairs_what_a_killed_one_left(shared_home, first_run, sta
         assert mount.process.wait(5)
     killed.process.kill()
     killed.wait()
-    again = start(shared_home, "quickstart", "--port", "0")
+    again = start(quiet_home, "quickstart", "--port", "0")
     again.wait_for("vLLM: importing torch and vLLM")
     assert not record.process.alive()
     assert not record.guard.alive()
     assert any("model-00001-of-00004.safetensors" in line for line in again.err)
     again.process.send_signal(signal.SIGTERM)
     assert again.wait() == 143
-    nothing_left(shared_home)
+    nothing_left(quiet_home)
 
 
-def test_vllm_dying_at_its_start_shows_its_last_lines(shared_home, first_run, nothing_left):
-    result = run(shared_home, "quickstart", "--port", "0", "--", "--no-such-option", timeout_s=VLLM_START_S)
+def test_vllm_dying_at_its_start_shows_its_last_lines(quiet_home, nothing_left):
+    result = run(quiet_home, "quickstart", "--port", "0", "--", "--no-such-option", timeout_s=VLLM_START_S)
     assert result.code == 1
     assert "vLLM ended with status 2" in result.err
     assert "unrecognized arguments: --no-such-option" in result.err
-    assert str(Path(shared_home.logs) / "vllm.log") in result.err
-    nothing_left(shared_home)
+    assert str(Path(quiet_home.logs) / "vllm.log") in result.err
+    nothing_left(quiet_home)
