@@ -48,10 +48,10 @@ def expected_vectors(directory):
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
-def test_vectors_through_mount_and_router_are_those_of_the_original_files(shared_home, original, start, nothing_left):
+def test_vectors_through_mount_and_router_are_those_of_the_original_files(helios_home, original, start, nothing_left):
     torch = pytest.importorskip("torch")
-    assert run(shared_home, "push", str(original), NAME).code == 0
-    serving = start(shared_home, "serve", NAME, "--port", "0")
+    assert run(helios_home, "push", str(original), NAME).code == 0
+    serving = start(helios_home, "serve", NAME, "--port", "0")
     serving.wait_for("until Ctrl-C")
     (url,) = serving.out
     body = json.dumps({"model": NAME, "input": TEXTS}).encode()
@@ -64,11 +64,11 @@ def test_vectors_through_mount_and_router_are_those_of_the_original_files(shared
     assert ours.shape == theirs.shape == (len(TEXTS), 384)
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.999
     assert serving.wait() == 130
-    nothing_left(shared_home)
+    nothing_left(helios_home)
 
 
-def test_serve_names_a_model_that_is_not_there(shared_home):
-    result = run(shared_home, "serve", "nobody/nothing", "--port", "0")
+def test_serve_names_a_model_that_is_not_there(helios_home):
+    result = run(helios_home, "serve", "nobody/nothing", "--port", "0")
     assert result.code == 1
     assert "nobody/nothing" in result.err
     assert "helios pull" in result.err
