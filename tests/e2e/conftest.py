@@ -20,6 +20,8 @@ from tests.conftest import HELIOS, Result, leftovers
 VLLM_START_S = 300.0
 """Longest start of vLLM on two busy cores, in seconds."""
 
+SETTLE_S = 0.5
+
 
 def environment(home: Home, **extra: str) -> dict[str, str]:
     return {**os.environ, "HELIOS_HOME": str(home.root), **extra}
@@ -78,6 +80,8 @@ class Running:
         while True:
             for line in [*self.out, *self.err]:
                 if text in line:
+                    # Two threads read the two streams: what the other one was told before may come a moment later.
+                    time.sleep(SETTLE_S)
                     return line
             if self.process.poll() is not None:
                 pytest.fail(f"ended with {self.process.returncode} before it printed {text!r}:\n{self.text()}")
