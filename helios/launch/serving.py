@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Final, NoReturn
 
 from helios.config import Config
@@ -22,6 +23,7 @@ from helios.launch.model_info import ModelInfo
 from helios.launch.processes import Child, Children, repair
 from helios.launch.progress import Progress
 from helios.launch.shared_mount import shared_mount
+from helios.launch.signals import signals_ignored
 from helios.mounts import MountState
 from helios.names import RepoId
 from helios.process import ProcessId
@@ -112,6 +114,12 @@ class Serving(contextlib.ExitStack):
         self.home, self.config, self.progress = home, config, progress
         self._children: Children | None = None
         self._watched: list[Child] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        with signals_ignored():  # a second Ctrl-C would leave things behind; what ends here has deadlines of its own
+            return super().__exit__(kind, error, tb)
 
     def repair(self) -> None:
         """End what a run that was killed left behind."""

@@ -159,7 +159,7 @@ def start(
 ) -> Vllm:
     """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours."""
     require_vllm()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
     command += ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
     command += [*arguments(info, device, available_memory()), *extra]
     cache = children.home.root / "vllm"  # what a second start reuses

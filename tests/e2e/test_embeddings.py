@@ -48,11 +48,14 @@ def expected_vectors(directory):
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
-def test_vectors_through_mount_and_router_are_those_of_the_original_files(helios_home, original, start, nothing_left):
+def test_vectors_through_mount_and_router_are_those_of_the_original_files(
+    helios_home, original, start, wait_for, nothing_left
+):
     torch = pytest.importorskip("torch")
     assert run(helios_home, "push", str(original), NAME).code == 0
     serving = start(helios_home, "serve", NAME, "--port", "0")
     serving.wait_for("until Ctrl-C")
+    wait_for(lambda: serving.out, what="the URL on standard output")
     (url,) = serving.out
     body = json.dumps({"model": NAME, "input": TEXTS}).encode()
     request = urllib.request.Request(f"{url}/v1/embeddings", body, {"content-type": "application/json"})

@@ -39,6 +39,7 @@ class Stack:
         if self.running is None or self.running.process.poll() is not None:
             self.running = Running.start(self.home, "quickstart", "--port", "0")
             self.running.wait_for("Everything stays up")
+            self.running.wait_for("HF_ENDPOINT=")  # the last line of the other stream
         return self.running
 
     def down(self):
