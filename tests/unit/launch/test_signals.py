@@ -22,9 +22,13 @@ def test_a_signal_unwinds_and_gives_the_exit_code(sig, code):
         os.kill(os.getpid(), signal.SIGINT)  # a second one must not cut the unwinding short
         unwound.append(True)
 
-    with pytest.raises(Stopped) as caught, stopped_by_signals(), contextlib.ExitStack() as stack:
-        stack.callback(unwind)
-        os.kill(os.getpid(), sig)
+    def run():
+        with stopped_by_signals(), contextlib.ExitStack() as stack:
+            stack.callback(unwind)
+            os.kill(os.getpid(), sig)
+
+    with pytest.raises(Stopped) as caught:
+        run()
     assert unwound == [True]
     assert caught.value.code == code
 
