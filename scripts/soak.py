@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Soak:
         self.mountpoint = home / "mnt"
         self.model = home / "model"
         self.model.mkdir(parents=True)
-        self.rounds = self.reads = self.errors = 0
+        self.rounds = self.reads = 0
+        self.errors: Counter[str] = Counter()
+        self.reasons: list[str] = []
 
     def helios(self, *args: str) -> str:
         done = subprocess.run(
@@ -74,10 +77,10 @@ class Soak:
             name, digest = job
             try:
                 found = sha256(directory / name)
-            except OSError:
+            except OSError as error:
                 if strict:
                     raise
-                self.errors += 1
+                self.reasons.append(str(error.strerror))
                 return
             self.reads += 1
             if found != digest:
@@ -112,6 +115,8 @@ class Soak:
             time.sleep(self.random.random() * 0.5)
             killed = self.kill_something()
             reading.result(timeout=DEADLINE_S)
+        self.errors.update(f"{reason} after a killed {killed.split()[0]}" for reason in self.reasons)
+        self.reasons.clear()
         if killed.startswith("mount"):
             self.helios("mount", str(self.mountpoint))
         self.read(commit, digests, strict=True)
@@ -142,7 +147,7 @@ def main() -> int:
         finally:
             subprocess.run([HELIOS, "umount", soak.mountpoint], env=soak.env, capture_output=True, check=False)
         left = [m for m in soak.status()["mounts"] if m["alive"]]
-    print(f"soak: {soak.rounds} rounds, {soak.reads} files read, all right; {soak.errors} reads met a killed mount")
+    print(f"soak: {soak.rounds} rounds, {soak.reads} files read right; failed reads: {dict(soak.errors) or 'none'}")
     return 1 if left else 0
 
 
