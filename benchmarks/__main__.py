@@ -51,6 +51,13 @@ BENCHMARKS = {
         median_of("publish_ratio", "first_read_ratio"),
         {"publish_ratio": 0.5, "first_read_ratio": 0.3},
     ),
+    "fill": Benchmark(("--gb", "1"), ("--gb", "0.25", "--rounds", "1"), median_of("ratio"), {"ratio": 0.8}),
+    "first_byte": Benchmark(
+        ("--gb", "2"),
+        ("--gb", "0.3", "--rounds", "1"),
+        lambda result: {"second_to_worst_byte": 1.0 / result["worst_s"]},
+        {"second_to_worst_byte": 1.0},
+    ),
     "router": Benchmark(
         ("--seconds", "5", "--rounds", "3"),
         ("--seconds", "1", "--rounds", "1"),

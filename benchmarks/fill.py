@@ -13,7 +13,6 @@ Target: >= 0.8x of the bare client; CPU seconds per GB are printed for both.
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import os
@@ -32,7 +31,7 @@ from typing import Any
 import trio
 from blake3 import blake3
 
-from benchmarks.ingest import RESULTS
+from benchmarks.common import options, save
 from helios.config import MountSettings
 from helios.http.client import HttpClient
 from helios.metrics import MountMetrics, rss_bytes
@@ -194,18 +193,10 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure a cold fill beside a bare client that hashes and writes.")
-    parser.add_argument("--gb", type=float, default=1.0, help="size of the blob in GB (1)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs 3x --gb"
-    )
-    parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
+    parser = options("Measure a cold fill beside a bare client that hashes and writes.", gb=1, rounds=5, space="3x")
     args = parser.parse_args()
     result = run(args.gb, args.rounds, args.directory)
-    out = args.json or RESULTS / f"fill-{result['time']}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out = save(result, args.json)
     print(f"fill {result['median']['ratio']:.2f}x of the bare client (target {TARGET}x); written to {out}")
 
 

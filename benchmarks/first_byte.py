@@ -12,8 +12,6 @@ Target: every one of them under a second.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.ingest import RESULTS
+from benchmarks.common import options, save
 from benchmarks.whole_path import HELIOS, helios
 from helios.http.client import HttpClient
 from helios.names import RepoId
@@ -145,19 +143,11 @@ def run(gigabytes: float, rate: float, rounds: int, directory: Path) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time single bytes through the mount over a slow link.")
-    parser.add_argument("--gb", type=float, default=2.0, help="size of the file in GB (2)")
+    parser = options("Time single bytes through the mount over a slow link.", gb=2, rounds=3, space="3x")
     parser.add_argument("--mbps", type=float, default=50.0, help="rate of the link in MB/s (50)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs 3x --gb"
-    )
-    parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
     args = parser.parse_args()
     result = run(args.gb, args.mbps * 1e6, args.rounds, args.directory)
-    out = args.json or RESULTS / f"first_byte-{result['time']}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out = save(result, args.json)
     print(f"worst {result['worst_s']:.3f} s (target {TARGET_S} s); written to {out}", file=sys.stdout)
 
 

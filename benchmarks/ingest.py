@@ -11,7 +11,7 @@ source files are read once, so that hashing and ingest both find in the page cac
 With --cold they are dropped from it instead (posix_fadvise on our own files): then the ingest reads and writes the same
 disk at once, while each half of the yardstick has it alone.
 
-    python benchmarks/ingest.py [--gb 10] [--rounds 3] [--shards 4] [--cold] [--directory DIR]
+    python -m benchmarks.ingest [--gb 10] [--rounds 3] [--shards 4] [--cold] [--directory DIR]
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ROOT, Sampler, options, save
+
 SLAB = 4 << 20
-RESULTS = Path(__file__).parent / "results"
 
 
 def make_model(directory: Path, total: int, shards: int, seed: int = 1) -> list[Path]:
@@ -150,29 +151,16 @@ def measure_writing(path: Path, total: int, *, direct: bool) -> float:
 
 def measure_ingest(store: Path, paths: list[Path]) -> dict[str, float]:
     """Ingest the files in a process of its own: seconds, its peak memory in bytes, its CPU seconds."""
-    command = [sys.executable, __file__, "--child", str(store), *map(str, paths)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        peak = [0]
-        sampler = threading.Thread(target=sample_memory, args=(process, peak))
-        sampler.start()
+    command = [sys.executable, "-m", "benchmarks.ingest", "--child", str(store), *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        sampler = Sampler(process.pid)
         assert process.stdout is not None
         out = process.stdout.read()
         process.wait()
-        sampler.join()
+        peak = sampler.stop()
     if process.returncode:
         raise SystemExit(f"the ingest failed with {process.returncode}")
-    return {**json.loads(out), "peak_bytes": peak[0]}
-
-
-def sample_memory(process: subprocess.Popen[bytes], peak: list[int]) -> None:
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            return
-        sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-        peak[0] = max(peak[0], sum(sizes))
-        time.sleep(0.02)
+    return {**json.loads(out), "peak_bytes": peak}
 
 
 def child(root: Path, paths: list[Path]) -> None:
@@ -263,25 +251,16 @@ def print_row(name: str, row: dict[str, float], total: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure ingest beside its yardstick.")
-    parser.add_argument("--gb", type=float, default=10.0, help="size of the model in GB (10)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = options("Measure ingest beside its yardstick.", gb=10, rounds=3, space="3x")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--cold", action="store_true", help="read the sources from disk, not from the page cache")
-    parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs three times --gb"
-    )
-    parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
     parser.add_argument("--child", nargs="+", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child[0], args.child[1:])
         return
-    result = run(args.gb, args.rounds, args.shards, args.directory, cold=args.cold)
-    out = args.json or RESULTS / f"ingest-{result['time']}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {out}", file=sys.stderr)
+    result = run(args.gb, args.rounds, args.shards, args.directory.resolve(), cold=args.cold)
+    print(f"written to {save(result, args.json)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

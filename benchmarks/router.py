@@ -27,7 +27,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.common import save
+
 BODY = json.dumps(
     {"model": "m", "messages": [{"role": "user", "content": "x" * 500}], "max_tokens": 16, "temperature": 0}
 ).encode()
@@ -277,10 +278,14 @@ def report(rounds: list[dict[str, dict[str, float]]], out: Path | None) -> None:
     print("added to one request (p50): " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in added.items()))
     print(f"requests per CPU second, router to plain proxy: {ratios['requests_to_plain']:.2f}")
     print(f"events per CPU second, router to plain proxy: {ratios['events_to_plain']:.2f}")
-    document = {"cores": os.cpu_count(), "rounds": rounds, "median": {**ratios, "added_ms": added, "table": median}}
-    path = out or RESULTS / f"router-{int(time.time())}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    document = {
+        "benchmark": "router",
+        "time": int(time.time()),
+        "cores": os.cpu_count(),
+        "rounds": rounds,
+        "median": {**ratios, "added_ms": added, "table": median},
+    }
+    print(f"written to {save(document, out)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Targets: publish >= 0.5x, first read >= 0.3x, memory < 300 MB each.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,38 +21,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ingest import RESULTS, drop_cache, make_model, measure_hashing, measure_writing
+from benchmarks.common import Sampler, options, save
+from benchmarks.ingest import drop_cache, make_model, measure_hashing, measure_writing
 
 HELIOS = Path(sys.executable).parent / "helios"
 TARGETS = {"publish": 0.5, "first_read": 0.3, "memory_mb": 300}
-
-
-class Sampler(threading.Thread):
-    """The peak RssAnon + RssShmem in bytes of a running process."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.peak, self._stop_now = pid, 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._stop_now.wait(0.02):
-            try:
-                lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-            except OSError:
-                return
-            sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-            self.peak = max(self.peak, sum(sizes))
-
-    def stop(self) -> int:
-        self._stop_now.set()
-        self.join()
-        return self.peak
 
 
 def helios(home: Path, *args: str) -> str:
@@ -159,18 +135,10 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure publish and first read beside their yardstick.")
-    parser.add_argument("--gb", type=float, default=10.0, help="size of the model in GB (10)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work; needs 4x --gb"
-    )
-    parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
+    parser = options("Measure publish and first read beside their yardstick.", gb=10, rounds=3, space="4x")
     args = parser.parse_args()
     result = run(args.gb, args.rounds, args.directory)
-    out = args.json or RESULTS / f"whole_path-{result['time']}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out = save(result, args.json)
     median = result["median"]
     print(
         f"publish {median['publish_ratio']:.2f}x (target {TARGETS['publish']}x), first read "

@@ -15,9 +15,14 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 def test_half_a_gigabyte_in_bounded_memory(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    command = [sys.executable, ROOT / "benchmarks/ingest.py", "--gb", "0.5", "--rounds", "1", "--shards", "2"]
+    command = [sys.executable, "-m", "benchmarks.ingest", "--gb", "0.5", "--rounds", "1", "--shards", "2"]
     done = subprocess.run(
-        [*command, "--directory", tmp_path, "--json", out], capture_output=True, text=True, timeout=240, check=False
+        [*command, "--directory", tmp_path, "--json", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_bytes())

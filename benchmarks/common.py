@@ -1,0 +1,56 @@
+"""What the benchmarks share: their options, where results go, the memory of a process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def options(description: str, *, gb: float, rounds: int, space: str) -> argparse.ArgumentParser:
+    """A parser with the options that benchmarks of files have; ``space`` is the room they need, in words."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--gb", type=float, default=gb, help=f"size in GB ({gb:g})")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    directory = Path(tempfile.gettempdir())
+    parser.add_argument("--directory", type=Path, default=directory, help=f"where to work; needs {space} --gb")
+    parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
+    return parser
+
+
+def save(result: Mapping[str, Any], path: Path | None) -> Path:
+    """Write a benchmark's result as JSON and return where; ``result`` has its name and its time."""
+    out = path or RESULTS / f"{result['benchmark']}-{result['time']}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    return out
+
+
+class Sampler(threading.Thread):
+    """The peak RssAnon + RssShmem in bytes of a running process, looked at every 20 ms."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.peak, self._stop_now = pid, 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._stop_now.wait(0.02):
+            try:
+                lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            except OSError:
+                return
+            sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+            self.peak = max(self.peak, sum(sizes))
+
+    def stop(self) -> int:
+        self._stop_now.set()
+        self.join()
+        return self.peak
