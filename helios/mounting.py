@@ -144,7 +144,7 @@ def _clear(home: Home, mountpoint: Path) -> tuple[bool, str | None]:
     """Remove a dead mount of ours. Returns whether its mount point was made for it, and what was done."""
     entry, state = find_mount(mountpoint), state_of(home, mountpoint)
     if held(state_path(home, mountpoint)):
-        if entry is not None or not _wait_until_free(home, mountpoint):
+        if not _wait_until_free(home, mountpoint):
             by = f"process {state.pid}" if state else "a process that is just starting"
             raise Conflict(f"{mountpoint} is mounted already, by {by}", hint=f"helios umount {mountpoint} ends it.")
         entry, state = find_mount(mountpoint), state_of(home, mountpoint)
@@ -160,12 +160,23 @@ def _clear(home: Home, mountpoint: Path) -> tuple[bool, str | None]:
     return created, note
 
 
+def lives(home: Home, mountpoint: Path, state: MountState) -> bool:
+    """Whether the daemon that ``state`` names serves the mount.
+
+    The kernel drops the lock of a killed process a moment after the process is gone, so the lock alone says too much.
+    """
+    return held(state_path(home, mountpoint)) and state.process.alive() and find_mount(mountpoint) is not None
+
+
 def _wait_until_free(home: Home, mountpoint: Path) -> bool:
-    """A daemon that has unmounted already is ending: wait for it."""
+    """A daemon that has unmounted, or was killed, is ending: wait for its lock. False when one lives after all."""
     end = time.monotonic() + STOP_S
-    while time.monotonic() < end and find_mount(mountpoint) is None:
+    while time.monotonic() < end:
         if not held(state_path(home, mountpoint)):
             return True
+        state = state_of(home, mountpoint)
+        if find_mount(mountpoint) is not None and (state is None or state.process.alive()):
+            return False
         time.sleep(0.05)
     return False
 

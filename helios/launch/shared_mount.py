@@ -20,15 +20,11 @@ import msgspec
 from helios import mounting
 from helios.errors import DeadlineExceeded
 from helios.home import Home
-from helios.lockfile import held
-from helios.mounts import MountState, canonical, find_mount, state_of, state_path
+from helios.mounts import MountState, canonical, state_of
 from helios.process import ProcessId
 
 LOCK_S: Final = mounting.START_S + mounting.STOP_S
 """How long another run may take to mount or to unmount, in seconds."""
-
-FREE_S: Final = 5.0
-"""How long the lock of a daemon that is gone may last, in seconds."""
 
 
 @contextlib.contextmanager
@@ -58,22 +54,13 @@ def _find_or_mount(home: Home) -> MountState:
         _lock(starting, fcntl.LOCK_EX)
         path = mountpoint(home)
         state = state_of(home, path)
-        if state is not None and not state.process.alive():
-            _wait_until_free(state_path(home, path))
-        if state is not None and held(state_path(home, path)) and find_mount(path) is not None:
+        if state is not None and mounting.lives(home, path, state):
             return state
         state = mounting.start(home, mounting.prepare(home, path), {})
         _record(home).write_bytes(msgspec.json.encode(state.process))
         return state
     finally:
         os.close(starting)
-
-
-def _wait_until_free(path: Path) -> None:
-    """The kernel drops the locks of a killed process a moment after the process itself is gone."""
-    deadline = time.monotonic() + FREE_S
-    while held(path) and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _unmount_if_ours(home: Home) -> None:

@@ -15,8 +15,9 @@ import pytest
 from helios.embedded import running
 from helios.home import Home
 from helios.http.client import HttpClient
+from helios.lockfile import LockFile, held
 from helios.mounting import stop
-from helios.mounts import find_mount, state_of, states
+from helios.mounts import find_mount, state_of, state_path, states
 from helios.process import ProcessId
 from tests.support.mounts import fails, push, write
 
@@ -186,6 +187,20 @@ def test_mount_repairs_what_a_killed_daemon_left(helios, published, mnt):
     assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
     helios("umount", mnt)
     assert not mnt.exists()
+
+
+def test_a_killed_daemon_whose_lock_lasts_a_moment_is_replaced(helios, helios_home, alone, mnt, wait_for):
+    kill(mount(helios, mnt))
+    wait_for(lambda: not held(state_path(helios_home, mnt)), what="the lock of the dead daemon")
+    lock = LockFile.acquire(state_path(helios_home, mnt))  # held again, as the kernel does for a moment
+    free = threading.Timer(1.0, os.close, [lock._fd])
+    free.start()
+    try:
+        mount(helios, mnt)
+        assert (mnt / ".hub").is_dir()
+    finally:
+        free.join()
+    helios("umount", mnt)
 
 
 def test_umount_cleans_up_after_a_killed_daemon(helios, helios_home, alone, mnt):
