@@ -82,6 +82,6 @@ class BlobReader:
             raise IntegrityError(
                 f"chunk {index} of blob {self._recipe.blob} (bytes {low} to {high}) is damaged: "
                 f"object {placed.key}, bytes {offset} to {offset + length}",
-                hint="publish or pull the file again from a good copy",
+                hint=f"restore the object {placed.key} from a copy of the store",
             )
         return data

@@ -266,34 +266,13 @@ class Catalog:
         lineage: Mapping[str, str] | None = None,
         parent: Expected = ...,
         expect: Expected = ...,
-    ) -> CommitRecord:
+    ) -> Published:
         """Make a snapshot of stored blobs visible and point a ref at it (None: at no ref), in one transaction.
 
         ``commit`` is the Hub's id, or None for a local commit. ``parent`` defaults to where the ref points now;
         ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. A commit that
         is there already keeps its record. Raises InvalidInput for bad paths, NotFound for a blob that is not stored.
         """
-        published = self.publish_outcome(
-            repo, ref, files, commit=commit, author=author, message=message, time=time, lineage=lineage,
-            parent=parent, expect=expect,
-        )  # fmt: skip
-        return published.record
-
-    def publish_outcome(
-        self,
-        repo: RepoId,
-        ref: str | None,
-        files: Mapping[str, FileEntry],
-        *,
-        commit: str | None = None,
-        author: str,
-        message: str,
-        time: int | None = None,
-        lineage: Mapping[str, str] | None = None,
-        parent: Expected = ...,
-        expect: Expected = ...,
-    ) -> Published:
-        """``publish``, saying also whether the ref moved."""
         if ref is not None:
             check_ref(ref)
         if not files:

@@ -353,7 +353,7 @@ class Pushes:
 
     def _commit(self, push: Push) -> Outcome:
         files: dict[str, FileEntry] = {path: blob.entry for path, blob in push.stored.items()}
-        published = self._catalog.publish_outcome(
+        published = self._catalog.publish(
             push.repo, push.ref, files, author=push.author, message=push.message, parent=push.base, expect=push.base
         )
         stored = push.stored.values()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Command
+from tests.support.damage import flip
 from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.hub_site import Site, write
 from tests.support.registry import running_registry
@@ -20,17 +21,6 @@ def largest_object(home: Path) -> Path:
         path for path in (home / "store" / "public").rglob("*") if path.is_file() and "recipes" not in path.parts
     ]
     return max(objects, key=lambda path: path.stat().st_size)
-
-
-def flip(path: Path, offset: int) -> None:
-    mode = path.stat().st_mode
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 0x10]))
-    path.chmod(mode)
 
 
 def test_a_record_that_is_gone_is_no_missing_file(tmp_path):

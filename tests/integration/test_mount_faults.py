@@ -11,6 +11,7 @@ import time
 import pytest
 
 from helios.embedded import running
+from tests.support.damage import flip
 from tests.support.mounts import fails, mounted, push, write
 
 pytestmark = pytest.mark.fuse
@@ -32,20 +33,10 @@ def stored(home, data):
     raise AssertionError("the store has no such object")
 
 
-def damage(path, at):
-    """Flip one bit, also in a read-only file."""
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
-
-
 def test_a_damaged_chunk_is_eio_and_the_log_names_it(helios_home, mnt, tmp_path, expected_log_errors):
     expected_log_errors("chunk")
     push(helios_home, write(tmp_path / "model", DATA), "org/name")
-    damage(stored(helios_home, DATA["one.txt"]), 5 * MIB)
+    flip(stored(helios_home, DATA["one.txt"]), 5 * MIB)
     with mounted(helios_home, mnt) as mount:
         file = mnt / "org/name/@main/one.txt"
         fd = os.open(file, os.O_RDONLY)

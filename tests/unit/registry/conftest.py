@@ -59,7 +59,8 @@ class Registry:
     def publish(self, name: str, files: dict[str, bytes], ref: str = "main", **options: object) -> CommitRecord:
         with self.sessions.open() as session:
             entries = {path: self.put(content, path, session) for path, content in files.items()}
-            return self.catalog.publish(RepoId.parse(name), ref, entries, author="me", message="", **options)  # type: ignore[arg-type]
+            repo = RepoId.parse(name)
+            return self.catalog.publish(repo, ref, entries, author="me", message="", **options).record  # type: ignore[arg-type]
 
     def objects(self) -> set[str]:
         """Keys of all objects but the owner's mark."""

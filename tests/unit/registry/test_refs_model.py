@@ -36,7 +36,7 @@ class RefsMachine(RuleBasedStateMachine):
     def publish(self, repo: RepoId, ref: str, content: int) -> None:
         record = self.registry.catalog.publish(
             repo, ref, {"f": self.registry.put(b"%d" % content)}, author="", message=""
-        )
+        ).record
         known = self.commits.setdefault(repo, {})
         assert known.setdefault(content, record.commit) == record.commit
         self.refs.setdefault(repo, {})[ref] = record.commit
@@ -49,7 +49,7 @@ class RefsMachine(RuleBasedStateMachine):
             with pytest.raises(Conflict):
                 self.registry.catalog.publish(repo, ref, files, author="", message="", expect=expect)
             return
-        record = self.registry.catalog.publish(repo, ref, files, author="", message="", expect=expect)
+        record = self.registry.catalog.publish(repo, ref, files, author="", message="", expect=expect).record
         self.commits.setdefault(repo, {})[content] = record.commit
         self.refs.setdefault(repo, {})[ref] = record.commit
 

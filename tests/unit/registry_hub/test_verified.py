@@ -15,6 +15,7 @@ from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.placement import PlacedBlob, PlacedObject, Placement, Run
 from heliosfs.store.recipe import Recipe
 from registry.hub.verified import Passed, VerifiedReader, Wanted
+from tests.support.damage import flip
 
 WANTED = Wanted("models/o/m", "c" * 40, "model.safetensors")
 CHUNK = 1000
@@ -43,13 +44,7 @@ class Stored:
         self.failures += 1
 
     def flip(self, key: str, offset: int) -> None:
-        path = self.store.root / key
-        path.chmod(0o600)
-        with path.open("r+b") as file:
-            file.seek(offset)
-            byte = file.read(1)[0]
-            file.seek(offset)
-            file.write(bytes([byte ^ 1]))
+        flip(self.store.root / key, offset)
 
 
 @pytest.fixture
