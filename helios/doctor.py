@@ -72,13 +72,16 @@ def effective_capabilities(status: str) -> int:
     return int(match[1], 16) if match else 0
 
 
-def check_mounting(privileged: bool, fusermount: str | None, fuse_conf: str, allow_other: bool) -> Check:
+def check_mounting(privileged: bool, fusermount: str | None, fuse_conf: str, allow_other: bool, mtab: bool) -> Check:
     """Who may mount: with CAP_SYS_ADMIN directly, else through the setuid fusermount3."""
     if privileged:
         return Check("mounting", "ok", "CAP_SYS_ADMIN: mounts directly, other users may read the mount")
     if fusermount is None:
         fix = "Install it: apt-get install fuse3. Or run as root."
         return Check("mounting", "fail", "no CAP_SYS_ADMIN, and fusermount3 is not installed", fix)
+    if not mtab:
+        fix = "As root: ln -s /proc/self/mounts /etc/mtab"
+        return Check("mounting", "fail", f"{fusermount} can't unmount without /etc/mtab", fix)
     allowed = any(line.strip() == "user_allow_other" for line in fuse_conf.splitlines())
     if allow_other and not allowed:
         fix = "For that, root adds the line user_allow_other to /etc/fuse.conf. Or set HELIOS_MOUNT__ALLOW_OTHER=false."
@@ -223,7 +226,8 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     yield check_kernel(release)
     yield check_fuse_device(Path("/dev/fuse"))
     fuse_conf, allow_other = _read("/etc/fuse.conf"), config.mount.allow_other
-    yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other)
+    mtab = Path("/etc/mtab").exists()
+    yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other, mtab)
     yield check_passthrough(release, read_kernel_config(release), privileged)
     yield check_memory(_read("/proc/meminfo"))
     yield check_space("local tier", cache)

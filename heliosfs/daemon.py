@@ -177,6 +177,7 @@ class _Daemon:
 
     @contextlib.contextmanager
     def _mounted(self, operations: HeliosOperations) -> Iterator[None]:
+        mounting.check_unmountable()
         mountpoint, wanted = self._plan.mountpoint, self._plan.config.mount.allow_other
         allow_other = wanted and mounting.may_allow_other()
         if wanted and not allow_other:

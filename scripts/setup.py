@@ -161,6 +161,30 @@ def has_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
+def as_root() -> list[str] | None:
+    """What to put before a command so that root runs it; None where that can't be had without a question."""
+    if os.geteuid() == 0:
+        return []
+    sudo = (
+        shutil.which("sudo") and not subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode
+    )
+    return ["sudo", "-n"] if sudo else None
+
+
+def link_mtab() -> None:
+    """Make /etc/mtab, which a minimal Debian lacks: without it fusermount3 mounts for a user but never unmounts."""
+    if os.geteuid() == 0 or os.path.lexists("/etc/mtab"):
+        return
+    command = ["ln", "-s", "/proc/self/mounts", "/etc/mtab"]
+    prefix = as_root()
+    if prefix is None:
+        raise SetupError(
+            "/etc/mtab is missing, without which only root can unmount. Run this, then the same again:\n"
+            f"  sudo {' '.join(command)}"
+        )
+    run([*prefix, *command])
+
+
 def install_packages(need: dict[str, str]) -> None:
     """Install Debian packages, or raise SetupError with the command to run."""
     names = sorted(need)
@@ -168,14 +192,8 @@ def install_packages(need: dict[str, str]) -> None:
     why = "\n".join(f"  {name:20} {text}" for name, text in sorted(need.items()))
     if not shutil.which("apt-get"):
         raise SetupError(f"these packages (Debian's names) are missing; install them and run this again:\n{why}")
-    if os.geteuid() == 0:
-        prefix = []
-    elif (
-        shutil.which("sudo")
-        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
-    ):
-        prefix = ["sudo", "-n"]
-    else:
+    prefix = as_root()
+    if prefix is None:
         raise SetupError(
             f"these packages are missing:\n{why}\nRun this, then the same again:\n  sudo {' '.join(command)}"
         )
@@ -324,6 +342,7 @@ def setup(extra: str) -> None:
     start = time.monotonic()
     if need := missing_packages():
         install_packages(need)
+    link_mtab()
     want = key()
     if stamp_is_good(want, extra):
         return

@@ -28,6 +28,15 @@ def may_allow_other(fuse_conf: Path = Path("/etc/fuse.conf")) -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
+def check_unmountable(mtab: Path = Path("/etc/mtab")) -> None:
+    """Raise Unavailable where a mount of this user could never be removed again.
+
+    Without root fusermount3 unmounts, and it asks /etc/mtab who mounted (it mounts without asking).
+    """
+    if os.geteuid() != 0 and not mtab.exists():
+        raise Unavailable(f"without {mtab} only root can unmount", hint=f"As root: ln -s /proc/self/mounts {mtab}")
+
+
 def options(allow_other: bool) -> set[str]:
     """Options of the mount, for ``pyfuse3.init``.
 

@@ -60,11 +60,15 @@ def test_a_fuse_device_of_others(tmp_path, monkeypatch):
 
 
 def test_who_may_mount():
-    assert doctor.check_mounting(True, None, "", True).status == "ok"
-    assert "fuse3" in doctor.check_mounting(False, None, "", True).fix
-    assert "user_allow_other" in doctor.check_mounting(False, "/usr/bin/fusermount3", "#user_allow_other\n", True).fix
-    assert doctor.check_mounting(False, "/usr/bin/fusermount3", "user_allow_other\n", True).status == "ok"
-    assert doctor.check_mounting(False, "/usr/bin/fusermount3", "", False).status == "ok"
+    assert doctor.check_mounting(True, None, "", True, False).status == "ok"
+    assert "fuse3" in doctor.check_mounting(False, None, "", True, True).fix
+    assert (
+        "user_allow_other"
+        in doctor.check_mounting(False, "/usr/bin/fusermount3", "#user_allow_other\n", True, True).fix
+    )
+    assert doctor.check_mounting(False, "/usr/bin/fusermount3", "user_allow_other\n", True, True).status == "ok"
+    assert doctor.check_mounting(False, "/usr/bin/fusermount3", "", False, True).status == "ok"
+    assert "ln -s" in doctor.check_mounting(False, "/usr/bin/fusermount3", "user_allow_other\n", True, False).fix
 
 
 def test_capabilities_are_read():

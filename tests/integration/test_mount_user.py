@@ -60,6 +60,17 @@ run("mount", mnt)
 run("umount", mnt)
 seen["left"] += [line for line in open("/proc/self/mountinfo") if f" {mnt} " in line]
 seen["left"] += os.listdir(f"{base}/home/run/mounts")
+if root:
+    bare = f"{base}/bare"
+    os.mkdir(bare)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", bare], check=True)
+    os.mkdir(f"{bare}/upper")
+    os.mkdir(f"{bare}/work")
+    layers = f"lowerdir=/etc,upperdir={bare}/upper,workdir={bare}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, "/etc"], check=True)
+    os.unlink("/etc/mtab")
+    done = subprocess.run([*drop, helios, "mount", mnt], env=env, capture_output=True, text=True, timeout=90, cwd="/")
+    seen["without mtab"] = [done.returncode, done.stderr, [line for line in open("/proc/self/mountinfo") if mnt in line]]
 print(json.dumps(seen))
 """
 
@@ -105,3 +116,7 @@ def test_a_user_mounts_and_others_see_it_only_where_allowed(base, allowed):
     assert "read-ahead stays as it is" in seen["log"]
     if os.geteuid() == 0:
         assert (seen["root"] == "hello") is allowed
+        code, said, left = seen["without mtab"]
+        assert code == 1
+        assert "ln -s /proc/self/mounts /etc/mtab" in said
+        assert left == []
