@@ -31,7 +31,7 @@ from typing import Any
 import trio
 from blake3 import blake3
 
-from benchmarks.common import options, save
+from benchmarks.common import BackedMemory, options, save
 from helios.config import MountSettings
 from helios.http.client import HttpClient
 from helios.metrics import MountMetrics, rss_bytes
@@ -139,7 +139,7 @@ def timed(call: Callable[[], float | None]) -> tuple[float, float]:
     return wall if own is None else own, time.process_time() - cpu
 
 
-def one_round(url: str, want: BlobRef, work: Path, threads: int) -> dict[str, float]:
+def one_round(url: str, want: BlobRef, work: Path, threads: int, memory: BackedMemory) -> dict[str, float]:
     row: dict[str, float] = {}
     ways: list[tuple[str, Callable[[], float | None]]] = [
         ("bare", lambda: bare(url, want, work / "bare", threads)),
@@ -148,6 +148,7 @@ def one_round(url: str, want: BlobRef, work: Path, threads: int) -> dict[str, fl
     ]
     for name, call in ways:
         os.sync()
+        memory.fill()
         row[f"{name}_s"], row[f"{name}_cpu_s"] = timed(call)
         os.sync()
         target = work / name
@@ -169,7 +170,7 @@ def show(title: str, row: dict[str, float], size: int) -> None:
 
 def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
     work = Path(tempfile.mkdtemp(prefix="helios-fill-", dir=directory))
-    settings = MountSettings()
+    memory, settings = BackedMemory(directory), MountSettings()
     threads = settings.connections - settings.connections // 4
     try:
         content = work / "content"
@@ -182,13 +183,14 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
             )
             measured = []
             for number in range(rounds):
-                measured.append(one_round(url, want, work, threads))
+                measured.append(one_round(url, want, work, threads, memory))
                 show(f"round {number + 1}", measured[-1], want.size)
         median = {key: statistics.median(row[key] for row in measured) for key in measured[0]}
         median["ratio"] = statistics.median(row["bare_s"] / row["fill_s"] for row in measured)
         show("median", median, want.size)
         return {"benchmark": "fill", "bytes": want.size, "rounds": measured, "median": median, "time": int(time.time())}
     finally:
+        memory.close()
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Sampler, options, save
+from benchmarks.common import ROOT, BackedMemory, Sampler, options, save
 
 SLAB = 4 << 20
 
@@ -205,6 +205,7 @@ def timed(call: Callable[[], None]) -> float:
 def run(gigabytes: float, rounds: int, shards: int, directory: Path, *, cold: bool = False) -> dict[str, Any]:
     """All measurements; everything made is removed."""
     work = Path(tempfile.mkdtemp(prefix="helios-ingest-", dir=directory))
+    memory = BackedMemory(directory)
     try:
         print(f"making {gigabytes:g} GB in {shards} shards under {work}", file=sys.stderr)
         paths = make_model(work / "model", int(gigabytes * 1e9), shards)
@@ -213,10 +214,13 @@ def run(gigabytes: float, rounds: int, shards: int, directory: Path, *, cold: bo
         measured = []
         for number in range(rounds):
             prepare(paths)
+            memory.fill()
             hashing = measure_hashing(paths)
+            memory.fill()
             cached = measure_writing(work / "written", total, direct=False)
             direct = measure_writing(work / "written", total, direct=True)
             prepare(paths)
+            memory.fill()
             ingest = measure_ingest(work / f"store-{number}", paths)
             shutil.rmtree(work / f"store-{number}")
             row = {"hash_s": hashing, "write_s": cached, "write_direct_s": direct, **ingest}
@@ -235,6 +239,7 @@ def run(gigabytes: float, rounds: int, shards: int, directory: Path, *, cold: bo
             "time": int(time.time()),
         }
     finally:
+        memory.close()
         shutil.rmtree(work)
 
 

@@ -4,9 +4,10 @@ The yardstick of both is the slower of hashing (sha256 and BLAKE3 side by side) 
 many bytes, measured in the same round (benchmarks/ingest.py). Both daemons are the real ones, on a HELIOS_HOME of
 their own; their RssAnon + RssShmem are sampled every 20 ms. The first read is one reader, file after file, 1 MiB at a
 time, with the store's objects dropped from the page cache before; its bytes are compared with the originals by sha256
-afterwards, untimed.
+afterwards, untimed. As on one machine the mount links the store's objects into its cache; with --remote it is given
+the registry's URL instead, and every byte is sent, verified and stored again.
 
-    python -m benchmarks.whole_path [--gb 10] [--rounds 3] [--directory DIR]
+    python -m benchmarks.whole_path [--gb 10] [--rounds 3] [--remote] [--directory DIR]
 
 Targets: publish >= 0.5x, first read >= 0.3x, memory < 300 MB each.
 """
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Sampler, options, save
+from benchmarks.common import BackedMemory, Sampler, options, save
 from benchmarks.ingest import drop_cache, make_model, measure_hashing, measure_writing
 
 HELIOS = Path(sys.executable).parent / "helios"
@@ -55,17 +56,26 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def one_round(work: Path, model: list[Path], total: int, digests: list[str]) -> dict[str, float]:
+def one_round(
+    work: Path, model: list[Path], total: int, digests: list[str], memory: BackedMemory, *, remote: bool
+) -> dict[str, float]:
+    writes = []
+    for direct in (False, True):
+        memory.fill()
+        writes.append(measure_writing(work / "written", total, direct=direct))
     drop_cache(model)
-    write_s = min(measure_writing(work / "written", total, direct=direct) for direct in (False, True))
-    row: dict[str, float] = {"hash_s": measure_hashing(model), "write_s": write_s}
+    memory.fill()
+    row: dict[str, float] = {"hash_s": measure_hashing(model), "write_s": min(writes)}
     home, mnt = work / "home", work / "mnt"
     environ = {**os.environ, "HELIOS_HOME": str(home)}
     registry = subprocess.Popen([HELIOS, "registry", "--port", "0"], env=environ, stdout=subprocess.PIPE)
     try:
         assert registry.stdout is not None
-        registry.stdout.readline()
+        url = registry.stdout.readline().decode().split()[0]
+        if remote:
+            os.environ["HELIOS_REGISTRY__URLS"] = url
         drop_cache(model)
+        memory.fill()
         sampler = Sampler(registry.pid)
         start = time.perf_counter()
         pushed = json.loads(helios(home, "push", str(model[0].parent), "bench/model", "--json"))
@@ -76,6 +86,7 @@ def one_round(work: Path, model: list[Path], total: int, digests: list[str]) -> 
         worker = int((home / "run" / "heliosfs-worker.pid").read_text())
         reading = Sampler(worker)
         drop_cache([path for path in (home / "store").rglob("*") if path.is_file()])
+        memory.fill()
         files = [mnt / "bench" / "model" / "@main" / path.name for path in model]
         start = time.perf_counter()
         read_through(files)
@@ -88,6 +99,7 @@ def one_round(work: Path, model: list[Path], total: int, digests: list[str]) -> 
             raise SystemExit("the mount gave other bytes than were published")
     finally:
         subprocess.run([HELIOS, "umount", str(mnt)], env=environ, check=False)
+        os.environ.pop("HELIOS_REGISTRY__URLS", None)
         registry.terminate()
         registry.wait(60)
     shutil.rmtree(home)
@@ -105,9 +117,10 @@ def show(name: str, row: dict[str, float], total: int) -> None:
     print(f"{name:9}{rates}{row['publish_ratio']:10.2f}{row['first_read_ratio']:10.2f}{memory}", flush=True)
 
 
-def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
+def run(gigabytes: float, rounds: int, directory: Path, *, remote: bool) -> dict[str, Any]:
     """All rounds; everything made is removed."""
     work = Path(tempfile.mkdtemp(prefix="helios-path-", dir=directory))
+    memory = BackedMemory(directory)
     try:
         print(f"making {gigabytes:g} GB under {work}", file=sys.stderr)
         model = make_model(work / "model", int(gigabytes * 1e9), 4)
@@ -117,7 +130,7 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
         print(f"{'GB/s':9}{titles}{'publish x':>10}{'read x':>10}{'registry MB':>12}{'mount MB':>10}")
         measured = []
         for number in range(rounds):
-            measured.append(one_round(work, model, total, digests))
+            measured.append(one_round(work, model, total, digests, memory, remote=remote))
             show(f"round {number + 1}", measured[-1], total)
         median = {key: statistics.median(row[key] for row in measured) for key in measured[0]}
         for key in ("mount_peak_bytes", "registry_peak_bytes"):
@@ -126,18 +139,21 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
         return {
             "benchmark": "whole_path",
             "bytes": total,
+            "remote": remote,
             "rounds": measured,
             "median": median,
             "time": int(time.time()),
         }
     finally:
+        memory.close()
         shutil.rmtree(work, ignore_errors=True)
 
 
 def main() -> None:
     parser = options("Measure publish and first read beside their yardstick.", gb=10, rounds=3, space="4x")
+    parser.add_argument("--remote", action="store_true", help="the registry is another machine's: it sends the bytes")
     args = parser.parse_args()
-    result = run(args.gb, args.rounds, args.directory)
+    result = run(args.gb, args.rounds, args.directory, remote=args.remote)
     out = save(result, args.json)
     median = result["median"]
     print(

@@ -58,6 +58,8 @@ class RegistryRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     start: str
     embedded: bool
+    store: str = ""
+    """The directory of its object store; empty where the store is none."""
 
 
 def record_path(home: Home) -> Path:
@@ -92,11 +94,20 @@ def running(home: Home) -> RegistryRecord | None:
 class AttachedRegistry:
     """The use of a registry; the embedded one stays up until this is closed. Threads may share it.
 
-    ``base`` is what an HttpClient takes, ``urls`` what to show people.
+    ``base`` is what an HttpClient takes, ``urls`` what to show people, ``store`` the directory of its object store
+    where it is the registry of this home.
     """
 
-    def __init__(self, base: str, urls: list[str], *, revive: Callable[[], None] | None, lock: int | None) -> None:
-        self.base, self.urls = base, urls
+    def __init__(
+        self,
+        base: str,
+        urls: list[str],
+        *,
+        revive: Callable[[], None] | None,
+        lock: int | None,
+        store: Path | None = None,
+    ) -> None:
+        self.base, self.urls, self.store = base, urls, store
         self._revive, self._lock = revive, lock
         self._guard = threading.Lock()
         self._clients: list[RegistryClient] = []
@@ -163,7 +174,8 @@ def attach(config: Config, home: Home, environ: Mapping[str, str] | None = None)
     def revive() -> None:
         _find_or_start(home, environ)
 
-    return AttachedRegistry(f"unix:{record.socket}", [record.url], revive=revive, lock=users)
+    store = Path(record.store) if record.store else None
+    return AttachedRegistry(f"unix:{record.socket}", [record.url], revive=revive, lock=users, store=store)
 
 
 def _answering(urls: list[str]) -> str:

@@ -41,7 +41,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             "stored": usage.stored if usage else (None if config.registry.urls else disk_usage(store)),
             "logical": usage.logical if usage else None,
         },
-        "cache": {"path": str(cache), "bytes": disk_usage(cache)},
+        "cache": {"path": str(cache), "bytes": disk_usage(cache, shared=False)},
         "mounts": [
             {
                 "mountpoint": state.mountpoint,
@@ -93,13 +93,18 @@ def _volumes(state: MountState) -> list[dict[str, Any]] | None:
         client.close()
 
 
-def disk_usage(directory: Path) -> int:
-    """Bytes that the files below a directory take on disk; sparse files count what they hold."""
+def disk_usage(directory: Path, *, shared: bool = True) -> int:
+    """Bytes that the files below a directory take on disk; sparse files count what they hold.
+
+    Without ``shared`` files that have another name, somewhere else as it may be, are not counted.
+    """
     total = 0
     for place, _, names in os.walk(directory):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                found = os.lstat(os.path.join(place, name))
             except FileNotFoundError:
                 continue  # evicted or renamed meanwhile
+            if shared or found.st_nlink == 1:
+                total += found.st_blocks * 512
     return total

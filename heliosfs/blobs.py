@@ -80,17 +80,19 @@ def open_store(
     settings: MountSettings,
     metrics: MountMetrics,
     revive: Callable[[], None] | None = None,
+    beside: Path | None = None,
 ) -> BlobStore:
     """A store over the registries at ``urls``, in order of preference, with its local tier in ``cache``.
 
-    ``revive`` is called, in a thread, when one can't be reached: it may start it again. Raises
+    ``revive`` is called, in a thread, when one can't be reached: it may start it again. ``beside`` is the directory of
+    their object store where that is on this machine (see L1). Raises
     HeliosError when the directory can't be used or another process owns it.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
     sources = [
         RegistrySource(url, timeout_s=timeout_s, connections=settings.connections, revive=revive) for url in urls
     ]
-    return BlobStore(L1(cache), sources, settings, metrics)
+    return BlobStore(L1(cache, beside), sources, settings, metrics)
 
 
 class BlobStore:
@@ -238,8 +240,8 @@ class BlobStore:
             if blob.whole or blob.planned:
                 return
             recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
-            if not blob.planned:
-                self._engine.add(blob, recipe, None)
+            await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk)
+            self._engine.add(blob, recipe, None)
 
     async def _fill_opened(self, blob: Blob) -> None:
         try:

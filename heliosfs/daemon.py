@@ -97,12 +97,12 @@ def run(plan: Plan, ready: Callable[[MountState], None]) -> int:
         if plan.created:
             stack.callback(_remove_directory, plan.mountpoint)
         stack.enter_context(_pid_file(plan))
-        urls, revive = list(plan.config.registry.urls), None
+        urls, revive, beside = list(plan.config.registry.urls), None, None
         if not urls:
             registry = stack.enter_context(attach(plan.config, plan.home, plan.environ))
-            urls, revive = [registry.base], registry.ensure
+            urls, revive, beside = [registry.base], registry.ensure, registry.store
         metadata = stack.enter_context(contextlib.closing(MetadataClient(urls, revive)))
-        daemon = _Daemon(plan, state_file, metadata, urls, revive, ready)
+        daemon = _Daemon(plan, state_file, metadata, urls, revive, beside, ready)
         try:
             return trio.run(daemon.main)
         except BaseExceptionGroup as group:
@@ -117,10 +117,11 @@ class _Daemon:
         metadata: MetadataClient,
         urls: list[str],
         revive: Callable[[], None] | None,
+        beside: Path | None,
         ready: Callable[[MountState], None],
     ) -> None:
         self._plan, self._state_file, self._ready = plan, state_file, ready
-        self._metadata, self._urls, self._revive = metadata, urls, revive
+        self._metadata, self._urls, self._revive, self._beside = metadata, urls, revive, beside
         self._metrics = MountMetrics()
         self._stop = trio.Event()
         self._stopped_by: signal.Signals | None = None
@@ -131,7 +132,7 @@ class _Daemon:
         self._metrics.build.info({"version": version("helios-llm")})
         self._metrics.mode.info({"mode": MODE, "reason": REASON})
         with contextlib.ExitStack() as stack:
-            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive)
+            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside)
             blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             volumes = Volumes(VolumeFiles(plan.cache / "volumes"))

@@ -86,7 +86,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         path = home.socket("registry")
         unix = stack.enter_context(contextlib.closing(listen_unix(path)))
         stack.callback(path.unlink, missing_ok=True)
-        record = _record(path, tcp, host, embedded)
+        record = _record(path, tcp, host, embedded, store.root)
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
@@ -181,7 +181,7 @@ def _only_registry(home: Home) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path, tcp: socket.socket, host: str, embedded: bool) -> RegistryRecord:
+def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path) -> RegistryRecord:
     process = ProcessId.current()
     ticks = int(process.start.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
     started = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
@@ -194,6 +194,7 @@ def _record(path: Path, tcp: socket.socket, host: str, embedded: bool) -> Regist
         started=round(started, 2),
         start=process.start,
         embedded=embedded,
+        store=str(store),
     )
 
 

@@ -36,6 +36,10 @@ DISK_LONGEST_PAUSE_S: Final = 15.0
 """After the disk refused a write, nothing is stored for this long, at first and at most."""
 
 
+IN_PLACE: Final = "store"
+"""The source of chunks that were verified where they lay."""
+
+
 class _Flight:
     """One attempt of a job at one source."""
 
@@ -224,7 +228,8 @@ class Engine:
         if not flight.over:
             flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
             lane.link.received(now, end - start, lane.source.latency_s)
-        self._metrics.fetched_bytes.labels(lane.source.name).inc(end - start)
+        in_place = blob.local.sealed and data is None
+        self._metrics.fetched_bytes.labels(IN_PLACE if in_place else lane.source.name).inc(end - start)
         if job.key not in self._blobs:
             return  # the blob was closed meanwhile, and its files with it
         if trouble is not None:
@@ -232,7 +237,7 @@ class Engine:
         if self.planner.arrived(job, index, kept=data is None):
             if data is not None:
                 self.memory.put((blob.want.sha256, index), data)
-            else:
+            elif not in_place:
                 self._disk_worked()
             for waiter in blob.waiters.pop(index, ()):
                 if data is not None:

@@ -146,9 +146,12 @@ class Filler:
         except OSError:
             return False  # the directory is gone; reads find out what that means for them
         free = disk.f_frsize * (disk.f_bavail - KEEP_FREE * disk.f_blocks)
-        planner = self._engine.planner
-        promised = sum(planner.missing_bytes(other.key) for other in self._filling if other.planned)
-        return promised + planner.missing_bytes(blob.key) <= free
+        promised = sum(self._needs(other) for other in self._filling if other.planned)
+        return promised + self._needs(blob) <= free
+
+    def _needs(self, blob: Blob) -> int:
+        """Bytes of disk that filling the blob takes."""
+        return 0 if blob.local.sealed else self._engine.planner.missing_bytes(blob.key)
 
     def look(self) -> None:
         """Called about once a second: what was refused may fit now; what only waits for the impossible is let go."""

@@ -1,9 +1,12 @@
 """The local tier: a directory of blobs that one process owns.
 
     blobs/ab/<sha256>        a whole, verified blob: a plain read-only file
-    partial/<sha256>.data    a sparse file of the blob's size
+    partial/<sha256>.data    a sparse file of the blob's size, or a link to the object that is the blob
     partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
     lock                     held with flock by the owner; the text in it is for people
+
+Where the object store is a directory beside it, on the same filesystem, an object that is a whole blob is not copied:
+it is hard-linked, verified chunk by chunk in place, and takes no room.
 
 A file under ``blobs/`` was verified chunk by chunk before it got there and is not hashed again when it is opened.
 """
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
+from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.store.syscalls import sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob
@@ -39,12 +43,12 @@ class L1Usage:
 class L1:
     """The directory, while this process owns it. Threads may share it; every call blocks."""
 
-    def __init__(self, root: Path) -> None:
-        """Take the directory over, making it if needed.
+    def __init__(self, root: Path, beside: Path | None = None) -> None:
+        """Take the directory over, making it if needed; ``beside`` is an object store's directory.
 
         Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
         """
-        self.root = root
+        self.root, self._beside = root, beside
         self._lock = threading.Lock()
         try:
             for name in ("blobs", "partial"):
@@ -119,6 +123,9 @@ class L1:
 
     def whole_path(self, sha256: str) -> str:
         return f"{self.root}/blobs/{sha256[:2]}/{sha256}"
+
+    def object_path(self, sha256: str) -> str | None:
+        return None if self._beside is None else f"{self._beside}/{blob_key(PUBLIC, sha256)}"
 
     def data_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.data"

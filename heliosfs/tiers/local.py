@@ -2,7 +2,8 @@
 
 A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
 safe: data, fdatasync, journal entry; and at the end data, fsync, rename. Nothing that was not verified is ever written
-by the callers, nothing that was not flushed is ever in the journal.
+by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link to an object of
+the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing is written to it.
 
 Calls block and come from any thread. ``load``, ``sync``, ``record`` and ``finish`` of one blob are never made at the
 same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
@@ -18,7 +19,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
@@ -28,10 +29,14 @@ from heliosfs.tiers import bitmap
 log = logging.getLogger("heliosfs.tiers")
 
 
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
 class Places(Protocol):
     """Where a blob's files lie, and who counts them."""
 
     def whole_path(self, sha256: str) -> str: ...
+    def object_path(self, sha256: str) -> str | None: ...
     def data_path(self, sha256: str) -> str: ...
     def map_path(self, sha256: str) -> str: ...
     def became_whole(self, size: int) -> None: ...
@@ -56,6 +61,9 @@ class LocalBlob:
         self._places, self.sha256, self.size = places, sha256, size
         self.fd = -1
         self.whole = False
+        self.sealed = False
+        self.damaged = False
+        """Set when a chunk of a sealed file was wrong: the file is not kept once nobody uses it."""
         self._map_fd = -1
         self._map_end = 0
         self._seed = 0
@@ -70,6 +78,32 @@ class LocalBlob:
                 return Loaded(whole=True)
             journal = self._open_partial(recipe_digest)
             return Loaded() if journal is None else Loaded(recipe=journal.recipe, have=journal.have)
+
+    def adopt(self, recipe: Recipe) -> bool:
+        """Link the store's object, unverified, where there is one and nothing else is here; returns whether it did."""
+        with self._lock:
+            path = self._places.object_path(self.sha256)
+            if path is None or self.fd >= 0 or self._closed:
+                return False
+            data_path = self._places.data_path(self.sha256)
+            try:
+                self._remove_partial()
+                os.link(path, data_path, follow_symlinks=False)
+            except OSError:  # it lies in packs, or on another filesystem, or belongs to somebody else
+                return False
+            try:
+                fd, sealed = _open_data(data_path)
+                if sealed and os.fstat(fd).st_size == self.size:
+                    self.fd, self.sealed = fd, True
+                    self._start_journal(recipe)
+                    return True
+                os.close(fd)
+            except OSError as error:
+                log.info("an object can't be linked", extra={"blob": self.sha256, "reason": error.strerror})
+                self._close_files()
+                self.sealed = False
+            self._remove_partial()
+            return False
 
     def write(self, recipe: Recipe, index: int, data: memoryview) -> None:
         """Write a verified chunk at its place, making the files if there are none. Raises OSError.
@@ -170,6 +204,8 @@ class LocalBlob:
             if fd >= 0:
                 os.close(fd)
         self.fd = self._map_fd = -1
+        if self.damaged and not self.whole:
+            self._remove_partial()
 
     def _open_whole(self) -> bool:
         path = self._places.whole_path(self.sha256)
@@ -194,7 +230,7 @@ class LocalBlob:
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
-            self.fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.fd, self.sealed = _open_data(data_path)
             self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             with os.fdopen(os.dup(self._map_fd), "rb") as file:
                 journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
@@ -218,20 +254,21 @@ class LocalBlob:
         return journal
 
     def _create(self, recipe: Recipe) -> None:
-        head = bitmap.start(recipe)
-        data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = os.open(data_path, flags, 0o600)
+            self.fd = os.open(self._places.data_path(self.sha256), _NEW, 0o600)
             os.ftruncate(self.fd, self.size)
-            self._map_fd = os.open(map_path, flags, 0o600)
-            written = 0
-            while written < len(head):
-                written += os.write(self._map_fd, head[written:])
+            self._start_journal(recipe)
         except OSError:
             self._close_files()
             self._remove_partial()
             raise
+
+    def _start_journal(self, recipe: Recipe) -> None:
+        head = bitmap.start(recipe)
+        self._map_fd = os.open(self._places.map_path(self.sha256), _NEW, 0o600)
+        written = 0
+        while written < len(head):
+            written += os.write(self._map_fd, head[written:])
         journal = bitmap.replay(head, self.sha256, self.size)
         self._map_end, self._seed = journal.end, journal.seed
         _advise(self.fd)
@@ -241,6 +278,16 @@ class LocalBlob:
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
         _unlink(self._places.data_path(self.sha256))
+
+
+def _open_data(path: str) -> tuple[int, bool]:
+    """Open a partial blob's data file; says whether it is sealed, which is to say read-only."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, os.O_RDONLY | flags)
+    if not os.fstat(fd).st_mode & 0o222:
+        return fd, True
+    os.close(fd)
+    return os.open(path, os.O_RDWR | flags), False
 
 
 def _advise(fd: int) -> None:

@@ -3,12 +3,14 @@
 import ctypes
 import errno
 import hashlib
+import json
 import mmap
 import os
 import random
 import stat
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helios.home import Home
-from tests.support.mounts import Mount, fails, mounted, push, write
+from tests.support.mounts import Mount, fails, mounted, push, run, write
 
 pytestmark = pytest.mark.fuse
 
@@ -64,6 +66,18 @@ def test_modes_owner_links_and_blocks(mount):
     assert (status.st_uid, status.st_gid) == (os.getuid(), os.getgid())
     assert (status.st_size, status.st_blocks) == (BIG, (BIG + 511) // 512)
     assert status.st_nlink == 1
+
+
+def test_beside_its_registry_a_model_is_on_the_disk_once(mount):
+    name = hashlib.sha256(FILES["big.bin"]).hexdigest()
+    assert (mount.files / "big.bin").read_bytes() == FILES["big.bin"]
+    cached = mount.home.cache / "blobs" / name[:2] / name
+    deadline = time.monotonic() + 20
+    while not cached.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cached.samefile(mount.home.store / "public/blobs" / name[:2] / name)
+    shown = json.loads(run(mount.home, "status", "--json").stdout)
+    assert shown["cache"]["bytes"] < BIG < shown["registry"]["stored"]
 
 
 def test_a_file_has_the_time_of_its_commit(mount):

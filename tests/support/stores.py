@@ -18,10 +18,14 @@ QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32)
 
 @asynccontextmanager
 async def running(
-    cache: Path, urls: Sequence[str], settings: MountSettings = QUICK, metrics: MountMetrics | None = None
+    cache: Path,
+    urls: Sequence[str],
+    settings: MountSettings = QUICK,
+    metrics: MountMetrics | None = None,
+    beside: Path | None = None,
 ) -> AsyncIterator[BlobStore]:
     """A store that works while the block runs; then everything of it must end within seconds."""
-    store = open_store(cache, urls, settings, metrics or MountMetrics())
+    store = open_store(cache, urls, settings, metrics or MountMetrics(), beside=beside)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
