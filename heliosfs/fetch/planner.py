@@ -83,6 +83,7 @@ class _File:
     held: dict[int, float] = field(default_factory=dict)
     readers: OrderedDict[int, int] = field(default_factory=OrderedDict)
     rank: Rank | None = None
+    jobs: list[Job] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -165,11 +166,12 @@ class Planner:
         """A READ waits for these chunks; those that are here or already asked for change nothing."""
         file = self._files[key]
         for index in chunks:
-            if file.states[index] == HAVE:
+            state = file.states[index]
+            if state == HAVE:
                 continue
-            if file.states[index] == HELD:  # somebody asks again: that is reason enough to try again
+            if state == HELD:  # somebody asks again: that is reason enough to try again
                 self._set(file, index, MISSING)
-            if index not in file.wanted:
+            if state == HELD or index not in file.wanted:  # what was held is in no queue, whoever waited for it before
                 file.wanted.add(index)
                 self._demand.append((key, index))
 
@@ -179,11 +181,13 @@ class Planner:
             self._files[key].wanted.difference_update(chunks)
 
     def lost(self, key: str, chunks: Iterable[int]) -> None:
-        """Chunks that were here are not after all."""
+        """Chunks that were here are not after all. One that a job is fetching, though it came late from another, stays
+        that job's."""
         file = self._files[key]
         for index in chunks:
             if file.states[index] == HAVE:
-                self._set(file, index, MISSING)
+                coming = any(job.next <= index < job.stop for job in file.jobs)
+                self._set(file, index, IN_FLIGHT if coming else MISSING)
 
     # --- jobs ---
 
@@ -227,8 +231,9 @@ class Planner:
         else:
             self.background_jobs -= 1
         file = self._files.get(job.key)
-        if file is None:
+        if file is None or job not in file.jobs:  # closed meanwhile, and perhaps opened again
             return
+        file.jobs.remove(job)
         back = [index for index in range(job.next, job.stop) if file.states[index] == IN_FLIGHT]
         for index in back:
             self._set(file, index, MISSING)
@@ -302,6 +307,7 @@ class Planner:
         for index in range(first, stop):
             self._set(file, index, IN_FLIGHT)
         job = Job(key, first, stop, demand, file.bytes_of(first, stop))
+        file.jobs.append(job)
         self.in_flight += job.left
         if demand:
             self.demand_jobs += 1

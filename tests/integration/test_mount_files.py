@@ -77,7 +77,7 @@ def test_beside_its_registry_a_model_is_on_the_disk_once(mount):
         time.sleep(0.05)
     assert cached.samefile(mount.home.store / "public/blobs" / name[:2] / name)
     shown = json.loads(run(mount.home, "status", "--json").stdout)
-    assert shown["cache"]["bytes"] < BIG < shown["registry"]["stored"]
+    assert shown["cache"]["bytes"] < BIG < shown["store"]["stored"]
 
 
 def test_a_file_has_the_time_of_its_commit(mount):

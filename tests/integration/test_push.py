@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,9 @@ def test_an_empty_directory(registry: Running, helios: Any, tmp_path: Path) -> N
     assert "no file to publish" in helios("push", tmp_path / "empty", "org/name", code=1).err
 
 
-def test_a_file_that_changes_meanwhile(registry: Running, helios: Any, model: Path) -> None:
+def test_a_file_that_changes_meanwhile(
+    registry: Running, helios: Any, model: Path, wait_for: Callable[..., None]
+) -> None:
     """A writer that never stops: whenever the registry looks, the file is another one."""
     target = model / "sub" / "w.bin"
     script = (
@@ -255,8 +257,10 @@ def test_a_file_that_changes_meanwhile(registry: Running, helios: Any, model: Pa
         "    while True:\n"
         "        os.pwrite(f.fileno(), os.urandom(64), 0); time.sleep(0.0005)\n"
     )
+    before = target.read_bytes()[:64]
     with subprocess.Popen(["python3", "-c", script, str(target)]) as writer:
         try:
+            wait_for(lambda: target.read_bytes()[:64] != before)
             result = helios("push", model, "org/name", code=1)
         finally:
             writer.kill()

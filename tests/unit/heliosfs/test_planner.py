@@ -204,6 +204,32 @@ def test_everything_is_fetched_once(files: list[list[int]], draw: st.DataObject)
     assert sorted(fetched) == sorted((str(n), i) for n, lengths in enumerate(files) for i in range(len(lengths)))
 
 
+def test_a_held_chunk_that_somebody_waits_for_is_tried_when_another_read_asks() -> None:
+    planner = planner_with([MAX_CHUNK], fill=False)
+    planner.want("a", [0])
+    job = planner.next(0, DEMAND)
+    assert job is not None
+    planner.ended(job, hold=0, until=30)
+    assert planner.next(0, DEMAND) is None
+    planner.want("a", [0])
+    assert planner.next(0, DEMAND) is not None, "it is in no queue: nobody else would start it"
+
+
+def test_a_chunk_lost_while_a_job_fetches_it_is_not_fetched_twice() -> None:
+    planner = planner_with([MAX_CHUNK], fill=False)
+    planner.want("a", [0])
+    given_up = planner.next(0, DEMAND)
+    assert given_up is not None
+    planner.ended(given_up)
+    job = planner.next(0, DEMAND)
+    assert job is not None
+    assert planner.arrived(given_up, 0)
+    planner.lost("a", [0])
+    planner.want("a", [0])
+    assert planner.next(0, DEMAND) is None
+    assert planner.arrived(job, 0)
+
+
 class Traffic(RuleBasedStateMachine):
     """READs come and go, jobs deliver, fail, are given up and deliver late, in any order."""
 
