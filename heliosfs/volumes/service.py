@@ -11,20 +11,11 @@ from typing import Final
 
 import trio
 
-from helios.errors import (
-    Conflict,
-    DeadlineExceeded,
-    IntegrityError,
-    NoSpace,
-    NotFound,
-    RepoNotFound,
-    RevisionNotFound,
-    Unavailable,
-)
-from helios.names import RepoId, check_revision, is_commit
+from helios.errors import Conflict, DeadlineExceeded, IntegrityError, NoSpace, NotFound
+from helios.names import RepoId, check_revision
 from heliosfs.records import SeenCommit
+from heliosfs.resolve import resolve
 from heliosfs.store.manifest import Manifest
-from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import Known, Source
 from heliosfs.volumes.files import VolumeFiles
 from heliosfs.volumes.record import VolumeRecord, check_volume_id, frozen_refs
@@ -103,7 +94,7 @@ class Volumes:
         if (record := self._same(volume, repo, revision)) is not None:
             return record, False
         with _deadline(f"{repo.id}@{revision}"):
-            snapshot = await _resolve(repo, revision, source)
+            snapshot = await resolve(repo, revision, source)
         manifest = await trio.to_thread.run_sync(lambda: Manifest(dict(snapshot.files)).encode())
         async with self._changing:
             if (record := self._same(volume, repo, revision)) is not None:
@@ -162,26 +153,6 @@ class Volumes:
 
     def _changed(self) -> None:
         self._commits = {(record.repo, record.commit): record for record in self._records.values()}
-
-
-async def _resolve(repo: RepoId, revision: str, source: Source) -> Snapshot:
-    commit = revision
-    if not is_commit(revision):
-        try:
-            refs = (await source.refs(repo, fresh=True)).value
-        except Unavailable:
-            refs = (await source.refs(repo)).value  # names keep their last value while nobody answers
-        if refs is None:
-            raise RepoNotFound(
-                f"the registry has no {repo}", hint=f"`helios pull {repo.id}` brings it from the upstream Hub."
-            )
-        if revision not in refs:
-            raise RevisionNotFound(f"{repo.id} has no ref {revision!r}; it has {', '.join(sorted(refs)[:10])}")
-        commit = refs[revision]
-    snapshot = (await source.snapshot(repo, commit)).value
-    if snapshot is None:
-        raise RevisionNotFound(f"{repo.id} has no commit {commit}")
-    return snapshot
 
 
 @contextlib.contextmanager
