@@ -69,6 +69,18 @@ class MountMetrics(Metrics):
         self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inodes = Gauge("helios_mount_inodes", "Inodes the kernel knows", registry=r)
+        self.passthrough_opens = Counter(
+            "helios_mount_passthrough_opens_total", "Files opened for the kernel to read itself", registry=r
+        )
+        self.channel_reads = Counter(
+            "helios_mount_channel_reads_total", "READs answered without the event loop", registry=r
+        )
+        self.resends = Counter(
+            "helios_mount_resends_total", "Requests that an earlier worker had not answered", registry=r
+        )
+        self.oldest_request = Gauge(
+            "helios_mount_oldest_request_seconds", "Age of the oldest request that is not answered", registry=r
+        )
 
 
 class RouterMetrics(Metrics):

@@ -1,0 +1,391 @@
+"""The channel: /dev/fuse in front of pyfuse3. Passthrough for whole blobs, local READs answered on the spot.
+
+pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a READ of
+bytes that are here is answered at once, any other READ goes to the trio loop, everything else to pyfuse3. A second
+thread takes pyfuse3's replies, adds to INIT and OPEN what pyfuse3 can't say, and hands them to the kernel. All that
+must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and what the board says
+in step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from helios.metrics import MountMetrics
+from heliosfs.fuse import protocol
+from heliosfs.fuse.modes import IoModes, Records
+
+log = logging.getLogger("heliosfs.fuse")
+
+SOCKET_BUFFER: Final = 4 << 20
+DISK_THREADS: Final = 4
+STRIKES: Final = 3
+"""A request that survived this many crashes of workers is answered with EIO."""
+
+BACKING_OPEN: Final = 0x4010E501
+BACKING_CLOSE: Final = 0x4004E502
+_BACKING = struct.Struct("<iIQ")
+
+GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
+"""Errors of an answer that nobody waits for any more: interrupted, or unmounted."""
+
+
+class Files(Protocol):
+    """What the channel asks about open files. Called from its threads; plain functions that never wait."""
+
+    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
+        """A descriptor that holds these bytes, verified, and how many there are; None when some are not here.
+
+        The descriptor stays open as long as the handle.
+        """
+
+    def whole(self, fh: int) -> int:
+        """A descriptor of the whole verified file on a plain filesystem, else -1."""
+
+    def adopt(self, fh: int, ino: int) -> None:
+        """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
+
+
+class Board(Records, Protocol):
+    """What outlives this process."""
+
+    @property
+    def init(self) -> bytes:
+        """The kernel's INIT request, empty before it was answered."""
+
+    @init.setter
+    def init(self, request: bytes) -> None: ...
+
+    def strike(self, unique: int) -> int:
+        """Count a crash that this request survived, if the last worker did crash; returns how many it survived."""
+
+    def forgive(self, unique: int) -> None:
+        """The request was answered."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request that was taken and not answered; ``since`` is CLOCK_MONOTONIC in ns."""
+
+    opcode: int
+    ino: int
+    since: int
+
+
+class Channel:
+    """Owns the threads between /dev/fuse and pyfuse3. ``fd`` for pyfuse3 is ``session_fd``."""
+
+    def __init__(
+        self,
+        device: int,
+        board: Board,
+        files: Files,
+        metrics: MountMetrics,
+        read: Callable[[int, int, int, int], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
+
+        ``failed`` is called once when a thread ends for another reason than ``stop`` or an unmount. Both are called
+        from the channel's threads.
+        """
+        self._device, self._board, self._files = device, board, files
+        self._read, self._failed = read, failed
+        self._modes, self._modes_lock = IoModes(board), threading.Lock()
+        self._pending: dict[int, Pending] = {}
+        self._suspects: set[int] = set()
+        self._replayed: int | None = None
+        self._offer: protocol.Offer | None = None
+        self._init = b""
+        self._passthrough = True
+        self._metrics = metrics
+        self._read_bytes = metrics.read_bytes.labels("l1")
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.session_fd = theirs.detach()
+        for fd in (self._ours.fileno(), self.session_fd):
+            _enlarge(fd)
+        os.set_blocking(device, False)
+        self._wake_read, self._wake_write = os.pipe()
+        self._pool = ThreadPoolExecutor(DISK_THREADS, "fuse-disk")
+        self._local = threading.local()
+        self._threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
+            for name, loop in (("fuse-requests", self._requests), ("fuse-replies", self._replies))
+        ]
+        self.unmounted = threading.Event()
+
+    # --- coming and going ---
+
+    def start(self) -> None:
+        """Begin; with an INIT from an earlier worker pyfuse3 is told of it, and unanswered requests come again."""
+        if init := self._board.init:
+            _, _, self._replayed, *_ = protocol.REQUEST.unpack_from(init)
+            self._offer = protocol.parse_init(init)
+            self._ours.send(init)
+            self._write(protocol.resend())
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Take no more requests; what is pending may still be answered until ``close``."""
+        os.write(self._wake_write, b"x")
+
+    def close(self) -> None:
+        """End both threads. pyfuse3 must be closed before."""
+        self.stop()
+        self._ours.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5.0)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ours.close()
+        for fd in (self._wake_read, self._wake_write):
+            os.close(fd)
+
+    @property
+    def pending(self) -> int:
+        """Requests that were taken and not answered."""
+        return len(self._pending)
+
+    def oldest_ns(self) -> int:
+        """When the oldest of them came, CLOCK_MONOTONIC in ns; 0: none."""
+        while True:
+            try:
+                return next((request.since for request in self._pending.values()), 0)
+            except RuntimeError:  # it changed between two steps
+                continue
+
+    def answer(self, unique: int, data: bytes | bytearray | memoryview) -> None:
+        """The bytes of a READ that had to wait. Any thread."""
+        head = protocol.REPLY.pack(protocol.REPLY.size + len(data), 0, unique)
+        self._done(unique)
+        self._writev([head, data])
+
+    def fail(self, unique: int, code: int) -> None:
+        """The errno of a READ that had to wait. Any thread."""
+        self._done(unique)
+        self._write(protocol.failure(unique, code))
+
+    # --- requests ---
+
+    def _requests(self) -> None:
+        buffer = bytearray(protocol.MIN_BUFFER)
+        view = memoryview(buffer)
+        poller = select.poll()
+        poller.register(self._device, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        payload = memoryview(bytearray(protocol.MAX_READ))
+        while True:
+            try:
+                length = os.readv(self._device, [view])
+            except BlockingIOError:
+                if any(fd == self._wake_read for fd, _ in poller.poll()):
+                    return
+                continue
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if error.errno == errno.ENODEV:
+                    self.unmounted.set()
+                    return
+                raise
+            self._take(view[:length], payload)
+
+    def _take(self, request: memoryview, payload: memoryview) -> None:
+        """Answer a request or pass it on."""
+        _, opcode, unique, ino, *_ = protocol.REQUEST.unpack_from(request)
+        if unique & protocol.RESENT and self._struck(opcode, unique):
+            return
+        if opcode == protocol.READ:
+            fh, offset, size = protocol.parse_read(request)
+            self._files.adopt(fh, ino)
+            found = self._files.local(fh, offset, size)
+            if found is None:
+                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+                self._read(unique, fh, offset, size)
+            elif not self._at_once(unique, found[0], payload[: found[1]], offset):
+                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+                self._pool.submit(self._from_disk, unique, *found, offset)
+            return
+        if opcode not in protocol.UNANSWERED:
+            self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+        elif opcode == protocol.INTERRUPT and not self._relayed(protocol.parse_handle(request)):
+            return
+        if opcode in protocol.WITH_HANDLE:
+            self._files.adopt(protocol.parse_handle(request), ino)
+        elif opcode == protocol.INIT:
+            self._offer, self._init = protocol.parse_init(request), bytes(request)
+        self._ours.send(request)
+
+    def _relayed(self, unique: int) -> bool:
+        """Whether pyfuse3 has the request that is interrupted: READs and what was answered meanwhile it never saw."""
+        request = self._pending.get(unique)
+        return request is not None and request.opcode != protocol.READ
+
+    def _struck(self, opcode: int, unique: int) -> bool:
+        """A request that a dead worker had: whether it has taken enough of them down."""
+        with self._modes_lock:
+            self._close_backing(self._modes.came(unique & ~protocol.RESENT))
+        self._metrics.resends.inc()
+        strikes = self._board.strike(unique & ~protocol.RESENT)
+        if strikes:
+            self._suspects.add(unique)
+        if strikes < STRIKES:
+            return False
+        log.error("a request took several workers down; it is answered with EIO", extra={"opcode": opcode})
+        self._done(unique)
+        if opcode not in protocol.UNANSWERED:
+            self._write(protocol.failure(unique))
+        return True
+
+    def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
+        """Answer a READ from the page cache; False when the disk must be asked."""
+        try:
+            count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            return False
+        if count < len(view):
+            return False
+        self._read_bytes.inc(count)
+        self._metrics.channel_reads.inc()
+        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), view])
+        return True
+
+    def _from_disk(self, unique: int, fd: int, size: int, offset: int) -> None:
+        """In a thread of the pool, with a buffer of its own."""
+        try:
+            buffer: memoryview | None = getattr(self._local, "buffer", None)
+            if buffer is None:
+                buffer = self._local.buffer = memoryview(bytearray(protocol.MAX_READ))
+            view, done = buffer[:size], 0
+            while done < size:
+                count = os.preadv(fd, [view[done:]], offset + done)
+                if not count:
+                    raise OSError(errno.EIO, "a cached file is shorter than its blob")
+                done += count
+        except OSError as error:
+            log.error("a cached file can't be read", extra={"reason": error.strerror})
+            self.fail(unique, errno.EIO)
+        else:
+            self._read_bytes.inc(size)
+            self._metrics.channel_reads.inc()
+            self.answer(unique, view)
+
+    # --- replies ---
+
+    def _replies(self) -> None:
+        view = memoryview(bytearray(protocol.MAX_READ + 4096))
+        while length := self._ours.recv_into(view):
+            reply = view[:length]
+            _, error, unique = protocol.REPLY.unpack_from(reply)
+            if unique == self._replayed:
+                self._replayed = None
+                continue
+            request = self._pending.get(unique)
+            opcode = request.opcode if request else 0
+            if opcode == protocol.INIT and self._offer is not None:
+                self._write(protocol.agree(reply, self._offer))
+                self._board.init = self._init
+            elif opcode == protocol.OPEN and request is not None and not error:
+                with self._modes_lock:
+                    self._open(unique, request.ino, reply)
+            elif opcode == protocol.RELEASE and request is not None:
+                with self._modes_lock:
+                    self._release(unique, request.ino, reply)
+            else:
+                self._write(reply)
+            self._done(unique)
+
+    def _open(self, unique: int, ino: int, reply: memoryview) -> None:
+        """Decide how the new handle reads, write that down, answer."""
+        plain = unique & ~protocol.RESENT
+        fh, _ = protocol.parse_open(reply)
+        backing = self._modes.backing(ino)
+        if backing is None:
+            backing = self._register(fh)
+        if not self._modes.opened(plain, ino, backing):
+            self._close_backing(backing)
+            log.error("too many files are open", extra={"inodes": len(self._modes)})
+            self._write(protocol.failure(unique, errno.ENFILE))
+        elif not self._write(protocol.with_backing(reply, backing) if backing else reply):
+            self._close_backing(self._modes.released(plain, ino))  # nobody got the handle
+        elif backing:
+            self._metrics.passthrough_opens.inc()
+        self._modes.settled()
+
+    def _release(self, unique: int, ino: int, reply: memoryview) -> None:
+        unused = self._modes.released(unique & ~protocol.RESENT, ino)
+        self._write(reply)
+        self._modes.settled()
+        self._close_backing(unused)
+
+    def _register(self, fh: int) -> int:
+        """Let the kernel read the file of a handle itself; 0 when it is not whole or the kernel can't."""
+        fd = self._files.whole(fh) if self._passthrough else -1
+        if fd < 0:
+            return 0
+        try:
+            backing: int = fcntl.ioctl(self._device, BACKING_OPEN, bytearray(_BACKING.pack(fd, 0, 0)))
+            return backing
+        except OSError as error:
+            self._passthrough = False
+            log.warning(
+                "the kernel refuses passthrough; files are read through the channel", extra={"reason": error.strerror}
+            )
+            return 0
+
+    def _close_backing(self, backing: int) -> None:
+        if backing:
+            fcntl.ioctl(self._device, BACKING_CLOSE, struct.pack("<I", backing))
+
+    # --- inside ---
+
+    def _done(self, unique: int) -> None:
+        self._pending.pop(unique, None)
+        if unique in self._suspects:
+            self._suspects.discard(unique)
+            self._board.forgive(unique & ~protocol.RESENT)
+
+    def _write(self, reply: bytes | memoryview) -> bool:
+        return self._writev([reply])
+
+    def _writev(self, parts: list[bytes | bytearray | memoryview]) -> bool:
+        """Hand an answer to the kernel; False when nobody waits for it any more."""
+        try:
+            os.writev(self._device, parts)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return False
+        return True
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            self._failed(error)
+
+
+def _enlarge(fd: int) -> None:
+    """Room for the longest message; SEQPACKET refuses one that does not fit. Root may exceed the system's limit."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        for option, forced in ((socket.SO_SNDBUF, 32), (socket.SO_RCVBUF, 33)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+            except PermissionError:
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < protocol.MAX_READ + 4096:
+            raise OSError(errno.ENOBUFS, "the socket's buffer is too small for an answer (net.core.wmem_max)")

@@ -1,0 +1,150 @@
+"""What the channel reads and changes of the FUSE protocol: headers, INIT, OPEN, READ. No I/O in here.
+
+Source: linux/fuse.h (protocol 7.x, little endian as on every machine we run on). Requests and replies are the kernel's
+and libfuse's own bytes; only the fields below are looked at, and only INIT and OPEN replies are changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+REQUEST: Final = struct.Struct("<IIQQIIIHH")
+"""length, opcode, unique, node id, uid, gid, pid, length of extensions in 8 bytes, padding"""
+
+REPLY: Final = struct.Struct("<IiQ")
+"""length, negative errno, unique"""
+
+LOOKUP: Final = 1
+FORGET: Final = 2
+GETATTR: Final = 3
+OPEN: Final = 14
+READ: Final = 15
+RELEASE: Final = 18
+FLUSH: Final = 25
+INIT: Final = 26
+OPENDIR: Final = 27
+READDIR: Final = 28
+RELEASEDIR: Final = 29
+INTERRUPT: Final = 36
+DESTROY: Final = 38
+BATCH_FORGET: Final = 42
+READDIRPLUS: Final = 44
+
+UNANSWERED: Final = frozenset({FORGET, INTERRUPT, BATCH_FORGET})
+"""Requests that get no reply (an INTERRUPT gets one only when it is refused, which nobody here does)."""
+
+WITH_HANDLE: Final = frozenset({READDIR, READDIRPLUS})
+"""Requests, beside READ, that need the handle with which their body begins."""
+
+RESENT: Final = 1 << 63
+"""Set in the unique number of a request that the kernel sends again (FUSE_UNIQUE_RESEND); echoed in the reply."""
+
+NOTIFY_RESEND: Final = 7
+
+FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_PASSTHROUGH: Final = 1 << 7
+
+FUSE_INIT_EXT: Final = 1 << 30
+FUSE_PASSTHROUGH: Final = 1 << 5  # in flags2: bit 37 of both
+FUSE_HAS_RESEND: Final = 1 << 7  # bit 39
+
+INIT_OUT_LEN: Final = 64
+MAX_READ: Final = 1 << 20
+"""Largest READ in bytes: 256 pages."""
+
+MAX_BACKGROUND: Final = 64
+"""Requests that the kernel may have under way for read-ahead, at most."""
+
+MIN_BUFFER: Final = 128 << 10
+"""Bytes that any request of a read-only mount fits into; the kernel refuses buffers below 8 KiB."""
+
+_INIT_IN = struct.Struct("<IIIII")
+_INIT_OUT = struct.Struct("<IIIIHHIIHHIIH")
+_OPEN_OUT = struct.Struct("<QIi")
+_READ_IN = struct.Struct("<QQI")
+_HANDLE = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the kernel's INIT request offers: protocol version, read-ahead in bytes, flags (low and high word)."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+    flags2: int
+
+    @property
+    def native(self) -> bool:
+        """Whether passthrough and resending can be agreed on."""
+        return bool(self.flags & FUSE_INIT_EXT and self.flags2 & FUSE_PASSTHROUGH and self.flags2 & FUSE_HAS_RESEND)
+
+
+def parse_init(request: bytes | memoryview) -> Offer:
+    """Read an INIT request; one of an old kernel, without the second flags word, has none of those flags."""
+    body = bytes(request[REQUEST.size : REQUEST.size + _INIT_IN.size]).ljust(_INIT_IN.size, b"\0")
+    return Offer(*_INIT_IN.unpack(body))
+
+
+def agree(reply: bytes | memoryview, offer: Offer) -> bytes:
+    """The INIT reply of libfuse with what it does not know added, where it is offered: passthrough and resending.
+
+    The stack depth of 1 is what passthrough needs: backing files lie on a plain filesystem.
+    """
+    length, error, unique = REPLY.unpack_from(reply)
+    if error or length < REPLY.size + _INIT_OUT.size:
+        return bytes(reply[:length])
+    fields = list(_INIT_OUT.unpack_from(reply, REPLY.size))
+    fields[3] |= offer.flags & FUSE_INIT_EXT
+    fields[4], fields[5] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
+    fields[10] |= offer.flags2 & (FUSE_PASSTHROUGH | FUSE_HAS_RESEND)
+    fields[11] = 1
+    out = bytearray(REPLY.size + INIT_OUT_LEN)
+    out[:length] = reply[:length][: len(out)]
+    REPLY.pack_into(out, 0, len(out), 0, unique)
+    _INIT_OUT.pack_into(out, REPLY.size, *fields)
+    return bytes(out)
+
+
+def parse_read(request: bytes | bytearray | memoryview) -> tuple[int, int, int]:
+    """Handle, offset and size in bytes of a READ request."""
+    fh, offset, size = _READ_IN.unpack_from(request, REQUEST.size)
+    return fh, offset, size
+
+
+def parse_handle(request: bytes | bytearray | memoryview) -> int:
+    """The handle of a READ, READDIR or READDIRPLUS; of an INTERRUPT, the unique number of the request it is about."""
+    (fh,) = _HANDLE.unpack_from(request, REQUEST.size)
+    return int(fh)
+
+
+def parse_open(reply: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Handle and flags of an OPEN reply without error."""
+    fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
+    return fh, flags
+
+
+def with_backing(reply: bytes | bytearray | memoryview, backing: int) -> bytes:
+    """The OPEN reply made one of passthrough to a registered backing file.
+
+    KEEP_CACHE stays: it says nothing about passthrough, and the pages of earlier opens remain right.
+    """
+    length, error, unique = REPLY.unpack_from(reply)
+    fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
+    flags = (flags & ~FOPEN_DIRECT_IO) | FOPEN_PASSTHROUGH
+    return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags, backing)
+
+
+def failure(unique: int, code: int = errno.EIO) -> bytes:
+    """A reply that is an error."""
+    return REPLY.pack(REPLY.size, -code, unique)
+
+
+def resend() -> bytes:
+    """The notification that makes the kernel queue again every request that was taken and not answered."""
+    return REPLY.pack(REPLY.size, NOTIFY_RESEND, 0)
