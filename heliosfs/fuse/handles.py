@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from heliosfs.blobs import BlobHandle
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.tree.nodes import Directory, Found
+
+GENERATION_SHIFT: Final = 40
+"""A handle's number is the worker's generation, and a counter in these many bits."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,18 +58,24 @@ class TextReader:
 
 
 class DirectoryHandle:
-    """An open directory and its entries as they were when reading began."""
+    """An open directory and its entries as they were when reading began; None: it has not begun."""
 
-    def __init__(self, node: Directory) -> None:
-        self.node = node
-        self.entries: Sequence[Found] = ()
+    def __init__(self, ino: int, node: Directory) -> None:
+        self.ino, self.node = ino, node
+        self.entries: Sequence[Found] | None = None
 
 
 class Handles:
-    """Numbers for what is open. Numbers are never used twice."""
+    """Numbers for what is open. Numbers are never used twice, by later workers of the mount neither.
 
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+    ``generation`` counts the workers of the mount. The kernel goes on using the handles of earlier ones: each is opened
+    again by its inode, under its old number, when it is used.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self._numbers = itertools.count(generation << GENERATION_SHIFT | 1)
+        self._earlier: dict[int, int] = {}
         self.files: dict[int, FileHandle] = {}
         self.directories: dict[int, DirectoryHandle] = {}
 
@@ -80,9 +89,32 @@ class Handles:
         self.directories[number] = handle
         return number
 
+    def adopt(self, number: int, ino: int) -> None:
+        """Say which inode a handle belongs to, before the request that names it; any thread may.
+
+        Only what an earlier worker opened is remembered, until it is released.
+        """
+        if number >> GENERATION_SHIFT != self._generation:
+            self._earlier[number] = ino
+
+    def adopted(self, number: int) -> int | None:
+        """The inode of a handle that an earlier worker opened and nobody released."""
+        return self._earlier.get(number)
+
+    def drop_file(self, number: int) -> FileHandle | None:
+        """Forget a file's number; None where it was never used here."""
+        self._earlier.pop(number, None)
+        return self.files.pop(number, None)
+
+    def drop_directory(self, number: int) -> None:
+        """Forget a directory's number."""
+        self._earlier.pop(number, None)
+        self.directories.pop(number, None)
+
     async def close_all(self) -> None:
         """Close what the kernel did not: after an unmount it may say nothing more."""
         files, self.files = self.files, {}
         self.directories.clear()
+        self._earlier.clear()
         for handle in files.values():
             await handle.close()

@@ -1,7 +1,8 @@
 """The filesystem's operations: a thin adapter between pyfuse3 and the mount tree.
 
 All methods run as tasks of one trio loop. The node table and the handles change only between waits, so they need no
-lock: an entry is counted and answered without a wait in between, and the kernel keeps an inode that it asks about.
+lock: an entry is counted, recorded and answered without a wait in between, and the kernel keeps an inode that it asks
+about. Inodes and handles that an earlier worker of the mount handed out are found again when the kernel names them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from helios.errors import HeliosError, NotFound
 from helios.metrics import MountMetrics
 from helios.names import RepoId
 from heliosfs.blobs import BlobRef, BlobStore
+from heliosfs.flights import Flights
 from heliosfs.fuse.errors import errno_of
 from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
+from heliosfs.tree.restore import Restorer
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
 
@@ -72,7 +75,11 @@ def refused(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
 
 
 class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
-    """Serves the tree. ``cache`` is the directory whose disk ``statfs`` reports; ``uid`` and ``gid`` own every file."""
+    """Serves the tree. ``cache`` is the directory whose disk ``statfs`` reports; ``uid`` and ``gid`` own every file.
+
+    ``mounted_ns`` is the time of what is the mount's own, in nanoseconds since 1970, and ``generation`` counts the
+    workers that have served this mount: a mount that outlives its worker says both.
+    """
 
     supports_dot_lookup = False  # asked for only by NFS servers
 
@@ -86,14 +93,18 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         cache: Path,
         uid: int,
         gid: int,
+        mounted_ns: int | None = None,
+        generation: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.metrics = metrics
         self._table, self._source, self._blobs = table, source, blobs
         self._cache, self._uid, self._gid, self._clock = cache, uid, gid, clock
-        self._mounted_ns = time.time_ns()
-        self._handles = Handles()
+        self._mounted_ns = time.time_ns() if mounted_ns is None else mounted_ns
+        self._restorer = Restorer(table, source)
+        self._handles = Handles(generation)
+        self._reopening: Flights[int] = Flights()
         self._local = LocalReader()
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
@@ -107,11 +118,15 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """Close what is still open, when the mount is gone."""
         await self._handles.close_all()
 
+    def adopt(self, fh: int, inode: int) -> None:
+        """Say which inode a handle belongs to, before the request with that handle comes; any thread may."""
+        self._handles.adopt(fh, inode)
+
     # --- names ---
 
     @operation
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        parent = self._node(parent_inode, Directory)
+        parent = await self._node(parent_inode, Directory)
         try:
             text = name.decode()
         except UnicodeDecodeError:
@@ -121,7 +136,9 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             log.debug("no such entry: %s", found.reason)
             self.metrics.errors.labels("lookup", "ENOENT").inc()
             return self._absent(found.until)
-        return self._entry(self._table.hold(found.node), found.until)
+        slot = self._table.hold(found.node, parent_inode, name)
+        self._table.record()
+        return self._entry(slot, found.until)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
@@ -129,50 +146,87 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._slot(inode), FOREVER)
+        return self._entry(await self._slot(inode), FOREVER)
 
     @operation
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self._node(inode, Link).target.encode()
+        return (await self._node(inode, Link)).target.encode()
 
     # --- directories ---
 
     @operation
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._handles.add_directory(DirectoryHandle(self._node(inode, Directory)))
+        return self._handles.add_directory(DirectoryHandle(inode, await self._node(inode, Directory)))
 
     @operation
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        handle = self._handles.directories[fh]
-        if start_id == 0:
+        handle = self._handles.directories.get(fh)
+        if handle is None:
+            handle = await self._reopening.share(fh, lambda: self._reopen_directory(fh))
+        if start_id == 0 or handle.entries is None:
             handle.entries = list(await handle.node.entries(self._source))
         for number in range(start_id, len(handle.entries)):
             found = handle.entries[number]
-            slot = self._table.hold(found.node)
-            if not pyfuse3.readdir_reply(token, found.name.encode(), self._entry(slot, found.until), number + 1):
+            name = found.name.encode()
+            slot = self._table.hold(found.node, handle.ino, name)
+            if not pyfuse3.readdir_reply(token, name, self._entry(slot, found.until), number + 1):
                 self._table.forget(slot.ino, 1)
                 break
+        self._table.record()
 
     async def releasedir(self, fh: int) -> None:
-        self._handles.directories.pop(fh, None)
+        self._handles.drop_directory(fh)
+
+    async def _reopen_directory(self, fh: int) -> DirectoryHandle:
+        inode = self._adopted(fh)
+        handle = DirectoryHandle(inode, await self._node(inode, Directory))
+        if self._handles.adopted(fh) is None:
+            raise FUSEError(errno.EBADF)  # released meanwhile
+        self._handles.directories[fh] = handle
+        return handle
 
     # --- files ---
 
     @operation
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        node = self._slot(inode).node
+        node = (await self._slot(inode)).node
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
-        handle = await self._openers[type(node)](node)
+        handle = await self._open_node(node)
         return FileInfo(fh=self._handles.add_file(handle), keep_cache=node.lifetime == FOREVER)
 
     @operation
     async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
-        return await self._handles.files[fh].read(off, size)
+        handle = self._handles.files.get(fh)
+        if handle is None:
+            handle = await self._reopening.share(fh, lambda: self._reopen_file(fh))
+        return await handle.read(off, size)
 
     @operation
     async def release(self, fh: int) -> None:
-        await self._handles.files.pop(fh).close()
+        handle = self._handles.drop_file(fh)
+        if handle is not None:
+            await handle.close()
+
+    async def _reopen_file(self, fh: int) -> FileHandle:
+        handle = await self._open_node((await self._slot(self._adopted(fh))).node)
+        if self._handles.adopted(fh) is None:
+            await handle.close()
+            raise FUSEError(errno.EBADF)  # released meanwhile
+        self._handles.files[fh] = handle
+        return handle
+
+    def _adopted(self, fh: int) -> int:
+        inode = self._handles.adopted(fh)
+        if inode is None:
+            raise FUSEError(errno.EBADF)
+        return inode
+
+    async def _open_node(self, node: Node) -> FileHandle:
+        opener = self._openers.get(type(node))
+        if opener is None:
+            raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
+        return await opener(node)
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
@@ -210,17 +264,17 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        values = self._xattrs(inode)
+        values = await self._xattrs(inode)
         if name not in values:
             raise FUSEError(errno.ENODATA)
         return values[name]
 
     @operation
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return list(self._xattrs(inode))
+        return list(await self._xattrs(inode))
 
-    def _xattrs(self, inode: int) -> dict[bytes, bytes]:
-        node = self._slot(inode).node
+    async def _xattrs(self, inode: int) -> dict[bytes, bytes]:
+        node = (await self._slot(inode)).node
         values = dict(node.xattrs())
         if isinstance(node, BlobFile):
             values |= self._blobs.status(node.entry.sha256).xattrs()
@@ -258,14 +312,14 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self.metrics.errors.labels(name, errno.errorcode.get(code, str(code))).inc()
         return error if isinstance(error, FUSEError) else FUSEError(code)
 
-    def _slot(self, inode: int) -> Slot:
-        slot = self._table.get(inode)
+    async def _slot(self, inode: int) -> Slot:
+        slot = await self._restorer.slot(inode)
         if slot is None:
             raise FUSEError(errno.ESTALE)
         return slot
 
-    def _node(self, inode: int, kind: type[N]) -> N:
-        node = self._slot(inode).node
+    async def _node(self, inode: int, kind: type[N]) -> N:
+        node = (await self._slot(inode)).node
         if not isinstance(node, kind):
             raise FUSEError(errno.ENOTDIR if kind is Directory else errno.EINVAL)
         return node

@@ -14,8 +14,8 @@ def node(name: str, mtime: int = 0) -> Node:
 
 def test_numbers_are_the_same_in_every_table_and_fit_63_bits():
     first, second = NodeTable(root()), NodeTable(root())
-    second.hold(node("something else"))
-    assert first.hold(node("a")).ino == second.hold(node("a")).ino
+    second.hold(node("something else"), ROOT, b"x")
+    assert first.hold(node("a"), ROOT, b"x").ino == second.hold(node("a"), ROOT, b"x").ino
     assert all(1 < hash_key(("x", str(i)), 0) < 1 << 63 for i in range(1000))
 
 
@@ -27,11 +27,11 @@ def test_the_root_is_never_forgotten():
 
 def test_an_inode_keeps_its_first_time_until_it_is_forgotten():
     table = NodeTable(root())
-    slot = table.hold(node("a", mtime=1))
-    assert table.hold(node("a", mtime=2)) is slot
+    slot = table.hold(node("a", mtime=1), ROOT, b"x")
+    assert table.hold(node("a", mtime=2), ROOT, b"x") is slot
     assert slot.mtime == 1
     table.forget(slot.ino, 2)
-    assert table.hold(node("a", mtime=2)).mtime == 2
+    assert table.hold(node("a", mtime=2), ROOT, b"x").mtime == 2
 
 
 def test_forgetting_what_is_unknown_changes_nothing():
@@ -53,7 +53,7 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(target=inodes, name=st.text("abc", min_size=1, max_size=2))
     def lookup(self, name):
-        ino = self.table.hold(node(name)).ino
+        ino = self.table.hold(node(name), ROOT, b"x").ino
         assert ino > ROOT
         assert self.names.setdefault(ino, name) == name, "two things share an inode"
         self.counts[ino] = self.counts.get(ino, 0) + 1
