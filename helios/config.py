@@ -45,6 +45,10 @@ class RegistrySettings(Section, frozen=True):
 class MountSettings(Section, frozen=True):
     cache: str = ""
     """Directory of the local tier (L1); empty means ``$HELIOS_HOME/cache``."""
+    cache_limit_gib: float = 0.0
+    """Most that the cached blobs take on disk, in GiB; 0: bounded only by free space."""
+    cache_min_free: float = 0.05
+    """Share of the cache's disk that stays free, 0 to 1: what is used least goes for it."""
     request_deadline_s: float = 30.0
     """A remote read with no answer after this long fails over, and in the end gives EIO."""
     connections: int = 8

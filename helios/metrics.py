@@ -67,6 +67,19 @@ class MountMetrics(Metrics):
             "helios_mount_verify_failures_total", "Chunks whose hash was wrong", ["source"], registry=r
         )
         self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
+        self.evictions = Counter(
+            "helios_mount_cache_evictions_total", "Blobs removed from the local tier", ["reason"], registry=r
+        )  # reason: room, bounds, asked
+        self.evicted_bytes = Counter(
+            "helios_mount_cache_evicted_bytes_total", "Disk bytes that evictions freed", ["reason"], registry=r
+        )
+        self.cache_used = Gauge("helios_mount_cache_used_bytes", "Disk bytes of the local tier's blobs", registry=r)
+        self.cache_reserved = Gauge(
+            "helios_mount_cache_reserved_bytes", "Disk bytes promised to what is being written", registry=r
+        )
+        self.cache_limit = Gauge(
+            "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
+        )
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inodes = Gauge("helios_mount_inodes", "Inodes the kernel knows", registry=r)
         self.passthrough_opens = Counter(

@@ -17,18 +17,20 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, Unavailable
+from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
-from heliosfs.fetch.fill import Filler
+from heliosfs.fetch.fill import Filler, group_of
 from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes
 from heliosfs.fetch.read import Reads
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.l1 import L1, L1Usage
+from heliosfs.tiers.policy import Bounds
 from heliosfs.tree.snapshot import WEIGHTS
 
 __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
@@ -110,14 +112,23 @@ class BlobStore:
         self._disk = trio.CapacityLimiter(DISK_THREADS)
         cap = settings.buffer_mib << 20
         self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
+        self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
+        """The local tier's room: what is kept, what goes."""
         self._engine = Engine(
-            self._lanes, settings, metrics, clock, stored=self._stored, idle=self._idle, released=self._released
+            self._lanes,
+            settings,
+            metrics,
+            clock,
+            stored=self._stored,
+            idle=self._idle,
+            released=self._released,
+            room=self.room,
         )
         self._settler = Settler(
             self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
         )
         self._filler = Filler(
-            self._engine, l1, metrics, blob_of=self._blob_of, prepare=self._prepare, released=self._released
+            self._engine, self.room, metrics, blob_of=self._blob_of, prepare=self._prepare, released=self._released
         )
         self._reads = Reads(
             self._engine,
@@ -140,6 +151,7 @@ class BlobStore:
                 self._nursery = nursery
                 nursery.start_soon(self._engine.run, nursery)
                 nursery.start_soon(self._housekeeping, nursery)
+                nursery.start_soon(self.room.run, nursery)
                 task_status.started()
         finally:
             self._nursery = None
@@ -147,6 +159,7 @@ class BlobStore:
                 for blob in list(self._blobs.values()):
                     if blob.unflushed and not blob.settling:
                         await self._settler.flush(blob)
+                await self.room.save()
 
     def close(self) -> None:
         """Close files and connections and give the cache directory up; call it after ``run`` ended."""
@@ -169,6 +182,7 @@ class BlobStore:
         except BaseException:
             self._drop_handle(blob)
             raise
+        self.room.used(want.sha256, group_of(want))
         if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
             blob.users += 1
             self._filler.opening += 1
@@ -214,6 +228,7 @@ class BlobStore:
             blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
             blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
+            self.room.hold(want.sha256)
         elif blob.want.size != want.size:
             raise IntegrityError(
                 f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
@@ -225,11 +240,13 @@ class BlobStore:
         async with blob.preparing:
             if blob.loaded:
                 return
+            await self.room.settled(blob.want.sha256)
             try:
                 found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
                 raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
             blob.loaded, blob.whole = True, found.whole
+            self.room.loaded(blob.local)
             if found.recipe is not None:
                 self._engine.add(blob, found.recipe, found.have)
 
@@ -240,7 +257,8 @@ class BlobStore:
             if blob.whole or blob.planned:
                 return
             recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
-            await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk)
+            if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
+                self.room.loaded(blob.local)
             self._engine.add(blob, recipe, None)
 
     async def _fill_opened(self, blob: Blob) -> None:
@@ -274,7 +292,7 @@ class BlobStore:
         if self._blobs.get(blob.want.sha256) is blob:
             del self._blobs[blob.want.sha256]
             self._engine.remove(blob)
-            blob.local.close()
+            self.room.closed(blob.local)
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -284,7 +302,12 @@ class BlobStore:
         if self._nursery is not None:
             self._filler.advance(self._nursery, self._clock())
 
+    def _made_room(self) -> None:
+        self._filler.look()
+        self._engine.pump()
+
     def _became_whole(self, blob: Blob) -> None:
+        self.room.grew(blob.local, None)
         self._filler.stop(blob)
 
     async def _housekeeping(self, nursery: trio.Nursery) -> None:
@@ -350,6 +373,17 @@ class BlobHandle:
             self._closed = True
             self._store.release(self._blob, self._number)
         await trio.lowlevel.checkpoint()
+
+
+def bounds_of(settings: MountSettings) -> Bounds:
+    """The local tier's bounds. Raises UsageError."""
+    limit_gib, min_free = settings.cache_limit_gib, settings.cache_min_free
+    if limit_gib < 0 or not 0 <= min_free < 1:
+        raise UsageError(
+            f"mount.cache_limit_gib is {limit_gib:g} and mount.cache_min_free {min_free:g}",
+            hint="The limit is 0 (none) or more, the share that stays free at least 0 and less than 1.",
+        )
+    return Bounds(int(limit_gib * (1 << 30)) or None, min_free)
 
 
 def _recipe_of(want: BlobRef) -> Callable[[Source, float], Recipe]:

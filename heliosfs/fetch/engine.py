@@ -21,10 +21,12 @@ from heliosfs.fetch.breaker import Breaker
 from heliosfs.fetch.buffers import BufferPool
 from heliosfs.fetch.lanes import Lane, Lanes, worst
 from heliosfs.fetch.planner import HAVE, Job, Limits, Planner
+from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import CorruptChunk
 from heliosfs.fetch.transfer import Pointless, Transfer
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.memory import ChunkLru
+from heliosfs.tiers.policy import Reservation
 
 log = logging.getLogger("heliosfs.fetch")
 
@@ -43,10 +45,10 @@ IN_PLACE: Final = "store"
 class _Flight:
     """One attempt of a job at one source."""
 
-    __slots__ = ("blob", "job", "lane", "over", "scope")
+    __slots__ = ("blob", "job", "lane", "loan", "over", "scope")
 
-    def __init__(self, job: Job, blob: Blob, lane: Lane, scope: trio.CancelScope) -> None:
-        self.job, self.blob, self.lane, self.scope = job, blob, lane, scope
+    def __init__(self, job: Job, blob: Blob, lane: Lane, scope: trio.CancelScope, loan: Reservation | None) -> None:
+        self.job, self.blob, self.lane, self.scope, self.loan = job, blob, lane, scope, loan
         self.over = False
 
 
@@ -64,6 +66,7 @@ class Engine:
         stored: Callable[[Blob, int], None],
         idle: Callable[[], None],
         released: Callable[[Blob], None],
+        room: Room,
     ) -> None:
         self.planner = Planner()
         self.memory = ChunkLru()
@@ -71,7 +74,7 @@ class Engine:
         self._lanes, self._metrics, self._clock = lanes, metrics, clock
         self._pool = BufferPool.of_mib(settings.buffer_mib)
         self._reserve = max(1, min(self._pool.count // 4, 4))
-        self._stored, self._idle, self._released = stored, idle, released
+        self._stored, self._idle, self._released, self._room = stored, idle, released, room
         self._blobs: dict[str, Blob] = {}
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -184,7 +187,8 @@ class Engine:
         assert blob.recipe is not None
         assert self._token is not None
         with trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s) as scope:
-            flight = _Flight(job, blob, lane, scope)
+            loan = self._room.lend(blob.local, job.left) if self.disk.ready(self._clock()) else None
+            flight = _Flight(job, blob, lane, scope, loan)
             transfer = Transfer(
                 lane.source,
                 blob.want,
@@ -192,11 +196,11 @@ class Engine:
                 range(job.next, job.stop),
                 blob.local,
                 buffer,
-                store=self.disk.ready(self._clock()),
+                store=loan is not None,
                 demand=job.demand,
                 timeout_s=self._lanes.timeout_s,
                 post=partial(_post, self._token, self._arrived, flight),
-                give_back=self._pool.give,
+                give_back=partial(self._returned, self._token, loan),
             )
             lane.link.begin(self._clock())
             try:
@@ -229,6 +233,8 @@ class Engine:
             flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
             lane.link.received(now, end - start, lane.source.latency_s)
         in_place = blob.local.sealed and data is None
+        if data is None and not in_place:
+            self._room.grew(blob.local, flight.loan)
         self._metrics.fetched_bytes.labels(IN_PLACE if in_place else lane.source.name).inc(end - start)
         if job.key not in self._blobs:
             return  # the blob was closed meanwhile, and its files with it
@@ -246,6 +252,12 @@ class Engine:
             if data is None:
                 self._stored(blob, index)
         self.pump()
+
+    def _returned(self, token: trio.lowlevel.TrioToken, loan: Reservation | None, buffer: memoryview) -> None:
+        """A transfer writes no more: called by its thread, or on the loop where that never started."""
+        self._pool.give(buffer)
+        if loan is not None:
+            _post(token, self._room.give_back, loan)
 
     def disk_failed(self, blob: Blob, error: OSError) -> None:
         """The disk refused something: go on without it for a while."""
@@ -299,16 +311,9 @@ def _names(blob: Blob, index: int, lane: Lane) -> dict[str, object]:
     }
 
 
-def _post(
-    token: trio.lowlevel.TrioToken,
-    arrived: Callable[[_Flight, int, bytes | None, OSError | None], None],
-    flight: _Flight,
-    index: int,
-    data: bytes | None,
-    trouble: OSError | None,
-) -> None:
+def _post(token: trio.lowlevel.TrioToken, call: Callable[..., None], *args: object) -> None:
     """Called in the worker thread."""
     try:
-        token.run_sync_soon(arrived, flight, index, data, trouble)
+        token.run_sync_soon(call, *args)
     except trio.RunFinishedError:
-        return  # the daemon has ended; nobody waits for this chunk any more
+        return  # the daemon has ended; nobody waits for this any more

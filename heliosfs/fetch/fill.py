@@ -2,14 +2,14 @@
 
 A blob is filled from its first READ, from the moment a weight file is opened, or because it was queued (the other
 weight files of an opened one). Ranks: blobs being read, the one read last first; open ones; closed ones; queued ones.
-Filling never takes the last of the disk: a blob that would not fit is read without being filled, until there is room.
+Whether there is room for a blob, and what goes for it, the room says (room.py); what it refuses is read without being
+filled, until there is room.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
@@ -22,8 +22,9 @@ from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.breaker import Breaker
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.planner import Rank
+from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import BlobRef
-from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.policy import Verdict
 
 log = logging.getLogger("heliosfs.fetch")
 
@@ -32,8 +33,9 @@ OPEN: Final = 1
 CLOSED: Final = 2
 QUEUED: Final = 3
 
-KEEP_FREE: Final = 0.02
-"""Filling leaves this share of the disk free."""
+BLOCK: Final = 4096
+CHUNK_ENTRY: Final = 64
+"""Most bytes that a chunk takes in a blob's journal."""
 
 MAX_QUEUE: Final = 4096
 """Queued blobs; more are not remembered."""
@@ -51,19 +53,21 @@ class Filler:
     def __init__(
         self,
         engine: Engine,
-        l1: L1,
+        room: Room,
         metrics: MountMetrics,
         *,
         blob_of: Callable[[BlobRef], Blob],
         prepare: Callable[[Blob], Awaitable[None]],
         released: Callable[[Blob], None],
     ) -> None:
-        self._engine, self._l1 = engine, l1
+        self._engine, self._room = engine, room
         self._blob_of, self._prepare, self._released = blob_of, prepare, released
         self._numbers = itertools.count()
         self._latest: Blob | None = None
         self._filling: dict[Blob, Rank] = {}
         self._refused: set[Blob] = set()
+        self._told: set[Blob] = set()
+        """Refused blobs that the log has named."""
         self._queue: OrderedDict[str, BlobRef] = OrderedDict()
         self._starting = False
         self.opening = 0
@@ -103,7 +107,7 @@ class Filler:
         if self._latest is blob:
             self._latest = None
         if blob not in self._filling:
-            self._refused.discard(blob)
+            self._give_up(blob)
             return
         self._rank(blob, CLOSED, next(self._numbers))
         unused = [other for other in self._filling if not other.handles]
@@ -116,9 +120,9 @@ class Filler:
         """The blob is whole, or is not to be filled any more."""
         if self._latest is blob:
             self._latest = None
-        self._refused.discard(blob)
         if self._filling.pop(blob, None) is not None and blob.planned:
             self._engine.planner.fill(blob.key, None)
+        self._give_up(blob)
 
     def keeps(self, blob: Blob) -> bool:
         """Whether the blob must stay open for being filled."""
@@ -129,29 +133,41 @@ class Filler:
         if not blob.planned:
             return
         if blob not in self._filling and not self._fits(blob):
-            if blob not in self._refused:
-                self._refused.add(blob)
-                log.warning(
-                    "the disk has no room for a whole file; it is read without being filled",
-                    extra={"file": blob.want.path, "size": blob.want.size, "cache": str(self._l1.root)},
-                )
+            self._refused.add(blob)
             return
         self._refused.discard(blob)
         self._filling[blob] = (kind, number)
         self._engine.planner.fill(blob.key, (kind, number))
 
     def _fits(self, blob: Blob) -> bool:
-        try:
-            disk = os.statvfs(self._l1.root)
-        except OSError:
-            return False  # the directory is gone; reads find out what that means for them
-        free = disk.f_frsize * (disk.f_bavail - KEEP_FREE * disk.f_blocks)
-        promised = sum(self._needs(other) for other in self._filling if other.planned)
-        return promised + self._needs(blob) <= free
+        """Whether the blob may be filled now. What has to go for it begins to; ``look`` asks again."""
+        want, group, need = blob.want, group_of(blob.want), self._needs(blob)
+        siblings = sum(
+            self._needs(b) for b in self._refused if b is not blob and b.planned and group_of(b.want) == group
+        )
+        siblings += sum(self._room.missing(w.sha256, w.size) for w in self._queue.values() if group_of(w) == group)
+        verdict = self._room.ask(want.sha256, want.size, need, group, need + siblings).verdict
+        if verdict in (Verdict.TOO_LARGE, Verdict.NOT_WORTH) and blob not in self._told:
+            self._told.add(blob)
+            log.warning(
+                "the cache has no room for a whole file; it is read without being filled",
+                extra={"file": want.path, "model": str(want.repo), "size": want.size, "reason": verdict.value},
+            )
+        return verdict is Verdict.GRANTED
 
     def _needs(self, blob: Blob) -> int:
-        """Bytes of disk that filling the blob takes."""
-        return 0 if blob.local.sealed else self._engine.planner.missing_bytes(blob.key)
+        """Bytes of disk that filling the blob takes, with its journal and the filesystem's own share."""
+        if blob.local.sealed:
+            return 0
+        assert blob.recipe is not None
+        missing = self._engine.planner.missing_bytes(blob.key)
+        journal = CHUNK_ENTRY * (len(blob.recipe) + 4)
+        return -(-missing // BLOCK) * BLOCK + -(-journal // BLOCK) * BLOCK + missing // 1000
+
+    def _give_up(self, blob: Blob) -> None:
+        self._refused.discard(blob)
+        self._told.discard(blob)
+        self._room.end(blob.want.sha256)
 
     def look(self) -> None:
         """Called about once a second: what was refused may fit now; what only waits for the impossible is let go."""
@@ -193,9 +209,18 @@ class Filler:
         blob.users += 1
         try:
             await self._prepare(blob)
-            if blob not in self._filling:
+            while blob not in self._filling:
                 self._rank(blob, QUEUED, next(self._numbers))
-                self._refused.discard(blob)
+                if blob not in self._refused or not self._room.waits(want.sha256):
+                    break
+                await self._room.moved()
+            if blob not in self._filling and not blob.handles:
+                self._give_up(blob)
         finally:
             blob.users -= 1
             self._released(blob)
+
+
+def group_of(want: BlobRef) -> str:
+    """The model that a blob is read for."""
+    return f"{want.repo}@{want.commit}"

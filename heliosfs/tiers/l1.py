@@ -25,7 +25,8 @@ from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
 from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.store.syscalls import sync_directory
 from heliosfs.tiers import bitmap
-from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.local import LocalBlob, unlink
+from heliosfs.tiers.policy import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class L1Usage:
     partial_bytes: int
     free: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A blob on the disk: its size, and the bytes of room that removing it frees."""
+
+    size: int
+    cost: int
 
 
 class L1:
@@ -66,8 +75,7 @@ class L1:
             os.close(self._lock_fd)
             raise
         self._drop_halves()
-        sizes = [entry.stat().st_size for entry in self._whole_entries()]
-        self._blobs, self._blob_bytes = len(sizes), sum(sizes)
+        self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
 
     def close(self) -> None:
         """Give the directory up."""
@@ -99,6 +107,53 @@ class L1:
         local = sum(end - start for start, end in map(journal.recipe.span, _set(journal.have)))
         return local, journal.recipe.size, False
 
+    def scan(self) -> dict[str, Found]:
+        """Every blob that is here, by its digest; takes note of files that somebody else removed."""
+        with self._lock:
+            before = dict(self._whole)
+        names = {entry.name for entry in self._whole_entries()}
+        with self._lock:
+            for sha256 in before.keys() - names:
+                self._whole.pop(sha256, None)
+        with os.scandir(self.root / "partial") as entries:
+            names |= {entry.name.removesuffix(".data") for entry in entries if entry.name.endswith(".data")}
+        measured = ((sha256, self.measure(sha256)) for sha256 in names)
+        return {sha256: found for sha256, found in measured if found is not None}
+
+    def measure(self, sha256: str) -> Found | None:
+        """The room that a blob's files take, or None where there are none."""
+        try:
+            whole = os.lstat(self.whole_path(sha256))
+        except FileNotFoundError:
+            pass
+        else:
+            return Found(whole.st_size, _cost(whole))
+        try:
+            data = os.lstat(self.data_path(sha256))
+        except FileNotFoundError:
+            return None
+        try:
+            return Found(data.st_size, _cost(data) + _cost(os.lstat(self.map_path(sha256))))
+        except FileNotFoundError:
+            return Found(data.st_size, _cost(data))
+
+    def remove(self, sha256: str) -> None:
+        """Remove a blob's files, whole and partial; who has one open keeps it. Raises OSError.
+
+        Nobody may load or write the blob meanwhile: a partial one is removed in two steps.
+        """
+        whole = self.whole_path(sha256)
+        if unlink(whole):
+            self.went(sha256)
+        if unlink(self.map_path(sha256)):
+            self.sync_partial()  # an old journal must never come back beside a new data file
+        unlink(self.data_path(sha256))
+
+    def disk(self) -> Disk:
+        """The filesystem's free and total bytes."""
+        disk = os.statvfs(self.root)
+        return Disk(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
+
     def usage(self) -> L1Usage:
         """What is here now."""
         partials = partial_bytes = 0
@@ -110,16 +165,10 @@ class L1:
                     except FileNotFoundError:
                         continue  # it became whole just now
                     partials += 1
-        disk = os.statvfs(self.root)
+        disk = self.disk()
         with self._lock:
-            return L1Usage(
-                self._blobs,
-                self._blob_bytes,
-                partials,
-                partial_bytes,
-                disk.f_bavail * disk.f_frsize,
-                disk.f_blocks * disk.f_frsize,
-            )
+            blobs, blob_bytes = len(self._whole), sum(self._whole.values())
+        return L1Usage(blobs, blob_bytes, partials, partial_bytes, disk.free, disk.total)
 
     def whole_path(self, sha256: str) -> str:
         return f"{self.root}/blobs/{sha256[:2]}/{sha256}"
@@ -133,15 +182,13 @@ class L1:
     def map_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.map"
 
-    def became_whole(self, size: int) -> None:
+    def became_whole(self, sha256: str, size: int) -> None:
         with self._lock:
-            self._blobs += 1
-            self._blob_bytes += size
+            self._whole[sha256] = size
 
-    def went(self, size: int) -> None:
+    def went(self, sha256: str) -> None:
         with self._lock:
-            self._blobs -= 1
-            self._blob_bytes -= size
+            self._whole.pop(sha256, None)
 
     def sync_whole(self, sha256: str) -> None:
         for path in (self.root / "blobs" / sha256[:2], self.root / "blobs"):
@@ -183,6 +230,11 @@ class L1:
                 if fan.is_dir(follow_symlinks=False):
                     with os.scandir(fan) as entries:
                         yield from entries
+
+
+def _cost(status: os.stat_result) -> int:
+    """Bytes that removing this name frees: none while the file has another one."""
+    return status.st_blocks * 512 if status.st_nlink == 1 else 0
 
 
 def _set(have: bytearray) -> Iterator[int]:

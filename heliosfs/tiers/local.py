@@ -39,8 +39,8 @@ class Places(Protocol):
     def object_path(self, sha256: str) -> str | None: ...
     def data_path(self, sha256: str) -> str: ...
     def map_path(self, sha256: str) -> str: ...
-    def became_whole(self, size: int) -> None: ...
-    def went(self, size: int) -> None: ...
+    def became_whole(self, sha256: str, size: int) -> None: ...
+    def went(self, sha256: str) -> None: ...
     def sync_whole(self, sha256: str) -> None: ...
     def sync_partial(self) -> None: ...
 
@@ -161,16 +161,31 @@ class LocalBlob:
                 try:
                     os.rename(self._places.data_path(self.sha256), path)
                     self.whole = True
-                    self._places.became_whole(self.size)
+                    self._places.became_whole(self.sha256, self.size)
                     os.dup2(read_only, fd, inheritable=False)
                 finally:
                     os.close(read_only)
                 _advise(fd)
             self._places.sync_whole(self.sha256)
-            _unlink(self._places.map_path(self.sha256))
+            unlink(self._places.map_path(self.sha256))
             map_fd, self._map_fd = self._map_fd, -1
             if map_fd >= 0:
                 os.close(map_fd)
+
+    @property
+    def cost(self) -> int:
+        """Bytes of room that the open files take; 0 for a file that has another name. Raises OSError."""
+        if self.fd < 0:
+            return 0
+        status = os.fstat(self.fd)
+        data = status.st_blocks * 512 if status.st_nlink < 2 else 0
+        return data if self.whole else data + _blocks(self._map_end)
+
+    @property
+    def ended(self) -> bool:
+        """Whether ``close`` was called and every call under way then has returned."""
+        with self._lock:
+            return self._closed and not self._users
 
     def close(self) -> None:
         """Close the files, at the latest when the last call under way returns. No call may follow."""
@@ -221,7 +236,7 @@ class LocalBlob:
                 extra={"path": path, "size": status.st_size, "expected": self.size},
             )
             os.unlink(path)
-            self._places.went(status.st_size)
+            self._places.went(self.sha256)
             return False
         self.fd, self.whole = fd, True
         _advise(fd)
@@ -274,10 +289,10 @@ class LocalBlob:
         _advise(self.fd)
 
     def _remove_partial(self) -> None:
-        if _unlink(self._places.map_path(self.sha256)):
+        if unlink(self._places.map_path(self.sha256)):
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
-        _unlink(self._places.data_path(self.sha256))
+        unlink(self._places.data_path(self.sha256))
 
 
 def _open_data(path: str) -> tuple[int, bool]:
@@ -295,7 +310,13 @@ def _advise(fd: int) -> None:
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
 
 
-def _unlink(path: str) -> bool:
+def _blocks(length: int) -> int:
+    """Bytes on disk of a file that was written from its start."""
+    return -(-length // 4096) * 4096
+
+
+def unlink(path: str) -> bool:
+    """Remove a name; returns whether there was one."""
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -1,0 +1,36 @@
+"""What fetching and filling ask of whoever looks after the disk's room (heliosfs/tiers/evictor.py)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.policy import Answer, Reservation
+
+
+class Room(Protocol):
+    """Called from the trio loop; nothing here waits, but ``moved``."""
+
+    def ask(self, sha256: str, size: int, need: int, group: str, group_need: int) -> Answer:
+        """May the rest of a blob be written, ``need`` bytes of room? Asked again until it is granted or ``end``ed."""
+
+    def missing(self, sha256: str, size: int) -> int:
+        """About how many bytes of room the rest of a blob takes that nobody has open."""
+
+    def end(self, sha256: str) -> None:
+        """The blob is whole, or is not to be filled any more."""
+
+    def waits(self, sha256: str) -> bool:
+        """Whether others are going for the blob."""
+
+    async def moved(self) -> None:
+        """Wait until something was removed, for a moment at most."""
+
+    def lend(self, local: LocalBlob, count: int) -> Reservation | None:
+        """Room for chunks of ``count`` bytes that are about to be fetched; None: they can't be kept."""
+
+    def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
+        """A chunk of the blob, which is open, was written with this loan."""
+
+    def give_back(self, loan: Reservation) -> None:
+        """Nothing more will be written with it."""
