@@ -43,6 +43,9 @@ MAX_QUEUE: Final = 4096
 MAX_CLOSED: Final = 16
 """Blobs that are filled though nobody has them open; more wait in the queue, without files or tables in memory."""
 
+MAX_GROUPS: Final = 64
+"""Models of which is remembered what is not filled: a model that does not fit pushes nothing out."""
+
 BACKLOG: Final = 16
 """With fewer chunks than this left to start, the next queued blob is made ready."""
 
@@ -66,6 +69,8 @@ class Filler:
         self._latest: Blob | None = None
         self._filling: dict[Blob, Rank] = {}
         self._refused: set[Blob] = set()
+        self._lacking: OrderedDict[str, dict[str, int]] = OrderedDict()
+        """By model: the blobs, with their sizes, that there was no room for."""
         self._told: set[Blob] = set()
         """Refused blobs that the log has named."""
         self._queue: OrderedDict[str, BlobRef] = OrderedDict()
@@ -142,11 +147,17 @@ class Filler:
     def _fits(self, blob: Blob) -> bool:
         """Whether the blob may be filled now. What has to go for it begins to; ``look`` asks again."""
         want, group, need = blob.want, group_of(blob.want), self._needs(blob)
-        siblings = sum(
-            self._needs(b) for b in self._refused if b is not blob and b.planned and group_of(b.want) == group
-        )
-        siblings += sum(self._room.missing(w.sha256, w.size) for w in self._queue.values() if group_of(w) == group)
-        verdict = self._room.ask(want.sha256, want.size, need, group, need + siblings).verdict
+        lacking = self._lacking.setdefault(group, {})
+        self._lacking.move_to_end(group)
+        if len(self._lacking) > MAX_GROUPS:
+            self._lacking.popitem(last=False)
+        lacking.pop(want.sha256, None)
+        queued = (w for w in self._queue.values() if w.commit == want.commit and w.repo == want.repo)
+        siblings = lacking | {w.sha256: w.size for w in queued}
+        rest = sum(self._room.missing(sha256, size) for sha256, size in siblings.items() if sha256 != want.sha256)
+        verdict = self._room.ask(want.sha256, want.size, need, group, need + rest).verdict
+        if verdict is not Verdict.GRANTED:
+            lacking[want.sha256] = want.size
         if verdict in (Verdict.TOO_LARGE, Verdict.NOT_WORTH) and blob not in self._told:
             self._told.add(blob)
             log.warning(
