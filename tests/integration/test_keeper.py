@@ -1,0 +1,374 @@
+"""The keeper with a real mount: what readers see when workers, and keepers, come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from helios.mounts import detach, find_mount
+from heliosfs.keeper import wire
+from heliosfs.keeper.board import Board
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) needs root"),
+    pytest.mark.skipif(KERNEL < (6, 9), reason=f"FUSE_NOTIFY_RESEND needs Linux 6.9, this is {platform.release()}"),
+]
+
+MIB = 1 << 20
+
+
+class Kept:
+    """A mount with a keeper; whatever it started is ended by pid."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.mountpoint, self.faults, self.backing = directory / "m", directory / "faults", directory / "backing"
+        self.socket, self.pid_file, self.log = directory / "k.sock", directory / "worker.pid", directory / "log"
+        self.mountpoint.mkdir()
+        self.faults.mkdir()
+        data = random.Random(7).randbytes(size)
+        self.backing.write_bytes(data)
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.file = self.mountpoint / "file"
+        self.keepers: list[subprocess.Popen[bytes]] = []
+        self.workers: set[int] = set()
+        self.worker_argv = [sys.executable, str(SUPPORT / "raw_worker.py"), str(self.backing), str(self.faults)]
+
+    def start(self, *options: str, spawn: bool = True) -> dict[str, object]:
+        """Start a keeper; returns what it says on its pipe (without a spawned worker: nothing)."""
+        read_fd, write_fd = os.pipe()
+        command = [sys.executable, "-P", "-m", "heliosfs.keeper", str(self.mountpoint), "--socket", str(self.socket)]
+        command += ["--worker-pid-file", str(self.pid_file), "--ready-fd", str(write_fd), *options]
+        command += ["--", *self.worker_argv] if spawn else ["--no-spawn"]
+        with self.log.open("ab") as log:
+            self.keepers.append(subprocess.Popen(command, stderr=log, pass_fds=[write_fd]))
+        os.close(write_fd)
+        with os.fdopen(read_fd, "rb") as pipe:
+            if not spawn:
+                self.wait(lambda: self.socket.exists() and find_mount(self.mountpoint))
+                return {}
+            assert select.select([pipe], [], [], 30)[0], "the keeper says nothing"
+            answer: dict[str, object] = json.loads(pipe.readline())
+        if "state" in answer:
+            self.worker()
+        return answer
+
+    @property
+    def keeper(self) -> subprocess.Popen[bytes]:
+        return self.keepers[-1]
+
+    def worker(self) -> int:
+        """The present worker's pid."""
+        pid = int(self.pid_file.read_text())
+        self.workers.add(pid)
+        return pid
+
+    def next_worker(self, last: int) -> int:
+        self.wait(lambda: self.pid_file.exists() and self.worker() != last)
+        return self.worker()
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        environ = {**os.environ, wire.ENVIRON: str(self.socket)}
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(self.worker_argv, env=environ, stderr=log)
+        self.workers.add(process.pid)
+        return process
+
+    def fault(self, name: str) -> None:
+        (self.faults / name).touch()
+
+    def struck(self, name: str) -> bool:
+        return not (self.faults / name).exists()
+
+    def board(self) -> Board:
+        """The keeper's board, through its descriptor."""
+        for fd in Path(f"/proc/{self.keeper.pid}/fd").iterdir():
+            if "helios-board" in os.readlink(fd):
+                return Board(os.open(fd, os.O_RDWR | os.O_CLOEXEC))
+        raise AssertionError("the keeper has no board")
+
+    def logged(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+    def read(self) -> str:
+        """The digest of the file, read through the mount."""
+        digest = hashlib.sha256()
+        with self.file.open("rb", buffering=0) as file:
+            while part := file.read(MIB):
+                digest.update(part)
+        return digest.hexdigest()
+
+    @staticmethod
+    def wait(condition, timeout_s: float = 20.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, "it did not come true"
+            time.sleep(0.01)
+
+    def left(self) -> list[str]:
+        """What a keeper that ended must not leave."""
+        left = [str(path) for path in (self.socket, self.pid_file) if path.exists()]
+        left += [f"process {pid}" for pid in self.workers if alive(pid)]
+        return left + ([str(self.mountpoint)] if find_mount(self.mountpoint) else [])
+
+    def close(self) -> None:
+        if self.pid_file.exists():
+            self.worker()
+        for keeper in self.keepers:
+            if keeper.poll() is None:
+                keeper.kill()
+            keeper.wait()
+        for pid in filter(alive, self.workers):
+            os.kill(pid, signal.SIGKILL)
+        detach(self.mountpoint)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    kept = Kept(tmp_path, 64 * MIB)
+    yield kept
+    kept.close()
+    assert not kept.logged("Traceback"), kept.log.read_text()
+
+
+@contextlib.contextmanager
+def reading(kept: Kept) -> Iterator[Future[str]]:
+    """Somebody reads the file meanwhile, over and over until the block ends; the result is each round's digest."""
+    stop = threading.Event()
+    started = threading.Event()
+
+    def rounds() -> str:
+        digests = set()
+        while True:
+            started.set()
+            digests.add(kept.read())
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if stop.is_set():
+                return ",".join(digests)
+
+    fd = os.open(kept.file, os.O_RDONLY)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(rounds)
+            started.wait()
+            try:
+                yield future
+            finally:
+                stop.set()
+    finally:
+        os.close(fd)
+
+
+def ends(kept: Kept, status: int) -> None:
+    assert kept.keeper.wait(15) == status
+    Kept.wait(lambda: not kept.left(), 2)
+
+
+def test_a_reader_sees_no_error_while_workers_are_killed(kept):
+    kept.start()
+    generations = [kept.board().generation]
+    with reading(kept) as digest:
+        for _ in range(10):
+            time.sleep(0.1)
+            last = kept.worker()
+            os.kill(last, signal.SIGKILL)
+            kept.next_worker(last)
+            kept.wait(lambda: kept.board().generation > generations[-1])
+            generations.append(kept.board().generation)
+    assert digest.result(30) == kept.digest
+    assert generations == list(range(1, 12))
+    assert kept.board().crashes <= 2, "kills from outside count only where five in a row came right after the start"
+    assert kept.board().init
+
+
+def test_a_request_that_takes_its_worker_along_counts_as_a_crash_and_is_answered_by_the_next(kept):
+    kept.start()
+    kept.fault(f"{3 * MIB}-exit")
+    assert kept.read() == kept.digest
+    assert kept.struck(f"{3 * MIB}-exit")
+    assert kept.board().crashes == 1
+
+
+@pytest.mark.parametrize("fault", ["stop", "hang"])
+def test_a_worker_that_hangs_is_replaced(kept, fault):
+    """Stopped: no signs of life. Hanging: it lives, but one request gets no answer within the worker's limit."""
+    kept.start("--stall", "2")
+    first = kept.worker()
+    kept.fault(f"{2 * MIB}-{fault}")
+    assert kept.read() == kept.digest
+    assert kept.next_worker(first) != first
+    assert not alive(first)
+    assert kept.board().crashes == 1
+    assert kept.logged("no sign of life" if fault == "stop" else "a request has waited")
+
+
+def test_an_upgrade_disturbs_no_reader(kept):
+    kept.start()
+    with reading(kept) as digest:
+        for _ in range(3):
+            last = kept.worker()
+            kept.keeper.send_signal(signal.SIGHUP)
+            kept.next_worker(last)
+            kept.wait(lambda: not alive(last))  # noqa: B023
+            time.sleep(0.2)
+    assert digest.result(30) == kept.digest
+    assert kept.board().crashes == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_everything(kept, number, status):
+    kept.start()
+    kept.read()
+    kept.worker()
+    kept.keeper.send_signal(number)
+    ends(kept, status)
+
+
+def test_a_signal_ends_everything_also_with_open_files_and_a_worker_that_hangs(kept):
+    kept.start("--grace", "0.5")
+    kept.fault(f"{40 * MIB}-stop")
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(kept.read)
+        kept.wait(lambda: kept.struck(f"{40 * MIB}-stop"))
+        kept.keeper.send_signal(signal.SIGTERM)
+        ends(kept, 0)
+        with pytest.raises(OSError):  # noqa: PT011
+            reader.result(5)
+
+
+def test_a_mount_that_is_unmounted_by_somebody_ends_its_keeper(kept):
+    kept.start()
+    kept.read()
+    detach(kept.mountpoint)
+    ends(kept, 0)
+
+
+def test_a_worker_that_cannot_start_leaves_no_mount_and_a_reason(kept):
+    kept.fault("start-exit")
+    answer = kept.start()
+    assert "status 3" in answer["error"]["message"]
+    ends(kept, 1)
+
+
+def test_a_command_that_is_not_there_leaves_no_mount_and_a_reason(kept):
+    kept.worker_argv = [str(kept.backing.parent / "missing")]
+    assert "missing" in kept.start()["error"]["message"] or kept.logged("No such file")
+    ends(kept, 1)
+
+
+def test_a_place_that_cannot_be_mounted_is_a_reason(kept):
+    kept.mountpoint.rmdir()
+    assert "No such file" in kept.start()["error"]["message"]
+    kept.mountpoint.mkdir()
+    ends(kept, 1)
+
+
+def test_without_a_worker_requests_fail_after_a_while_and_the_next_worker_serves_again(kept):
+    """The worker is somebody else's, as in a pod."""
+    kept.start("--patience", "1", spawn=False)
+    first = kept.start_worker()
+    fd = os.open(kept.file, os.O_RDONLY)
+    assert os.pread(fd, 4096, 0) == kept.backing.read_bytes()[:4096]
+    assert [file.opens for file in kept.board().open_files()] == [1]
+    kept.fault(f"{20 * MIB}-exit")
+    with pytest.raises(OSError) as failed:  # noqa: PT011
+        os.pread(fd, 4096, 20 * MIB)
+    assert failed.value.errno == errno.EIO
+    assert first.wait(5) == 9
+    with pytest.raises(OSError, match="Input/output error"):
+        os.pread(fd, 4096, 30 * MIB)  # at once: it has been too long already
+    os.close(fd)
+    kept.wait(lambda: not len(kept.board().open_files()))  # the RELEASE was heard
+    second = kept.start_worker()
+    assert kept.read() == kept.digest
+    assert kept.board().generation == 2
+    kept.keeper.terminate()
+    assert second.wait(10) == 0
+    ends(kept, 0)
+
+
+def test_a_second_worker_waits_until_the_first_is_gone(kept):
+    kept.start(spawn=False)
+    first = kept.start_worker()
+    kept.wait(kept.pid_file.exists)
+    second = kept.start_worker()
+    kept.read()
+    assert kept.worker() == first.pid
+    with reading(kept) as digest:
+        first.kill()
+        first.wait()
+        assert kept.next_worker(first.pid) == second.pid
+    assert digest.result(30) == kept.digest
+    kept.keeper.terminate()
+    assert second.wait(10) == 0
+    ends(kept, 0)
+
+
+def test_a_stranger_gets_nothing(kept):
+    kept.start()
+    stranger = kept.start_worker()
+    assert stranger.wait(10) == 1
+    assert kept.logged("does not want this worker")
+    kept.log.write_text(kept.log.read_text().replace("Traceback", "The stranger's end"))
+    assert kept.read() == kept.digest
+
+
+def test_a_successor_takes_over_under_a_reader(kept):
+    kept.start()
+    worker = kept.worker()
+    with reading(kept) as digest:
+        time.sleep(0.1)
+        old = kept.keeper
+        answer = kept.start("--take-over")
+        assert answer["state"] == {"pid": worker, "generation": 1}
+        assert old.wait(5) == 0
+        assert kept.worker() == worker
+        os.kill(worker, signal.SIGKILL)
+        kept.next_worker(worker)
+    assert digest.result(30) == kept.digest
+    assert kept.board().generation == 2
+    kept.worker()
+    kept.keeper.terminate()
+    ends(kept, 0)
+
+
+def test_after_a_killed_keeper_its_worker_gives_the_mount_to_the_next(kept):
+    kept.start()
+    worker = kept.worker()
+    with reading(kept) as digest:
+        kept.keeper.kill()
+        kept.keeper.wait()
+        kept.start("--take-over")
+        assert kept.worker() == worker
+        kept.keeper.send_signal(signal.SIGHUP)
+        kept.next_worker(worker)
+    assert digest.result(30) == kept.digest
+    kept.worker()
+    kept.keeper.terminate()
+    ends(kept, 0)

@@ -1,0 +1,215 @@
+"""The board that keeper and worker share, and what the keeper decides from it."""
+
+import contextlib
+import os
+import signal
+import struct
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from heliosfs.keeper import policy
+from heliosfs.keeper.board import INIT_MAX, SIZE, Board, BoardFullError, OpenFile
+from heliosfs.keeper.policy import Death, Restarts
+
+WORDS = ("generation", "loop_ns", "channel_ns", "oldest_ns", "limit_ns", "crashes")
+U64 = st.integers(0, 2**64 - 1)
+
+
+@pytest.fixture
+def board():
+    board = Board.create()
+    yield board
+    board.close()
+
+
+def other(board):
+    """The same board as another process maps it."""
+    return contextlib.closing(Board(os.dup(board.fd)))
+
+
+def test_the_layout_is_what_the_module_says(board):
+    for number, name in enumerate(WORDS, 1):
+        setattr(board, name, number)
+    board.mounted_ns = 7
+    board.init = b"init"
+    board.deliveries().put(11, 2)
+    board.open_files().put(12, 3, 4)
+    data = os.pread(board.fd, SIZE + 1, 0)
+    assert len(data) == SIZE
+    assert struct.unpack_from("<4sI6QI", data) == (b"HBRD", 1, 1, 2, 3, 4, 5, 6, 4)
+    assert data[64:69] == b"init\0"
+    assert struct.unpack_from("<Q", data, 320) == (7,)
+    assert struct.unpack_from("<QQ", data, 4096) == (11, 2)
+    assert struct.unpack_from("<QII", data, 20480) == (12, 3, 4)
+
+
+@given(st.dictionaries(st.sampled_from([*WORDS, "mounted_ns"]), U64), st.binary(max_size=INIT_MAX))
+def test_what_one_process_writes_the_other_reads(values, init):
+    with contextlib.closing(Board.create()) as board, other(board) as second:
+        for name, value in values.items():
+            setattr(board, name, value)
+        board.init = init
+        assert {name: getattr(second, name) for name in values} == values
+        assert second.init == init
+
+
+def test_the_board_keeps_its_size(board):
+    for size in (0, SIZE - 1, SIZE + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, size)
+
+
+@pytest.mark.parametrize("content", [b"", b"HBRD", bytes(SIZE), b"HBRD\2\0\0\0".ljust(SIZE, b"\0")])
+def test_what_is_no_board_is_refused(content):
+    fd = os.memfd_create("test")
+    os.write(fd, content)
+    with pytest.raises(ValueError, match="board"):
+        Board(fd)
+    os.close(fd)
+
+
+def test_an_init_that_does_not_fit_is_refused(board):
+    with pytest.raises(ValueError, match="257 bytes"):
+        board.init = bytes(INIT_MAX + 1)
+    assert board.init == b""
+
+
+def test_a_full_table_says_so_and_takes_more_after_a_removal(board):
+    table = board.deliveries()
+    for key in range(1, 1025):
+        table.put(key, 1)
+    with pytest.raises(BoardFullError, match="1024"):
+        table.put(1025, 1)
+    table.put(7, 2)
+    table.remove(9)
+    table.put(1025, 3)
+    assert dict(board.deliveries()) == {key: 1 for key in range(1, 1025) if key != 9} | {7: 2, 1025: 3}
+
+
+class Tables(RuleBasedStateMachine):
+    """Both tables against dictionaries; every step also through a fresh look, as a successor has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.board = Board.create()
+        self.files, self.deliveries = self.board.open_files(), self.board.deliveries()
+        self.files_model, self.deliveries_model = {}, {}
+
+    @rule(ino=st.integers(1, 5), backing=st.integers(0, 2**32 - 1), opens=st.integers(1, 2**32 - 1))
+    def opened(self, ino, backing, opens):
+        self.files.put(ino, backing, opens)
+        self.files_model[ino] = OpenFile(ino, backing, opens)
+
+    @rule(ino=st.integers(1, 5))
+    def closed(self, ino):
+        self.files.remove(ino)
+        self.files_model.pop(ino, None)
+
+    @rule(unique=st.integers(1, 2**64 - 1), count=U64)
+    def delivered(self, unique, count):
+        self.deliveries.put(unique, count)
+        self.deliveries_model[unique] = count
+
+    @rule(data=st.data())
+    def answered(self, data):
+        unique = data.draw(st.sampled_from([1, *self.deliveries_model]))
+        self.deliveries.remove(unique)
+        self.deliveries_model.pop(unique, None)
+
+    @rule()
+    def restarted(self):
+        self.files, self.deliveries = self.board.open_files(), self.board.deliveries()
+
+    @invariant()
+    def tables_are_the_models(self):
+        for files in (self.files, self.board.open_files()):
+            assert {file.ino: file for file in files} == self.files_model
+            assert all(files.get(ino) == self.files_model.get(ino) for ino in range(1, 6))
+        for deliveries in (self.deliveries, self.board.deliveries()):
+            assert dict(deliveries) == self.deliveries_model
+            assert len(deliveries) == len(self.deliveries_model)
+
+    def teardown(self):
+        self.board.close()
+
+
+TestTables = Tables.TestCase
+
+
+# --- what is decided -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "hung", "expected"),
+    [
+        (0, False, False, Death.CLEAN),
+        (3, False, False, Death.CRASH),
+        (None, False, False, Death.CRASH),
+        (-signal.SIGKILL, False, False, Death.KILLED),
+        (-signal.SIGTERM, False, False, Death.KILLED),
+        (-signal.SIGSEGV, False, False, Death.CRASH),
+        (-signal.SIGKILL, True, False, Death.ASKED),
+        (-signal.SIGKILL, False, True, Death.CRASH),
+        (-signal.SIGKILL, True, True, Death.CRASH),
+    ],
+)
+def test_how_a_worker_ended(code, asked, hung, expected):
+    assert policy.death(code, asked, hung) is expected
+
+
+def test_workers_that_fail_start_later_and_later():
+    restarts = Restarts()
+    delays = [restarts.died(Death.CRASH, 0.5).delay_s for _ in range(9)]
+    assert delays == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert restarts.died(Death.CRASH, 10.0).delay_s == 0.0
+
+
+def test_workers_that_are_never_ready_start_later_and_later_however_they_end():
+    restarts = Restarts()
+    assert [restarts.died(how, None).delay_s for how in (Death.CLEAN, Death.KILLED, Death.CRASH)] == [0.0, 0.1, 0.2]
+
+
+def test_kills_from_outside_and_upgrades_neither_count_nor_delay():
+    restarts = Restarts()
+    for how in [Death.KILLED, Death.ASKED, Death.CLEAN] * 20:
+        assert restarts.died(how, 2.0) == policy.Verdict(False, 0.0)
+
+
+def test_every_fifth_kill_in_a_row_right_after_the_start_counts():
+    restarts = Restarts()
+    assert [restarts.died(Death.KILLED, 1.9).counts for _ in range(10)] == [False] * 4 + [True] + [False] * 4 + [True]
+    for _ in range(4):
+        assert not restarts.died(Death.KILLED, 0.1).counts
+    assert not restarts.died(Death.KILLED, 2.0).counts
+    assert not restarts.died(Death.KILLED, 0.1).counts
+
+
+def test_signs_of_life_and_their_absence(board):
+    ready = 1000.0
+    assert policy.hang(board, ready + 10, ready, 10.0) is None, "the time before it was ready does not count"
+    assert "loop" in policy.hang(board, ready + 10.1, ready, 10.0)
+    board.loop_ns = int(1005e9)
+    assert "channel" in policy.hang(board, 1011.0, ready, 10.0)
+    board.channel_ns = int(1004e9)
+    assert policy.hang(board, 1014.0, ready, 10.0) is None
+    assert "channel" in policy.hang(board, 1014.1, ready, 10.0)
+
+
+def test_a_request_that_waits_too_long(board):
+    board.loop_ns = board.channel_ns = int(1040e9)
+    board.oldest_ns = int(1000e9)
+    assert policy.hang(board, 1040.0, 900.0, 10.0) is None, "the worker has not said how long is too long"
+    board.limit_ns = int(35e9)
+    assert "40.0 s" in policy.hang(board, 1040.0, 900.0, 10.0)
+    assert policy.hang(board, 1040.0, 1030.0, 10.0) is None, "after the machine stood still it has its time again"
+    board.oldest_ns = 0
+    assert policy.hang(board, 1040.0, 900.0, 10.0) is None
+
+
+def test_the_clock_is_the_monotonic_one(board):
+    board.loop_ns = board.channel_ns = time.monotonic_ns()
+    assert policy.hang(board, time.monotonic(), 0.0, 10.0) is None
