@@ -164,7 +164,7 @@ class File:
         done = 0
         while True:
             part = view[done : done + PART]
-            if (local := await self._look()) is not None:
+            if (local := await self.look()) is not None:
                 await self._fill_local(local, part, offset + done)
             elif part and self._route is not None:
                 await self._route.read_into(offset + done, part)
@@ -179,7 +179,7 @@ class File:
         # Not abandoned when cancelled: the buffer is the caller's again as soon as this returns.
         await trio.to_thread.run_sync(local.read_into, part, offset, limiter=self._threads)
 
-    async def _look(self) -> Descriptor | None:
+    async def look(self) -> Descriptor | None:
         """The whole file, if it has become local."""
         if self._local is None and self._route is not None and (fd := self._route.local_fd()) is not None:
             self._local = Descriptor.again(fd, self.path, self.size)
@@ -197,7 +197,7 @@ class File:
         """Read it from start to end, which fetches it ahead of us, until it is whole."""
         scratch = memoryview(bytearray(FETCH_PART))
         offset = 0
-        while (local := await self._look()) is None and offset < self.size:
+        while (local := await self.look()) is None and offset < self.size:
             part = clipped(scratch, offset, self.size)
             await self._fill(part, offset)
             offset += len(part)
@@ -210,7 +210,7 @@ class File:
     async def _settled(self) -> Descriptor:
         """All of it was read, so it becomes whole as soon as it is flushed and renamed; unless the disk refuses it."""
         with trio.move_on_after(SETTLE_S):
-            while (local := await self._look()) is None:  # noqa: ASYNC110 - another process may be the one to do it
+            while (local := await self.look()) is None:  # noqa: ASYNC110 - another process may be the one to do it
                 await trio.sleep(0.01)
             return local
         raise NoSpace(

@@ -131,8 +131,7 @@ class Model:
 
     async def _warm(self, infos: list[FileInfo], progress: Progress | None) -> Warmed:
         start = trio.current_time()
-        blobs = self._store.cache.store
-        found = sum(blobs.status(sha256).local_bytes for sha256 in {info.sha256 for info in infos})
+        held = {info.path: await self._store.held(self.want(info.path)) for info in infos}
         tally = _Tally(infos)
         async with trio.open_nursery() as teller:
             if progress is not None:
@@ -140,13 +139,15 @@ class Model:
             small = [info for info in infos if info.size < LARGE]
             large = [info for info in infos if info.size >= LARGE]
             await _each(small, AT_ONCE, partial(self._warm_file, tally))
-            blobs.prefetch(self.want(info.path) for info in large)
+            if self._store.cache.mountpoint is None:  # a mount sees to it itself
+                missing = (info.path for info in large if not held[info.path].complete)
+                self._store.cache.store.prefetch(self.want(path) for path in missing)
             await _each(large, LARGE_AT_ONCE, partial(self._warm_file, tally))
             teller.cancel_scope.cancel()
         if progress is not None:
             progress(tally.now(""))
-        size = sum(info.size for info in infos)
-        return Warmed(len(infos), size, min(found, size), trio.current_time() - start)
+        found = sum(status.local_bytes for status in held.values())
+        return Warmed(len(infos), sum(info.size for info in infos), found, trio.current_time() - start)
 
     async def _warm_file(self, tally: _Tally, info: FileInfo) -> None:
         def note(count: int) -> None:

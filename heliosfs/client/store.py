@@ -242,6 +242,12 @@ class Store:
             route = await self._route(want)
         file = File(info, want, self.cache, local, route, self._threads, self._files.discard)
         self._files.add(file)
+        try:
+            await file.look()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await file.close()
+            raise
         return file
 
     async def _shared(self, want: BlobRef) -> Descriptor | None:

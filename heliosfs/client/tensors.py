@@ -94,7 +94,7 @@ class Tensors(Mapping[str, TensorInfo]):
         """
         infos = [self.info(name) for name in (self if names is None else names)]
         async with background() as nursery:
-            yield _Ahead(self, infos, ahead_bytes, allocate, nursery).items()
+            yield _Ahead(self, infos, ahead_bytes, allocate, nursery)
 
 
 class _Ahead:
@@ -108,19 +108,20 @@ class _Ahead:
         self._reads: deque[_Read] = deque()
         self._used = 0
 
-    async def items(self) -> AsyncIterator[tuple[TensorInfo, Buffer]]:
-        while True:
-            self._start()
-            if not self._reads:
-                return
-            read = self._reads[0]
-            await read.done.wait()
-            if read.error is not None:
-                raise read.error
-            self._reads.popleft()
-            self._used -= read.info.nbytes
-            self._start()
-            yield read.info, read.buffer
+    def __aiter__(self) -> _Ahead:
+        return self
+
+    async def __anext__(self) -> tuple[TensorInfo, Buffer]:
+        self._start()
+        if not self._reads:
+            raise StopAsyncIteration
+        read = self._reads.popleft()
+        await read.done.wait()
+        self._used -= read.info.nbytes
+        if read.error is not None:
+            raise read.error
+        self._start()
+        return read.info, read.buffer
 
     def _start(self) -> None:
         """Start reads as far as there is room."""
