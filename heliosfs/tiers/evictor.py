@@ -20,6 +20,7 @@ from helios.metrics import MountMetrics
 from heliosfs.tiers.keeping import KeepingFiles, Uses
 from heliosfs.tiers.l1 import L1, Found
 from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.pins import Pins
 from heliosfs.tiers.policy import MAX_USES, Answer, Bounds, Policy, Priority, Reservation, Verdict
 
 log = logging.getLogger("heliosfs.tiers")
@@ -78,9 +79,10 @@ class Evictor:
         self.policy.uses.update(sorted(uses.taken().items(), key=lambda item: item[1].last))
         for key, found in l1.scan().items():
             self.policy.put(key, found.size, found.cost)
+        self._refused: dict[str, tuple[float, Answer]] = {}
+        self.pins = Pins(self._files, self.classify)
         self._changed: set[str] = set()
         self._grown: set[str] = set()
-        self._refused: dict[str, tuple[float, Answer]] = {}
         self._queue: deque[_Removal] = deque()
         self._removing: _Removal | None = None
         self._wake = trio.Event()
@@ -227,6 +229,11 @@ class Evictor:
         for removal in self._enqueue(victims, "asked", result):
             await removal.done.wait()
         return result
+
+    def disk(self) -> dict[str, int]:
+        """The filesystem's free and total bytes. Blocks."""
+        disk = self._l1.disk()
+        return {"free": disk.free, "total": disk.total}
 
     def classify(self, classes: Mapping[str, Priority]) -> None:
         """See ``Policy.classify``."""

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol
 
 import trio
 
@@ -16,6 +16,8 @@ from helios.names import RepoId, check_revision
 from heliosfs.records import SeenCommit
 from heliosfs.resolve import resolve
 from heliosfs.store.manifest import Manifest
+from heliosfs.tiers.policy import Priority
+from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import Known, Source
 from heliosfs.volumes.files import VolumeFiles
 from heliosfs.volumes.record import VolumeRecord, check_volume_id, frozen_refs
@@ -25,6 +27,16 @@ log = logging.getLogger("heliosfs.volumes")
 MAX_VOLUMES: Final = 4096
 RESOLVE_S: Final = 15.0
 """Time to find a revision's commit and its manifest, in seconds."""
+
+
+class Keeper(Protocol):
+    """Whoever decides which blobs stay on this node (heliosfs/tiers/pins.py)."""
+
+    def keep(self, key: str, blobs: Iterable[str], priority: Priority) -> None:
+        """Give blobs a class."""
+
+    def drop(self, key: str) -> None:
+        """They have it no more."""
 
 
 class Volumes:
@@ -41,7 +53,10 @@ class Volumes:
         limit: int = MAX_VOLUMES,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        keeper: Keeper | None = None,
     ) -> None:
+        """``keeper`` is told which blobs volumes hold."""
+        self._keeper = keeper
         self._files, self._limit, self._now, self._clock = files, limit, now, clock
         self._records: dict[str, VolumeRecord] = {}
         self._damaged: dict[str, str] = {}
@@ -53,6 +68,9 @@ class Volumes:
         loaded = await trio.to_thread.run_sync(self._files.load)
         self._records, self._damaged = loaded.records, loaded.damaged
         self._changed()
+        if self._keeper is not None:
+            for volume, record in self._records.items():
+                self._keeper.keep(_key(volume), await trio.to_thread.run_sync(self._blobs, record), Priority.CRITICAL)
 
     # --- reading ---
 
@@ -93,8 +111,7 @@ class Volumes:
         check_revision(revision)
         if (record := self._same(volume, repo, revision)) is not None:
             return record, False
-        with _deadline(f"{repo.id}@{revision}"):
-            snapshot = await resolve(repo, revision, source)
+        snapshot = await find(repo, revision, source)
         manifest = await trio.to_thread.run_sync(lambda: Manifest(dict(snapshot.files)).encode())
         async with self._changing:
             if (record := self._same(volume, repo, revision)) is not None:
@@ -114,6 +131,9 @@ class Volumes:
             await trio.to_thread.run_sync(self._files.write, record, manifest)  # never abandoned: then it counts
             self._records[volume] = record
             self._changed()
+            if self._keeper is not None:
+                blobs = {entry.sha256 for entry in snapshot.files.values()}
+                self._keeper.keep(_key(volume), blobs, Priority.CRITICAL)
         log.info("volume made", extra={"volume": volume, "repo": record.repo, "commit": record.commit})
         return record, True
 
@@ -133,8 +153,17 @@ class Volumes:
             self._records.pop(volume, None)
             self._damaged.pop(volume, None)
             self._changed()
+            if self._keeper is not None:
+                self._keeper.drop(_key(volume))
         log.info("volume deleted", extra={"volume": volume})
         return True
+
+    def _blobs(self, record: VolumeRecord) -> set[str]:
+        """The blobs of a volume's commit; none when its manifest is not here: then nothing is kept for it. Blocks."""
+        data = self._files.manifest(record.manifest)
+        return (
+            set() if data is None else {entry.sha256 for entry in Manifest.decode(data, record.manifest).files.values()}
+        )
 
     def _same(self, volume: str, repo: RepoId, revision: str) -> VolumeRecord | None:
         """The volume of this id, if there is one and it is of this repository and revision. Raises Conflict."""
@@ -153,6 +182,16 @@ class Volumes:
 
     def _changed(self) -> None:
         self._commits = {(record.repo, record.commit): record for record in self._records.values()}
+
+
+async def find(repo: RepoId, revision: str, source: Source) -> Snapshot:
+    """What a revision names now, in bounded time. Raises RepoNotFound, RevisionNotFound, Unavailable."""
+    with _deadline(f"{repo.id}@{revision}"):
+        return await resolve(repo, revision, source)
+
+
+def _key(volume: str) -> str:
+    return f"volume:{volume}"
 
 
 @contextlib.contextmanager

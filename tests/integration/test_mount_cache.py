@@ -1,0 +1,73 @@
+"""What a mount keeps: shown, pinned, evicted over the control API of a real mount; there again after a SIGKILL."""
+
+import hashlib
+import random
+
+import pytest
+
+from helios.errors import InvalidInput, RepoNotFound
+from helios.home import Home
+from helios.http.client import HttpClient
+from tests.support.mounts import kill, mounted, push, write
+
+pytestmark = pytest.mark.fuse
+
+DATA = random.Random(3).randbytes(6_000_000)
+FILES = {"config.json": b"{}", "weights.bin": DATA}
+WEIGHTS = hashlib.sha256(DATA).hexdigest()
+
+
+def call(mount, method, path, body=None):
+    client = HttpClient(f"unix:{mount.state['socket']}", timeout_s=30)
+    try:
+        return client.json(method, f"/api/v1/{path}", body=body)
+    finally:
+        client.close()
+
+
+def entry(mount):
+    return next((e for e in call(mount, "GET", "cache")["entries"] if e["sha256"] == WEIGHTS), None)
+
+
+def evicted(mount, name):
+    """Evict until nothing is in use any more: a file is let go a moment after it was closed."""
+    for _ in range(100):
+        answer = call(mount, "POST", "evict", {"model": name})
+        if "in use" not in answer["kept"].values():
+            return answer
+    raise AssertionError(answer)
+
+
+def test_pin_evict_unpin(tmp_path):
+    home, name = Home(tmp_path / "home"), "org/name"
+    commit = push(home, write(tmp_path / "files", FILES), name)
+    with mounted(home, tmp_path / "mnt") as mount:
+        path = mount.path / name / commit / "weights.bin"
+        assert path.read_bytes() == DATA
+        pinned = call(mount, "POST", "pin", {"model": name})
+        assert pinned == {
+            "repo": f"models/{name}", "revision": "main", "commit": commit, "class": "pinned", "blobs": 2,
+        }  # fmt: skip
+        found = entry(mount)
+        assert (found["size"], found["class"], found["hits"]) == (len(DATA), "pinned", 1)
+        assert evicted(mount, name)["kept"][WEIGHTS] == "pinned"
+        kill(mount.state)
+    with mounted(home, tmp_path / "mnt") as mount:
+        path = mount.path / name / commit / "weights.bin"
+        assert call(mount, "GET", "cache")["pins"] == [pinned]
+        assert evicted(mount, name)["removed"] == 0
+        assert call(mount, "POST", "unpin", {"model": name, "revision": commit}) == {"unpinned": [pinned]}
+        assert call(mount, "POST", "unpin", {"model": name}) == {"unpinned": []}
+        call(mount, "PUT", "volumes/v1", {"model": name})
+        assert entry(mount)["class"] == "critical", "what a volume holds goes last"
+        call(mount, "DELETE", "volumes/v1")
+        assert entry(mount)["class"] == "normal"
+        assert evicted(mount, name)["removed"] >= 1
+        assert entry(mount) is None
+        assert path.read_bytes() == DATA
+        with pytest.raises(RepoNotFound):
+            call(mount, "POST", "evict", {"model": "org/unknown"})
+        with pytest.raises(InvalidInput, match="no class"):
+            call(mount, "POST", "pin", {"model": name, "priority": "vital"})
+        with pytest.raises(InvalidInput, match="which model"):
+            call(mount, "POST", "evict", {})
