@@ -67,7 +67,7 @@ def origin(*args: str) -> Iterator[tuple[str, BlobRef]]:
 
 
 def bare(url: str, want: BlobRef, path: Path, threads: int) -> None:
-    """Fetch, hash, write: nothing else."""
+    """Fetch, hash, write: nothing else. For a blob of one object whose chunks are a plain 4 MiB grid."""
     source = RegistrySource(url, timeout_s=30, connections=threads)
     recipe = Recipe.decode(source.recipe(want, 30), want.recipe_digest)
     client = HttpClient(url)
@@ -95,13 +95,23 @@ def bare(url: str, want: BlobRef, path: Path, threads: int) -> None:
                         raise SystemExit(f"chunk {at // CHUNK} is wrong")
                     os.pwrite(out, view, at)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # a thread's own SystemExit would be lost
+            failed.append(error)
+
+    workers = [threading.Thread(target=guarded) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     client.close()
     os.close(out)
+    if failed:
+        raise failed[0]
 
 
 def fill(url: str, want: BlobRef, cache: Path, *, read: bool) -> float:
