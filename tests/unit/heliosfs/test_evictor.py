@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import logging
 import os
 import random
@@ -343,6 +344,20 @@ def test_damaged_pins_are_set_aside(tmp_path: Path, expected_log_errors: Expect)
     (tmp_path / "pins").write_bytes(damaged)
     assert files.load_pins() == []
     assert (tmp_path / "pins.damaged").read_bytes() == damaged
+
+
+def test_pins_of_version_1_are_read(tmp_path: Path) -> None:
+    """docs/format.md; these bytes never change."""
+    text = (
+        b"helios-pins 1\n"
+        b'{"pins":[{"blobs":["dd"],"commit":"cc","priority":"critical","repo":"models/a/b","revision":"v1"}]}'
+    )
+    record = text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n"
+    (tmp_path / "pins").write_bytes(record)
+    files = KeepingFiles(tmp_path)
+    assert files.load_pins() == [Pin("models/a/b", "v1", "cc", "critical", ["dd"])]
+    files.save_pins(files.load_pins())
+    assert (tmp_path / "pins").read_bytes() == record
 
 
 def test_a_save_that_is_cut_off_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
