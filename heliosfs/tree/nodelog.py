@@ -14,8 +14,9 @@ stops at the first record that is torn or wrong; what follows is cut off. The la
 tells mounts apart: the log of another one is started anew.
 
 The inode numbers of an earlier worker are kept as two sorted arrays, 16 bytes an inode; the rest is read from the file
-when it is needed. What the kernel gave back stays known until the log is compacted, which happens when it is opened and
-most of it is out of date: the live records and the directories above them are written to a file that replaces it.
+when it is needed. What the kernel gave back stays known until the log is compacted, which happens when most of it is
+out of date and it is opened, or has grown long: the live records and the directories above them are written to a file
+that replaces it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from helios.errors import IntegrityError
 
@@ -62,6 +63,12 @@ DEAD: Final = 1 << 63
 COMPACT_BYTES: Final = 1 << 20
 """A log shorter than this is left as it is."""
 
+GROWTH: Final = 64
+"""A log that is used is looked at when it is this many times COMPACT_BYTES long, and four times what was left then.
+
+Its 64 MiB are about a million records, which keep the loop for about two seconds.
+"""
+
 UNWRITTEN_BYTES: Final = 1 << 20
 """What is kept in memory while the file can't be written."""
 
@@ -69,8 +76,7 @@ LAZY_BYTES: Final = 1 << 14
 """What the kernel gave back is written with the next answer, or when it has grown to this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Where an inode was found last: under ``name`` in the directory ``parent``.
 
     ``mtime`` as in ``Slot``; ``attempt`` is the counter that its number was hashed with; ``identity`` is another hash
@@ -93,10 +99,10 @@ class NodeLog:
     upon which the kernel looks the name up again.
     """
 
-    def __init__(self, path: Path, fd: int, replayed: _Replayed) -> None:
-        self._path, self._fd = path, fd
-        self._seed, self._size = replayed.seed, replayed.end
-        self._index, self._moved = replayed.index, replayed.moved
+    def __init__(self, path: Path, fd: int, mount: int, replayed: _Replayed, compact_bytes: int) -> None:
+        self._path, self._fd, self._mount, self._compact_bytes = path, fd, mount, compact_bytes
+        self._seed = replayed.seed
+        self._take(replayed)
         self._unwritten = bytearray()
         self._complained = False
 
@@ -107,14 +113,14 @@ class NodeLog:
         try:
             replayed = _read_or_start(path, fd, mount)
             os.ftruncate(fd, replayed.end)
-            if replayed.end > compact_bytes and replayed.records > 2 * replayed.index.live():
+            if replayed.end > compact_bytes and replayed.outdated():
                 fd, old = _compact(path, fd, mount, replayed), fd
                 os.close(old)
                 replayed = _read(fd, mount)
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, replayed)
+        return cls(path, fd, mount, replayed, compact_bytes)
 
     def close(self) -> None:
         """Write what is left and let go of the file, which stays."""
@@ -135,10 +141,12 @@ class NodeLog:
 
     def find(self, ino: int) -> Record | None:
         """Where an inode of an earlier worker was found last; None for one that this worker was the first to know."""
+        if ino not in self:
+            return None
+        self.flush()
         at = self._index.find(ino)
         if at is None:
             return None
-        self.flush()
         offset = self._index.offsets[at]
         record = _decode(os.pread(self._fd, LONG_BYTES + MAX_NAME, offset & ~DEAD), self._seed, not offset & DEAD)
         return record if record is not None and record.ino == ino else None
@@ -151,13 +159,12 @@ class NodeLog:
 
     def held(self, record: Record) -> None:
         """The kernel is about to be given the inode: call ``flush`` before it is."""
-        at = self._index.find(record.ino)
+        ino, parent, name, mtime, attempt, identity, _ = record
+        at = self._index.find(ino)
         if at is not None:
             self._index.offsets[at] = self._size + len(self._unwritten)
-        mtime = NO_MTIME if record.mtime is None else record.mtime
-        place = (record.parent, mtime, record.identity)
-        body = _HELD.pack(HELD, record.attempt, len(record.name), record.ino, *place) + record.name
-        self._append(body)
+        stamp = NO_MTIME if mtime is None else mtime
+        self._append(_HELD.pack(HELD, attempt, len(name), ino, parent, stamp, identity) + name)
 
     def forgotten(self, ino: int) -> None:
         """The kernel gave the inode back. Written sooner or later: a record too many does no harm."""
@@ -181,6 +188,24 @@ class NodeLog:
             return
         self._size += written
         self._unwritten.clear()
+        if self._size > self._limit:
+            self._compact()
+
+    def _take(self, replayed: _Replayed) -> None:
+        self._size, self._index, self._moved = replayed.end, replayed.index, replayed.moved
+        self._limit = max(GROWTH * self._compact_bytes, 4 * self._size)
+
+    def _compact(self) -> None:
+        """Nothing may be unwritten."""
+        replayed = _read(self._fd, self._mount)
+        try:
+            if replayed.outdated():
+                self._fd, old = _compact(self._path, self._fd, self._mount, replayed), self._fd
+                os.close(old)
+                replayed = _read(self._fd, self._mount)
+        except OSError as error:
+            log.warning("the node log can't be compacted", extra={"path": str(self._path), "reason": error.strerror})
+        self._take(replayed)
 
     def _append(self, body: bytes) -> None:
         self._unwritten += _CRC.pack(zlib.crc32(body, self._seed))
@@ -224,6 +249,10 @@ class _Replayed:
     records: int = 0
     index: _Index = field(default_factory=lambda: _Index(array("Q"), array("Q")))
     moved: dict[int, int] = field(default_factory=dict)
+
+    def outdated(self) -> bool:
+        """Whether most of the log says nothing any more."""
+        return self.records > 2 * self.index.live()
 
 
 def _head(mount: int) -> bytes:

@@ -21,6 +21,7 @@ RECORDS = st.builds(
     mtime=st.none() | st.integers(0, 1 << 40),
     attempt=st.integers(0, 255),
     identity=st.integers(0, (1 << 64) - 1),
+    live=st.just(True),
 )
 
 
@@ -189,6 +190,41 @@ def test_a_small_log_and_one_that_is_up_to_date_are_left_alone(tmp_path):
     written(path, *(record(n) for n in range(2, 200)))
     reopened(path, compact_bytes=0).close()
     assert path.stat().st_ino == inode
+
+
+def test_a_log_that_grows_is_compacted_while_it_is_used(tmp_path):
+    path = tmp_path / "nodes"
+    log = NodeLog.open(path, MOUNT, compact_bytes=200)
+    longest = 0
+    for number in range(2, 5000):
+        log.held(record(number, b"%d" % number))
+        log.flush()
+        if number > 20:
+            log.forgotten(number - 10)
+        longest = max(longest, path.stat().st_size)
+    assert longest < 3 * 200 * nodelog.GROWTH
+    assert [entry.name for entry in tmp_path.iterdir()] == ["nodes"]
+    log.close()
+    log = reopened(path)
+    assert all(log.find(number) == record(number, b"%d" % number) for number in range(4990, 5000))
+    assert log.find(2).live
+    assert log.find(500) is None
+    log.close()
+
+
+def test_a_log_that_can_not_be_compacted_goes_on_as_it_is(tmp_path, caplog):
+    path = tmp_path / "nodes"
+    (tmp_path / "nodes.new").mkdir()
+    log = NodeLog.open(path, MOUNT, compact_bytes=10)
+    for _ in range(100):
+        log.held(record(2))
+        log.flush()
+    log.close()
+    assert len([line for line in caplog.records if "can't be compacted" in line.message]) >= 1
+    (tmp_path / "nodes.new").rmdir()
+    log = reopened(path)
+    assert log.find(2) == record(2)
+    log.close()
 
 
 def test_many_inodes_in_any_order(tmp_path):
