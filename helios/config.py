@@ -43,6 +43,9 @@ class RegistrySettings(Section, frozen=True):
 
 
 class MountSettings(Section, frozen=True):
+    mode: Literal["auto", "native", "portable"] = "auto"
+    """``native``: a keeper mounts, the kernel reads whole files itself; needs root and Linux 6.9. ``portable``: pyfuse3
+    alone. ``auto``: native where that is possible."""
     cache: str = ""
     """Directory of the local tier (L1); empty means ``$HELIOS_HOME/cache``."""
     cache_limit_gib: float = 0.0

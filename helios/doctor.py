@@ -5,7 +5,6 @@ Each check takes what it looks at, so that a test can show it any machine; ``exa
 
 from __future__ import annotations
 
-import gzip
 import os
 import platform
 import re
@@ -19,12 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from helios import native
 from helios.config import Config
 from helios.errors import HeliosError
 from helios.home import Home
 
 Status = Literal["ok", "warn", "fail"]
-CAP_SYS_ADMIN = 21
 GIB = 1 << 30
 PROBE_TIMEOUT_S = 3.0
 
@@ -42,14 +41,8 @@ class Check:
         return asdict(self)
 
 
-def kernel_version(release: str) -> tuple[int, int]:
-    """``6.9.3-amd64`` -> (6, 9)."""
-    match = re.match(r"(\d+)\.(\d+)", release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def check_kernel(release: str) -> Check:
-    if kernel_version(release) < (5, 4):
+    if native.kernel_version(release) < (5, 4):
         return Check("kernel", "warn", release, "Helios is tried with Linux 5.4 and newer; upgrade the kernel.")
     return Check("kernel", "ok", release)
 
@@ -64,12 +57,6 @@ def check_fuse_device(path: Path) -> Check:
         fix = f"Allow this user to open {path} (it is usually mode 0666), or run as root."
         return Check("/dev/fuse", "fail", f"{path} can't be opened: {error.strerror}", fix)
     return Check("/dev/fuse", "ok", f"{path} can be opened")
-
-
-def effective_capabilities(status: str) -> int:
-    """The CapEff bits of a /proc/<pid>/status text."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return int(match[1], 16) if match else 0
 
 
 def check_mounting(privileged: bool, fusermount: str | None, fuse_conf: str, allow_other: bool, mtab: bool) -> Check:
@@ -89,19 +76,16 @@ def check_mounting(privileged: bool, fusermount: str | None, fuse_conf: str, all
     return Check("mounting", "ok", f"through {fusermount}" + ("; other users may read the mount" if allowed else ""))
 
 
-def check_passthrough(release: str, kernel_config: str | None, privileged: bool) -> Check:
-    """Whether the kernel could read cached files without the daemon. Not a fault when it can't: only slower."""
-    reasons = []
-    if kernel_version(release) < (6, 9):
-        reasons.append(f"the kernel is {release}, it needs 6.9")
-    if kernel_config is not None and "CONFIG_FUSE_PASSTHROUGH=y" not in kernel_config.splitlines():
-        reasons.append("the kernel is built without CONFIG_FUSE_PASSTHROUGH")
-    if not privileged:
-        reasons.append("it needs CAP_SYS_ADMIN")
-    possible = f"not possible: {'; '.join(reasons)}" if reasons else "possible"
-    if not reasons and kernel_config is None:
-        possible = "possible if the kernel has CONFIG_FUSE_PASSTHROUGH (its configuration can't be read)"
-    return Check("passthrough", "ok", f"{possible}. Mounts run in portable mode: this version serves every read itself")
+def check_native(release: str, kernel_config: str | None, privileged: bool, mode: str) -> Check:
+    """Which mode mounts have. Portable is no fault: the same files, only slower, and gone when the daemon dies."""
+    reasons = native.obstacles(release, kernel_config, privileged)
+    if mode == "portable":
+        return Check("mount mode", "ok", "portable, as mount.mode says")
+    if not reasons:
+        return Check("mount mode", "ok", "native: the kernel reads whole files itself")
+    if mode == "native":
+        return Check("mount mode", "fail", f"not native: {'; '.join(reasons)}", "Or set mount.mode to auto.")
+    return Check("mount mode", "ok", f"portable: {'; '.join(reasons)}")
 
 
 def check_space(name: str, directory: Path) -> Check:
@@ -189,18 +173,6 @@ def list_gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
-def read_kernel_config(release: str) -> str | None:
-    """The kernel's build configuration, where it can be read."""
-    try:
-        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
-    except OSError:
-        pass
-    try:
-        return Path(f"/boot/config-{release}").read_text()
-    except OSError:
-        return None
-
-
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()
@@ -218,7 +190,7 @@ def _version(distribution: str) -> str | None:
 def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[Check]:
     """Every check of this machine, in the order they are shown."""
     release = platform.release()
-    privileged = bool(effective_capabilities(_read("/proc/self/status")) >> CAP_SYS_ADMIN & 1)
+    privileged = native.privileged()
     gpus = list_gpus()
     cache = Path(config.mount.cache) if config.mount.cache else home.cache
     store = Path(config.registry.store) if config.registry.store else home.store
@@ -228,7 +200,7 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     fuse_conf, allow_other = _read("/etc/fuse.conf"), config.mount.allow_other
     mtab = Path("/etc/mtab").exists()
     yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other, mtab)
-    yield check_passthrough(release, read_kernel_config(release), privileged)
+    yield check_native(release, native.read_kernel_config(release), privileged, config.mount.mode)
     yield check_memory(_read("/proc/meminfo"))
     yield check_space("local tier", cache)
     yield check_vllm(_version("vllm"), gpus)

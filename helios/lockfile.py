@@ -46,6 +46,10 @@ class LockFile:
                 pass
             os.close(fd)
 
+    def fileno(self) -> int:
+        """The descriptor that holds the lock: who inherits it holds it too."""
+        return self._fd
+
     def read(self) -> bytes:
         """What the file says; after ``acquire`` that is what a holder that was killed left behind."""
         return os.pread(self._fd, 1 << 20, 0)

@@ -7,6 +7,7 @@ mount answers, or why there is none; from then on only its state file and its si
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -15,13 +16,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
 
+from helios import config, native
 from helios.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Unavailable, from_code
 from helios.home import Home, hash_text
 from helios.lockfile import held
@@ -36,6 +38,7 @@ from helios.mounts import (
     parse_state,
     state_of,
     state_path,
+    states,
 )
 from helios.process import ProcessId
 
@@ -49,6 +52,8 @@ LOG_BYTES: Final = 8 << 20
 """A log longer than this is put aside (one older is kept) when the next mount starts."""
 
 _READY_FD = 3
+_LOCK_FD = 10
+"""The lowest number for a claim that is inherited: above those that the new process uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +107,9 @@ def start(
     try:
         log = _log_file(home, place.mountpoint)
         begin = log.stat().st_size
-        command = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
-        command += ["--ready-fd", str(_READY_FD), "--overrides", json.dumps(overrides)]
-        command += ["--created"] if place.created else []
         environ = {**os.environ, "HELIOS_HOME": str(home.root)}
-        answer, status = _run_until_ready(command, environ, log, timeout_s)
+        with _command(home, place, overrides, log) as (command, inherited):
+            answer, status = _run_until_ready(command, environ, log, timeout_s, inherited)
         if status is not None:
             _explain(answer, status, log, begin)
     except BaseException:
@@ -132,7 +135,9 @@ def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
             hint="Set HELIOS_HOME to the one that mounted it.",
         )
     if held(state_path(home, mountpoint)):
-        if not state.process.end(timeout_s):
+        if state.worker is not None and state.process.send(signal.SIGTERM) and not state.process.wait(timeout_s):
+            state.worker.send(signal.SIGKILL)  # its keeper does not answer, and it would start another one
+        if not state.process.end(timeout_s if state.worker is None else 0.0):
             raise Unavailable(f"the mount's process {state.pid} does not end, not even by SIGKILL")
         with contextlib.suppress(ChildProcessError):
             os.waitpid(state.pid, 0)  # it may be our own child
@@ -226,14 +231,103 @@ def _log_file(home: Home, mountpoint: Path) -> Path:
     return log
 
 
+@contextlib.contextmanager
+def _command(
+    home: Home, place: Place, overrides: Mapping[str, Mapping[str, Any]], log: Path
+) -> Iterator[tuple[list[str], list[int]]]:
+    """What serves a mount, and the descriptors that it inherits: a keeper with its worker, or a daemon alone."""
+    worker = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
+    worker += ["--overrides", json.dumps(overrides)]
+    worker += ["--created"] if place.created else []
+    reasons = native.reasons_against(config.load_from_process(overrides).mount.mode)
+    if reasons:
+        yield [*worker, "--ready-fd", str(_READY_FD), "--portable", "; ".join(reasons)], []
+        return
+    with keeper_command(home, place, worker, ["--ready-fd", str(_READY_FD)]) as command:
+        yield command
+
+
+@contextlib.contextmanager
+def keeper_command(
+    home: Home, place: Place, worker: list[str], options: Sequence[str]
+) -> Iterator[tuple[list[str], list[int]]]:
+    """The command of a keeper, which takes over the claims that are made here. Raises Conflict."""
+    name = f"{hash_text(str(place.mountpoint)):016x}"
+    pid_file = home.run / "heliosfs-worker.pid"
+    if held(pid_file) or any(alive for _, alive in states(home)):  # another mount of this home has it
+        pid_file = home.run / f"heliosfs-worker-{name}.pid"
+    state = claim(home, place.mountpoint)
+    if state is None:
+        raise Conflict(f"{place.mountpoint} is mounted already, or about to be")
+    lock = fcntl.fcntl(state.fileno(), fcntl.F_DUPFD_CLOEXEC, _LOCK_FD)
+    os.close(state.fileno())
+    try:
+        command = [sys.executable, "-P", "-m", "heliosfs.keeper"]
+        command += ["--socket", str(home.socket(f"keeper-{name}")), *options]
+        command += ["--lock-fd", str(lock), "--worker-pid-file", str(pid_file)]
+        command += ["--created"] if place.created else []
+        yield [*command, str(place.mountpoint), "--", *worker], [lock]
+    finally:
+        os.close(lock)
+
+
+def succeed(home: Home, mountpoint: Path, created: bool, arguments: Sequence[str]) -> None:
+    """Start a keeper that takes a mount over from the worker that asks, whose own keeper died.
+
+    ``arguments`` are the worker's. Raises Conflict when there is another keeper already, OSError.
+    """
+    worker = [sys.executable, "-P", "-m", "heliosfs", *arguments]
+    with keeper_command(home, Place(mountpoint, created), worker, ["--take-over"]) as (command, inherited):
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "HELIOS_HOME": str(home.root)},
+            pass_fds=inherited,
+            start_new_session=True,
+        )
+
+
+def run_native(
+    home: Home,
+    place: Place,
+    overrides: Mapping[str, Mapping[str, Any]],
+    ready: Callable[[MountState], None],
+    timeout_s: float = START_S,
+) -> int:
+    """Keep a native mount in the foreground until a signal or an unmount; returns the exit status.
+
+    ``ready`` is called once it answers. Raises what ``start`` raises.
+    """
+    worker = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--overrides", json.dumps(overrides)]
+    worker += ["--created"] if place.created else []
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb", buffering=0) as pipe:
+        try:
+            with keeper_command(home, place, worker, ["--ready-fd", str(write_fd)]) as (command, inherited):
+                environ = {**os.environ, "HELIOS_HOME": str(home.root)}
+                fds = [write_fd, *inherited]
+                keeper = subprocess.Popen(command, env=environ, pass_fds=fds, start_new_session=True)
+        finally:
+            os.close(write_fd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: keeper.send_signal(number))
+        answer = _read_line(pipe.fileno(), timeout_s)
+    if "state" in answer:
+        ready(msgspec.convert(answer["state"], MountState))
+    status = keeper.wait()
+    if "state" not in answer and status:
+        raise from_code(**answer["error"]) if "error" in answer else Unavailable("the mount ended at start")
+    return status
+
+
 def _run_until_ready(
-    command: list[str], environ: dict[str, str], log: Path, timeout_s: float
+    command: list[str], environ: dict[str, str], log: Path, timeout_s: float, inherited: Sequence[int]
 ) -> tuple[dict[str, Any], int | None]:
     """Start the daemon and read its one line. The exit status, where it did not stay, comes with it."""
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb", buffering=0) as ready:
         try:
-            pid = _spawn(command, environ, log, write_fd)
+            pid = _spawn(command, environ, log, write_fd, inherited)
         finally:
             os.close(write_fd)
         try:
@@ -262,14 +356,16 @@ def _undo(home: Home, place: Place) -> None:
             place.mountpoint.rmdir()
 
 
-def _spawn(command: list[str], environ: dict[str, str], log: Path, ready_fd: int) -> int:
-    """Start the daemon: its own session, output to the log, the pipe as descriptor 3, nothing else inherited."""
+def _spawn(command: list[str], environ: dict[str, str], log: Path, ready_fd: int, inherited: Sequence[int] = ()) -> int:
+    """Start the daemon: its own session, output to the log, the pipe as descriptor 3, and what is to be inherited."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND, 0),
         (os.POSIX_SPAWN_DUP2, 1, 2),
         (os.POSIX_SPAWN_DUP2, ready_fd, _READY_FD),
     ]
+    for fd in inherited:
+        os.set_inheritable(fd, True)
     return os.posix_spawn(command[0], command, environ, file_actions=actions, setsid=True)
 
 

@@ -56,6 +56,8 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the mount point was made for the mount, and is removed with it."""
     url: str | None = None
     """Where metrics are served over TCP, if they are."""
+    worker: ProcessId | None = None
+    """The process that serves it where ``pid`` is a keeper; another one after it was replaced."""
     mode: str = "portable"
     reason: str = ""
 

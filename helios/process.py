@@ -65,7 +65,7 @@ class ProcessId:
                 return True
             poller = select.poll()
             poller.register(fd, select.POLLIN)
-            return bool(poller.poll(timeout_s * 1000))
+            return bool(poller.poll(max(0.0, timeout_s) * 1000))
         finally:
             os.close(fd)
 

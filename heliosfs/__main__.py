@@ -1,4 +1,7 @@
-"""``python -m heliosfs``: a mount's daemon, started by ``helios mount`` (helios/mounting.py)."""
+"""``python -m heliosfs``: what serves a mount. A portable one mounts by itself; a native one is a keeper's worker.
+
+Started by ``helios mount`` (helios/mounting.py), or by a keeper, which HELIOS_KEEPER then names.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,19 +20,30 @@ from helios.errors import HeliosError
 from helios.home import Home
 from helios.mounts import MountState
 from heliosfs.daemon import Plan, run
+from heliosfs.fuse.attach import attach
+from heliosfs.keeper.wire import ENVIRON
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the daemon; one JSON line on ``--ready-fd`` says that it is ready, or why it can't be."""
+    """Run it; a JSON line on ``--ready-fd``, or a message to the keeper, says that it is ready, or why it is not."""
     parser = argparse.ArgumentParser(prog="python -m heliosfs")
     parser.add_argument("mountpoint", type=Path)
-    parser.add_argument("--log", required=True)
-    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--log", help="where standard error goes, for those who ask")
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--portable", default="pyfuse3 mounts alone", metavar="WHY", help="why it is not native")
     parser.add_argument("--overrides", type=json.loads, default={})
     parser.add_argument("--created", action="store_true")
     args = parser.parse_args(argv)
 
-    def say(key: str, value: object) -> None:
+    keeper = attach(os.environ[ENVIRON]) if ENVIRON in os.environ else None
+
+    def say(key: str, value: Any) -> None:
+        if keeper is not None:
+            if key == "state":
+                keeper.ready(value)
+            else:
+                keeper.failed(**value)
+            return
         with os.fdopen(args.ready_fd, "w") as pipe:
             json.dump({key: value}, pipe)
             pipe.write("\n")
@@ -42,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = config.load_from_process(args.overrides)
         logs.setup(settings.log)
-        plan = Plan(args.mountpoint, settings, Home.from_env(os.environ), os.environ, args.created, args.log)
+        home = Home.from_env(os.environ)
+        plan = Plan(args.mountpoint, settings, home, os.environ, args.created, args.log, args.portable)
         os.chdir("/")
-        return run(plan, ready)
+        return run(plan, ready, keeper)
     except HeliosError as error:
         log = logging.getLogger("heliosfs")
         try:

@@ -41,6 +41,9 @@ DISK_THREADS: Final = 8
 EMPTY: Final = hashlib.sha256().hexdigest()
 """The blob without bytes: always whole, never kept."""
 
+TELL_BYTES: Final = 8 << 20
+"""A reader that needs no help from the loop tells it where it is this often, in bytes: what is ahead comes first."""
+
 EXIT_S: Final = 5.0
 """At exit, what was fetched is flushed for at most this long, in seconds."""
 
@@ -195,6 +198,19 @@ class BlobStore:
             self._engine.planner.reader_left(blob.key, number)
         self._drop_handle(blob)
 
+    @property
+    def patience_s(self) -> float:
+        """The longest that a READ may take, in seconds."""
+        return self._reads.patience_s
+
+    def has(self, blob: Blob, offset: int, count: int) -> bool:
+        """Whether these bytes of a partial blob are here. Any thread may ask while the blob is open."""
+        return self._engine.planner.has(blob.key, offset, count)
+
+    def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
+        """A handle was read up to ``offset`` without the loop's help. Any thread."""
+        self._engine.soon(self._reads.progressed, blob, number, offset)
+
     def prefetch(self, wants: Iterable[BlobRef]) -> None:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
         self._filler.enqueue(wants)
@@ -329,6 +345,7 @@ class BlobHandle:
     def __init__(self, store: BlobStore, reads: Reads, blob: Blob, number: int) -> None:
         self._store, self._reads, self._blob, self._number = store, reads, blob, number
         self._closed = False
+        self._told = -TELL_BYTES
 
     @property
     def size(self) -> int:
@@ -358,6 +375,24 @@ class BlobHandle:
         else:
             await trio.lowlevel.checkpoint()
         return count
+
+    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        """A descriptor that holds ``size`` bytes from ``offset``, fewer at the end, verified, and how many there are.
+
+        None when some of them are not here. Any thread may ask while the handle is open, which keeps the descriptor;
+        ``read`` need not be called then.
+        """
+        blob, count = self._blob, min(size, self.size - offset)
+        fd = blob.local.fd
+        if fd < 0 or count <= 0:
+            return None
+        if not blob.whole:
+            if not self._store.has(blob, offset, count):
+                return None
+            if not 0 <= offset - self._told < TELL_BYTES:
+                self._told = offset
+                self._store.progressed_soon(blob, self._number, offset + count)
+        return fd, count
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.

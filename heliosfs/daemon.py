@@ -12,15 +12,16 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import msgspec
-import pyfuse3
 import trio
 
 from helios import mounts
@@ -28,18 +29,23 @@ from helios.config import Config
 from helios.embedded import attach
 from helios.errors import Conflict, HeliosError, Unavailable, UsageError
 from helios.home import Home, hash_text
-from helios.lockfile import LockFile
+from helios.lockfile import LockFile, held
 from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
+from helios.mounting import succeed
 from helios.mounts import MountState
 from helios.process import ProcessId
 from heliosfs import http
 from heliosfs.blobs import open_store
 from heliosfs.catalog import Catalog
-from heliosfs.fuse import mounting
+from heliosfs.fuse.attach import Attachment, Event
+from heliosfs.fuse.native import NativeMount
 from heliosfs.fuse.operations import HeliosOperations
+from heliosfs.fuse.portable import PortableMount
 from heliosfs.metadata import MetadataClient
 from heliosfs.records import Records
 from heliosfs.routing import Page, Route, Routes, json_page, page
+from heliosfs.tiers import api as room_api
+from heliosfs.tree.nodelog import NodeLog
 from heliosfs.tree.root import root
 from heliosfs.tree.table import NodeTable
 from heliosfs.volumes import api
@@ -48,17 +54,15 @@ from heliosfs.volumes.service import Volumes
 
 log = logging.getLogger("heliosfs")
 
-DRAIN_S: Final = 2.0
-"""How long requests under way may take after the unmount, in seconds."""
+RECONNECT_S: Final = 1.0
+ORPHAN_S: Final = 10.0
+"""How long a worker waits for another keeper, in seconds."""
 
-TASKS: Final = 512
-"""Requests served at once: a READ that waits for its bytes holds one, and names must still be answered."""
+CACHE_S: Final = 3.0
+"""How long a worker waits for the one before it to give the cache up, in seconds."""
 
-IDLE_TASKS: Final = 8
-"""Tasks that stay when there is little to do."""
-
-MODE: Final = "portable"
-REASON: Final = "pyfuse3 mounts alone"
+SPARE_S: Final = 30.0
+"""A request may take this much longer than the longest READ before the keeper takes this process for hanging."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Plan:
     environ: Mapping[str, str]
     created: bool = False
     log: str | None = None
+    portable: str = "pyfuse3 mounts alone"
+    """Why the mount is not a native one, where it is not."""
 
     @property
     def cache(self) -> Path:
@@ -84,25 +90,21 @@ class Plan:
         return f"{hash_text(str(self.mountpoint)):016x}"
 
 
-def run(plan: Plan, ready: Callable[[MountState], None]) -> int:
+def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | None = None) -> int:
     """Mount and serve until a signal or an unmount; returns the exit status. ``ready`` is called once it answers.
 
-    Raises HeliosError when it can't be mounted.
+    With a keeper the mount is there already, and stays when this ends. Raises HeliosError when it can't be mounted.
     """
     with contextlib.ExitStack() as stack:
-        state_file = mounts.claim(plan.home, plan.mountpoint)
-        if state_file is None:
-            raise Conflict(f"{plan.mountpoint} is mounted already, or about to be")
-        stack.callback(state_file.release)
-        if plan.created:
-            stack.callback(_remove_directory, plan.mountpoint)
-        stack.enter_context(_pid_file(plan))
+        write: Callable[[bytes], object] = mounts.state_path(plan.home, plan.mountpoint).write_bytes
+        if keeper is None:
+            write = stack.enter_context(_claimed(plan)).write
         urls, revive, beside = list(plan.config.registry.urls), None, None
         if not urls:
             registry = stack.enter_context(attach(plan.config, plan.home, plan.environ))
             urls, revive, beside = [registry.base], registry.ensure, registry.store
         metadata = stack.enter_context(contextlib.closing(MetadataClient(urls, revive)))
-        daemon = _Daemon(plan, state_file, metadata, urls, revive, beside, ready)
+        daemon = _Daemon(plan, write, metadata, urls, revive, beside, ready, keeper)
         try:
             return trio.run(daemon.main)
         except BaseExceptionGroup as group:
@@ -113,103 +115,133 @@ class _Daemon:
     def __init__(
         self,
         plan: Plan,
-        state_file: LockFile,
+        write: Callable[[bytes], object],
         metadata: MetadataClient,
         urls: list[str],
         revive: Callable[[], None] | None,
         beside: Path | None,
         ready: Callable[[MountState], None],
+        keeper: Attachment | None,
     ) -> None:
-        self._plan, self._state_file, self._ready = plan, state_file, ready
+        self._plan, self._write, self._ready, self._keeper = plan, write, ready, keeper
         self._metadata, self._urls, self._revive, self._beside = metadata, urls, revive, beside
         self._metrics = MountMetrics()
         self._stop = trio.Event()
         self._stopped_by: signal.Signals | None = None
-        self._detached = self._answers = False
+        self._answers = False
+        self._new_state: Callable[[], MountState]
 
     async def main(self) -> int:
-        plan, settings = self._plan, self._plan.config.mount
+        plan, settings, keeper = self._plan, self._plan.config.mount, self._keeper
         self._metrics.build.info({"version": version("helios-llm")})
-        self._metrics.mode.info({"mode": MODE, "reason": REASON})
         with contextlib.ExitStack() as stack:
+            if keeper is not None:
+                await self._wait_for_cache()
             store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside)
             blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
-            volumes = Volumes(VolumeFiles(plan.cache / "volumes"))
+            volumes = Volumes(VolumeFiles(plan.cache / "volumes"), keeper=store.room.pins)
             await volumes.load()
             catalog = Catalog(self._metadata, records, volumes)
             await catalog.load()
-            table = NodeTable(root(volumes))
+            nodes = stack.enter_context(contextlib.closing(self._node_log(keeper))) if keeper else None
             operations = HeliosOperations(
-                table, catalog, blobs, self._metrics, cache=plan.cache, uid=os.getuid(), gid=os.getgid()
+                NodeTable(root(volumes), log=nodes),
+                catalog,
+                blobs,
+                self._metrics,
+                cache=plan.cache,
+                uid=os.getuid(),
+                gid=os.getgid(),
+                mounted_ns=keeper.board.mounted_ns if keeper else None,
+                generation=keeper.generation if keeper else 1,
             )
+            mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, plan.portable)
+            if keeper is not None:
+                patience_s = blobs.patience_s + SPARE_S
+                mount = NativeMount(plan.mountpoint, settings, keeper, operations, self._metrics, patience_s)
+            self._metrics.mode.info({"mode": mount.mode, "reason": mount.reason})
             control, tcp, url = await self._listen(stack)
-            state = self._state(url)
+            self._new_state = partial(self._state, url, mount)
+            state = self._new_state()
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
+                if keeper is not None:
+                    background.start_soon(self._obey, keeper)
                 pages = self._pages(state, catalog)
-                background.start_soon(http.serve, [control], Routes([*pages, *api.routes(volumes, catalog)]))
+                routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
+                background.start_soon(http.serve, [control], Routes(routes))
                 if tcp:
                     background.start_soon(http.serve, tcp, Routes(pages))
-                await self._serve(operations, state)
+                await self._serve(mount, operations, state)
                 background.cancel_scope.cancel()
+            if keeper is not None and nodes is not None and mount.unmounted:
+                nodes.remove()
+                keeper.ended("unmounted")
         return 0 if self._stopped_by in (None, signal.SIGTERM) else 128 + self._stopped_by
 
-    async def _serve(self, operations: HeliosOperations, state: MountState) -> None:
-        """Mount, serve until the mount is gone, close what is open."""
-        mountpoint = self._plan.mountpoint
-        with self._mounted(operations):
-            try:
-                async with trio.open_nursery() as loop:
-                    loop.start_soon(self._loop, loop.cancel_scope)
-                    loop.start_soon(self._unmount_when_stopped, loop.cancel_scope)
-                    await mounting.wait_until_it_answers(mountpoint)
-                    mounting.set_readahead(mountpoint, self._plan.config.mount.readahead_kib)
-                    self._state_file.write(msgspec.json.encode(state))
-                    self._answers = True
-                    log.info("mounted", extra={"mountpoint": state.mountpoint, "mode": MODE, "cache": state.cache})
-                    self._ready(state)
-            finally:
-                self._answers = False
-                with trio.CancelScope(shield=True):
-                    await operations.close()
-        log.info("unmounted", extra={"mountpoint": state.mountpoint})
+    def _node_log(self, keeper: Attachment) -> NodeLog:
+        return NodeLog.open(self._plan.home.run / f"nodes-{self._plan.name}.log", keeper.board.mounted_ns)
 
-    @contextlib.contextmanager
-    def _mounted(self, operations: HeliosOperations) -> Iterator[None]:
-        mounting.check_unmountable()
-        mountpoint, wanted = self._plan.mountpoint, self._plan.config.mount.allow_other
-        allow_other = wanted and mounting.may_allow_other()
-        if wanted and not allow_other:
-            log.warning("other users can't read this mount: /etc/fuse.conf lacks user_allow_other")
+    async def _serve(self, mount: PortableMount | NativeMount, operations: HeliosOperations, state: MountState) -> None:
+        """Serve until the mount is gone, or we are told to go; close what is open."""
         try:
-            pyfuse3.init(operations, str(mountpoint), mounting.options(allow_other))
-        except RuntimeError as error:
-            raise Unavailable(
-                f"{mountpoint} can't be mounted: {error}",
-                hint="The lines before this one in the log say why; `helios doctor` checks this machine.",
-            ) from None
-        try:
-            yield
+            async with trio.open_nursery() as nursery:
+                await nursery.start(mount.serve, operations, self._stop)
+                self._write(msgspec.json.encode(state))
+                self._answers = True
+                fields = {"mountpoint": state.mountpoint, "mode": state.mode, "reason": state.reason}
+                log.info("mounted", extra={**fields, "cache": state.cache})
+                self._ready(state)
         finally:
-            pyfuse3.close(unmount=not self._detached)
+            self._answers = False
+            with trio.CancelScope(shield=True):
+                await operations.close()
+        log.info("unmounted" if self._keeper is None else "ended", extra={"mountpoint": state.mountpoint})
 
-    async def _loop(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS)
-        scope.cancel()
+    async def _obey(self, keeper: Attachment) -> None:
+        """Go when the keeper says so. A lost one is replaced; where that can't be done the mount is let go, cleanly."""
+        lost_at: float | None = None
+        while True:
+            if lost_at is None:
+                await trio.lowlevel.wait_readable(keeper)
+            else:
+                await trio.sleep(RECONNECT_S)
+                if await trio.to_thread.run_sync(keeper.reconnect):
+                    lost_at = None
+                elif trio.current_time() - lost_at > ORPHAN_S:
+                    log.error("the keeper is gone and no other one came; the mount is let go")
+                    await trio.to_thread.run_sync(mounts.detach, self._plan.mountpoint)
+                    self._stop.set()
+                    return
+            while lost_at is None and (event := keeper.event()) is not None:
+                if event is Event.STOP:
+                    log.info("the keeper ends this worker")
+                    self._stop.set()
+                elif event is Event.KEEPER:
+                    log.info("another keeper holds the mount", extra={"keeper": keeper.keeper})
+                    self._write(msgspec.json.encode(self._new_state()))
+                elif not self._stop.is_set():
+                    log.warning("the keeper is gone; another one is started")
+                    lost_at = trio.current_time()
+                    await trio.to_thread.run_sync(self._start_keeper)
+                else:
+                    return
 
-    async def _unmount_when_stopped(self, scope: trio.CancelScope) -> None:
-        """Unmount, then give the loop, which ends when nobody uses the mount any more, a moment."""
-        await self._stop.wait()
+    async def _wait_for_cache(self) -> None:
+        """The last worker may just be ending: the kernel drops its lock a moment after the process is gone."""
+        with trio.move_on_after(CACHE_S):
+            while held(self._plan.cache / "lock"):  # noqa: ASYNC110 - a file lock has no event
+                await trio.sleep(0.02)
+
+    def _start_keeper(self) -> None:
+        """Start a keeper that takes the mount over from this worker. In a thread."""
+        plan = self._plan
         try:
-            await trio.to_thread.run_sync(mounts.detach, self._plan.mountpoint)
-            self._detached = True
-        except HeliosError as error:
-            log.error("the unmount failed", extra={"reason": str(error)})
-        await trio.sleep(DRAIN_S)
-        log.warning("the mount is still in use: whatever is open there fails from now on")
-        scope.cancel()
+            succeed(plan.home, plan.mountpoint, plan.created, sys.argv[1:])
+        except (OSError, HeliosError) as error:
+            log.error("no keeper can be started", extra={"reason": str(error)})
 
     async def _watch_signals(
         self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -255,8 +287,11 @@ class _Daemon:
     def _socket_path(self) -> Path:
         return self._plan.home.socket(f"mount-{self._plan.name}")
 
-    def _state(self, url: str | None) -> MountState:
-        plan, me = self._plan, ProcessId.current()
+    def _state(self, url: str | None, mount: PortableMount | NativeMount) -> MountState:
+        plan = self._plan
+        me = ProcessId.of(self._keeper.keeper) if self._keeper else ProcessId.current()
+        if me is None:
+            raise Unavailable("the keeper of this mount is gone")
         return MountState(
             mountpoint=str(plan.mountpoint),
             pid=me.pid,
@@ -268,8 +303,9 @@ class _Daemon:
             log=plan.log,
             created=plan.created,
             url=url,
-            mode=MODE,
-            reason=REASON,
+            worker=ProcessId.current() if self._keeper else None,
+            mode=mount.mode,
+            reason=mount.reason,
         )
 
     def _pages(self, state: MountState, catalog: Catalog) -> list[Route]:
@@ -286,6 +322,20 @@ class _Daemon:
             Route("GET", "/readyz", page(ready)),
             Route("GET", "/api/v1/status", page(status)),
         ]
+
+
+@contextlib.contextmanager
+def _claimed(plan: Plan) -> Iterator[LockFile]:
+    """The claim on the mount point of a daemon that mounts by itself."""
+    with contextlib.ExitStack() as stack:
+        state_file = mounts.claim(plan.home, plan.mountpoint)
+        if state_file is None:
+            raise Conflict(f"{plan.mountpoint} is mounted already, or about to be")
+        stack.callback(state_file.release)
+        if plan.created:
+            stack.callback(_remove_directory, plan.mountpoint)
+        stack.enter_context(_pid_file(plan))
+        yield state_file
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def mount(
 
     MOUNTPOINT/org/name/@main/… are a model's files; MOUNTPOINT/.hub is a Hugging Face cache of all models.
     """
-    from helios import config, mounting
+    from helios import config, mounting, native
 
     overrides: dict[str, dict[str, Any]] = {
         "registry": {"urls": list(urls) or None},
@@ -51,11 +51,14 @@ def mount(
     if not foreground:
         _show(mounting.start(home, place, overrides), as_json)
         return 0
+    reasons = native.reasons_against(settings.mount.mode)
+    if not reasons:
+        return mounting.run_native(home, place, overrides, lambda state: _show(state, as_json))
     from helios import logs
     from heliosfs.daemon import Plan, run
 
     logs.setup(settings.log)
-    plan = Plan(place.mountpoint, settings, home, os.environ, created=place.created)
+    plan = Plan(place.mountpoint, settings, home, os.environ, place.created, portable="; ".join(reasons))
     return run(plan, lambda state: _show(state, as_json))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -91,6 +92,12 @@ class Engine:
                 self._timer = trio.CancelScope()
         finally:
             self._nursery = None
+
+    def soon(self, call: Callable[..., None], *args: object) -> None:
+        """Have the loop call something; any thread. Nothing happens when the loop is gone."""
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(call, *args)
 
     # --- blobs ---
 

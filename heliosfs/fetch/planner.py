@@ -17,7 +17,7 @@ byte each, so "the next missing chunk" is a search in C.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -127,6 +127,14 @@ class Planner:
 
     def state(self, key: str, index: int) -> int:
         return self._files[key].states[index]
+
+    def has(self, key: str, offset: int, count: int) -> bool:
+        """Whether ``count`` bytes from ``offset`` are here. Threads may ask: it only looks, at one byte a chunk."""
+        file = self._files.get(key)
+        if file is None:
+            return False
+        first, last = bisect_right(file.ends, offset), bisect_left(file.ends, offset + count)
+        return file.states.count(HAVE, first, last + 1) == last + 1 - first
 
     def complete(self, key: str) -> bool:
         """Whether every chunk is here."""

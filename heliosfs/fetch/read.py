@@ -45,7 +45,7 @@ class Reads:
     ) -> None:
         self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
         self._deadline_s, self._sources, self._prepare = deadline_s, sources, prepare
-        self._patience_s = 2 * deadline_s * (sources + 1)
+        self.patience_s = 2 * deadline_s * (sources + 1)
         self._nowait = True
         self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory", "remote")}
 
@@ -60,15 +60,22 @@ class Reads:
                 await self._read_local(blob, view, offset)
                 self._bytes["l1"].inc(len(view))
                 return
-            with trio.move_on_after(self._patience_s) as scope:
+            with trio.move_on_after(self.patience_s) as scope:
                 tier = await self._read_partial(blob, reader, view, offset)
                 self._bytes[tier].inc(len(view))
             if scope.cancelled_caught:
-                raise DeadlineExceeded(f"no answer within {self._patience_s:g} s")
+                raise DeadlineExceeded(f"no answer within {self.patience_s:g} s")
         except HeliosError as error:
             raise _retold(error, blob, offset) from error
         except OSError as error:
             raise Unavailable(f"{blob.want.path}: the cached copy can't be read: {error.strerror}") from error
+
+    def progressed(self, blob: Blob, reader: int, offset: int) -> None:
+        """A reader got everything up to ``offset`` without us: what follows comes first."""
+        if blob.planned and blob.handles and blob.recipe is not None:
+            self._engine.planner.read_at(blob.key, reader, blob.recipe.locate(min(offset, blob.want.size) - 1) + 1)
+            self._filler.read(blob)
+            self._engine.pump()
 
     async def _read_partial(self, blob: Blob, reader: int, view: memoryview, offset: int) -> str:
         """Returns where the bytes came from: ``l1``, ``memory`` or ``remote``."""

@@ -34,6 +34,9 @@ DISK_THREADS: Final = 4
 STRIKES: Final = 3
 """A request that survived this many crashes of workers is answered with EIO."""
 
+ALIVE_MS: Final = 500
+"""The requests' thread shows that it lives at least this often, in milliseconds."""
+
 BACKING_OPEN: Final = 0x4010E501
 BACKING_CLOSE: Final = 0x4004E502
 _BACKING = struct.Struct("<iIQ")
@@ -94,15 +97,15 @@ class Channel:
         files: Files,
         metrics: MountMetrics,
         read: Callable[[int, int, int, int], None],
-        failed: Callable[[BaseException], None],
+        ended: Callable[[BaseException | None], None],
     ) -> None:
         """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
-        ``failed`` is called once when a thread ends for another reason than ``stop`` or an unmount. Both are called
-        from the channel's threads.
+        ``ended`` is called when the mount is gone (None) or a thread failed. Both are called from the channel's
+        threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._failed = read, failed
+        self._read, self._ended = read, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
         self._pending: dict[int, Pending] = {}
         self._suspects: set[int] = set()
@@ -124,7 +127,8 @@ class Channel:
             threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             for name, loop in (("fuse-requests", self._requests), ("fuse-replies", self._replies))
         ]
-        self.unmounted = threading.Event()
+        self.alive_ns = time.monotonic_ns()
+        """When the requests' thread was last seen, CLOCK_MONOTONIC."""
 
     # --- coming and going ---
 
@@ -187,17 +191,18 @@ class Channel:
         poller.register(self._wake_read, select.POLLIN)
         payload = memoryview(bytearray(protocol.MAX_READ))
         while True:
+            self.alive_ns = time.monotonic_ns()
             try:
                 length = os.readv(self._device, [view])
             except BlockingIOError:
-                if any(fd == self._wake_read for fd, _ in poller.poll()):
+                if any(fd == self._wake_read for fd, _ in poller.poll(ALIVE_MS)):
                     return
                 continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):
                     continue
                 if error.errno == errno.ENODEV:
-                    self.unmounted.set()
+                    self._ended(None)
                     return
                 raise
             self._take(view[:length], payload)
@@ -376,7 +381,7 @@ class Channel:
         try:
             loop()
         except BaseException as error:
-            self._failed(error)
+            self._ended(error)
 
 
 def _enlarge(fd: int) -> None:

@@ -24,6 +24,12 @@ class FileHandle(Protocol):
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
 
+    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        """A descriptor that holds these bytes and how many there are, as ``BlobHandle.local``; any thread may ask."""
+
+    def whole_fd(self) -> int:
+        """A descriptor of the whole file on the local disk, for the kernel to read itself; -1 where there is none."""
+
     async def close(self) -> None:
         """Let go of it."""
 
@@ -40,6 +46,13 @@ class BlobReader:
             return await self._local.read(fd, offset, size)
         return await self._handle.read(offset, size)
 
+    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        return self._handle.local(offset, size)
+
+    def whole_fd(self) -> int:
+        fd = self._handle.local_fd()
+        return -1 if fd is None else fd
+
     async def close(self) -> None:
         await self._handle.close()
 
@@ -52,6 +65,12 @@ class TextReader:
 
     async def read(self, offset: int, size: int) -> Buffer:
         return self._content[offset : offset + size]
+
+    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        return None
+
+    def whole_fd(self) -> int:
+        return -1
 
     async def close(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -122,6 +122,16 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """Say which inode a handle belongs to, before the request with that handle comes; any thread may."""
         self._handles.adopt(fh, inode)
 
+    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
+        """Where a READ's bytes are on the local disk, verified, as ``BlobHandle.local``; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return None if handle is None else handle.local(offset, size)
+
+    def whole(self, fh: int) -> int:
+        """A descriptor of a handle's whole local file, else -1; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return -1 if handle is None else handle.whole_fd()
+
     # --- names ---
 
     @operation

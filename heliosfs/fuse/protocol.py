@@ -44,8 +44,7 @@ RESENT: Final = 1 << 63
 
 NOTIFY_RESEND: Final = 7
 
-FOPEN_DIRECT_IO: Final = 1 << 0
-FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
 FUSE_INIT_EXT: Final = 1 << 30
@@ -59,8 +58,11 @@ MAX_READ: Final = 1 << 20
 MAX_BACKGROUND: Final = 64
 """Requests that the kernel may have under way for read-ahead, at most."""
 
+MAX_WRITE: Final = 4096
+"""The least that the kernel takes: nobody writes here, and every buffer for requests must have room for a WRITE."""
+
 MIN_BUFFER: Final = 128 << 10
-"""Bytes that any request of a read-only mount fits into; the kernel refuses buffers below 8 KiB."""
+"""Bytes that any request of a read-only mount fits into."""
 
 _INIT_IN = struct.Struct("<IIIII")
 _INIT_OUT = struct.Struct("<IIIIHHIIHHIIH")
@@ -102,6 +104,7 @@ def agree(reply: bytes | memoryview, offer: Offer) -> bytes:
     fields = list(_INIT_OUT.unpack_from(reply, REPLY.size))
     fields[3] |= offer.flags & FUSE_INIT_EXT
     fields[4], fields[5] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
+    fields[6] = MAX_WRITE
     fields[10] |= offer.flags2 & (FUSE_PASSTHROUGH | FUSE_HAS_RESEND)
     fields[11] = 1
     out = bytearray(REPLY.size + INIT_OUT_LEN)
@@ -132,12 +135,11 @@ def parse_open(reply: bytes | bytearray | memoryview) -> tuple[int, int]:
 def with_backing(reply: bytes | bytearray | memoryview, backing: int) -> bytes:
     """The OPEN reply made one of passthrough to a registered backing file.
 
-    KEEP_CACHE stays: it says nothing about passthrough, and the pages of earlier opens remain right.
+    Most other flags go: the kernel refuses passthrough beside KEEP_CACHE (FOPEN_PASSTHROUGH_MASK in fs/fuse/iomode.c).
     """
     length, error, unique = REPLY.unpack_from(reply)
     fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
-    flags = (flags & ~FOPEN_DIRECT_IO) | FOPEN_PASSTHROUGH
-    return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags, backing)
+    return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags & FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, backing)
 
 
 def failure(unique: int, code: int = errno.EIO) -> bytes:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from helios import doctor
+from helios import doctor, native
 from helios.config import Config
 
 
@@ -18,7 +18,7 @@ def test_a_report_for_programs(helios):
     report = result.json()
     names = [check["name"] for check in report["checks"]]
     assert names == [
-        "Helios", "kernel", "/dev/fuse", "mounting", "passthrough", "memory", "local tier", "vLLM", "GPU",
+        "Helios", "kernel", "/dev/fuse", "mounting", "mount mode", "memory", "local tier", "vLLM", "GPU",
         "router port", "registry", "object store", "upstream Hub",
     ]  # fmt: skip
     assert report["ok"] == all(check["status"] != "fail" for check in report["checks"])
@@ -72,24 +72,33 @@ def test_who_may_mount():
 
 
 def test_capabilities_are_read():
-    assert doctor.effective_capabilities("Name:\tx\nCapEff:\t0000000000200000\n") >> doctor.CAP_SYS_ADMIN & 1
-    assert doctor.effective_capabilities("") == 0
+    assert native.effective_capabilities("Name:\tx\nCapEff:\t0000000000200000\n") >> native.CAP_SYS_ADMIN & 1
+    assert native.effective_capabilities("") == 0
 
 
 @pytest.mark.parametrize(
-    ("release", "config", "privileged", "expected"),
+    ("release", "config", "privileged", "mode", "expected"),
     [
-        ("6.9.0", "CONFIG_FUSE_PASSTHROUGH=y\n", True, "possible. "),
-        ("6.9.0", None, True, "can't be read"),
-        ("6.8.9", "CONFIG_FUSE_PASSTHROUGH=y\n", True, "it needs 6.9"),
-        ("6.12.0", "# CONFIG_FUSE_PASSTHROUGH is not set\n", True, "without CONFIG_FUSE_PASSTHROUGH"),
-        ("6.12.0", "CONFIG_FUSE_PASSTHROUGH=y\n", False, "CAP_SYS_ADMIN"),
+        ("6.9.0", "CONFIG_FUSE_PASSTHROUGH=y\n", True, "auto", ("ok", "native: ")),
+        ("6.9.0", None, True, "auto", ("ok", "native: ")),
+        ("6.8.9", "CONFIG_FUSE_PASSTHROUGH=y\n", True, "auto", ("ok", "portable: the kernel is 6.8.9, it needs 6.9")),
+        (
+            "6.12.0",
+            "# not set\n",
+            True,
+            "auto",
+            ("ok", "portable: the kernel is built without CONFIG_FUSE_PASSTHROUGH"),
+        ),
+        ("6.12.0", "CONFIG_FUSE_PASSTHROUGH=y\n", False, "auto", ("ok", "portable: it needs CAP_SYS_ADMIN")),
+        ("6.12.0", "CONFIG_FUSE_PASSTHROUGH=y\n", False, "native", ("fail", "not native: it needs CAP_SYS_ADMIN")),
+        ("6.12.0", "CONFIG_FUSE_PASSTHROUGH=y\n", True, "portable", ("ok", "portable, as mount.mode says")),
     ],
 )
-def test_passthrough(release, config, privileged, expected):
-    check = doctor.check_passthrough(release, config, privileged)
-    assert expected in check.detail
-    assert "portable mode" in check.detail
+def test_the_mount_mode_and_why(release, config, privileged, mode, expected):
+    check = doctor.check_native(release, config, privileged, mode)
+    assert check.status == expected[0]
+    assert check.detail.startswith(expected[1])
+    assert bool(check.fix) == (check.status != "ok")
 
 
 def test_space(tmp_path, monkeypatch):

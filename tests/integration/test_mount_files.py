@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helios.home import Home
-from tests.support.mounts import Mount, fails, mounted, push, run, write
+from tests.support.mounts import MODES, Mount, fails, mounted, push, run, write
 
 pytestmark = pytest.mark.fuse
 
@@ -36,12 +36,12 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory):
+@pytest.fixture(scope="module", params=MODES)
+def mount(tmp_path_factory, request):
     base = tmp_path_factory.mktemp("files")
     home = Home(base / "home")
     commit = push(home, write(base / "model", FILES, executable=("run.sh",)), "org/name")
-    with mounted(home, base / "mnt") as mount:
+    with mounted(home, base / "mnt", HELIOS_MOUNT__MODE=request.param) as mount:
         mount.commit = commit
         mount.files = base / "mnt/org/name" / commit
         yield mount
@@ -138,8 +138,9 @@ def test_an_interrupted_reader_harms_no_other(mount):
     if reader == 0:
         try:
             fd = os.open(mount.files / "big.bin", os.O_RDONLY | os.O_DIRECT)
+            buffer = mmap.mmap(-1, 1 << 20)  # aligned, as the disk wants it where the kernel reads the file itself
             while True:
-                os.pread(fd, 1 << 20, 0)
+                os.preadv(fd, [buffer], 0)
         finally:
             os._exit(1)
     threading.Event().wait(0.1)
@@ -278,7 +279,8 @@ def test_a_file_is_no_directory_and_a_directory_no_file(mount):
 def test_the_pages_of_the_daemon(mount):
     assert mount.page("/healthz") == "ok\n"
     assert mount.page("/readyz") == "ready\n"
-    assert 'helios_mount_mode_info{mode="portable"' in mount.page("/metrics")
+    mode = mount.state["mode"]
+    assert f'helios_mount_mode_info{{mode="{mode}"' in mount.page("/metrics")
     assert f'"mountpoint":"{mount.path}"' in mount.page("/api/v1/status")
 
 

@@ -19,11 +19,17 @@ from helios.lockfile import LockFile, held
 from helios.mounting import stop
 from helios.mounts import find_mount, state_of, state_path, states
 from helios.process import ProcessId
-from tests.support.mounts import fails, push, write
+from tests.support.mounts import MODES, fails, kill, push, write
 
 pytestmark = pytest.mark.fuse
 
 DATA = os.urandom(300_000)
+
+
+@pytest.fixture(params=MODES, autouse=True)
+def mode(helios, request):
+    helios.environ["HELIOS_MOUNT__MODE"] = request.param
+    return request.param
 
 
 @pytest.fixture
@@ -54,7 +60,9 @@ def test_mount_prints_the_mount_point_and_umount_leaves_nothing(helios, helios_h
     assert helios("mount", mnt).out == f"{mnt}\n"
     state = state_of(helios_home, mnt)
     assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
-    assert (helios_home.run / "heliosfs-worker.pid").read_text() == f"{state.pid}\n"
+    serving = state.worker or state.process
+    assert (helios_home.run / "heliosfs-worker.pid").read_text() == f"{serving.pid}\n"
+    assert serving.alive()
     assert ProcessId(state.pid, state.start).alive()
     done = helios("umount", mnt)
     assert done.out == done.err == ""
@@ -73,10 +81,10 @@ def test_a_directory_that_was_there_stays(helios, alone, mnt):
     assert mnt.is_dir()
 
 
-def test_json_says_where_everything_is(helios, helios_home, alone, mnt):
+def test_json_says_where_everything_is(helios, helios_home, alone, mnt, mode):
     state = mount(helios, mnt)
     assert state["mountpoint"] == str(mnt)
-    assert state["mode"] == "portable"
+    assert state["mode"] == mode
     assert state["reason"]
     assert state["cache"] == str(helios_home.cache)
     assert Path(state["log"]).exists()
@@ -155,11 +163,6 @@ def test_a_working_directory_does_not_keep_the_mount(helios, alone, mnt):
 
 
 # --- killed daemons --------------------------------------------------------------------------------------------------
-
-
-def kill(state):
-    os.kill(state["pid"], signal.SIGKILL)
-    assert ProcessId(state["pid"], state["start"]).wait(10)
 
 
 def test_open_files_fail_when_the_daemon_is_killed(helios, published, mnt):
@@ -281,7 +284,8 @@ def test_a_cache_in_use_is_refused_and_another_one_works(helios, helios_home, pu
     first = mount(helios, mnt)
     second = tmp_path / "second"
     refused = helios("mount", second, code=1).err
-    assert str(first["pid"]) in refused
+    serving = first["worker"] or first
+    assert str(serving["pid"]) in refused
     assert "cache" in refused
     assert not second.exists()
     state = mount(helios, second, "--cache", tmp_path / "cache2")

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import pytest
 from helios.errors import Conflict, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
 from helios.home import Home
 from helios.http.client import HttpClient
-from helios.process import ProcessId
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mounts import Mount, fails, mounted, push, run, write
+from tests.support.mounts import Mount, fails, kill, mounted, push, run, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
@@ -257,23 +255,13 @@ def commit(helios_home, tmp_path):
     return push(helios_home, write(tmp_path / "old", OLD), "org/name")
 
 
-def kill(mount):
-    """SIGKILL, and wait until the daemon is gone: the mount point is dead then."""
-    process = ProcessId(mount.state["pid"], mount.state["start"])
-    os.kill(process.pid, signal.SIGKILL)
-    end = time.monotonic() + 10
-    while process.alive():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_volume_survives_sigkill_with_its_content_and_inodes(helios_home, commit, tmp_path):
     mnt = tmp_path / "mnt"
     with mounted(helios_home, mnt) as mount:
         made = call(mount, "PUT", "v", {"model": "org/name"})
         before = inodes(mnt / ".volumes/v")
         push(helios_home, write(tmp_path / "new", NEW), "org/name")
-        kill(mount)
+        kill(mount.state)
         again = Mount(helios_home, mnt, json.loads(run(helios_home, "mount", mnt, "--json").stdout))
         assert call(again, "GET") == {"volumes": [made]}
         assert contents(mnt / ".volumes/v/model") == OLD
@@ -297,7 +285,7 @@ def test_volumes_made_while_the_daemon_is_killed_are_whole_or_not_there(helios_h
             maker = threading.Thread(target=make, args=(mount,))
             maker.start()
             time.sleep(0.3)
-            kill(mount)
+            kill(mount.state)
             maker.join()
             mount = Mount(helios_home, mnt, json.loads(run(helios_home, "mount", mnt, "--json").stdout))
             there = {volume["id"] for volume in call(mount, "GET")["volumes"]}

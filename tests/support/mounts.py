@@ -7,17 +7,24 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.mounts import find_mount
+from helios.native import reasons_against
+from helios.process import ProcessId
 
 HELIOS = Path(sys.executable).parent / "helios"
+
+MODES = ["portable"] if reasons_against("auto") else ["native", "portable"]
+"""The modes that this machine can mount in."""
 
 
 @dataclass
@@ -46,6 +53,17 @@ class Mount:
 
     def log(self) -> str:
         return Path(str(self.state["log"])).read_text()
+
+
+def kill(state: Mapping[str, Any]) -> None:
+    """SIGKILL everything that keeps and serves a mount, and wait until it is gone: the mount point is dead then."""
+    processes = [ProcessId(state["pid"], state["start"])]
+    if state["worker"]:
+        processes.append(ProcessId(**state["worker"]))
+    for process in processes:
+        process.send(signal.SIGKILL)
+    for process in processes:
+        assert process.wait(10)
 
 
 @contextlib.contextmanager
