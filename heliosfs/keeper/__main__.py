@@ -12,7 +12,8 @@ import time
 
 from heliosfs.keeper import kernel, takeover, wire
 from heliosfs.keeper.board import Board
-from heliosfs.keeper.keeper import Held, Keeper, Settings, log
+from heliosfs.keeper.keeper import Keeper
+from heliosfs.keeper.state import Held, Settings, log
 
 
 def main() -> int:

@@ -7,21 +7,19 @@ worker never meets an old one on the same descriptor. Every wait has a deadline;
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from heliosfs.keeper import kernel, policy, wire
-from heliosfs.keeper.board import Board
+from heliosfs.keeper.state import Held, Settings, log
 from heliosfs.keeper.worker import Worker
 
 TICK_S: Final = 0.5
@@ -36,43 +34,6 @@ GUEST_S: Final = 20.0
 GUESTS: Final = 8
 TAKE_S: Final = 5.0
 """How long a successor may take to confirm."""
-
-
-def log(level: str, message: str, **fields: object) -> None:
-    """A line as helios.logs writes it."""
-    now = time.time()
-    stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
-    line = {"time": stamp, "level": level, "logger": "heliosfs.keeper", "message": message, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line says; times in seconds. ``argv`` is empty where somebody else starts the worker."""
-
-    socket: str
-    argv: list[str]
-    pid_file: str | None
-    lock_fd: int | None
-    created: bool
-    stall_s: float
-    patience_s: float
-    grace_s: float
-    start_s: float
-
-
-@dataclass
-class Held:
-    """What a keeper holds, and hands to its successor. ``state``: what the worker said when it was ready."""
-
-    mountpoint: str
-    device: str
-    fuse_fd: int
-    board: Board
-    listener: socket.socket
-    worker: Worker | None = None
-    state: Any = None
-    served: bool = False
 
 
 @dataclass(eq=False)
@@ -286,8 +247,8 @@ class Keeper:
             self._down_since = now
         if self._status is None:
             level = {policy.Death.CRASH: "error", policy.Death.KILLED: "warning"}.get(how, "info")
-            if self._failure is not None and not self.held.served:
-                level = "warning"  # it is reported
+            if not self.held.served:
+                level = "warning"  # whoever starts the mount is told
             log(level, "the worker ended", worker=worker.pid, status=code, how=how.name, served_s=served_s)
             if code == 0 and worker.ended == "unmounted":
                 self._leave(0)

@@ -26,7 +26,7 @@ _REQUEST = struct.Struct("<IIQQIIIHH")
 _REPLY = struct.Struct("<IiQ")
 _NOTIFY_RESEND = 7
 _RESENT = 1 << 63
-_FORGET, _RELEASE, _INTERRUPT, _BATCH_FORGET = 2, 18, 36, 42
+_FORGET, _RELEASE, _FLUSH, _RELEASEDIR, _INTERRUPT, _BATCH_FORGET = 2, 18, 25, 29, 36, 42
 _BACKING_CLOSE = 0x4004E502
 _READ_BYTES = (1 << 20) + (1 << 16)  # the kernel demands room for its largest request
 
@@ -89,8 +89,8 @@ def resend(fuse_fd: int) -> None:
 def refuse(fuse_fd: int, board: Board) -> int:
     """Answer EIO to every request that waits; returns how many. The descriptor must not block.
 
-    FORGET and INTERRUPT have no answer. A RELEASE succeeds, and is taken off the board, because nobody will hear of it
-    again; one that was sent before may have been taken off by the worker that died.
+    FORGET and INTERRUPT have no answer. Closing a file succeeds. A RELEASE is taken off the board, because nobody
+    will hear of it again; one that was sent before may have been taken off by the worker that died.
     """
     buffer = memoryview(bytearray(_READ_BYTES))
     refused = 0
@@ -110,8 +110,9 @@ def refuse(fuse_fd: int, board: Board) -> int:
             continue
         if opcode == _RELEASE and not unique & _RESENT:
             _closed(fuse_fd, board, node)
+        code = 0 if opcode in (_RELEASE, _RELEASEDIR, _FLUSH) else -errno.EIO
         with contextlib.suppress(FileNotFoundError):  # the caller was killed meanwhile
-            os.write(fuse_fd, _REPLY.pack(_REPLY.size, 0 if opcode == _RELEASE else -errno.EIO, unique))
+            os.write(fuse_fd, _REPLY.pack(_REPLY.size, code, unique))
         refused += 1
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from heliosfs.keeper import kernel, wire
 from heliosfs.keeper.board import Board
-from heliosfs.keeper.keeper import Held
+from heliosfs.keeper.state import Held
 from heliosfs.keeper.worker import Worker
 
 ORPHAN_S: Final = 15.0

@@ -45,16 +45,14 @@ class Worker:
         return self.asked or self.hung
 
     def stop(self, now: float, grace_s: float) -> None:
-        """Ask it to go, and kill it when it does not within the grace, or can't be asked."""
+        """Ask it to go and kill it when it does not within the grace, or at once where it can't be asked."""
         self.asked = True
-        self.kill_at = min(self.kill_at, now + grace_s)
-        try:
-            if self.sock is None:
-                self.kill_at = now
-            else:
-                wire.send(self.sock, {"stop": True})
-        except OSError:
+        if self.sock is None:  # it has taken nothing yet, or does not listen
             self.kill_at = now
+            return
+        self.kill_at = min(self.kill_at, now + grace_s)
+        with contextlib.suppress(OSError):  # it is going by itself, or does not listen
+            wire.send(self.sock, {"stop": True})
 
     def kill(self, now: float) -> None:
         """SIGKILL, which reaches a stopped process too."""

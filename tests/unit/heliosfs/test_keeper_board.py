@@ -7,7 +7,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -138,6 +138,7 @@ class Tables(RuleBasedStateMachine):
 
 
 TestTables = Tables.TestCase
+TestTables.settings = settings(max_examples=30, stateful_step_count=20)
 
 
 # --- what is decided -------------------------------------------------------------------------------------------------
