@@ -108,6 +108,12 @@ BENCHMARKS = {
         median_of(*LOADS),
         dict.fromkeys(LOADS, 0.95),
     ),
+    "client": Benchmark(
+        ("--gb", "0.5"),
+        ("--gb", "0.2", "--rounds", "3"),
+        median_of("sync_ratio", "trio_ratio"),
+        {"sync_ratio": 0.95, "trio_ratio": 0.8},
+    ),
     "router": Benchmark(
         ("--seconds", "5", "--rounds", "3"),
         ("--seconds", "1", "--rounds", "1"),

@@ -110,10 +110,13 @@ class Portal:
             raise Closed("the store was opened in another process", hint="connect() again after a fork.")
         call = Call(work)
         with self._lock:
-            if self._token is None:
-                raise Closed("the store is closed", hint="connect() opens another.")
+            try:
+                if self._token is None:
+                    raise trio.RunFinishedError
+                self._token.run_sync_soon(self._start, call)
+            except trio.RunFinishedError:
+                raise Closed("the store is closed", hint="connect() opens another.") from None
             self._calls.add(call)
-            self._token.run_sync_soon(self._start, call)
         return call
 
     def finish(self, call: Call[T]) -> T:
