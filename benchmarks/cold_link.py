@@ -41,7 +41,7 @@ from benchmarks.common import ROOT, BackedMemory, options, save
 from benchmarks.ingest import drop_cache, make_model
 from benchmarks.plots import draw
 from benchmarks.readers import read_together
-from benchmarks.scene import ended, helios, mount_cpu_s, mounted, registry, stoppable
+from benchmarks.scene import cpu_since, ended, helios, mount_cpu, mounted, registry, stoppable
 from benchmarks.shaped import shaped
 from helios.config import MountSettings
 from helios.home import Home
@@ -152,9 +152,9 @@ def read_cold(home: Home, mnt: Path, url: str, within: Sequence[str], want: Blob
     with mounted(home, mnt, urls=url, within=within) as mount:
         path = mnt / REPO.id / "@main" / want.path
         path.stat()
-        before = mount_cpu_s(mount)
+        before = mount_cpu(mount)
         reading = read_together("seq", path, want.size, 1)
-        cpu = mount_cpu_s(mount) - before + reading.cpu_s
+        cpu = cpu_since(mount, before) + reading.cpu_s
     return {"read_s": reading.seconds, "read_cpu_s": cpu}
 
 
@@ -210,9 +210,9 @@ def beside_store(work: Path, home: Home, rounds: int, memory: BackedMemory) -> l
         drop_cache([stored])
         with mounted(home, work / "mnt") as mount:
             path = next((mount.path / REPO.id / "@main").iterdir())
-            before = mount_cpu_s(mount)
+            before = mount_cpu(mount)
             reading = read_together("seq", path, stored.stat().st_size, 1)
-            cpu = mount_cpu_s(mount) - before + reading.cpu_s
+            cpu = cpu_since(mount, before) + reading.cpu_s
         shutil.rmtree(home.cache)
         row = {
             "link": "store",

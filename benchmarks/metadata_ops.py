@@ -5,8 +5,7 @@
 - ``find``: all models' files listed and stat'ed by find(1), first with nothing known to the kernel or the mount, then
   again, beside find over the published directories;
 - ``small``: some files of every model read whole by 32 threads, first from the registry, then again: files a second;
-  memory (RssAnon + RssShmem of
-  the process that serves the mount, every 20 ms) is the highest of everything up to here;
+  memory (RssAnon + RssShmem of the process that serves the mount, every 20 ms) is the highest of all up to here;
 - first tensor of a model that the local tier has: the seconds from something being published to the first tensor's
   bytes, through the mount: ``push`` counts from the start of a `helios push` of the model under a new ref (so that the
   whole model is hashed), ``ref`` from asking the registry for one more ref, ``volume`` from asking the mount for a

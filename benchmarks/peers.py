@@ -76,6 +76,7 @@ def _rclone(url: str) -> dict[str, str]:
         "RCLONE_CONFIG_S3_TYPE": "s3",
         "RCLONE_CONFIG_S3_PROVIDER": "Other",
         "RCLONE_CONFIG_S3_ENDPOINT": url,
+        "RCLONE_S3_UPLOAD_CUTOFF": "5G",  # in one piece: the store refuses this rclone's parts
         "RCLONE_CONFIG_S3_ACCESS_KEY_ID": "bench",
         "RCLONE_CONFIG_S3_SECRET_ACCESS_KEY": "bench",
     }
@@ -83,7 +84,7 @@ def _rclone(url: str) -> dict[str, str]:
 
 
 @contextmanager
-def peer(name: str, work: Path, url: str, file: str) -> Iterator[Path]:
+def peer(name: str, work: Path, url: str, file: Path) -> Iterator[Path]:
     """A peer's mount with the file in its cache on the disk; yields the file's path."""
     mnt, cache = work / f"{name}-mnt", work / f"{name}-cache"
     mnt.mkdir()
@@ -102,8 +103,11 @@ def peer(name: str, work: Path, url: str, file: str) -> Iterator[Path]:
     with ended(process):
         try:
             _wait(name, lambda: find_mount(mnt) is not None, process)
-            read_through(mnt / file)
-            yield mnt / file
+            path = mnt / file.name
+            if path.stat().st_size != file.stat().st_size:
+                raise SystemExit(f"{name} shows {path.stat().st_size} of {file.stat().st_size} bytes")
+            read_through(path)
+            yield path
         finally:
             if find_mount(mnt) is not None:
                 subprocess.run(["fusermount3", "-u", "-z", str(mnt)], check=False, timeout=END_S)

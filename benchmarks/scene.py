@@ -83,6 +83,10 @@ def mounted(home: Home, path: Path, *, urls: str = "", within: Sequence[str] = (
     environ = {"HELIOS_REGISTRY__URLS": urls} if urls else {}
     try:
         yield Mount(home, path, json.loads(helios(home, "mount", path, "--json", within=within, environ=environ)))
+    except Exception:
+        for log in home.logs.glob("mount-*.log"):  # it goes with the home
+            sys.stderr.write("".join(log.read_text().splitlines(keepends=True)[-20:]))
+        raise
     finally:
         if find_mount(path) is not None:
             helios(home, "umount", path)
@@ -93,18 +97,23 @@ def worker(mount: Mount) -> int:
     return int((mount.home.run / "heliosfs-worker.pid").read_text())
 
 
-def cpu_s(*pids: int) -> float:
-    """User and system seconds of running processes, their threads included."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def cpu_s(pid: int) -> float:
+    """User and system seconds of a running process, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def mount_cpu_s(mount: Mount) -> float:
+def mount_cpu(mount: Mount) -> dict[int, float]:
     """CPU seconds of the mount's processes: the one that serves it, and the one that keeps it where that is another."""
-    return cpu_s(*{worker(mount), int(str(mount.state["pid"]))})
+    return {pid: cpu_s(pid) for pid in {worker(mount), int(str(mount.state["pid"]))}}
+
+
+def cpu_since(mount: Mount, before: dict[int, float]) -> float:
+    """CPU seconds of the mount's processes since ``mount_cpu`` was asked."""
+    now = mount_cpu(mount)
+    if now.keys() != before.keys():
+        raise SystemExit(f"the mount's worker was replaced meanwhile; see {mount.state['log']}")
+    return sum(now.values()) - sum(before.values())
 
 
 def reads(mount: Mount) -> float:

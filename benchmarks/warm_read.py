@@ -152,7 +152,7 @@ def beside_peers(work: Path, gigabytes: float, counts: list[int], memory: Backed
     rates: dict[str, dict[str, float]] = {}
     with store(work, file) as url:
         for name in ("rclone", "s3fs"):
-            with peer(name, work, url, file.name) as path:
+            with peer(name, work, url, file) as path:
                 rates[name] = {}
                 for way in BLOCKS:
                     for count in counts:
