@@ -1,6 +1,7 @@
-"""What a mount keeps: shown, pinned, evicted over the control API of a real mount; there again after a SIGKILL."""
+"""What a mount keeps: shown, pinned, evicted over the control API of a real mount; there again after a restart."""
 
 import hashlib
+import json
 import random
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from helios.errors import InvalidInput, RepoNotFound
 from helios.home import Home
 from helios.http.client import HttpClient
-from tests.support.mounts import kill, mounted, push, write
+from tests.support.mounts import mounted, push, write
 
 pytestmark = pytest.mark.fuse
 
@@ -51,7 +52,6 @@ def test_pin_evict_unpin(tmp_path):
         found = entry(mount)
         assert (found["size"], found["class"], found["hits"]) == (len(DATA), "pinned", 1)
         assert evicted(mount, name)["kept"][WEIGHTS] == "pinned"
-        kill(mount.state)
     with mounted(home, tmp_path / "mnt") as mount:
         path = mount.path / name / commit / "weights.bin"
         assert call(mount, "GET", "cache")["pins"] == [pinned]
@@ -71,3 +71,18 @@ def test_pin_evict_unpin(tmp_path):
             call(mount, "POST", "pin", {"model": name, "priority": "vital"})
         with pytest.raises(InvalidInput, match="which model"):
             call(mount, "POST", "evict", {})
+
+
+def test_the_commands(helios, helios_home, tmp_path):
+    commit = push(helios_home, write(tmp_path / "files", FILES), "org/name")
+    assert "has no mount" in helios("pin", "org/name", code=1).err
+    with mounted(helios_home, tmp_path / "mnt") as mount:
+        assert (mount.path / "org/name" / commit / "weights.bin").read_bytes() == DATA
+        assert helios("pin", "org/name", "--priority", "critical").out == f"{commit} critical\n"
+        assert json.loads(helios("pin", "org/name", "--json").out)["class"] == "pinned"
+        assert "pinned" in helios("evict", "org/name", "--mount", str(mount.path)).err
+        assert helios("unpin", f"org/name@{commit}").out == f"{commit}\n"
+        assert "is not pinned" in helios("unpin", "org/name", code=1).err
+        assert evicted(mount, "org/name")["removed"] >= 1
+        assert json.loads(helios("evict", "org/name", "--json").out)["removed"] == 0
+        assert "is no mount" in helios("evict", "org/name", "--mount", str(tmp_path), code=1).err
