@@ -38,7 +38,8 @@ from typing import Any
 
 from benchmarks.bare import encode
 from benchmarks.common import ROOT, BackedMemory, options, save
-from benchmarks.ingest import drop_cache, make_model
+from benchmarks.fill import CHUNK
+from benchmarks.ingest import drop_cache
 from benchmarks.plots import draw
 from benchmarks.readers import read_together
 from benchmarks.scene import cpu_since, ended, helios, mount_cpu, mounted, registry, stoppable
@@ -54,7 +55,7 @@ from heliosfs.store.placement import Placement
 
 REPO = RepoId.parse("bench/model")
 NAME = "model.bin"
-"""A weight file whose chunks are a plain grid, as the bare client of benchmarks/fill.py expects."""
+"""A weight file: opening it starts the fill. Its chunks are a plain grid, as the bare client of fill.py expects."""
 PORT = 8080
 CONNECTIONS = MountSettings().connections
 TARGETS = {"shaped": 0.9, "unshaped": 0.8, "byte_s": 0.05}
@@ -108,6 +109,15 @@ try:
 except OSError:
     sys.exit(1)
 """
+
+
+def make_file(directory: Path, size: int) -> int:
+    """Random bytes: not safetensors, so that they are cut on a plain grid. Returns how many there are."""
+    directory.mkdir()
+    with (directory / NAME).open("wb") as file:
+        for _ in range(size // CHUNK):
+            file.write(os.urandom(CHUNK))
+        return file.tell()
 
 
 def published(url: str) -> tuple[BlobRef, str]:
@@ -263,12 +273,10 @@ def run(gigabytes: float, rounds: int, gbits: list[float], latency_ms: float, di
     memory, home = BackedMemory(directory), Home(work / "home")
     try:
         print(f"making {gigabytes:g} GB under {work}", file=sys.stderr)
-        (model,) = make_model(work / "model", int(gigabytes * 1e9), 1)
-        model = model.rename(model.with_name(NAME))
-        size = model.stat().st_size
+        size = make_file(work / "model", int(gigabytes * 1e9))
         with registry(home):
-            helios(home, "push", model.parent, REPO.id)
-            shutil.rmtree(model.parent)
+            helios(home, "push", work / "model", REPO.id)
+            shutil.rmtree(work / "model")
         print(HEADER)
         rows: list[dict[str, Any]] = []
         for mbit in [*(gbit * 1000 for gbit in gbits), None]:
