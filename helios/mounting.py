@@ -118,6 +118,30 @@ def start(
     return msgspec.convert(answer["state"], MountState)
 
 
+def upgrade(home: Home, path: Path, timeout_s: float = START_S) -> MountState:
+    """Replace the worker of a native mount by a fresh one, of the code that is installed now; readers notice nothing.
+
+    Raises NotFound where this home has no mount, Conflict where it has no keeper, DeadlineExceeded.
+    """
+    mountpoint = canonical(path)
+    state = state_of(home, mountpoint)
+    if state is None or not lives(home, mountpoint, state):
+        raise NotFound(f"nothing of {home.root} is mounted at {mountpoint}")
+    if state.worker is None:
+        raise Conflict(
+            f"the mount at {mountpoint} is portable: it ends with its process ({state.reason})",
+            hint=f"helios umount {mountpoint}, then helios mount {mountpoint}.",
+        )
+    state.process.send(signal.SIGHUP)
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        now = state_of(home, mountpoint)
+        if now is not None and now.worker not in (None, state.worker):
+            return now
+        time.sleep(0.05)
+    raise DeadlineExceeded(f"there is no new worker after {timeout_s:.0f} s", hint=f"The log: {state.log}")
+
+
 def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
     """Unmount what this home mounted at ``path`` and wait until its daemon is gone.
 

@@ -21,6 +21,7 @@ def _show(state: Any, as_json: bool) -> None:
 @click.command()
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, logging to standard error.")
+@click.option("--upgrade", is_flag=True, help="Replace what serves a mount by the installed version; readers go on.")
 @click.option("--registry", "urls", multiple=True, metavar="URL", help="Registry to use; more than one: in order.")
 @click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the local cache.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users read it (default: where allowed).")
@@ -28,6 +29,7 @@ def _show(state: Any, as_json: bool) -> None:
 def mount(
     mountpoint: Path,
     foreground: bool,
+    upgrade: bool,
     urls: tuple[str, ...],
     cache: Path | None,
     allow_other: bool | None,
@@ -39,6 +41,9 @@ def mount(
     """
     from helios import config, mounting, native
 
+    if upgrade:
+        _show(mounting.upgrade(Home.from_env(os.environ), mountpoint), as_json)
+        return 0
     overrides: dict[str, dict[str, Any]] = {
         "registry": {"urls": list(urls) or None},
         "mount": {"cache": os.path.abspath(cache) if cache else None, "allow_other": allow_other},

@@ -29,14 +29,14 @@ class Death(Enum):
 
 
 def death(code: int | None, asked: bool, hung: bool) -> Death:
-    """Name an end: ``code`` is the exit status, -n for signal n, None when only its parent knows."""
+    """Name an end: ``code`` is the exit status, -n for signal n, None when only its parent knows: nobody is blamed."""
     if hung:
         return Death.CRASH
     if asked:
         return Death.ASKED
     if code == 0:
         return Death.CLEAN
-    return Death.KILLED if code in (-signal.SIGKILL, -signal.SIGTERM) else Death.CRASH
+    return Death.KILLED if code in (None, -signal.SIGKILL, -signal.SIGTERM) else Death.CRASH
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Restarts:
             self._quick = 0
         if how is Death.ASKED or (served_s is not None and not counts):
             return Verdict(counts, 0.0)
+        if how is Death.KILLED and not counts:
+            return Verdict(counts, FIRST_DELAY_S)
         self._failures += 1
         return Verdict(counts, _delay(self._failures))
 

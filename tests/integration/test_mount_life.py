@@ -241,6 +241,17 @@ def test_a_killed_daemon_between_pushes_keeps_what_was_cached(helios, published,
     helios("umount", mnt)
 
 
+def test_an_upgrade_of_what_has_no_keeper_is_refused(helios, alone, mnt, mode):
+    assert "nothing of" in helios("mount", "--upgrade", mnt, code=1).err
+    state = mount(helios, mnt)
+    again = helios("mount", "--upgrade", mnt, "--json", code=1 if mode == "portable" else 0)
+    if mode == "portable":
+        assert "is portable" in again.err
+    else:
+        assert json.loads(again.out)["worker"] != state["worker"]
+    helios("umount", mnt)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
