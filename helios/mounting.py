@@ -7,7 +7,6 @@ mount answers, or why there is none; from then on only its state file and its si
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -26,6 +25,7 @@ import msgspec
 from helios import config, native
 from helios.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Unavailable, from_code
 from helios.home import Home, hash_text
+from helios.keepers import keeper_command
 from helios.lockfile import held
 from helios.mounts import (
     FSTYPE,
@@ -38,7 +38,6 @@ from helios.mounts import (
     parse_state,
     state_of,
     state_path,
-    states,
 )
 from helios.process import ProcessId
 
@@ -48,12 +47,13 @@ START_S: Final = 150.0
 STOP_S: Final = 15.0
 """How long a mount's daemon may take to end by itself, in seconds."""
 
+LOCK_S: Final = 2.0
+"""How long the lock of a killed process may outlive it, in seconds."""
+
 LOG_BYTES: Final = 8 << 20
 """A log longer than this is put aside (one older is kept) when the next mount starts."""
 
 _READY_FD = 3
-_LOCK_FD = 10
-"""The lowest number for a claim that is inherited: above those that the new process uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +212,11 @@ def _wait_until_free(home: Home, mountpoint: Path) -> bool:
 
 def _sweep(home: Home, mountpoint: Path, keep_directory: bool = False) -> bool:
     """Remove what a dead daemon left: the mount, the state file, the directory made for it."""
-    lock = claim(home, mountpoint)
-    if lock is None:
-        raise Conflict(f"{mountpoint} was mounted again in this moment")
+    end = time.monotonic() + LOCK_S
+    while (lock := claim(home, mountpoint)) is None:  # of one that was killed, for a moment; or of a new one
+        if time.monotonic() > end:
+            raise Conflict(f"{mountpoint} was mounted again in this moment")
+        time.sleep(0.05)
     state = parse_state(lock.read())
     created = state is not None and state.created
     try:
@@ -267,48 +269,8 @@ def _command(
     if reasons:
         yield [*worker, "--ready-fd", str(_READY_FD), "--portable", "; ".join(reasons)], []
         return
-    with keeper_command(home, place, worker, ["--ready-fd", str(_READY_FD)]) as command:
+    with keeper_command(home, place.mountpoint, place.created, worker, ["--ready-fd", str(_READY_FD)]) as command:
         yield command
-
-
-@contextlib.contextmanager
-def keeper_command(
-    home: Home, place: Place, worker: list[str], options: Sequence[str]
-) -> Iterator[tuple[list[str], list[int]]]:
-    """The command of a keeper, which takes over the claims that are made here. Raises Conflict."""
-    name = f"{hash_text(str(place.mountpoint)):016x}"
-    pid_file = home.run / "heliosfs-worker.pid"
-    if held(pid_file) or any(alive for _, alive in states(home)):  # another mount of this home has it
-        pid_file = home.run / f"heliosfs-worker-{name}.pid"
-    state = claim(home, place.mountpoint)
-    if state is None:
-        raise Conflict(f"{place.mountpoint} is mounted already, or about to be")
-    lock = fcntl.fcntl(state.fileno(), fcntl.F_DUPFD_CLOEXEC, _LOCK_FD)
-    os.close(state.fileno())
-    try:
-        command = [sys.executable, "-P", "-m", "heliosfs.keeper"]
-        command += ["--socket", str(home.socket(f"keeper-{name}")), *options]
-        command += ["--lock-fd", str(lock), "--worker-pid-file", str(pid_file)]
-        command += ["--created"] if place.created else []
-        yield [*command, str(place.mountpoint), "--", *worker], [lock]
-    finally:
-        os.close(lock)
-
-
-def succeed(home: Home, mountpoint: Path, created: bool, arguments: Sequence[str]) -> None:
-    """Start a keeper that takes a mount over from the worker that asks, whose own keeper died.
-
-    ``arguments`` are the worker's. Raises Conflict when there is another keeper already, OSError.
-    """
-    worker = [sys.executable, "-P", "-m", "heliosfs", *arguments]
-    with keeper_command(home, Place(mountpoint, created), worker, ["--take-over"]) as (command, inherited):
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "HELIOS_HOME": str(home.root)},
-            pass_fds=inherited,
-            start_new_session=True,
-        )
 
 
 def run_native(
@@ -327,7 +289,10 @@ def run_native(
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb", buffering=0) as pipe:
         try:
-            with keeper_command(home, place, worker, ["--ready-fd", str(write_fd)]) as (command, inherited):
+            with keeper_command(home, place.mountpoint, place.created, worker, ["--ready-fd", str(write_fd)]) as (
+                command,
+                inherited,
+            ):
                 environ = {**os.environ, "HELIOS_HOME": str(home.root)}
                 fds = [write_fd, *inherited]
                 keeper = subprocess.Popen(command, env=environ, pass_fds=fds, start_new_session=True)

@@ -29,9 +29,9 @@ from helios.config import Config
 from helios.embedded import attach
 from helios.errors import Conflict, HeliosError, Unavailable, UsageError
 from helios.home import Home, hash_text
+from helios.keepers import succeed
 from helios.lockfile import LockFile, held
 from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
-from helios.mounting import succeed
 from helios.mounts import MountState
 from helios.process import ProcessId
 from heliosfs import http
