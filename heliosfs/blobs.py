@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
 from helios.metrics import MountMetrics
+from heliosfs.blob_status import BlobStatus, BlobsUsage
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
@@ -29,7 +29,7 @@ from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.evictor import Evictor
-from heliosfs.tiers.l1 import L1, L1Usage
+from heliosfs.tiers.l1 import L1
 from heliosfs.tiers.policy import Bounds
 from heliosfs.tree.snapshot import WEIGHTS
 
@@ -46,37 +46,6 @@ TELL_BYTES: Final = 8 << 20
 
 EXIT_S: Final = 5.0
 """At exit, what was fetched is flushed for at most this long, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobStatus:
-    """How much of a blob is here. ``tier``: ``l1`` (all of it), ``partial`` or ``remote``; sizes in bytes.
-
-    ``verified`` says that everything there is was checked against the blob's identity; what is local always was.
-    ``size`` is None where nobody has the blob open and nothing of it is here.
-    """
-
-    tier: str
-    local_bytes: int
-    size: int | None
-    verified: bool
-    complete: bool
-
-    def xattrs(self) -> dict[str, str]:
-        """As attributes of a file."""
-        progress = self.local_bytes / self.size if self.size else float(self.complete)
-        return {"tier": self.tier, "progress": f"{progress:.4f}", "verified": "true" if self.verified else "false"}
-
-
-@dataclass(frozen=True, slots=True)
-class BlobsUsage:
-    """What the store holds and does: the local tier, blobs being filled and queued, bytes in flight and in memory."""
-
-    l1: L1Usage
-    filling: int
-    queued: int
-    in_flight: int
-    memory: int
 
 
 def open_store(

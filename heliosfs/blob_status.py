@@ -1,0 +1,38 @@
+"""What a blob store says of one blob, and of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heliosfs.tiers.l1 import L1Usage
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStatus:
+    """How much of a blob is here. ``tier``: ``l1`` (all of it), ``partial`` or ``remote``; sizes in bytes.
+
+    ``verified`` says that everything there is was checked against the blob's identity; what is local always was.
+    ``size`` is None where nobody has the blob open and nothing of it is here.
+    """
+
+    tier: str
+    local_bytes: int
+    size: int | None
+    verified: bool
+    complete: bool
+
+    def xattrs(self) -> dict[str, str]:
+        """As attributes of a file."""
+        progress = self.local_bytes / self.size if self.size else float(self.complete)
+        return {"tier": self.tier, "progress": f"{progress:.4f}", "verified": "true" if self.verified else "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsUsage:
+    """What the store holds and does: the local tier, blobs being filled and queued, bytes in flight and in memory."""
+
+    l1: L1Usage
+    filling: int
+    queued: int
+    in_flight: int
+    memory: int
