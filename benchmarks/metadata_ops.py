@@ -32,7 +32,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BackedMemory, Sampler, options, save
+from benchmarks.common import Sampler, options, save
 from benchmarks.ingest import drop_cache, make_model
 from benchmarks.plots import draw
 from benchmarks.scene import helios, mounted, percentile, read_through, registry, stoppable, wait_until_whole, worker
@@ -168,7 +168,7 @@ def small_files(mount: Mount, plain: Path, models: list[Path], files: int, round
 def run(gigabytes: float, rounds: int, models: int, files: int, directory: Path) -> dict[str, Any]:
     """All measurements; everything made is removed."""
     work = Path(tempfile.mkdtemp(prefix="helios-names-", dir=directory))
-    memory, home = BackedMemory(directory), Home(work / "home")
+    home = Home(work / "home")
     try:
         plain = work / "plain"
         directories = make_files(plain, models, files)
@@ -181,7 +181,6 @@ def run(gigabytes: float, rounds: int, models: int, files: int, directory: Path)
             pushes_s = time.perf_counter() - start
             helios(home, "push", big.parent, BIG)
             with mounted(home, work / "mnt") as mount:
-                memory.fill()
                 sampler = Sampler(worker(mount))
                 result = small_files(mount, plain, directories, files, rounds)
                 result["memory_bytes"], result["pushes_s"] = sampler.stop(), pushes_s
@@ -194,7 +193,6 @@ def run(gigabytes: float, rounds: int, models: int, files: int, directory: Path)
         result["median"] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         return {"benchmark": "metadata_ops", "models": models, "files": files, "time": int(time.time()), **result}
     finally:
-        memory.close()
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -27,6 +27,8 @@ def stoppable() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit inside, so that everything made is taken down."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        for each in before:  # a second one must not interrupt the way down
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
