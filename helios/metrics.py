@@ -81,6 +81,9 @@ class MountMetrics(Metrics):
             "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
         )
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
+        self.inherited_files = Gauge(
+            "helios_mount_inherited_files", "Files held because they are open since an earlier worker", registry=r
+        )
         self.inodes = Gauge("helios_mount_inodes", "Inodes the kernel knows", registry=r)
         self.passthrough_opens = Counter(
             "helios_mount_passthrough_opens_total", "Files opened for the kernel to read itself", registry=r

@@ -156,7 +156,7 @@ class _Daemon:
                 mounted_ns=keeper.board.mounted_ns if keeper else None,
                 generation=keeper.generation if keeper else 1,
             )
-            mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, plan.portable)
+            mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, operations, plan.portable)
             if keeper is not None:
                 patience_s = blobs.patience_s + SPARE_S
                 mount = NativeMount(plan.mountpoint, settings, keeper, operations, self._metrics, patience_s)
@@ -188,7 +188,7 @@ class _Daemon:
         """Serve until the mount is gone, or we are told to go; close what is open."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(mount.serve, operations, self._stop)
+                await nursery.start(mount.serve, self._stop)
                 self._write(msgspec.json.encode(state))
                 self._answers = True
                 fields = {"mountpoint": state.mountpoint, "mode": state.mode, "reason": state.reason}

@@ -97,15 +97,16 @@ class Channel:
         files: Files,
         metrics: MountMetrics,
         read: Callable[[int, int, int, int], None],
+        closed: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
         """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
-        ``ended`` is called when the mount is gone (None) or a thread failed. Both are called from the channel's
-        threads.
+        ``closed(ino)`` is called when the last handle of an inode was released, ``ended`` when the mount is gone (None)
+        or a thread failed. All are called from the channel's threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._ended = read, ended
+        self._read, self._closed, self._ended = read, closed, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
         self._pending: dict[int, Pending] = {}
         self._suspects: set[int] = set()
@@ -336,6 +337,8 @@ class Channel:
         self._write(reply)
         self._modes.settled()
         self._close_backing(unused)
+        if self._modes.backing(ino) is None:
+            self._closed(ino)
 
     def _register(self, fh: int) -> int:
         """Let the kernel read the file of a handle itself; 0 when it is not whole or the kernel can't."""

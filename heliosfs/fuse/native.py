@@ -13,8 +13,9 @@ import trio
 from helios.config import MountSettings
 from helios.metrics import MountMetrics
 from heliosfs.fuse import mounting
-from heliosfs.fuse.channel import Channel, Files
+from heliosfs.fuse.channel import Channel
 from heliosfs.fuse.ledger import Ledger
+from heliosfs.fuse.operations import HeliosOperations
 from heliosfs.fuse.portable import IDLE_TASKS, TASKS
 from heliosfs.keeper.board import Board
 
@@ -49,25 +50,18 @@ class NativeMount:
         mountpoint: Path,
         settings: MountSettings,
         attachment: Attachment,
-        files: Files,
+        operations: HeliosOperations,
         metrics: MountMetrics,
         patience_s: float,
     ) -> None:
         self._mountpoint, self._settings, self._attachment = mountpoint, settings, attachment
-        self._files, self._metrics, self._patience_s = files, metrics, patience_s
+        self._operations, self._metrics, self._patience_s = operations, metrics, patience_s
         self._over = trio.Event()
         self._error: BaseException | None = None
-        self._operations: pyfuse3.Operations | None = None
         self._nursery: trio.Nursery | None = None
         self.unmounted = False
 
-    async def serve(
-        self,
-        operations: pyfuse3.Operations,
-        stop: trio.Event,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def serve(self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until ``stop`` or until the mount is gone; the mount itself stays. Started once it answers."""
         token = trio.lowlevel.current_trio_token()
 
@@ -77,11 +71,18 @@ class NativeMount:
         def ended(error: BaseException | None) -> None:
             token.run_sync_soon(self._end, error)
 
+        def closed(ino: int) -> None:
+            if ino in inherited:
+                token.run_sync_soon(self._begin_let_go, ino)
+
         board = self._attachment.board
         board.limit_ns = int(self._patience_s * 1e9)
-        channel = Channel(self._attachment.fuse_fd, Ledger(board), self._files, self._metrics, wait_for, ended)
+        ledger = Ledger(board)
+        inherited = frozenset(ledger.files())
+        fd = self._attachment.fuse_fd
+        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, ended)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
-        self._operations = operations
+        operations = self._operations
         try:
             pyfuse3.init(operations, f"/dev/fd/{channel.session_fd}", mounting.options(allow_other=True))
             try:
@@ -90,6 +91,7 @@ class NativeMount:
                     nursery.start_soon(self._pulse, board, channel)
                     nursery.start_soon(pyfuse3.main, IDLE_TASKS, TASKS)
                     channel.start()
+                    nursery.start_soon(operations.inherit, inherited)
                     await mounting.wait_until_it_answers(self._mountpoint)
                     mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
                     task_status.started()
@@ -129,9 +131,12 @@ class NativeMount:
         if self._nursery is not None:
             self._nursery.start_soon(self._read, channel, unique, fh, offset, size)
 
+    def _begin_let_go(self, ino: int) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._operations.let_go, ino)
+
     async def _read(self, channel: Channel, unique: int, fh: int, offset: int, size: int) -> None:
         """A READ that must wait for its bytes. One that is cancelled stays unanswered: the next worker gets it."""
-        assert self._operations is not None
         try:
             data = await self._operations.read(fh, offset, size)
         except pyfuse3.FUSEError as error:

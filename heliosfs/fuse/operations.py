@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
@@ -105,6 +105,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._restorer = Restorer(table, source)
         self._handles = Handles(generation)
         self._reopening: Flights[int] = Flights()
+        self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
@@ -113,10 +114,14 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         }
         metrics.inodes.set_function(lambda: len(table))
         metrics.open_handles.set_function(lambda: len(self._handles.files))
+        metrics.inherited_files.set_function(lambda: sum(held is not None for held in list(self._inherited.values())))
 
     async def close(self) -> None:
         """Close what is still open, when the mount is gone."""
         await self._handles.close_all()
+        inherited, self._inherited = self._inherited, {}
+        for handle in filter(None, inherited.values()):
+            await handle.close()
 
     def adopt(self, fh: int, inode: int) -> None:
         """Say which inode a handle belongs to, before the request with that handle comes; any thread may."""
@@ -131,6 +136,26 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
+
+    async def inherit(self, inodes: Iterable[int]) -> None:
+        """Hold the files that the kernel has open since an earlier worker: nobody may take them for unused."""
+        self._inherited |= dict.fromkeys(inodes)
+        for ino in list(self._inherited):
+            try:
+                handle = await self._open_node((await self._slot(ino)).node)
+            except (FUSEError, HeliosError) as error:
+                log.info("an open file of an earlier worker is not found again", extra={"reason": str(error)})
+                continue
+            if ino in self._inherited:
+                self._inherited[ino] = handle
+            else:
+                await handle.close()  # let go meanwhile
+
+    async def let_go(self, ino: int) -> None:
+        """The kernel closed the last handle of an inode that was inherited."""
+        handle = self._inherited.pop(ino, None)
+        if handle is not None:
+            await handle.close()
 
     # --- names ---
 

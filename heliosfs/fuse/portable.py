@@ -33,21 +33,15 @@ class PortableMount:
 
     mode: Final = "portable"
 
-    def __init__(self, mountpoint: Path, settings: MountSettings, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, mountpoint: Path, settings: MountSettings, operations: pyfuse3.Operations, reason: str) -> None:
+        self.reason, self._operations = reason, operations
         self._mountpoint, self._settings = mountpoint, settings
         self._detached = False
         self.unmounted = False
 
-    async def serve(
-        self,
-        operations: pyfuse3.Operations,
-        stop: trio.Event,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def serve(self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount, serve until the mount is gone; ``stop`` unmounts. Started once the mount answers."""
-        with self._mounted(operations):
+        with self._mounted():
             async with trio.open_nursery() as loop:
                 loop.start_soon(self._loop, loop.cancel_scope)
                 loop.start_soon(self._unmount_when_stopped, stop, loop.cancel_scope)
@@ -57,13 +51,13 @@ class PortableMount:
         self.unmounted = True
 
     @contextlib.contextmanager
-    def _mounted(self, operations: pyfuse3.Operations) -> Iterator[None]:
+    def _mounted(self) -> Iterator[None]:
         mounting.check_unmountable()
         allow_other = self._settings.allow_other and mounting.may_allow_other()
         if self._settings.allow_other and not allow_other:
             log.warning("other users can't read this mount: /etc/fuse.conf lacks user_allow_other")
         try:
-            pyfuse3.init(operations, str(self._mountpoint), mounting.options(allow_other))
+            pyfuse3.init(self._operations, str(self._mountpoint), mounting.options(allow_other))
         except RuntimeError as error:
             raise Unavailable(
                 f"{self._mountpoint} can't be mounted: {error}",

@@ -276,8 +276,9 @@ class Keeper:
             log("error", "requests failed because there is no worker", requests=refused)
 
     def _stop_refusing(self) -> None:
-        self._refusing = False
-        os.set_blocking(self.held.fuse_fd, True)
+        if self._refusing:  # else the descriptor is a worker's, as it wants it
+            self._refusing = False
+            os.set_blocking(self.held.fuse_fd, True)
 
     # --- guests ------------------------------------------------------------------------------------------------------
 

@@ -276,3 +276,22 @@ def test_no_request_is_lost_in_the_foreground_mode(helios: Any, helios_home: Hom
     assert process.wait(20) == 130
     assert find_mount(mnt) is None
     assert not subprocess.run(["pgrep", "-f", f"heliosfs.*{mnt}"], check=False, capture_output=True).stdout
+
+
+def test_what_is_open_since_an_earlier_worker_is_not_evicted(mount: Mount, wait_for: Any) -> None:
+    name = "part-1.bin"
+    (mount.files / name).read_bytes()
+    wait_for(lambda: mount.metric("helios_mount_fills") == 0, what="the files to be whole")
+    cached = mount.home.cache / "blobs" / DIGESTS[name][:2] / DIGESTS[name]
+    with (mount.files / name).open("rb") as file:
+        serving = worker(mount)
+        serving.send(signal.SIGKILL)
+        next_worker(mount, serving)
+        wait_for(lambda: mount.metric("helios_mount_inherited_files") == 1, what="the new worker to hold it")
+        run(mount.home, "evict", "org/name", "--mount", mount.path)
+        assert cached.exists()
+        assert file.read() == FILES[name]
+    wait_for(lambda: mount.metric("helios_mount_inherited_files") == 0, what="it to be let go")
+    run(mount.home, "evict", "org/name", "--mount", mount.path)
+    wait_for(lambda: not cached.exists(), what="it to be evicted")
+    assert (mount.files / name).read_bytes() == FILES[name]
