@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from helios import mounts
 from helios.config import Config
 from helios.embedded import running
@@ -47,6 +49,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "mountpoint": state.mountpoint,
                 "alive": alive,
                 "pid": state.pid,
+                "worker": msgspec.to_builtins(state.worker),
                 "since": state.since,
                 "mode": state.mode,
                 "reason": state.reason,

@@ -296,7 +296,7 @@ class _Daemon:
             mountpoint=str(plan.mountpoint),
             pid=me.pid,
             start=me.start,
-            since=time.time(),
+            since=self._keeper.board.mounted_ns / 1e9 if self._keeper else time.time(),
             cache=str(plan.cache),
             registry=self._urls,
             socket=str(self._socket_path),

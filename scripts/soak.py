@@ -4,16 +4,23 @@
     make soak MINUTES=10        (or: .venv/bin/python scripts/soak.py --minutes 10 --seed 1)
 
 Each round publishes a model that shares most chunks with the one before, reads all files with several readers at once,
-kills the embedded registry or the mount's daemon (SIGKILL) at a random moment, mounts again and reads again. A digest
-that differs, a reader that hangs, or anything left running at the end fails the run. The seed is printed; the same
-seed does the same in the same order.
+kills the embedded registry, the mount's worker or what keeps the mount (SIGKILL) at a random moment, mounts again where
+that is needed and reads again. A digest that differs, a reader that hangs, an error after a killed worker of a native
+mount, or anything left running at the end fails the run. The seed is printed; the same seed does the same in the same
+order.
+
+    .venv/bin/python scripts/soak.py --kills 200
+
+kills the worker of one native mount that often under eight readers and one that maps the files; no reader may see it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import mmap
 import os
 import random
 import shutil
@@ -21,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -97,11 +105,54 @@ class Soak:
     def kill_something(self) -> str:
         status = self.status()
         victims = {f"mount {m['pid']}": m["pid"] for m in status["mounts"]}
+        victims |= {f"worker {m['worker']['pid']}": m["worker"]["pid"] for m in status["mounts"] if m["worker"]}
         if status["registry"]["pid"]:
             victims[f"registry {status['registry']['pid']}"] = status["registry"]["pid"]
         name = self.random.choice(sorted(victims))
         os.kill(victims[name], signal.SIGKILL)
         return name
+
+    def mount_again(self) -> None:
+        """Mount, unless the worker of a killed keeper has seen to it."""
+        try:
+            self.helios("mount", str(self.mountpoint))
+        except RuntimeError as error:
+            if "is mounted already" not in str(error):
+                raise
+
+    def storm(self, kills: int) -> None:
+        """Kill the worker of one native mount again and again under readers that must not notice."""
+        digests = self.change()
+        commit = self.helios("push", str(self.model), "soak/model")
+        state = json.loads(self.helios("mount", str(self.mountpoint), "--json"))
+        if state["mode"] != "native":
+            raise SystemExit(f"the mount is not native: {state['reason']}")
+        directory, over = self.mountpoint / "soak" / "model" / commit, threading.Event()
+
+        def read(number: int) -> int:
+            rounds = 0
+            while not over.is_set():
+                for name, digest in digests.items():
+                    found = mapped_sha256(directory / name) if number == 0 else sha256(directory / name)
+                    if found != digest:
+                        raise RuntimeError(f"{name} read as {found}, not {digest}")
+                    rounds += 1
+            return rounds
+
+        with ThreadPoolExecutor(9) as threads:
+            reading = [threads.submit(read, number) for number in range(9)]
+            try:
+                for number in range(kills):
+                    time.sleep(0.3 + self.random.random())
+                    worker = int((self.home / "run" / "heliosfs-worker.pid").read_text())
+                    with contextlib.suppress(ProcessLookupError):  # the next one is just starting
+                        os.kill(worker, signal.SIGKILL)
+                    if number % 20 == 19:
+                        print(f"{number + 1} kills", flush=True)
+            finally:
+                over.set()
+            self.reads = sum(future.result(timeout=DEADLINE_S) for future in reading)
+        self.helios("umount", str(self.mountpoint))
 
     def round(self) -> str:
         """One round; returns what was killed."""
@@ -115,10 +166,12 @@ class Soak:
             time.sleep(self.random.random() * 0.5)
             killed = self.kill_something()
             reading.result(timeout=DEADLINE_S)
+        if killed.startswith("worker") and self.reasons:
+            raise RuntimeError(f"readers saw a killed worker: {Counter(self.reasons)}")
         self.errors.update(f"{reason} after a killed {killed.split()[0]}" for reason in self.reasons)
         self.reasons.clear()
         if killed.startswith("mount"):
-            self.helios("mount", str(self.mountpoint))
+            self.mount_again()
         self.read(commit, digests, strict=True)
         self.helios("umount", str(self.mountpoint))
         self.rounds += 1
@@ -130,9 +183,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def mapped_sha256(path: Path) -> str:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        return hashlib.sha256(view).hexdigest()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 10))
+    parser.add_argument(
+        "--kills", type=int, default=0, help="kill one worker this often under readers, and nothing else"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     print(f"soak: {arguments.minutes:g} minutes, seed {arguments.seed}", flush=True)
@@ -140,7 +201,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="helios-soak-", ignore_cleanup_errors=True) as work:
         soak = Soak(Path(work) / "home", arguments.seed)
         try:
-            while time.monotonic() < end:
+            if arguments.kills:
+                soak.storm(arguments.kills)
+            while not arguments.kills and time.monotonic() < end:
                 killed = soak.round()
                 if soak.rounds % 10 == 1:
                     print(f"round {soak.rounds}: killed {killed}; {soak.reads} files read right", flush=True)

@@ -1,7 +1,7 @@
 """The mount at ``$HELIOS_HOME/mnt`` that ``quickstart`` and ``serve`` share: the first mounts, the last unmounts.
 
 Whoever uses it holds ``run/mnt.users`` under a shared flock, which the kernel drops for the dead; the last one out is
-the one that gets it exclusively, and unmounts if one of us mounted (``run/mnt.json`` names that daemon). A run that was
+the one that gets it exclusively, and unmounts if one of us mounted (``run/mnt.json`` names that mount). A run that was
 killed leaves a mount behind; the next one uses it, or repairs it if its daemon died, and unmounts it at its end.
 """
 
@@ -18,13 +18,19 @@ from typing import Final
 import msgspec
 
 from helios import mounting
-from helios.errors import DeadlineExceeded
+from helios.errors import Conflict, DeadlineExceeded
 from helios.home import Home
 from helios.mounts import MountState, canonical, state_of
-from helios.process import ProcessId
 
 LOCK_S: Final = mounting.START_S + mounting.STOP_S
 """How long another run may take to mount or to unmount, in seconds."""
+
+
+class _Mounted(msgspec.Struct, frozen=True):
+    """Which mount it was: its keeper may be another process by now."""
+
+    mountpoint: str
+    since: float
 
 
 @contextlib.contextmanager
@@ -56,8 +62,15 @@ def _find_or_mount(home: Home) -> MountState:
         state = state_of(home, path)
         if state is not None and mounting.lives(home, path, state):
             return state
-        state = mounting.start(home, mounting.prepare(home, path), {})
-        _record(home).write_bytes(msgspec.json.encode(state.process))
+        try:
+            place = mounting.prepare(home, path)
+        except Conflict:
+            state = state_of(home, path)
+            if state is None or not mounting.lives(home, path, state):
+                raise
+            return state  # a worker has just given it another keeper
+        state = mounting.start(home, place, {})
+        _record(home).write_bytes(msgspec.json.encode(_Mounted(state.mountpoint, state.since)))
         return state
     finally:
         os.close(starting)
@@ -66,10 +79,10 @@ def _find_or_mount(home: Home) -> MountState:
 def _unmount_if_ours(home: Home) -> None:
     state = state_of(home, mountpoint(home))
     try:
-        ours = msgspec.json.decode(_record(home).read_bytes(), type=ProcessId)
+        ours = msgspec.json.decode(_record(home).read_bytes(), type=_Mounted)
     except (FileNotFoundError, msgspec.DecodeError):
         return  # a user mounted it: it stays
-    if state is not None and state.process == ours:
+    if state is not None and _Mounted(state.mountpoint, state.since) == ours:
         mounting.stop(home, mountpoint(home))
     _record(home).unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import signal
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from helios.launch import vllm
@@ -15,6 +16,7 @@ from helios.launch.tiny_model import tiny_llama
 from helios.mounts import states
 from tests.e2e.conftest import VLLM_START_S, Running, run
 from tests.fakes.vllm.contract import differences
+from tests.support.mounts import MODES, kill
 
 pytestmark = [
     pytest.mark.vllm,
@@ -85,7 +87,7 @@ def test_the_first_run_answers_explains_itself_and_leaves_nothing(shared_home, f
     titles = [line.split("  ")[0] for line in lines if re.search(r"\d\.\d s", line) and not line.startswith(" ")]
     assert titles == ["Model", "Publish", "Mount", "vLLM", "Router", "First answer", "Total"]
     assert re.search(r"^deduplicated: +\d+\.\d MB new, 0 B deduplicated", first_run.out, re.MULTILINE)
-    assert re.search(r"^mount mode: +portable", first_run.out, re.MULTILINE)
+    assert re.search(rf"^mount mode: +{MODES[0]}", first_run.out, re.MULTILINE)
     for expected in ("curl http://127.0.0.1:", "/metrics", "HF_HUB_CACHE=", "/mnt/helios/tiny-llama/@main/"):
         assert expected in first_run.out
     for phase in ("importing torch and vLLM", "loading weights", "starting the API server"):
@@ -170,8 +172,7 @@ def test_the_next_run_repairs_what_a_killed_one_left(quiet_home, start, wait_for
         record.guard.send(signal.SIGSTOP)
         killed.process.kill()
         record.guard.send(signal.SIGKILL)
-        mount.process.send(signal.SIGKILL)
-        assert mount.process.wait(5)
+        kill(msgspec.to_builtins(mount))
     killed.process.kill()
     killed.wait()
     again = start(quiet_home, "quickstart", "--port", "0")
