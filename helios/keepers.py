@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from helios.config import MountSettings
 from helios.errors import Conflict
 from helios.home import Home, hash_text
 from helios.lockfile import held
@@ -17,6 +18,12 @@ from helios.mounts import claim, states
 
 _LOCK_FD = 10
 """The lowest number for a claim that is inherited: above those that the new process uses."""
+
+
+def start_options(settings: MountSettings, ready_fd: int) -> list[str]:
+    """Options of a keeper that mounts, and says on ``ready_fd`` how it went."""
+    mount = "default_permissions,max_read=1048576" + (",allow_other" if settings.allow_other else "")
+    return ["--options", mount, "--ready-fd", str(ready_fd)]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import msgspec
 from helios import config, native
 from helios.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Unavailable, from_code
 from helios.home import Home, hash_text
-from helios.keepers import keeper_command
+from helios.keepers import keeper_command, start_options
 from helios.lockfile import held
 from helios.mounts import (
     FSTYPE,
@@ -265,11 +265,12 @@ def _command(
     worker = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
     worker += ["--overrides", json.dumps(overrides)]
     worker += ["--created"] if place.created else []
-    reasons = native.reasons_against(config.load_from_process(overrides).mount.mode)
-    if reasons:
+    settings = config.load_from_process(overrides).mount
+    if reasons := native.reasons_against(settings.mode):
         yield [*worker, "--ready-fd", str(_READY_FD), "--portable", "; ".join(reasons)], []
         return
-    with keeper_command(home, place.mountpoint, place.created, worker, ["--ready-fd", str(_READY_FD)]) as command:
+    options = start_options(settings, _READY_FD)
+    with keeper_command(home, place.mountpoint, place.created, worker, options) as command:
         yield command
 
 
@@ -289,10 +290,8 @@ def run_native(
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb", buffering=0) as pipe:
         try:
-            with keeper_command(home, place.mountpoint, place.created, worker, ["--ready-fd", str(write_fd)]) as (
-                command,
-                inherited,
-            ):
+            options = start_options(config.load_from_process(overrides).mount, write_fd)
+            with keeper_command(home, place.mountpoint, place.created, worker, options) as (command, inherited):
                 environ = {**os.environ, "HELIOS_HOME": str(home.root)}
                 fds = [write_fd, *inherited]
                 keeper = subprocess.Popen(command, env=environ, pass_fds=fds, start_new_session=True)

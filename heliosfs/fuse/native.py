@@ -114,7 +114,10 @@ class NativeMount:
 
     def _end(self, error: BaseException | None) -> None:
         """The channel ended: the mount is gone, or a thread failed."""
-        self._error, self.unmounted = error, error is None
+        if error is None:
+            self.unmounted = True
+        elif not self._over.is_set():  # else it is our own ending that it stumbled over
+            self._error = error
         self._over.set()
 
     async def _end_with(self, stop: trio.Event) -> None:

@@ -19,6 +19,7 @@ from helios.lockfile import LockFile, held
 from helios.mounting import stop
 from helios.mounts import find_mount, state_of, state_path, states
 from helios.process import ProcessId
+from heliosfs.fuse.mounting import may_allow_other
 from tests.support.mounts import MODES, fails, kill, push, write
 
 pytestmark = pytest.mark.fuse
@@ -238,6 +239,14 @@ def test_a_killed_daemon_between_pushes_keeps_what_was_cached(helios, published,
     kill(state)
     mount(helios, mnt)
     assert (mnt / "org/name/@main/weights.bin").read_bytes() == DATA
+    helios("umount", mnt)
+
+
+@pytest.mark.parametrize("option", ["--allow-other", "--no-allow-other"])
+def test_others_may_read_where_it_is_wished(helios, alone, mnt, option):
+    mount(helios, mnt, option)
+    (line,) = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {mnt} " in line]
+    assert ("allow_other" in line.split(",")) is (option == "--allow-other" and may_allow_other())
     helios("umount", mnt)
 
 
