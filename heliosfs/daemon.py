@@ -240,6 +240,8 @@ class _Daemon:
         plan = self._plan
         try:
             succeed(plan.home, plan.mountpoint, plan.created, sys.argv[1:])
+        except Conflict as error:
+            log.info("somebody else sees to the mount", extra={"reason": error.message})
         except (OSError, HeliosError) as error:
             log.error("no keeper can be started", extra={"reason": str(error)})
 
