@@ -260,7 +260,10 @@ def test_clients_that_leave_in_the_middle_are_no_trouble(
             sock.close()
 
     def descriptors() -> int:
-        links = (os.readlink(f"/proc/{registry.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{registry.pid}/fd"))
+        links = []
+        for fd in os.listdir(f"/proc/{registry.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # it closes them as we look
+                links.append(os.readlink(f"/proc/{registry.pid}/fd/{fd}"))
         return sum("/store/public/" in link for link in links)
 
     wait_for(lambda: descriptors() == 0, what="the registry closing the objects")
