@@ -200,7 +200,7 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     fuse_conf, allow_other = _read("/etc/fuse.conf"), config.mount.allow_other
     mtab = Path("/etc/mtab").exists()
     yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other, mtab)
-    yield check_native(release, native.read_kernel_config(release), privileged, config.mount.mode)
+    yield check_native(release, native.read_kernel_config(release), native.may_mount(), config.mount.mode)
     yield check_memory(_read("/proc/meminfo"))
     yield check_space("local tier", cache)
     yield check_vllm(_version("vllm"), gpus)

@@ -257,14 +257,18 @@ def _log_file(home: Home, mountpoint: Path) -> Path:
     return log
 
 
+def _worker(place: Place, overrides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The command that serves a mount, by itself or for a keeper."""
+    command = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--overrides", json.dumps(overrides)]
+    return [*command, "--created"] if place.created else command
+
+
 @contextlib.contextmanager
 def _command(
     home: Home, place: Place, overrides: Mapping[str, Mapping[str, Any]], log: Path
 ) -> Iterator[tuple[list[str], list[int]]]:
     """What serves a mount, and the descriptors that it inherits: a keeper with its worker, or a daemon alone."""
-    worker = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--log", str(log)]
-    worker += ["--overrides", json.dumps(overrides)]
-    worker += ["--created"] if place.created else []
+    worker = [*_worker(place, overrides), "--log", str(log)]
     settings = config.load_from_process(overrides).mount
     if reasons := native.reasons_against(settings.mode):
         yield [*worker, "--ready-fd", str(_READY_FD), "--portable", "; ".join(reasons)], []
@@ -285,8 +289,7 @@ def run_native(
 
     ``ready`` is called once it answers. Raises what ``start`` raises.
     """
-    worker = [sys.executable, "-P", "-m", "heliosfs", str(place.mountpoint), "--overrides", json.dumps(overrides)]
-    worker += ["--created"] if place.created else []
+    worker = _worker(place, overrides)
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb", buffering=0) as pipe:
         try:
@@ -297,14 +300,21 @@ def run_native(
                 keeper = subprocess.Popen(command, env=environ, pass_fds=fds, start_new_session=True)
         finally:
             os.close(write_fd)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: keeper.send_signal(number))
-        answer = _read_line(pipe.fileno(), timeout_s)
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, lambda number, _: keeper.send_signal(number))
+            answer = _read_line(pipe.fileno(), timeout_s)
+        except BaseException:  # too slow, or interrupted: nothing stays
+            keeper.terminate()
+            keeper.wait()
+            raise
     if "state" in answer:
         ready(msgspec.convert(answer["state"], MountState))
     status = keeper.wait()
     if "state" not in answer and status:
-        raise from_code(**answer["error"]) if "error" in answer else Unavailable("the mount ended at start")
+        if "error" in answer:
+            raise from_code(**answer["error"])
+        raise Unavailable(f"the mount ended at start (exit status {status})", hint="The lines above say why.")
     return status
 
 

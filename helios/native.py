@@ -34,6 +34,11 @@ def privileged() -> bool:
     return bool(effective_capabilities(Path("/proc/self/status").read_text()) >> CAP_SYS_ADMIN & 1)
 
 
+def may_mount() -> bool:
+    """Whether this process may keep a native mount: root with CAP_SYS_ADMIN."""
+    return os.geteuid() == 0 and privileged()
+
+
 def read_kernel_config(release: str) -> str | None:
     """The running kernel's build configuration, where it can be read."""
     try:
@@ -46,14 +51,14 @@ def read_kernel_config(release: str) -> str | None:
         return None
 
 
-def obstacles(release: str, kernel_config: str | None, may_mount: bool) -> list[str]:
+def obstacles(release: str, kernel_config: str | None, allowed: bool) -> list[str]:
     """Why a native mount is not possible, in words; empty when it is."""
     found = []
     if kernel_version(release) < KERNEL:
         found.append(f"the kernel is {release}, it needs {KERNEL[0]}.{KERNEL[1]}")
     if kernel_config is not None and "CONFIG_FUSE_PASSTHROUGH=y" not in kernel_config.splitlines():
         found.append("the kernel is built without CONFIG_FUSE_PASSTHROUGH")
-    if not may_mount:
+    if not allowed:
         found.append("it needs CAP_SYS_ADMIN")
     return found
 
@@ -66,7 +71,7 @@ def reasons_against(mode: str) -> list[str]:
     if mode == "portable":
         return ["mount.mode says so"]
     release = platform.release()
-    found = obstacles(release, read_kernel_config(release), privileged() and os.geteuid() == 0)
+    found = obstacles(release, read_kernel_config(release), may_mount())
     if found and mode == "native":
         raise Unavailable(f"a native mount is not possible: {'; '.join(found)}", hint="Or set mount.mode to auto.")
     return found

@@ -17,19 +17,13 @@ REQUEST: Final = struct.Struct("<IIQQIIIHH")
 REPLY: Final = struct.Struct("<IiQ")
 """length, negative errno, unique"""
 
-LOOKUP: Final = 1
 FORGET: Final = 2
-GETATTR: Final = 3
 OPEN: Final = 14
 READ: Final = 15
 RELEASE: Final = 18
-FLUSH: Final = 25
 INIT: Final = 26
-OPENDIR: Final = 27
 READDIR: Final = 28
-RELEASEDIR: Final = 29
 INTERRUPT: Final = 36
-DESTROY: Final = 38
 BATCH_FORGET: Final = 42
 READDIRPLUS: Final = 44
 

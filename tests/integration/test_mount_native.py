@@ -226,9 +226,9 @@ if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
     import heliosfs.fetch.read as module
     read = module.Reads.read
     async def poisoned(self, blob, reader, view, offset):
-        if blob.want.path == "crash.bin":
+        if blob.want.path == "crash.txt":
             os._exit(9)
-        if blob.want.path == "block.bin" and not os.path.exists({marker!r}):
+        if blob.want.path == "block.txt" and not os.path.exists({marker!r}):
             open({marker!r}, "w").close()
             time.sleep(3600)
         await read(self, blob, reader, view, offset)
@@ -238,8 +238,11 @@ if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
 
 @pytest.fixture
 def poisoned(helios_home: Home, tmp_path: Path) -> Iterator[Mount]:
-    """A mount whose workers die of reading one file, and stop at the first READ of another."""
-    files = {"crash.bin": b"c" * 100_000, "block.bin": b"b" * 100_000, "good.bin": FILES["part-0.bin"]}
+    """A mount whose workers die of reading one file, and stop at the first READ of another.
+
+    Neither is a weight file: those are filled as soon as they are open, and a READ may find its bytes there.
+    """
+    files = {"crash.txt": b"c" * 100_000, "block.txt": b"b" * 100_000, "good.bin": FILES["part-0.bin"]}
     commit = push(helios_home, write(tmp_path / "model", files), "org/name")
     write(tmp_path / "poison", {"sitecustomize.py": POISON.format(marker=str(tmp_path / "blocked")).encode()})
     with mounted(helios_home, tmp_path / "mnt", PYTHONPATH=str(tmp_path / "poison")) as mount:
@@ -253,7 +256,7 @@ def test_a_read_that_takes_three_workers_down_is_eio(poisoned: Mount, expected_l
     with (poisoned.files / "good.bin").open("rb") as good:
         first = good.read(MIB)
         with fails(errno.EIO):
-            (poisoned.files / "crash.bin").read_bytes()
+            (poisoned.files / "crash.txt").read_bytes()
         assert first + good.read() == FILES["part-0.bin"]
     assert (poisoned.files / "good.bin").read_bytes() == FILES["part-0.bin"]
 
@@ -262,7 +265,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced(poisoned: Mount, expected_lo
     expected_log_errors("the worker hangs and is replaced")
     expected_log_errors("the worker ended")
     serving = worker(poisoned)
-    assert (poisoned.files / "block.bin").read_bytes() == b"b" * 100_000
+    assert (poisoned.files / "block.txt").read_bytes() == b"b" * 100_000
     assert next_worker(poisoned, serving) != serving
 
 
