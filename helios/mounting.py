@@ -311,11 +311,11 @@ def run_native(
     if "state" in answer:
         ready(msgspec.convert(answer["state"], MountState))
     status = keeper.wait()
-    if "state" not in answer and status:
-        if "error" in answer:
-            raise from_code(**answer["error"])
-        raise Unavailable(f"the mount ended at start (exit status {status})", hint="The lines above say why.")
-    return status
+    if "state" in answer or status in (0, 128 + signal.SIGINT):
+        return status
+    if "error" in answer:
+        raise from_code(**answer["error"])
+    raise Unavailable(f"the mount ended at start (exit status {status})", hint="The lines above say why.")
 
 
 def _run_until_ready(

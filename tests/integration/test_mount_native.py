@@ -298,3 +298,19 @@ def test_what_is_open_since_an_earlier_worker_is_not_evicted(mount: Mount, wait_
     run(mount.home, "evict", "org/name", "--mount", mount.path)
     wait_for(lambda: not cached.exists(), what="it to be evicted")
     assert (mount.files / name).read_bytes() == FILES[name]
+
+
+@pytest.mark.parametrize(("trio", "code"), [("import time; time.sleep(60)", 130), ("raise SystemError('no trio')", 1)])
+def test_a_foreground_mount_that_does_not_come_up_leaves_nothing(
+    helios: Any, tmp_path: Path, wait_for: Any, trio: str, code: int
+) -> None:
+    mnt = tmp_path / "mnt"
+    write(tmp_path / "broken", {"trio.py": trio.encode()})
+    environ = {"HELIOS_MOUNT__MODE": "native", "PYTHONPATH": str(tmp_path / "broken")}
+    process = helios.start("mount", "--foreground", mnt, env=environ)
+    if code == 130:
+        wait_for(lambda: find_mount(mnt) is not None, what="the keeper to mount")
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == code
+    assert find_mount(mnt) is None
+    assert not mnt.exists()
