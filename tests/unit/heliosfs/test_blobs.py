@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from tests.support.stores import QUICK, filled, read, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,18 +25,6 @@ CHUNK = 4 * MIB
 SIZE = 3 * CHUNK + 12345
 DATA = random.Random(7).randbytes(SIZE)
 Expect = Callable[[str], None]
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
-
-
-@pytest.fixture
-def other() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
 
 
 def put(root: Path, want: BlobRef, data: bytes = DATA) -> Path:

@@ -27,18 +27,6 @@ CHUNK = 4 * MIB
 Expect = Callable[[str], None]
 
 
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
-
-
-@pytest.fixture
-def other() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
-
-
 def chunk(number: int) -> Callable[[Request], bool]:
     """Requests for the blob's object that hold a chunk of the 4 MiB grid."""
     return lambda r: r.span is not None and "/objects/" in r.path and r.span[0] <= number * CHUNK <= r.span[1]

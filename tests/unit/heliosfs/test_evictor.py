@@ -36,12 +36,6 @@ def little(mib: float, min_free: float = 0.0) -> MountSettings:
     return msgspec.structs.replace(QUICK, cache_limit_gib=mib / 1024, cache_min_free=min_free)
 
 
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
-
-
 def on_disk(cache: Path) -> int:
     """Bytes that blobs take, as the filesystem says."""
     total = 0

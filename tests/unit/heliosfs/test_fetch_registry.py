@@ -20,12 +20,6 @@ CHUNK = MAX_CHUNK
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
-    with Origin() as origin:
-        yield origin
-
-
-@pytest.fixture
 def source(origin: Origin) -> Iterator[RegistrySource]:
     with closing(RegistrySource(origin.url, timeout_s=2.0, connections=4)) as source:
         yield source
