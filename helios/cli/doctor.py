@@ -13,7 +13,7 @@ import click
 def doctor(as_json: bool) -> int:
     """Check this machine and say what to fix.
 
-    Looks at the kernel, /dev/fuse, who may mount, passthrough, memory, free space, vLLM, GPU, the router's port and
+    Looks at the kernel, /dev/fuse, who may mount, the mount mode, memory, free space, vLLM, GPU, the router's port and
     whether registry, object store and upstream Hub can be reached. Exits 1 when something is marked fail.
     """
     from helios import config
