@@ -18,7 +18,9 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
 from helios.metrics import MountMetrics
+from helios.names import RepoId
 from heliosfs.blob_status import BlobStatus, BlobsUsage
+from heliosfs.fetch.ahead import Ahead
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
@@ -44,6 +46,9 @@ EMPTY: Final = hashlib.sha256().hexdigest()
 TELL_BYTES: Final = 8 << 20
 """A reader that needs no help from the loop tells it where it is this often, in bytes: what is ahead comes first."""
 
+FIRST_READ_S: Final = 0.005
+"""The fill of an opened file waits for so many seconds: the first READ says where to begin."""
+
 EXIT_S: Final = 5.0
 """At exit, what was fetched is flushed for at most this long, in seconds."""
 
@@ -63,9 +68,8 @@ def open_store(
     HeliosError when the directory can't be used or another process owns it.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
-    sources = [
-        RegistrySource(url, timeout_s=timeout_s, connections=settings.connections, revive=revive) for url in urls
-    ]
+    most = max(settings.connections, settings.max_connections)
+    sources = [RegistrySource(url, timeout_s=timeout_s, connections=most, revive=revive) for url in urls]
     return BlobStore(L1(cache, beside), sources, settings, metrics)
 
 
@@ -82,8 +86,9 @@ class BlobStore:
     ) -> None:
         self._l1, self._clock = l1, clock
         self._disk = trio.CapacityLimiter(DISK_THREADS)
-        cap = settings.buffer_mib << 20
-        self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
+        connections = (settings.connections, settings.max_connections)
+        self._lanes = Lanes(sources, connections, settings.request_deadline_s, metrics, clock)
+        self._ahead = Ahead(self._lanes, clock)
         self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
         """The local tier's room: what is kept, what goes."""
         self._engine = Engine(
@@ -180,6 +185,11 @@ class BlobStore:
         """A handle was read up to ``offset`` without the loop's help. Any thread."""
         self._engine.soon(self._reads.progressed, blob, number, offset)
 
+    def expect(self, repo: RepoId, commit: str) -> None:
+        """Files of this commit may be opened soon: what that takes is asked for now. No content is fetched."""
+        if self._nursery is not None:
+            self._ahead.expect(repo, commit, self._nursery)
+
     def prefetch(self, wants: Iterable[BlobRef]) -> None:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
         self._filler.enqueue(wants)
@@ -241,6 +251,7 @@ class BlobStore:
         async with blob.preparing:
             if blob.whole or blob.planned:
                 return
+            await self._ahead.settled(blob.want.repo, blob.want.commit)
             recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
             if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
                 self.room.loaded(blob.local)
@@ -249,6 +260,7 @@ class BlobStore:
     async def _fill_opened(self, blob: Blob) -> None:
         try:
             await self._prepare(blob)
+            await trio.sleep(FIRST_READ_S)
             if blob.handles:
                 self._filler.opened(blob)
                 if self._nursery is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from helios.errors import IntegrityError
+from helios.http.response import Watch
 from helios.names import RepoId
 from heliosfs.store.recipe import Recipe
 
@@ -59,11 +60,27 @@ class Source(Protocol):
         """The blob's recipe record, unchecked."""
 
     def fetch(
-        self, want: BlobRef, recipe: Recipe, chunks: range, buffer: memoryview, deliver: Deliver, timeout_s: float
+        self,
+        want: BlobRef,
+        recipe: Recipe,
+        chunks: range,
+        buffer: memoryview,
+        deliver: Deliver,
+        timeout_s: float,
+        *,
+        urgent: bool,
+        watch: Watch,
     ) -> None:
         """Read consecutive chunks in order, each into ``buffer`` (at least ``MAX_CHUNK`` bytes), and deliver each.
 
-        ``deliver`` may raise; nothing more is then read and the exception leaves unchanged.
+        ``deliver`` may raise; nothing more is then read and the exception leaves unchanged. ``urgent``: somebody waits
+        for the very first chunk, so that it may cost more requests. ``watch`` counts what comes and ends the call.
+        """
+
+    def ahead(self, repo: RepoId, commit: str, timeout_s: float) -> float:
+        """Learn what reading the commit's files will need, and have connections ready; reads no content.
+
+        Returns for how many seconds that holds. It is advice: where it can't be had, 0 or an error.
         """
 
     def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:

@@ -28,6 +28,7 @@ from heliosfs.fuse.errors import errno_of
 from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.store.manifest import FileEntry
+from heliosfs.tree.commits import CommitDirectory
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
 from heliosfs.tree.restore import Restorer
@@ -173,6 +174,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             return self._absent(found.until)
         slot = self._table.hold(found.node, parent_inode, name)
         self._table.record()
+        self._expect(found.node)
         return self._entry(slot, found.until)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -263,7 +265,13 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
         return await opener(node)
 
+    def _expect(self, node: Node) -> None:
+        """Something of a commit was named: its files may be opened next."""
+        if isinstance(node, (BlobFile, CommitDirectory)):
+            self._blobs.expect(node.repo, node.commit)
+
     async def _open_blob(self, node: BlobFile) -> FileHandle:
+        self._expect(node)
         handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
         self._blobs.prefetch(await self._shards(node))
         return BlobReader(handle, self._local)
