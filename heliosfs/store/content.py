@@ -14,6 +14,9 @@ import msgspec
 from helios.errors import IntegrityError
 from heliosfs.store.placement import Placement
 
+FORMAT: Final = 1
+"""Version of the JSON form."""
+
 MAX_BYTES: Final = 4 << 20
 """Bytes of recipes after which an answer names no more blobs: some 450 GB of them."""
 
@@ -34,9 +37,10 @@ class BlobContent(msgspec.Struct, frozen=True):
 
 
 class CommitContent(msgspec.Struct, frozen=True):
-    """Blobs of a commit, the largest first, as many as an answer holds."""
+    """Blobs of a commit, the largest first, as many as an answer holds. ``format`` is the version of this form."""
 
     blobs: list[BlobContent]
+    format: int = FORMAT
 
     def encode(self) -> bytes:
         """The JSON form."""
@@ -44,8 +48,11 @@ class CommitContent(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes) -> CommitContent:
-        """Read the JSON form; raises IntegrityError. Unknown fields are ignored."""
+        """Read the JSON form; raises IntegrityError. Unknown fields are ignored, an unknown format is refused."""
         try:
-            return msgspec.json.decode(data, type=cls, strict=True)
+            found = msgspec.json.decode(data, type=cls, strict=True)
+            if found.format != FORMAT:
+                raise IntegrityError(f"the form {found.format} of a commit's content is newer than this Helios")
+            return found
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise IntegrityError(f"a commit's content does not decode: {error}") from None
