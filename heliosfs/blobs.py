@@ -190,6 +190,11 @@ class BlobStore:
         if self._nursery is not None:
             self._ahead.expect(repo, commit, self._nursery)
 
+    def warm(self) -> None:
+        """Some file may be opened soon: connections are made ready."""
+        if self._nursery is not None:
+            self._ahead.warm(self._nursery)
+
     def prefetch(self, wants: Iterable[BlobRef]) -> None:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
         self._filler.enqueue(wants)

@@ -35,6 +35,9 @@ LEASE_PART: Final = 0.5
 
 LONGEST_S: Final = 600.0
 
+WARM_S: Final = 15.0
+"""Connections are looked after at most this often, in seconds."""
+
 
 class Ahead:
     """Asks ahead for whole commits. All methods run on the trio loop."""
@@ -43,6 +46,14 @@ class Ahead:
         self._lanes, self._clock = lanes, clock
         self._until: OrderedDict[tuple[RepoId, str], float] = OrderedDict()
         self._asking: dict[tuple[RepoId, str], trio.Event] = {}
+        self._warmed = float("-inf")
+
+    def warm(self, nursery: trio.Nursery) -> None:
+        """Something may be read soon, nobody knows what: have connections to the first source ready."""
+        now = self._clock()
+        if now - self._warmed >= WARM_S:
+            self._warmed = now
+            nursery.start_soon(self._lanes.warm)
 
     def expect(self, repo: RepoId, commit: str, nursery: trio.Nursery) -> None:
         """Files of the commit may be read soon. Returns at once."""

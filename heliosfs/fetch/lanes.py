@@ -124,6 +124,11 @@ class Lanes:
         """The silence that the blocking calls allow, in seconds."""
         return self.deadline_s * LIBRARY_SHARE
 
+    async def warm(self) -> None:
+        """Have connections to the source that would be asked first."""
+        for lane in self.in_order()[:1]:
+            await trio.to_thread.run_sync(lane.source.warm, abandon_on_cancel=True, limiter=lane.calls)
+
     def worked(self, lane: Lane, started: float) -> None:
         """A call that started then went well."""
         lane.breaker.worked()

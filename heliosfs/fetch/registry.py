@@ -141,8 +141,11 @@ class RegistrySource:
                 self._fetch_segment(client, path, recipe, segment, buffer, deliver, timeout_s, watch)
             self._sent_now(segment.length)
 
-    def ahead(self, repo: RepoId, commit: str, timeout_s: float) -> float:
+    def warm(self) -> None:
         self._client.warm(NEW_PIECES)
+
+    def ahead(self, repo: RepoId, commit: str, timeout_s: float) -> float:
+        self.warm()
         asked = self._clock()
         if asked < self._single_until:
             return self._single_until - asked

@@ -77,8 +77,11 @@ class Source(Protocol):
         for the very first chunk, so that it may cost more requests. ``watch`` counts what comes and ends the call.
         """
 
+    def warm(self) -> None:
+        """Have connections ready, if that takes no more than a moment; failures show when they are used."""
+
     def ahead(self, repo: RepoId, commit: str, timeout_s: float) -> float:
-        """Learn what reading the commit's files will need, and have connections ready; reads no content.
+        """Learn what reading the commit's files will need, and have connections ready for them; reads no content.
 
         Returns for how many seconds that holds. It is advice: where it can't be had, 0 or an error.
         """

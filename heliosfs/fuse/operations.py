@@ -31,6 +31,7 @@ from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.commits import CommitDirectory
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
+from heliosfs.tree.repositories import Repository
 from heliosfs.tree.restore import Restorer
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
@@ -266,9 +267,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return await opener(node)
 
     def _expect(self, node: Node) -> None:
-        """Something of a commit was named: its files may be opened next."""
+        """A repository, or something of a commit, was named: its files may be opened next."""
         if isinstance(node, (BlobFile, CommitDirectory)):
             self._blobs.expect(node.repo, node.commit)
+        elif isinstance(node, Repository):
+            self._blobs.warm()
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         self._expect(node)

@@ -49,6 +49,15 @@ async def test_one_call_tells_what_all_files_of_a_commit_need(tmp_path: Path, or
 
 
 @pytest.mark.trio
+async def test_connections_are_ready_before_anything_is_asked(tmp_path: Path, origin: Origin) -> None:
+    async with running(tmp_path, [origin.url]) as store:
+        for _ in range(5):
+            store.warm()
+        await until(lambda: len(origin._connections) == registry.NEW_PIECES)
+    assert not origin.requests
+
+
+@pytest.mark.trio
 async def test_an_older_registry_is_asked_blob_by_blob(tmp_path: Path, origin: Origin) -> None:
     origin.old = True
     want = origin.add(Made(CHUNK), "data.txt")
