@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from helios.errors import DeadlineExceeded, IntegrityError, Unavailable
 
-
 WAKE: Final = 256 << 10
 """While a body comes fast, its reader is woken for so many bytes at a time: not for every packet."""
 
