@@ -61,7 +61,10 @@ class L1:
         self._lock = threading.Lock()
         try:
             for name in ("blobs", "partial"):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                if not (root / name).is_dir():
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                    for directory in (root, root.parent):
+                        sync_directory(directory)
             self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
@@ -215,12 +218,13 @@ class L1:
             # a full disk: the lock counts, the text in it does not
 
     def _drop_halves(self) -> None:
-        """Remove data files without a journal and journals without a data file: a kill left them."""
+        """Remove partial files that are of no use: half of a pair, which a kill left, and what is whole as well, when
+        a power cut undid the removal of the older one."""
         pairs: dict[str, set[str]] = {}
         for path in (self.root / "partial").iterdir():
             pairs.setdefault(path.stem, set()).add(path.suffix)
         for stem, suffixes in pairs.items():
-            if suffixes != {".data", ".map"}:
+            if suffixes != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
                 for suffix in suffixes & {".data", ".map"}:
                     (self.root / "partial" / (stem + suffix)).unlink()
 

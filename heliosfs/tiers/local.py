@@ -1,9 +1,10 @@
 """One blob on the local disk: absent, partial or whole.
 
 A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
-safe: data, fdatasync, journal entry; and at the end data, fsync, rename. Nothing that was not verified is ever written
-by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link to an object of
-the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing is written to it.
+safe: data, fdatasync, journal entry, fdatasync again; and at the end data, fsync, rename. Nothing that was not verified
+is ever written by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link
+to an object of the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing
+is written to it.
 
 Calls block and come from any thread. ``load``, ``sync``, ``record`` and ``finish`` of one blob are never made at the
 same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
@@ -19,11 +20,12 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback
+from heliosfs.store.syscalls import start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 
 log = logging.getLogger("heliosfs.tiers")
@@ -67,6 +69,8 @@ class LocalBlob:
         self._map_fd = -1
         self._map_end = 0
         self._seed = 0
+        self._named = False
+        """Whether the names of the partial files are on the disk for certain."""
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
@@ -138,12 +142,19 @@ class LocalBlob:
             os.fdatasync(fd)
 
     def record(self, chunks: Iterable[int]) -> None:
-        """Enter chunks that were written before the last ``sync`` into the journal. Raises OSError."""
+        """Enter chunks that were written before the last ``sync`` into the journal; then they survive a power cut.
+
+        Raises OSError; may be called again.
+        """
         entries = bitmap.entries(self._seed, self._map_end, chunks)
         written = 0
         with self._using():
             while written < len(entries):
                 written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
+            os.fdatasync(self._map_fd)
+            if not self._named:
+                self._places.sync_partial()
+                self._named = True
         self._map_end += len(entries)
 
     def finish(self) -> None:
@@ -156,7 +167,10 @@ class LocalBlob:
                 os.fsync(fd)
                 os.fchmod(fd, 0o444)
                 path = self._places.whole_path(self.sha256)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                directory = os.path.dirname(path)
+                if not os.path.isdir(directory):
+                    os.makedirs(directory, exist_ok=True)
+                    sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
                 read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     os.rename(self._places.data_path(self.sha256), path)
