@@ -132,6 +132,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
 
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return None if handle is None else handle.held(offset, size)
+
     def whole(self, fh: int) -> int:
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
