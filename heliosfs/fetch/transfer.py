@@ -97,6 +97,7 @@ class Transfer:
             data = self._buffer[: end - start]
             self._local.read_into(data, start)
             if blake3(data).digest() == self._recipe.id(index):
+                self._local.verified(index, data)
                 self._next = index + 1
                 self._post(index, None, None)
                 if self._given_up:
