@@ -29,6 +29,7 @@ from heliosfs.store.syscalls import sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob, unlink
 from heliosfs.tiers.policy import Disk
+from heliosfs.tiers.quarantine import Quarantine, Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class L1:
         Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
         """
         self.root, self._beside = root, beside
+        self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
         try:
             for name in ("blobs", "partial"):
@@ -153,6 +155,14 @@ class L1:
         if unlink(self.map_path(sha256)):
             self.sync_partial()  # an old journal must never come back beside a new data file
         unlink(self.data_path(sha256))
+
+    def take_away(self, sha256: str, inode: int) -> Taken | None:
+        """Put a whole file aside whose bytes are wrong, if it is still this one. Raises OSError."""
+        taken = self.quarantine.take(self.whole_path(sha256), sha256, inode)
+        if taken is not None:
+            unlink(self.sums_path(sha256))
+            self.went(sha256)
+        return taken
 
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
