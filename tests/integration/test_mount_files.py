@@ -208,6 +208,7 @@ def test_statfs_is_about_the_caches_disk(mount):
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", sorted(WRITES))
 def test_every_write_is_refused_as_read_only(mount, name):
     with fails(errno.EROFS):
