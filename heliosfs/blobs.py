@@ -314,7 +314,11 @@ class BlobStore:
 
         def ask(source: Source, timeout_s: float) -> Recipe:
             record = source.recipe(want, timeout_s)
-            recipe = Recipe.decode(record, want.recipe_digest)
+            try:
+                recipe = Recipe.decode(record, want.recipe_digest)
+            except IntegrityError:  # damaged on its way, perhaps: like a chunk it is asked for once more
+                record = source.recipe(want, timeout_s)
+                recipe = Recipe.decode(record, want.recipe_digest)
             if recipe.blob != want.sha256 or recipe.size != want.size:
                 raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
             self.pool.offer_recipe(want.recipe_digest, record)

@@ -176,7 +176,7 @@ async def test_a_blob_that_is_gone_is_an_error_not_enoent(tmp_path: Path, origin
 
 
 @pytest.mark.trio
-@pytest.mark.parametrize("kind", ["truncate", "reset", "status", "stall"])
+@pytest.mark.parametrize("kind", ["truncate", "reset", "status", "stall", "corrupt"])
 @pytest.mark.parametrize("where", ["/recipe", "/placements", "/objects/"])
 async def test_one_failure_is_survived(tmp_path: Path, origin: Origin, kind: str, where: str) -> None:
     """With a single source the same one is asked again."""
