@@ -69,6 +69,12 @@ def metadata_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def small_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """The allowed 50 ms to the worst file's p99; 250 MB and the pool to the memory."""
+    allowed = 250e6 + result["pool"]["limit"]
+    return {"50_ms_to_p99": 0.05 / result["worst_p99_s"], "memory": allowed / result["memory_bytes"]}
+
+
 BENCHMARKS = {
     "ingest": Benchmark(("--gb", "10"), ("--gb", "1", "--rounds", "1"), median_of("ratio"), {"ratio": 0.5}),
     "whole_path": Benchmark(
@@ -107,6 +113,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*LOADS),
         dict.fromkeys(LOADS, 0.95),
+    ),
+    "small_files": Benchmark(
+        (),
+        ("--gb", "0.2", "--rounds", "20"),
+        small_ratios,
+        {"50_ms_to_p99": 1.0, "memory": 1.0},
     ),
     "client": Benchmark(
         ("--gb", "0.5"),
