@@ -19,7 +19,7 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
 from helios.metrics import MountMetrics
-from heliosfs.blob_status import BlobStatus, BlobsUsage
+from heliosfs.blob_status import BlobStatus, BlobsUsage, Tier
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
@@ -119,6 +119,7 @@ class BlobStore:
             self._prepare,
         )
         self._blobs: dict[str, Blob] = {}
+        self._healed: set[str] = set()
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
 
@@ -142,7 +143,8 @@ class BlobStore:
     def close(self) -> None:
         """Close files and connections and give the cache directory up; call it after ``run`` ended."""
         for blob in self._blobs.values():
-            blob.local.close()
+            for local in (blob.local, *blob.retired):
+                local.close()
         self._blobs.clear()
         self._lanes.close()
         self._l1.close()
@@ -163,10 +165,8 @@ class BlobStore:
             self._drop_handle(blob)
             raise
         self.room.used(want.sha256, group_of(want))
-        if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
-            blob.users += 1
-            self._filler.opening += 1
-            self._nursery.start_soon(self._fill_opened, blob)
+        if want.path.endswith(WEIGHTS) and not blob.whole:
+            self._begin_fill(blob)
         return BlobHandle(self, self._reads, blob, next(self._numbers))
 
     def release(self, blob: Blob, number: int) -> None:
@@ -174,6 +174,11 @@ class BlobStore:
         if blob.planned:
             self._engine.planner.reader_left(blob.key, number)
         self._drop_handle(blob)
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """The directories that hold blobs."""
+        return [Tier("l1", self._l1, self.room)]
 
     @property
     def patience_s(self) -> float:
@@ -217,13 +222,45 @@ class BlobStore:
         engine, filler = self._engine, self._filler
         return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
 
+    # --- what is wrong on the disk ---
+
+    def chunks_here(self, sha256: str) -> tuple[Recipe, list[int]] | None:
+        """Of a partial blob that is open or filled: its recipe and the chunks that count as being here."""
+        blob = self._blobs.get(sha256)
+        if blob is None or not blob.planned or blob.recipe is None:
+            return None
+        return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
+
+    async def gone_wrong(self, sha256: str, inode: int) -> None:
+        """The whole file with this inode number was wrong and is taken away: who has it open reads right bytes again.
+
+        Descriptors of it that were handed out stay what they are.
+        """
+        self._healed.add(sha256)
+        blob = self._blobs.get(sha256)
+        if blob is None:
+            return
+        async with blob.preparing:  # who is just looking at the disk may have found it before it went
+            if self._blobs.get(sha256) is blob and blob.whole and blob.local.inode == inode:
+                blob.renew(self._new_key(blob.want), self._l1.blob(sha256, blob.want.size))
+                if blob.handles:
+                    self._begin_fill(blob)
+
+    async def chunks_wrong(self, sha256: str, chunks: Sequence[int]) -> bool:
+        """Chunks of a partial blob are wrong on the disk and are fetched again; False where nobody has it open."""
+        blob = self._blobs.get(sha256)
+        return blob is not None and await self._settler.forget(blob, chunks)
+
+    def was_wrong(self, sha256: str) -> bool:
+        """Whether a file of this content was wrong: pages of it that the kernel keeps may be, too."""
+        return sha256 in self._healed
+
     # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
         blob = self._blobs.get(want.sha256)
         if blob is None:
-            key = f"{next(self._numbers)}:{want.sha256}"
-            blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
+            blob = Blob(self._new_key(want), want, self._l1.blob(want.sha256, want.size))
             blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
             self.room.hold(want.sha256)
@@ -232,6 +269,9 @@ class BlobStore:
                 f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
             )
         return blob
+
+    def _new_key(self, want: BlobRef) -> str:
+        return f"{next(self._numbers)}:{want.sha256}"
 
     async def _load(self, blob: Blob) -> None:
         """Find out what the disk has of it."""
@@ -282,6 +322,12 @@ class BlobStore:
 
         return ask
 
+    def _begin_fill(self, blob: Blob) -> None:
+        if self._nursery is not None:
+            blob.users += 1
+            self._filler.opening += 1
+            self._nursery.start_soon(self._fill_opened, blob)
+
     async def _fill_opened(self, blob: Blob) -> None:
         try:
             await self._prepare(blob)
@@ -314,6 +360,8 @@ class BlobStore:
             del self._blobs[blob.want.sha256]
             self._engine.remove(blob)
             self.room.closed(blob.local)
+            for local in blob.retired:
+                local.close()
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -388,11 +436,12 @@ class BlobHandle:
         ``read`` need not be called then.
         """
         blob, count = self._blob, min(size, self.size - offset)
-        fd = blob.local.fd
+        local = blob.local
+        fd = local.fd
         if fd < 0 or count <= 0:
             return None
         if not blob.whole:
-            if not self._store.has(blob, offset, count):
+            if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
             self._tell(offset, count)
         return fd, count

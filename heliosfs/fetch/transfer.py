@@ -99,6 +99,7 @@ class Transfer:
             data = self._buffer[: end - start]
             self._local.read_into(data, start)
             if blake3(data).digest() == self._recipe.id(index):
+                self._local.verified(index, data)
                 self._next = index + 1
                 self._pool.offer(self._want.path, self._recipe, index, data, stored=True)
                 self._post(index, None, None)

@@ -247,7 +247,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
         handle = await self._open_node(node)
-        return FileInfo(fh=self._handles.add_file(handle), keep_cache=node.lifetime == FOREVER)
+        keep = node.lifetime == FOREVER
+        if isinstance(node, BlobFile) and self._blobs.was_wrong(node.entry.sha256):
+            keep = False  # pages that the kernel has may be of the file that was wrong
+        return FileInfo(fh=self._handles.add_file(handle), keep_cache=keep)
 
     @operation
     async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
