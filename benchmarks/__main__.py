@@ -44,6 +44,8 @@ def median_of(*names: str) -> Callable[[Mapping[str, Any]], dict[str, float]]:
 
 
 WARM = tuple(f"{way}_{readers}" for way in ("seq", "rand4k", "rand1m", "mmap") for readers in (1, 8))
+VLLM_TARGETS = {"cold": 0.3, "disk": 0.95, "warm": 0.95}
+VLLM = tuple(f"{way}_{state}" for way in ("lazy", "eager", "prefetch") for state in VLLM_TARGETS)
 LOADS = tuple(f"{way}_{state}" for way in ("mmap", "eager", "prefetch") for state in ("cold", "warm"))
 
 
@@ -113,6 +115,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*LOADS),
         dict.fromkeys(LOADS, 0.95),
+    ),
+    "vllm_load": Benchmark(
+        ("--gb", "3", "--rounds", "2"),
+        ("--gb", "0.3", "--rounds", "1"),
+        median_of(*VLLM),
+        {name: VLLM_TARGETS[name.rpartition("_")[2]] for name in VLLM},
     ),
     "small_files": Benchmark(
         (),
