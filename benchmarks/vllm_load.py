@@ -204,7 +204,7 @@ def main() -> None:
     print("fastest through the mount: " + ", ".join(f"{state} {way}" for state, way in best.items()))
     print("targets: " + ", ".join(f"{state} {target}x" for state, target in TARGETS.items()))
     out = save(result | {"best": best}, args.json)
-    bars = {f"{way}, {key.replace('_', ' ')}": {"seconds": seconds[way][key]} for way in WAYS for key in seconds[way]}
+    bars = {f"{way}, {key.replace('_', ' ')}": {"seconds": row[key]} for way, row in seconds.items() for key in row}
     draw(out, "vLLM loading weights", "s", bars)
     print(f"written to {out}", file=sys.stderr)
 
