@@ -18,7 +18,7 @@ from helios.mounts import MountState
 from helios.registry_client import RegistryClient, Usage
 
 PROBE_S = 3.0
-ASKED = ("volumes", "pool")
+ASKED = ("volumes", "pool", "shadow")
 """What a mount itself is asked for."""
 
 
@@ -87,11 +87,13 @@ def _usage(base: str) -> Usage | None:
 
 
 def _asked(state: MountState) -> dict[str, Any]:
-    """A mount's volumes and its memory pool (docs/control-api.md); None when it does not answer."""
+    """A mount's volumes, its memory pool, and what it compared (docs/control-api.md); None when it does not answer."""
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
         volumes = client.json("GET", "/api/v1/volumes")["volumes"]
-        return {"volumes": volumes, "pool": client.json("GET", "/api/v1/status")["pool"]}
+        shadow = client.json("GET", "/api/v1/shadow")
+        pool = client.json("GET", "/api/v1/status")["pool"]
+        return {"volumes": volumes, "pool": pool, "shadow": shadow if shadow["percent"] else None}
     except HeliosError:
         return dict.fromkeys(ASKED)
     finally:

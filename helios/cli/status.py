@@ -39,10 +39,20 @@ def status(as_json: bool) -> None:
         if pool := m["pool"]:
             held = f"{size_text(pool['used'])} of {size_text(pool['limit'])} in memory"
             rows.append(["pool", "", "", f"{held}, {sum(pool['hits'].values())} hits"])
+        if shadow := m["shadow"]:
+            rows.append(["shadow", "", "differs" if shadow["mismatches"] else "equal", _shadow(shadow)])
         for v in m["volumes"] or ():
             rows.append(["volume", "", v["commit"][:12], f"{m['mountpoint']}/.volumes/{v['id']} ({v['repo']})"])
     rows += [[p["name"], str(p["pid"]), "up" if p["alive"] else "dead", p["log"]] for p in document["processes"]]
     print_table(["WHAT", "PID", "STATE", "WHERE"], rows) if rows else click.echo("no mount, router or vLLM runs")
+
+
+def _shadow(shadow: dict[str, Any]) -> str:
+    sides = ((shadow[f"{side}_seconds"], side) for side in ("mount", "download"))
+    times = ", ".join(f"{side} {seen['p50'] * 1e3:.1f}/{seen['p99'] * 1e3:.1f} ms" for seen, side in sides)
+    failed = shadow["mount_errors"] + shadow["download_errors"]
+    counts = f"{shadow['mismatches']} differ, {failed} failed, {shadow['dropped']} dropped"
+    return f"{shadow['compared']} reads compared ({shadow['percent']:g}%): {counts}; p50/p99: {times}"
 
 
 def _registry(registry: dict[str, Any]) -> str:

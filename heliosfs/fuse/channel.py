@@ -60,6 +60,12 @@ class Files(Protocol):
     def whole(self, fh: int) -> int:
         """A descriptor of the whole verified file on a plain filesystem, else -1."""
 
+    def answered(self, fh: int, offset: int, parts: Sequence[bytes | memoryview], seconds: float) -> None:
+        """A READ was answered with these bytes, so many seconds after it came."""
+
+    def passed(self, fh: int) -> None:
+        """The kernel is about to be told to read this handle's file itself."""
+
     def adopt(self, fh: int, ino: int) -> None:
         """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
 
@@ -218,19 +224,22 @@ class Channel:
             return
         if opcode == protocol.READ:
             fh, offset, size = protocol.parse_read(request)
+            since = time.monotonic_ns()
             self._files.adopt(fh, ino)
             found = self._files.local(fh, offset, size)
             if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+                self._files.answered(fh, offset, [payload[: found[1]]], (time.monotonic_ns() - since) / 1e9)
                 return
             held = self._files.held(fh, offset, size)
             if held is not None:
                 self._reply(unique, held, "memory")
+                self._files.answered(fh, offset, held, (time.monotonic_ns() - since) / 1e9)
                 return
-            self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+            self._pending[unique] = Pending(opcode, ino, since)
             if found is None:
                 self._read(unique, fh, offset, size)
             else:
-                self._pool.submit(self._from_disk, unique, fh, *found, offset)
+                self._pool.submit(self._from_disk, unique, fh, *found, offset, since)
             return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
@@ -281,7 +290,7 @@ class Channel:
         self._metrics.channel_reads.inc()
         self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), *parts])
 
-    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int) -> None:
+    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int, since: int) -> None:
         """In a thread of the pool, with a buffer of its own. What the disk refuses the event loop may get elsewhere."""
         try:
             buffer: memoryview | None = getattr(self._local, "buffer", None)
@@ -300,6 +309,7 @@ class Channel:
             self._read_bytes["l1"].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
+            self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)
 
     # --- replies ---
 
@@ -337,10 +347,13 @@ class Channel:
             self._close_backing(backing)
             log.error("too many files are open", extra={"inodes": len(self._modes)})
             self._write(protocol.failure(unique, errno.ENFILE))
-        elif not self._write(protocol.with_backing(reply, backing) if backing else reply):
-            self._close_backing(self._modes.released(plain, ino))  # nobody got the handle
-        elif backing:
-            self._metrics.passthrough_opens.inc()
+        else:
+            if backing:
+                self._files.passed(fh)
+            if not self._write(protocol.with_backing(reply, backing) if backing else reply):
+                self._close_backing(self._modes.released(plain, ino))  # nobody got the handle
+            elif backing:
+                self._metrics.passthrough_opens.inc()
         self._modes.settled()
 
     def _release(self, unique: int, ino: int, reply: memoryview) -> None:

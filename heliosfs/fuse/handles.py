@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import trio
 
-from heliosfs.blobs import BlobHandle
+from heliosfs.blobs import BlobHandle, BlobRef
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.tree.nodes import Directory, Found
 
@@ -20,6 +20,10 @@ Buffer = bytes | bytearray | memoryview
 
 class FileHandle(Protocol):
     """An open file. What ``read`` returns is valid until the caller waits again."""
+
+    @property
+    def want(self) -> BlobRef | None:
+        """Which file it was opened as; None for one made on the spot."""
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
@@ -40,8 +44,8 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader) -> None:
-        self._handle, self._local = handle, local
+    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef) -> None:
+        self._handle, self._local, self.want = handle, local, want
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
@@ -70,6 +74,8 @@ class BlobReader:
 
 class TextReader:
     """An open file made on the spot."""
+
+    want = None
 
     def __init__(self, content: bytes) -> None:
         self._content = content
