@@ -184,6 +184,22 @@ class Catalog:
         commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
         return Known(tuple(commits), refs.at)
 
+    async def remembered(self, most: int) -> list[Snapshot]:
+        """Commits that were seen and whose manifest is here, at most so many of them. Asks nobody."""
+        records = [record for commits in self._commits.values() for record in reversed(commits.values())][:most]
+        known = dict(self._snapshots)
+        missing = [record for record in records if (record.repo, record.commit) not in known]
+
+        def load() -> list[Snapshot]:
+            return [found for record in missing if (found := self._recorded_snapshot(record)) is not None]
+
+        return list(known.values()) + (await self._in_thread(load) if missing else [])
+
+    def refs_at(self, repo: RepoId, commit: str) -> list[str]:
+        """The refs that named this commit when they were last asked for, sorted."""
+        known = self._refs.get(repo)
+        return [] if known is None else sorted(ref for ref, value in known.value.items() if value == commit)
+
     # --- asking ---
 
     async def _ask_repos(self) -> Known[Repos]:

@@ -37,6 +37,8 @@ from helios.process import ProcessId
 from heliosfs import http
 from heliosfs.blobs import open_store
 from heliosfs.catalog import Catalog
+from heliosfs.control.control import Control
+from heliosfs.control.drain import Drain
 from heliosfs.fuse.attach import Attachment, Event
 from heliosfs.fuse.native import NativeMount
 from heliosfs.fuse.operations import HeliosOperations
@@ -169,8 +171,11 @@ class _Daemon:
                 await background.start(blobs.run)
                 if keeper is not None:
                     background.start_soon(self._obey, keeper)
-                pages = self._pages(state, catalog)
+                control_parts = Control.of(store, catalog, volumes, settings.scrub_mb_s, self._metrics)
+                await background.start(control_parts.run)
+                pages = self._pages(state, catalog, control_parts.drain)
                 routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
+                routes += control_parts.routes(catalog)
                 background.start_soon(http.serve, [control], Routes(routes))
                 if tcp:
                     background.start_soon(http.serve, tcp, Routes(pages))
@@ -310,9 +315,9 @@ class _Daemon:
             reason=mount.reason,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog) -> list[Route]:
+    def _pages(self, state: MountState, catalog: Catalog, drain: Drain) -> list[Route]:
         def status() -> Page:
-            now = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
+            now = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes(), "draining": drain.draining}
             return json_page(msgspec.to_builtins(state) | now)
 
         def ready() -> Page:

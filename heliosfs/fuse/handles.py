@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -37,13 +37,16 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader) -> None:
-        self._handle, self._local = handle, local
+    def __init__(self, handle: BlobHandle, local: LocalReader, count: Callable[[float], None]) -> None:
+        """``count`` is told of the bytes that were read from a whole local file."""
+        self._handle, self._local, self._count = handle, local, count
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
-            return await self._local.read(fd, offset, size)
+            data = await self._local.read(fd, offset, size)
+            self._count(len(data))
+            return data
         return await self._handle.read(offset, size)
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:

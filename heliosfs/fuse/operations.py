@@ -107,6 +107,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
+        self._local_bytes = metrics.read_bytes.labels("l1").inc
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
@@ -268,8 +269,9 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
+        self.metrics.opens.labels(self._blobs.status(node.entry.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
-        return BlobReader(handle, self._local)
+        return BlobReader(handle, self._local, self._local_bytes)
 
     async def _shards(self, node: BlobFile) -> list[BlobRef]:
         """The other shards of a weight file: whoever opens one will read them next."""
