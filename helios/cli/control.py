@@ -27,8 +27,8 @@ RESTARTS = 5
 def warm(model: str, patterns: tuple[str, ...], detach: bool, kind: str, mountpoint: Path | None, as_json: bool) -> int:
     """Have the mount fetch a model's files, and return when all are local and verified.
 
-    PATTERNs are files, or patterns of files (`*.safetensors`); without any all are meant. Small files come first, weights
-    in loading order, all of them behind what is being read. Ctrl-C ends the waiting, not the work.
+    PATTERNs are files, or patterns of files (`*.safetensors`); without any all are meant. Small files come first,
+    weights in loading order, all of them behind what is being read. Ctrl-C ends the waiting, not the work.
     """
     mounted = Mounted(mountpoint)
     repo, revision = parse_spec(model, kind)

@@ -237,17 +237,17 @@ class Filler:
         blob.users += 1
         try:
             await self._prepare(blob)
-            await self._admit(blob)
+            await self._admit(blob, next(self._numbers))
             if blob not in self._filling and not blob.handles:
                 self._give_up(blob)
         finally:
             blob.users -= 1
             self._released(blob)
 
-    async def _admit(self, blob: Blob) -> None:
+    async def _admit(self, blob: Blob, number: int) -> None:
         """Fill the blob as soon as what must go for it has gone, if it is let in at all."""
         while blob not in self._filling:
-            self._rank(blob, QUEUED, next(self._numbers))
+            self._rank(blob, QUEUED, number)
             if blob not in self._refused or not self._room.waits(blob.want.sha256):
                 break
             await self._room.moved()
@@ -259,13 +259,13 @@ class Filler:
         has it right, Unavailable when nothing came for ``STALL_S``, and what preparing it raises. Cancelled, it lets a
         blob go that nobody else wants.
         """
-        blob = self._blob_of(want)
+        blob, number = self._blob_of(want), next(self._numbers)  # the order is that of the calls
         blob.users += 1
         try:
             await self._prepare(blob)
             while not blob.whole:
                 self._queue.pop(want.sha256, None)
-                await self._admit(blob)
+                await self._admit(blob, number)
                 self._engine.pump()
                 if blob not in self._filling and blob.planned:
                     raise self._refusal(blob)
