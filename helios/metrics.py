@@ -55,6 +55,13 @@ class MountMetrics(Metrics):
             buckets=LATENCY_S,
             registry=r,
         )
+        self.requests = Histogram(
+            "helios_mount_request_seconds",
+            "From a request's coming to its answer, by operation",
+            ["operation"],
+            buckets=LATENCY_S,
+            registry=r,
+        )
         self.errors = Counter(
             "helios_mount_errors_total", "Operations answered with an error", ["operation", "errno"], registry=r
         )

@@ -157,6 +157,7 @@ class _Daemon:
                 gid=os.getgid(),
                 mounted_ns=keeper.board.mounted_ns if keeper else None,
                 generation=keeper.generation if keeper else 1,
+                alone=keeper is None,
             )
             mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, operations, plan.portable)
             if keeper is not None:

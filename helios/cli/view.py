@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -70,7 +70,7 @@ def _summary(now: dict[str, Any]) -> Table:
     oldest = now["oldest_request_s"]
     grid.add_row(
         _label("files"),
-        f"{now['open_files']} open, {now['passthrough_opens']:.0f} opened for the kernel to read",
+        f"{now['open_files']} open, {now['passthrough_opens']:.0f} opened natively",
         Text(f"oldest request {oldest:.1f} s", "red" if oldest > 10 else ""),
     )
     grid.add_row(
@@ -107,7 +107,7 @@ def _tiers(tiers: list[dict[str, Any]], wide: bool) -> Table:
             Text(tier["path"], overflow="ellipsis", no_wrap=True) if wide else None,
         ]
         rows.append(row)
-    heads = ["TIER", "BLOBS>", "USED>", "RESERVED>", "LIMIT>", "DISK FREE>", "", "QUARANTINE", "WHERE"]
+    heads = ["TIER", "BLOBS>", "USED>", "RESERVED>", "LIMIT>", "DISK FREE>", "", "QUARANTINE", "WHERE*"]
     return _table(heads if wide else heads[:7], rows)
 
 
@@ -126,13 +126,13 @@ def _models(models: list[dict[str, Any]], wide: bool) -> Table:
                 model["commit"][:12] if wide else None,
             ]
         )
-    heads = ["MODEL", "FILES>", "LOCAL>", "OF>", "", "CLASS", "COMMIT"]
+    heads = ["MODEL*", "FILES>", "LOCAL>", "OF>", "", "CLASS", "COMMIT"]
     return _table(heads if wide else heads[:6], rows)
 
 
 def _volumes(volumes: list[dict[str, Any]], wide: bool) -> Table:
-    rows = [[_cut(v["id"]), _cut(_short(v["repo"])), v["revision"], v["commit"][:12]] for v in volumes]
-    return _table(["VOLUME", "MODEL", "REVISION", "COMMIT"], rows)
+    rows = [[_cut(v["id"]), _cut(_short(v["repo"])), _cut(v["revision"]), v["commit"][:12]] for v in volumes]
+    return _table(["VOLUME*", "MODEL*", "REVISION*", "COMMIT"], rows)
 
 
 def _fills(fills: list[dict[str, Any]], wide: bool) -> Table:
@@ -140,16 +140,17 @@ def _fills(fills: list[dict[str, Any]], wide: bool) -> Table:
     for fill in fills:
         eta = "-" if fill["eta_s"] is None else time_left(fill["eta_s"])
         row = [
-            _cut(f"{_short(fill['repo'])}/{fill['path']}" if wide else fill["path"]),
+            _cut(fill["path"]),
             _bar(fill["local"], fill["bytes"]),
             size_text(fill["local"]) if wide else None,
             size_text(fill["bytes"]),
             f"{size_text(fill['rate'])}/s",
             eta,
+            _cut(_short(fill["repo"])) if wide else None,
         ]
         rows.append(row)
-    heads = ["FILL", "", "LOCAL>", "OF>", "RATE>", "LEFT>"]
-    return _table(heads if wide else [head for head in heads if head != "LOCAL>"], rows)
+    heads = ["FILL*", "", "LOCAL>", "OF>", "RATE>", "LEFT>", "MODEL*"]
+    return _table(heads if wide else [head for head in heads[:6] if head != "LOCAL>"], rows)
 
 
 def _jobs(jobs: list[dict[str, Any]], wide: bool) -> Table:
@@ -167,12 +168,12 @@ def _jobs(jobs: list[dict[str, Any]], wide: bool) -> Table:
             _cut(job["path"]) if wide else None,
         ]
         rows.append(row)
-    heads = ["JOB", "OF", "STATE", "", "DONE>", "FOR>", "AT"]
+    heads = ["JOB", "OF*", "STATE", "", "DONE>", "FOR>", "AT*"]
     return _table(heads if wide else heads[:6], rows)
 
 
 def _sources(sources: list[dict[str, Any]], wide: bool) -> Table:
-    rows = []
+    rows: list[list[RenderableType | None]] = []
     for source in sources:
         paused = source["state"] != "ok"
         row = [
@@ -185,25 +186,21 @@ def _sources(sources: list[dict[str, Any]], wide: bool) -> Table:
             str(source["failures"]),
         ]
         rows.append(row)
-    return _table(["SOURCE", "STATE", "LATENCY>", "RATE>", "JOBS>", "FETCHED>", "FAILED>"], rows)
+    return _table(["SOURCE*", "STATE", "LATENCY>", "RATE>", "JOBS>", "FETCHED>", "FAILED>"], rows)
 
 
 # --- parts ---
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType | None]]) -> Table:
-    """A table; a head that ends in ``>`` is one of numbers. Cells that are None are left out."""
+    """A table. A head that ends in ``>`` is one of numbers, ``*`` one of texts that are cut first where it is narrow.
+
+    Cells that are None are left out.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for number, head in enumerate(heads):
-        right = head.endswith(">")
-        flexible = number == 0
-        table.add_column(
-            head.rstrip(">"),
-            justify="right" if right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=8 if flexible else None,
-        )
+    for head in heads:  # only columns that may wrap give way; their texts are cut instead
+        justify: Literal["left", "right"] = "right" if head.endswith(">") else "left"
+        table.add_column(head.rstrip(">*"), justify=justify, no_wrap=not head.endswith("*"), overflow="ellipsis")
     found = list(rows)
     for row in found[:MOST]:
         table.add_row(*(cell for cell in row if cell is not None))

@@ -116,6 +116,8 @@ class Channel:
         self._passthrough = True
         self._metrics = metrics
         self._read_bytes = metrics.read_bytes.labels("l1")
+        self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
+        self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.session_fd = theirs.detach()
         for fd in (self._ours.fileno(), self.session_fd):
@@ -214,14 +216,17 @@ class Channel:
         if unique & protocol.RESENT and self._struck(opcode, unique):
             return
         if opcode == protocol.READ:
+            came = time.monotonic_ns()
             fh, offset, size = protocol.parse_read(request)
             self._files.adopt(fh, ino)
             found = self._files.local(fh, offset, size)
             if found is None:
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+                self._pending[unique] = Pending(opcode, ino, came)
                 self._read(unique, fh, offset, size)
-            elif not self._at_once(unique, found[0], payload[: found[1]], offset):
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+            elif self._at_once(unique, found[0], payload[: found[1]], offset):
+                self._latency[opcode].observe((time.monotonic_ns() - came) / 1e9)
+            else:
+                self._pending[unique] = Pending(opcode, ino, came)
                 self._pool.submit(self._from_disk, unique, *found, offset)
             return
         if opcode not in protocol.UNANSWERED:
@@ -362,7 +367,10 @@ class Channel:
     # --- inside ---
 
     def _done(self, unique: int) -> None:
-        self._pending.pop(unique, None)
+        request = self._pending.pop(unique, None)
+        if request is not None:
+            latency = self._latency.get(request.opcode, self._other_latency)
+            latency.observe((time.monotonic_ns() - request.since) / 1e9)
         if unique in self._suspects:
             self._suspects.discard(unique)
             self._board.forgive(unique & ~protocol.RESENT)

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,3 +300,37 @@ def test_status_shows_mounts_once_and_again_and_again(helios: Any, helios_home: 
         assert process.returncode == 130, err
         assert out.count("org/name") >= 2, "it is shown again"
     run(helios_home, "status")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_metrics_say_what_was_done(
+    helios: Any, helios_home: Home, tmp_path: Path, mode: str, wait_for: Any
+) -> None:
+    """In both modes: latency of every operation, bytes by tier and source, opens, the oldest request, memory."""
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, HELIOS_MOUNT__MODE=mode) as (mount, link):
+        before = mount.metric("helios_mount_request_seconds_count", operation="read")
+        with (mount.files / "tokenizer.txt").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            assert file.read(4096) == FILES["tokenizer.txt"][:4096]
+            assert mount.metric("helios_mount_opens_total", tier="remote") == 1
+            for offset in range(4096, 65536, 4096):
+                assert os.pread(file.fileno(), 4096, offset) == FILES["tokenizer.txt"][offset : offset + 4096]
+        reads = mount.metric("helios_mount_request_seconds_count", operation="read") - before
+        assert reads >= 1
+        assert mount.metric("helios_mount_request_seconds_count", operation="open") >= 1
+        assert mount.metric("helios_mount_request_seconds_count", operation="lookup") >= 3
+        link.throttle.rate = 100_000
+        reader = threading.Thread(target=(mount.files / WEIGHTS).read_bytes)
+        reader.start()
+        wait_for(lambda: mount.metric("helios_mount_oldest_request_seconds") > 0.2, 20, "a READ to wait")
+        link.throttle.rate = None
+        reader.join(30)
+        helios("warm", "org/name")
+        with (mount.files / "tokenizer.txt").open("rb", buffering=0) as file:
+            file.read()
+        assert mount.metric("helios_mount_opens_total", tier="l1") >= 1
+        assert mount.metric("helios_mount_fetched_bytes_total", source=link.url.removeprefix("http://")) == TOTAL
+        assert mount.metric("helios_mount_read_bytes_total", tier="remote") >= 4096
+        assert (mount.metric("helios_mount_passthrough_opens_total") > 0) == (mode == "native")
+        assert mount.metric("helios_rss_anon_shmem_bytes") > 10 * MIB
+        assert mount.metric("helios_mount_oldest_request_seconds") == 0
