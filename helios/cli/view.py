@@ -176,7 +176,7 @@ def _sources(sources: list[dict[str, Any]], wide: bool) -> Table:
     rows: list[list[RenderableType | None]] = []
     for source in sources:
         paused = source["state"] != "ok"
-        row = [
+        row: list[RenderableType | None] = [
             _cut(source["name"]),
             Text(f"paused {source['paused_s']:.0f} s" if paused else "ok", "red" if paused else "green"),
             f"{source['latency_s'] * 1e3:.1f} ms",

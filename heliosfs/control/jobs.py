@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -82,7 +82,8 @@ class Jobs:
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._nursery: trio.Nursery | None = None
-        self._limiters: dict[str, trio.CapacityLimiter] = {}
+        self._waiting: dict[str, deque[Job]] = {}
+        self._running: Counter[str] = Counter()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
 
@@ -91,7 +92,10 @@ class Jobs:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     def start(self, work: Work) -> Job:
         """Have this done; returns the job that does it, which may be under way already.
@@ -110,7 +114,8 @@ class Jobs:
             raise Unavailable(f"{self.active} jobs run or wait, and no more are taken", hint="Cancel some.")
         job = self._jobs[name] = Job(name, work, self._clock())
         self._jobs.move_to_end(name)
-        self._nursery.start_soon(self._do, job)
+        self._waiting.setdefault(work.kind, deque()).append(job)
+        self._advance(work.kind)
         return job
 
     def get(self, kind: str, name: str) -> Job:
@@ -129,9 +134,11 @@ class Jobs:
 
     async def cancel(self, job: Job) -> None:
         """End a job; returns when it has let go of everything."""
-        if job.state in ACTIVE:
-            job.scope.cancel()
-            await job.over.wait()
+        if job.state == "waiting":
+            self._waiting[job.work.kind].remove(job)
+            self._over(job, "cancelled")
+        job.scope.cancel()
+        await job.over.wait()
 
     @property
     def active(self) -> int:
@@ -152,20 +159,33 @@ class Jobs:
         """The time by the jobs' clock."""
         return self._clock()
 
+    def _advance(self, kind: str) -> None:
+        """Begin those that waited longest, as many as may run."""
+        waiting = self._waiting.get(kind)
+        while waiting and self._running[kind] < AT_ONCE and self._nursery is not None:
+            job = waiting.popleft()
+            job.state, job.began = "running", self._clock()
+            self._running[kind] += 1
+            self._nursery.start_soon(self._do, job)
+
     async def _do(self, job: Job) -> None:
-        kind = job.work.kind
-        limiter = self._limiters.setdefault(kind, trio.CapacityLimiter(AT_ONCE))
         state = "cancelled"
         try:
             with job.scope:
-                async with limiter:
-                    job.state, job.began = "running", self._clock()
-                    state = await self._result(job)
+                state = await self._result(job)
         finally:
-            job.state, job.ended = state, self._clock()
-            job.over.set()
-            self._forget()
-        log.info("a job is over", extra={"kind": kind, "job": job.id, "state": state, **job.work.about})
+            self._running[job.work.kind] -= 1
+            self._over(job, state)
+            self._advance(job.work.kind)
+
+    def _over(self, job: Job, state: str) -> None:
+        job.state, job.ended = state, self._clock()
+        job.over.set()
+        over = [name for name, other in self._jobs.items() if other.state not in ACTIVE]
+        for name in over[: max(0, len(over) - MAX_ENDED)]:
+            del self._jobs[name]
+        about = {"kind": job.work.kind, "job": job.id, "state": state, **job.work.about}
+        log.info("a job is over", extra=about)
 
     async def _result(self, job: Job) -> str:
         try:
@@ -179,11 +199,6 @@ class Jobs:
                 log.exception("a job failed in an unforeseen way", extra={"kind": job.work.kind, "job": job.id})
                 job.error = HeliosError(f"it failed: {error!r}; the log says more")
         return "failed" if job.error is not None or job.work.failed else "done"
-
-    def _forget(self) -> None:
-        over = [name for name, job in self._jobs.items() if job.state not in ACTIVE]
-        for name in over[: max(0, len(over) - MAX_ENDED)]:
-            del self._jobs[name]
 
 
 def identity(work: Work) -> str:

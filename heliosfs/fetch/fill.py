@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -85,6 +85,8 @@ class Filler:
         """Opened blobs that are not ready yet: what is queued waits for them."""
         self._pause = Breaker()
         self._stopped = False
+        self._awaited: Counter[Blob] = Counter()
+        """Fills that somebody waits for, and how many do."""
         metrics.fills.set_function(lambda: len(self._filling))
 
     @property
@@ -223,6 +225,8 @@ class Filler:
         try:
             await self._start(want)
             self._pause.worked()
+            if self._stopped:
+                self._queue.setdefault(want.sha256, want)
         except Unavailable:
             self._pause.failed(now)
             self._queue[want.sha256] = want
@@ -261,6 +265,7 @@ class Filler:
         """
         blob, number = self._blob_of(want), next(self._numbers)  # the order is that of the calls
         blob.users += 1
+        self._awaited[blob] += 1
         try:
             await self._prepare(blob)
             while not blob.whole:
@@ -271,11 +276,14 @@ class Filler:
                     raise self._refusal(blob)
                 await self._until_it_ends(blob, note)
         except trio.Cancelled:
-            if not blob.handles and blob.users == 1:
+            if not blob.handles and self._awaited[blob] == 1:
                 self.stop(blob)
             raise
         finally:
             blob.users -= 1
+            self._awaited[blob] -= 1
+            if not self._awaited[blob]:
+                del self._awaited[blob]
             if blob not in self._filling and not blob.handles:
                 self._give_up(blob)
             self._released(blob)
