@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
+from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
 from heliosfs.blob_status import BlobStatus, BlobsUsage
 from heliosfs.fetch.blob import Blob
@@ -30,6 +30,7 @@ from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.policy import Bounds
 from heliosfs.tree.snapshot import WEIGHTS
 
@@ -229,7 +230,9 @@ class BlobStore:
             try:
                 found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
-                raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
+                fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
+                log.warning("a cached file can't be opened; it is fetched instead", extra=fields)
+                found = Loaded()
             blob.loaded, blob.whole = True, found.whole
             self.room.loaded(blob.local)
             if found.recipe is not None:
