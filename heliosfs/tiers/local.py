@@ -199,6 +199,11 @@ class LocalBlob:
         return data if self.whole else data + _blocks(self._map_end)
 
     @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called; calls may still be under way, and the descriptors go with the last of them."""
+        return self._closed
+
+    @property
     def ended(self) -> bool:
         """Whether ``close`` was called and every call under way then has returned."""
         with self._lock:
