@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
+from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
 from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.blob import Blob
@@ -325,10 +325,8 @@ class BlobStore:
             try:
                 found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
-                if self._remembered(blob.want) is None:
-                    raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
-                fields = {"file": blob.want.path, "reason": error.strerror}
-                log.warning("the cache can't be read; what is in memory is used", extra=fields)
+                fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
+                log.warning("a cached file can't be opened; it is fetched instead", extra=fields)
                 found = Loaded()
             blob.loaded, blob.whole = True, found.whole
             self.room.loaded(blob.local)
