@@ -15,11 +15,12 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable, from_code
-from helios.http.response import Deadline, Response, Watch
+from helios.http.response import Answer, Deadline, Response, Watch
 
 Body = bytes | BinaryIO | None
 
@@ -162,12 +163,13 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         timeout_s: float | None = None,
+        limit: int | None = None,
     ) -> bytes:
-        """Like ``json``, returning the answer's bytes."""
+        """Like ``json``, returning the answer's bytes; more than ``limit`` raise IntegrityError."""
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"content-type": "application/json"}
         with self.request(method, path, params=params, headers=headers, body=data, timeout_s=timeout_s) as response:
-            content = response.read()
+            content = response.read(limit)
         if response.status >= 400:
             raise error_of(response.status, content, f"{method} {path}")
         return content
@@ -241,6 +243,7 @@ class _Request:
                 self._sock = connection.sock
                 self._watch.enter(self._sock)
                 self._sock.settimeout(self._deadline.left())
+                connection.response_class = partial(Answer, self._deadline)  # type: ignore[assignment]
                 connection.request(self._method, self._target, body=self._body, headers=self._headers)
 
     def answer(self) -> Response:
@@ -252,9 +255,8 @@ class _Request:
                 continue
             raw = None
             with self._failing():
-                sock.settimeout(self._deadline.left())
                 raw = connection.getresponse()
-            if raw is not None:
+            if isinstance(raw, Answer):
                 return Response(raw, self._deadline, sock, self._watch, self._done)
 
     def drop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import select
 import socket
 import ssl
@@ -76,12 +77,43 @@ class Watch:
             self._sockets.discard(sock)
 
 
+class _Timely(io.RawIOBase):
+    """A socket's bytes, none of them after the deadline: not even when a head or a chunk's length trickles in."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._raw = sock.makefile("rb", buffering=0)
+        self.waits = True
+        """Whether a read waits for bytes; else there are none when none are here."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._deadline.left() if self.waits else 0)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class Answer(http.client.HTTPResponse):
+    """Reads with a deadline."""
+
+    def __init__(self, deadline: Deadline, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        self.fp.close()
+        self.timely = _Timely(sock, deadline)
+        self.fp = io.BufferedReader(self.timely)
+
+
 class Response:
     """An answer whose body is still to be read; leaving the context returns the connection to the pool."""
 
     def __init__(
         self,
-        raw: http.client.HTTPResponse,
+        raw: Answer,
         deadline: Deadline,
         sock: socket.socket,
         watch: Watch,
@@ -108,21 +140,18 @@ class Response:
         """The socket's descriptor, while the body is not at its end."""
         return self._sock.fileno()
 
-    def block(self, on: bool) -> int:
-        """Let ``read_ready`` return without bytes, or not; the socket's descriptor."""
-        if self._sock.fileno() >= 0:
-            self._sock.settimeout(None if on else 0)
-        return self._sock.fileno()
+    def wait(self, on: bool) -> None:
+        """Whether ``read_ready`` waits for bytes."""
+        self._raw.timely.waits = on
 
     def extend(self, seconds: float) -> None:
         """Let the rest of the body take until ``seconds`` from now: for a long body that keeps coming."""
-        self._deadline = Deadline.after(seconds)
+        self._deadline.at = time.monotonic() + seconds
 
     def read(self, limit: int | None = None) -> bytes:
         """The whole body; one of more than ``limit`` bytes raises IntegrityError, one that breaks off Unavailable."""
         length = self._raw.length
         if not length:  # none, or unknown: chunked, or until the connection ends
-            self._arm()
             data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
             if limit is not None and len(data) > limit:
                 raise IntegrityError(f"the answer has more than {limit} bytes")
@@ -138,7 +167,6 @@ class Response:
     def lines(self) -> Iterator[bytes]:
         """Lines of a streamed body as they come."""
         while True:
-            self._arm()
             line = self._guard(self._raw.readline)
             if not line:
                 return
@@ -147,7 +175,6 @@ class Response:
     def _fill(self, view: memoryview) -> int:
         filled, before, fast = 0, time.monotonic(), False
         while filled < len(view):
-            self._arm()
             self._wake_for(min(WAKE, len(view) - filled) if fast else 1)
             count: int = self._guard(partial(self._read_once, view[filled:]))
             if not count:
@@ -166,7 +193,7 @@ class Response:
             self._wake = count
 
     def _read_once(self, view: memoryview) -> int | None:
-        """Like the response's ``readinto``, but one recv(2) at most, so that a trickle can't outlive the deadline."""
+        """Like the response's ``readinto``, but one recv(2) at most where the length is known."""
         raw = self._raw
         if raw.chunked or raw.length is None or raw.isclosed():
             return raw.readinto(view)
@@ -187,10 +214,6 @@ class Response:
         self._watch.received += count or 0
         return count
 
-    def _arm(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._sock.settimeout(self._deadline.left())
-
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
@@ -210,8 +233,9 @@ def read_together(parts: Sequence[tuple[Response, memoryview]], seconds: float) 
     deadline = Deadline.after(seconds)
     left = {response.fileno(): (response, view) for response, view in parts if view}
     poller = select.poll()
-    for response, _ in left.values():
-        poller.register(response.block(False), select.POLLIN)
+    for fd, (response, _) in left.items():
+        response.wait(False)
+        poller.register(fd, select.POLLIN)
     ready = list(left)  # what came with a head is in no socket any more
     while left:
         for fd in ready:
@@ -224,6 +248,6 @@ def read_together(parts: Sequence[tuple[Response, memoryview]], seconds: float) 
             left[fd] = response, view[count:]
             if count == len(view):
                 poller.unregister(fd)
-                response.block(True)
+                response.wait(True)
                 del left[fd]
         ready = [fd for fd, _ in poller.poll(deadline.left() * 1000)] if left else []

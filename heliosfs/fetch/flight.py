@@ -28,7 +28,10 @@ RACERS: Final = 4
 
 SAME_SOURCE: Final = 3.0
 """Where no other source is ready, a flight that a READ waits for is overtaken by another connection of its own source
-when it was silent for so many times longer and others of that source got on."""
+when it was silent for so many times longer..."""
+
+ALIVE_S: Final = 0.5
+"""...and others of that source got on a moment ago, in seconds; or else one such flight shows whether it is alive."""
 
 QUEUE_S: Final = 0.5
 """When a READ needs a connection and this much is on its way in the background, in seconds of the link, the youngest
@@ -107,8 +110,9 @@ class Flights:
         patience = patience_s(waited, lane.source.latency_s, self.lanes.deadline_s)
         other = self.lanes.instead_of(lane)
         if other is None:
-            alive = any(each.lane is lane and now - each.pace.since < TICK_S * 3 for each in self._flights)
-            stuck = waited and alive and lane.free > 0 and pace.silent(now, SAME_SOURCE * patience)
+            mine = [each for each in self._flights if each.lane is lane]
+            worth = any(now - each.pace.since < ALIVE_S for each in mine) or not any(each.overtaken for each in mine)
+            stuck = waited and worth and lane.free > 0 and pace.silent(now, SAME_SOURCE * patience)
             return "stuck" if stuck else None
         if pace.silent(now, patience):
             return "silent"

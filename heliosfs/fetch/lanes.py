@@ -76,6 +76,20 @@ class _Asking(Generic[T]):
         self.failures: list[HeliosError] = []
 
 
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """One source: its round trip in seconds, bytes a second while it delivers, jobs at it now and at most, failures in
+    a row, and for how many seconds it is left alone because of them."""
+
+    name: str
+    latency_s: float
+    rate: float
+    running: int
+    connections: int
+    failures: int
+    paused_s: float
+
+
 class Lanes:
     """All sources in the order of preference."""
 
@@ -202,6 +216,22 @@ class Lanes:
             asking.answer = asking.answer or (result,)
             others.cancel()
         failed.set()
+
+    def status(self) -> list[SourceStatus]:
+        """How each source does, in the order of preference."""
+        now = self._clock()
+        return [
+            SourceStatus(
+                lane.source.name,
+                lane.source.latency_s,
+                lane.link.rate,
+                lane.running,
+                lane.width.count,
+                lane.breaker.failures + lane.slow.failures,
+                max(0.0, lane.breaker.until - now, lane.slow.until - now),
+            )
+            for lane in self._lanes
+        ]
 
     def close(self) -> None:
         for lane in self._lanes:

@@ -38,6 +38,9 @@ MAX_HOSTS: Final = 8
 MAX_RECORD: Final = 1 << 28
 """Longest recipe or placement accepted, in bytes."""
 
+MAX_CONTENT: Final = 32 << 20
+"""Longest answer for a whole commit accepted, in bytes."""
+
 MAX_RECIPES: Final = 16 << 20
 """Bytes of recipes kept that were learnt ahead."""
 
@@ -60,6 +63,9 @@ WARM_S: Final = 10.0
 
 DISTANT_S: Final = 0.003
 """With a shorter round trip, in seconds, pieces gain nothing."""
+
+MAX_CHUNK_PLACE: Final = 8 << 10
+"""Most bytes of a placement for one chunk: an object's presigned address, and a run."""
 
 GONE: Final = frozenset({403, 404, 410, 416})
 """Answers to an object request that a new placement may cure: deleted, moved, a signature that expired."""
@@ -118,7 +124,7 @@ class RegistrySource:
             if known is not None:
                 self._recipe_bytes -= len(known)
                 return known
-        return self._get("/api/v1/recipe", timeout_s, {"repo": str(want.repo), "blob": want.sha256})
+        return self._get("/api/v1/recipe", timeout_s, {"repo": str(want.repo), "blob": want.sha256}, MAX_RECORD)
 
     def fetch(
         self,
@@ -151,7 +157,7 @@ class RegistrySource:
             return self._single_until - asked
         try:
             params = {"repo": str(repo), "commit": commit}
-            content = CommitContent.decode(self._get("/api/v1/content", timeout_s, params))
+            content = CommitContent.decode(self._get("/api/v1/content", timeout_s, params, MAX_CONTENT))
         except NotFound as error:
             if not isinstance(error, (RepoNotFound, RevisionNotFound)):  # an older registry has no such call
                 self._single_until = asked + SINGLE_S
@@ -212,7 +218,8 @@ class RegistrySource:
     def _ask(self, slot: _Slot, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
         now = self._clock()
         params = {"repo": str(want.repo), "blob": want.sha256}
-        placement = Placement.decode(self._get("/api/v1/placements", timeout_s, params))
+        limit = min(MAX_RECORD, MAX_CHUNK_PLACE * (len(recipe) + 8))
+        placement = Placement.decode(self._get("/api/v1/placements", timeout_s, params, limit))
         slot.placed = PlacedBlob(recipe, placement)
         slot.placement, slot.fetched, slot.until = placement, now, now + placement.lease_s
 
@@ -225,9 +232,9 @@ class RegistrySource:
                 _, old = self._recipes.popitem(last=False)
                 self._recipe_bytes -= len(old)
 
-    def _get(self, path: str, timeout_s: float, params: Mapping[str, str]) -> bytes:
+    def _get(self, path: str, timeout_s: float, params: Mapping[str, str], limit: int) -> bytes:
         with self._send(self._client, path, timeout_s, params=params) as response:
-            data = response.read(MAX_RECORD)
+            data = response.read(limit)
         if response.status >= 400:
             error = error_of(response.status, data, f"{self.name}: {path}")
             raise _not_final(error) if response.status >= 500 or response.status == 429 else error
@@ -244,9 +251,10 @@ class RegistrySource:
         timeout_s: float,
         watch: Watch,
     ) -> None:
-        headers = {"range": f"bytes={segment.offset}-{segment.offset + segment.length - 1}"}
+        span = range(segment.offset, segment.offset + segment.length)
+        headers = {"range": f"bytes={span.start}-{span.stop - 1}"}
         with self._send(client, path, timeout_s, headers=headers, watch=watch) as response:
-            self._check(response, segment, segment.length)
+            self._check(response, segment, span)
             for index in range(segment.first, segment.first + segment.count):
                 start, end = recipe.span(index)
                 view = buffer[: end - start]
@@ -278,7 +286,7 @@ class RegistrySource:
                 for answer in answers:
                     stack.enter_context(answer)
                 for answer, span in zip(answers, spans, strict=True):
-                    self._check(answer, segment, len(span))
+                    self._check(answer, segment, span)
                 views = [buffer[span.start - at : span.stop - at] for span in spans]
                 try:
                     read_together(list(zip(answers, views, strict=True)), timeout_s)
@@ -321,18 +329,21 @@ class RegistrySource:
         self._latency_s = min(self._latency_s, self._clock() - asked)
         return response
 
-    def _check(self, response: Response, segment: Segment, length: int) -> None:
+    def _check(self, response: Response, segment: Segment, span: range) -> None:
         where = f"{self.name}: object {segment.object.key}"
         if response.status in GONE:
             raise NotFound(f"{where}: status {response.status}")
         if response.status >= 400:
             raise _not_final(error_of(response.status, response.read(MAX_RECORD), where))
-        if response.status != 206 or response.headers.get("content-length") != str(length):
+        if response.status != 206 or response.headers.get("content-length") != str(len(span)):
             raise Unavailable(
-                f"{where}: asked for {length} bytes, it answers {response.status} with "
+                f"{where}: asked for {len(span)} bytes, it answers {response.status} with "
                 f"{response.headers.get('content-length')}",
                 hint="Whatever stands between must pass Range requests through.",
             )
+        said, asked = response.headers.get("content-range"), f"bytes {span.start}-{span.stop - 1}"
+        if said is not None and not said.startswith(f"{asked}/"):
+            raise Unavailable(f"{where}: asked for {asked}, it answers with {said[:80]!r}")
 
     def _route(self, url: str) -> tuple[HttpClient, str]:
         """The client and the path for an object's URL."""

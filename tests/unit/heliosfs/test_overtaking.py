@@ -168,7 +168,7 @@ async def test_a_given_up_transfer_holds_nothing(tmp_path: Path) -> None:
             with trio.fail_after(SOON_S):
                 handle = await store.open(want)
                 await walk(handle, good, want)
-                pool = store._engine._pool
+                pool = store._engine._buffers
                 while pool.free < pool.count:
                     await trio.sleep(0.05)
                 await handle.close()
