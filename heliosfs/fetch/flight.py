@@ -117,7 +117,7 @@ class Flights:
         if pace.silent(now, patience):
             return "silent"
         share = sum(each.lane is lane for each in self._flights)
-        return "slow" if pace.slow(now, (other.link.rate or UNKNOWN_RATE) / share) else None
+        return "slow" if pace.slow((other.link.rate or UNKNOWN_RATE) / share) else None
 
     def _overtake(self, flight: Flight, why: str) -> None:
         waited = self.planner.waited(flight.job)

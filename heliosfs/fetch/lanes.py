@@ -49,7 +49,7 @@ class Lane:
     width: Width
     running: int = 0
     """Jobs of this lane; the limiter also counts threads whose job was given up."""
-    slow_since: float = 0.0
+    slow_since: float = float("-inf")
 
     @property
     def used(self) -> int:
@@ -146,7 +146,7 @@ class Lanes:
     def worked(self, lane: Lane, started: float) -> None:
         """A call that started then went well."""
         lane.breaker.worked()
-        if started >= lane.slow_since:
+        if started > lane.slow_since:
             lane.slow.worked()
 
     def overtaken(self, lane: Lane, why: str, *, behind: bool = True) -> None:

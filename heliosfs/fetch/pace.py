@@ -25,7 +25,7 @@ SLOW: Final = 8.0
 """A transfer with less than this part of the rate of another source is overtaken."""
 
 SLOW_S: Final = 2.0
-"""Only after so many seconds: TCP starts slowly."""
+"""Only after so many seconds in which it was not at work on this machine: TCP starts slowly."""
 
 UNKNOWN_RATE: Final = 4 << 20
 """What a source that was not measured is taken to bring, in bytes a second."""
@@ -37,11 +37,11 @@ MEMORY_S: Final = 1.0
 class Pace:
     """One transfer: ``since`` is when it last got on, ``rate`` its bytes a second; times in seconds."""
 
-    __slots__ = ("_count", "_looked", "rate", "since", "started")
+    __slots__ = ("_count", "_looked", "_measured_s", "rate", "since", "started")
 
     def __init__(self, now: float) -> None:
         self.started = self.since = self._looked = now
-        self.rate = 0.0
+        self.rate = self._measured_s = 0.0
         self._count = 0
 
     def look(self, now: float, count: int, busy: bool) -> int:
@@ -51,6 +51,7 @@ class Pace:
             self.since = now
         passed = now - self._looked
         if passed > 0 and not busy:
+            self._measured_s += passed
             part = 1 - math.exp(-passed / MEMORY_S)
             self.rate += part * (new / passed - self.rate)
         self._looked = now
@@ -60,9 +61,9 @@ class Pace:
         """Whether it brought nothing for so long."""
         return now - self.since >= patience_s
 
-    def slow(self, now: float, elsewhere: float) -> bool:
+    def slow(self, elsewhere: float) -> bool:
         """Whether another source would bring far more; ``elsewhere``: how many bytes a second."""
-        return now - self.started >= SLOW_S and self.rate * SLOW < elsewhere
+        return self._measured_s >= SLOW_S and self.rate * SLOW < elsewhere
 
 
 def patience_s(waited: bool, latency_s: float, deadline_s: float) -> float:
