@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heliosfs.tiers.l1 import L1Usage
+from heliosfs.tiers.directory import TierUsage
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStatus:
-    """How much of a blob is here. ``tier``: ``l1`` (all of it), ``partial`` or ``remote``; sizes in bytes.
+    """How much of a blob is here. ``tier``: ``l1`` or ``l2`` (all of it), ``partial`` or ``remote``; sizes in bytes.
 
     ``verified`` says that everything there is was checked against the blob's identity; what is local always was.
     ``size`` is None where nobody has the blob open and nothing of it is here.
@@ -29,9 +29,10 @@ class BlobStatus:
 
 @dataclass(frozen=True, slots=True)
 class BlobsUsage:
-    """What the store holds and does: the local tier, blobs being filled and queued, bytes in flight and in memory."""
+    """What the store holds and does: its tiers, by name, those that are there; blobs being filled and queued, bytes in
+    flight and in memory."""
 
-    l1: L1Usage
+    tiers: dict[str, TierUsage]
     filling: int
     queued: int
     in_flight: int

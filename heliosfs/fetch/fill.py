@@ -129,6 +129,13 @@ class Filler:
             self._engine.planner.fill(blob.key, None)
         self._give_up(blob)
 
+    def refuse(self, blob: Blob) -> None:
+        """Where the blob lies nothing can be written now: it is filled again when there is room somewhere."""
+        if blob in self._filling:
+            self.stop(blob)
+            if blob.handles:
+                self._refused.add(blob)
+
     def keeps(self, blob: Blob) -> bool:
         """Whether the blob must stay open for being filled."""
         return blob in self._filling

@@ -222,7 +222,7 @@ class Channel:
                 self._read(unique, fh, offset, size)
             elif not self._at_once(unique, found[0], payload[: found[1]], offset):
                 self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
-                self._pool.submit(self._from_disk, unique, *found, offset)
+                self._pool.submit(self._from_disk, unique, fh, *found, offset)
             return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
@@ -259,10 +259,8 @@ class Channel:
         """Answer a READ from the page cache; False when the disk must be asked."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise
-            return False
+        except OSError:
+            return False  # it must wait, or what is wrong shows when it does
         if count < len(view):
             return False
         self._read_bytes.inc(count)
@@ -270,8 +268,8 @@ class Channel:
         self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), view])
         return True
 
-    def _from_disk(self, unique: int, fd: int, size: int, offset: int) -> None:
-        """In a thread of the pool, with a buffer of its own."""
+    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int) -> None:
+        """In a thread of the pool, with a buffer of its own. What the disk can't give is fetched again, by the loop."""
         try:
             buffer: memoryview | None = getattr(self._local, "buffer", None)
             if buffer is None:
@@ -283,8 +281,8 @@ class Channel:
                     raise OSError(errno.EIO, "a cached file is shorter than its blob")
                 done += count
         except OSError as error:
-            log.error("a cached file can't be read", extra={"reason": error.strerror})
-            self.fail(unique, errno.EIO)
+            log.warning("a cached file can't be read", extra={"reason": error.strerror})
+            self._read(unique, fh, offset, size)
         else:
             self._read_bytes.inc(size)
             self._metrics.channel_reads.inc()

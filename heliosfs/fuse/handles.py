@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -43,7 +44,8 @@ class BlobReader:
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
-            return await self._local.read(fd, offset, size)
+            with contextlib.suppress(OSError):  # the store tries once more, and fetches what it can't read
+                return await self._local.read(fd, offset, size)
         return await self._handle.read(offset, size)
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:

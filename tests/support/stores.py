@@ -23,9 +23,10 @@ async def running(
     settings: MountSettings = QUICK,
     metrics: MountMetrics | None = None,
     beside: Path | None = None,
+    l2: Path | None = None,
 ) -> AsyncIterator[BlobStore]:
     """A store that works while the block runs; then everything of it must end within seconds."""
-    store = open_store(cache, urls, settings, metrics or MountMetrics(), beside=beside)
+    store = open_store(cache, urls, settings, metrics or MountMetrics(), beside=beside, l2=l2)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
