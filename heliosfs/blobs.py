@@ -29,7 +29,6 @@ from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
-from heliosfs.tiers.tier import Tier
 from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.snapshot import WEIGHTS
 
@@ -322,10 +321,10 @@ class BlobStore:
         blob.key = f"{next(self._numbers)}:{blob.want.sha256}"  # what late threads say of the old files is no news
         blob.recipe, blob.whole = None, False
 
-    def _lost_tier(self, tier: Tier) -> None:
-        """Nothing can be written there now: what is filled there stops, and asks for room again."""
+    def _lost_tier(self) -> None:
+        """Nothing can be written to a tier now: what is filled there stops, and asks for room again."""
         for blob in list(self._blobs.values()):
-            if not blob.whole and tier.has(blob.local):
+            if not blob.whole and not self.room.writable(blob.local):
                 self._filler.refuse(blob)
                 self._released(blob)
 

@@ -39,9 +39,6 @@ from heliosfs.tiers.policy import Disk
 SETTING: Final = {"l1": "mount.cache", "l2": "mount.l2"}
 """What says where a tier's directory is, by the tier's name."""
 
-READ_ONLY: Final = frozenset({errno.EROFS, errno.EBADF})
-"""Errors of a filesystem that can't be written; EBADF: of a lock file that was opened for reading therefore."""
-
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
@@ -128,12 +125,7 @@ class TierDirectory:
 
     def try_writing(self) -> None:
         """See that something can be written to the disk. Raises OSError."""
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, _owner(), 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        self._write_owner()
 
     def held(self, sha256: str) -> tuple[int, int | None, bool]:
         """Of a blob that nobody has open: bytes that are here, its size if known, and whether it is whole."""
@@ -273,17 +265,17 @@ class TierDirectory:
         sync_directory(self.root / "partial")
 
     def _open_lock(self, create: bool) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC
+        """For reading only, which a lock needs: the filesystem can be made read-only meanwhile."""
+        flags = os.O_RDONLY | os.O_CLOEXEC
         try:
             if create:
                 for name in ("blobs", "partial"):
                     (self.root / name).mkdir(parents=True, exist_ok=True)
-                flags |= os.O_CREAT
-            return os.open(self.root / "lock", flags, 0o644)
+            return os.open(self.root / "lock", flags | os.O_CREAT * create, 0o644)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
-            return os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(self.root / "lock", flags)
 
     def _own(self) -> None:
         try:
@@ -296,12 +288,19 @@ class TierDirectory:
                 "configuration.",
             ) from None
         try:
-            os.ftruncate(self._lock_fd, 0)
-            os.pwrite(self._lock_fd, _owner(), 0)
+            self._write_owner()
         except OSError as error:
-            if error.errno not in FULL | READ_ONLY:
+            if error.errno not in FULL and error.errno != errno.EROFS:
                 raise
             # a full disk or one that can't be written: the lock counts, the text in it does not
+
+    def _write_owner(self) -> None:
+        fd = os.open(self.root / "lock", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _drop_halves(self) -> None:
         """Remove data files without a journal, journals without a data file, copies: a kill left them."""
@@ -315,7 +314,7 @@ class TierDirectory:
                 try:
                     (self.root / "partial" / (stem + suffix)).unlink()
                 except OSError as error:
-                    if error.errno not in READ_ONLY:
+                    if error.errno != errno.EROFS:
                         raise
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
@@ -336,10 +335,6 @@ def _status(path: str) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
-
-
-def _owner() -> bytes:
-    return f"process {os.getpid()} ({_command()})\n".encode()
 
 
 def _set(have: bytearray) -> Iterator[int]:

@@ -160,6 +160,11 @@ class Policy:
             if key not in self.entries:
                 self._groups.pop(key, None)
 
+    @property
+    def held(self) -> int:
+        """Blobs that somebody holds."""
+        return len(self._holds)
+
     def holds(self, key: str) -> int:
         """How many hold the blob."""
         return self._holds.get(key, 0)

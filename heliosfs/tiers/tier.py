@@ -136,6 +136,8 @@ class Tier:
         """The blob, whose files were elsewhere, is not in use any more."""
         self._changed.add(sha256)
         self.policy.let_go(sha256)
+        if self.directory is None and not self.policy.holds(sha256):
+            self.policy.drop(sha256)
 
     async def settled(self, sha256: str) -> None:
         """Wait while the blob, which is held, is being removed. One that only was to be removed stays."""
@@ -261,6 +263,9 @@ class Tier:
             extra={"tier": self.name, "directory": str(self.root), "state": state.value, "reason": reason},
         )
         if state is State.AWAY:
+            if self.directory is not None:
+                self.directory.close()  # so that its filesystem can be unmounted and repaired
+                self.directory = self._remover.directory = None
             for key in [key for key in self.policy.entries if not self.policy.holds(key)]:
                 self.policy.drop(key)
         self._events.lost()
@@ -268,16 +273,17 @@ class Tier:
     async def _look(self) -> None:
         directory = self.directory
         try:
-            if directory is not None and self.health.writable:
-                if not await self._in_thread(directory.check):
-                    self.failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
-            elif self.health.due(self._now()):
-                await self._look_again()
+            if directory is None:
+                if self.health.due(self._now()):
+                    await self._look_again()
+            elif not await self._in_thread(directory.check):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            elif not self.health.writable and self.health.due(self._now()):
+                await self._in_thread(directory.try_writing)
+                self._works()
         except OSError as error:
-            if error.errno in (errno.ESTALE, errno.ENOENT, errno.ENOTDIR) and directory is not None:
-                directory.close()  # it is not ours any more, nor may we keep its filesystem busy
-                self.directory = self._remover.directory = None
-            self.failed(error)
+            if self.directory is directory:
+                self.failed(error)
         for key in self._remover.look_at_open_files():
             await self._measure_again(key)
         if self.directory is not None and self.health.writable:
@@ -286,31 +292,27 @@ class Tier:
                 self.remove(self.policy.trim(disk), "bounds", Evicted())
 
     async def _look_again(self) -> None:
-        """Raises OSError when it still does not work."""
-        directory = self.directory
-        if directory is None:
-            try:
-                taken = await self._in_thread(lambda: _taken(self.name, self.root, self._beside, False))
-            except HeliosError as error:
-                log.debug("a tier of the cache is still away", extra={"tier": self.name, "reason": str(error)})
-                return
-            self._take(*taken)
-        else:
-            if not await self._in_thread(directory.check):
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-            await self._in_thread(directory.try_writing)
-            self.health.works(self._now())
-            await self.scan()
+        """Take the directory if it has come back: one that was a tier before, never an empty one made in its place."""
+        try:
+            taken = await self._in_thread(lambda: _taken(self.name, self.root, self._beside, False))
+        except HeliosError as error:
+            log.debug("a tier of the cache is still away", extra={"tier": self.name, "reason": str(error)})
+            return
+        self._take(*taken)
         if self.health.writable:
-            log.info("a tier of the cache works again", extra={"tier": self.name, "directory": str(self.root)})
-            self._events.went()
+            self._works()
+
+    def _works(self) -> None:
+        self.health.works(self._now())
+        log.info("a tier of the cache works again", extra={"tier": self.name, "directory": str(self.root)})
+        self._events.went()
 
     def _take(self, directory: TierDirectory, found: dict[str, Found], writable: bool) -> None:
         self.directory = self._remover.directory = self._places = directory
+        self.health.works(self._now())
         for key, each in found.items():
             if not self.policy.holds(key):
                 self._put(key, each)
-        self.health.works(self._now())
         if not writable:
             self.failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
@@ -335,9 +337,7 @@ class Tier:
                 if found is not None and self.policy.holds(key) == 1:
                     self._put(key, found[0])
         finally:
-            self.policy.let_go(key)
-            if self.directory is None and not self.policy.holds(key):
-                self.policy.drop(key)
+            self.let_go(key)
 
     async def scan(self) -> None:
         """Measure every file: some may have gone, or may have lost their other name."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +54,7 @@ class Tiers:
         *,
         beside: Path | None,
         made_room: Callable[[], None],
-        lost: Callable[[Tier], None],
+        lost: Callable[[], None],
     ) -> None:
         """Take the directories. Raises HeliosError; an L2 that is not there is taken when it is."""
         if second is not None and (second == root or second in root.parents or root in second.parents):
@@ -102,12 +101,11 @@ class Tiers:
 
     def now(self) -> float:
         """Seconds that these tiers have been in use, over all their runs: no jump of a clock changes it."""
-        if self._started is None:
-            self._started = self._clock()
-        return self._before + self._clock() - self._started
+        return self._before if self._started is None else self._before + self._clock() - self._started
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Remove, look, move and save until cancelled."""
+        self._started = self._clock()
         for tier in self.all():
             nursery.start_soon(tier.run, nursery)
         if self._mover is not None:
@@ -310,7 +308,7 @@ class Tiers:
         return local.fd < 0 and all(sha256 != local.sha256 for _, sha256 in self._loans.values())
 
     def _events(self, name: str) -> Events:
-        return Events(self._went, partial(self._takes_nothing, name), self._save_blob if name == "l1" else _goes)
+        return Events(self._went, self._lost, self._save_blob if name == "l1" else _goes)
 
     async def _save_blob(self, key: str) -> None:
         if self._mover is not None:
@@ -320,12 +318,6 @@ class Tiers:
         moved, self._moved = self._moved, trio.Event()
         moved.set()
         self._made_room()
-
-    def _takes_nothing(self, name: str) -> None:
-        """A tier can't be written any more."""
-        for tier in self.all():
-            if tier.name == name:
-                self._lost(tier)
 
 
 async def _goes(_: str) -> None:

@@ -58,3 +58,24 @@ async def read(store: BlobStore, want: BlobRef, offset: int, size: int) -> bytes
         return bytes(await handle.read(offset, size))
     finally:
         await handle.close()
+
+
+async def idle(store: BlobStore) -> None:
+    """Wait until nothing is open, filled or measured."""
+    await until(
+        lambda: (
+            not store._blobs and not store.usage().filling and not any(tier.policy.held for tier in store.room.all())
+        )
+    )
+
+
+def on_disk(cache: Path) -> int:
+    """Bytes that blobs take, as the filesystem says."""
+    total = 0
+    for place in ("blobs", "partial"):
+        for path in (cache / place).rglob("*"):
+            try:
+                total += path.lstat().st_blocks * 512 if path.is_file() else 0
+            except FileNotFoundError:
+                continue
+    return total

@@ -25,7 +25,7 @@ from heliosfs.tiers.keeping import KeepingFiles, Pin, Uses
 from heliosfs.tiers.local import LocalBlob
 from heliosfs.tiers.policy import Priority
 from tests.support.origin import Made, Origin
-from tests.support.stores import QUICK, filled, read, running, until
+from tests.support.stores import QUICK, filled, idle, on_disk, read, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -34,18 +34,6 @@ Expect = Callable[[str], None]
 
 def little(mib: float, min_free: float = 0.0) -> MountSettings:
     return msgspec.structs.replace(QUICK, cache_limit_gib=mib / 1024, cache_min_free=min_free)
-
-
-def on_disk(cache: Path) -> int:
-    """Bytes that blobs take, as the filesystem says."""
-    total = 0
-    for place in ("blobs", "partial"):
-        for path in (cache / place).rglob("*"):
-            try:
-                total += path.lstat().st_blocks * 512 if path.is_file() else 0
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def here(store: BlobStore) -> set[str]:
@@ -64,10 +52,6 @@ async def fill(store: BlobStore, want: BlobRef) -> None:
     await filled(store, want)
     await handle.close()
     await idle(store)
-
-
-async def idle(store: BlobStore) -> None:
-    await until(lambda: not store._blobs and not store.usage().filling and not store.room.l1.policy._holds)
 
 
 @pytest.mark.trio
