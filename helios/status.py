@@ -44,6 +44,9 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             "logical": usage.logical if usage else None,
         },
         "cache": {"path": str(cache), "bytes": disk_usage(cache, shared=False)},
+        "l2": {"path": config.mount.l2, "bytes": disk_usage(Path(config.mount.l2), shared=False)}
+        if config.mount.l2
+        else None,
         "mounts": [
             {
                 "mountpoint": state.mountpoint,
@@ -56,7 +59,8 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "url": state.url,
                 "socket": state.socket,
                 "log": state.log,
-                "volumes": _volumes(state) if alive else None,
+                "volumes": _ask(state, "volumes", "volumes") if alive else None,
+                "tiers": _ask(state, "cache", "tiers") if alive else None,
             }
             for state, alive in mounts.states(home)
         ],
@@ -84,12 +88,12 @@ def _usage(base: str) -> Usage | None:
         client.close()
 
 
-def _volumes(state: MountState) -> list[dict[str, Any]] | None:
-    """A mount's volumes (docs/control-api.md); None when it does not answer."""
+def _ask(state: MountState, page: str, part: str) -> list[dict[str, Any]] | None:
+    """A list out of a page of a mount's control API (docs/control-api.md); None when it does not answer."""
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
-        volumes: list[dict[str, Any]] = client.json("GET", "/api/v1/volumes")["volumes"]
-        return volumes
+        found: list[dict[str, Any]] = client.json("GET", f"/api/v1/{page}")[part]
+        return found
     except HeliosError:
         return None
     finally:

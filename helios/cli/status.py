@@ -32,10 +32,17 @@ def status(as_json: bool) -> None:
     kept = f"{size_text(store['stored'])} in {store['path']}" if store["stored"] is not None else "unknown"
     saved = f", for {size_text(store['logical'])} of models" if store["logical"] is not None else ""
     click.echo(f"store      {kept}{saved}")
-    click.echo(f"cache      {size_text(document['cache']['bytes'])} in {document['cache']['path']}\n")
+    click.echo(f"cache      {size_text(document['cache']['bytes'])} in {document['cache']['path']}")
+    if second := document["l2"]:
+        click.echo(f"l2         {size_text(second['bytes'])} in {second['path']}")
+    click.echo()
     rows = []
     for m in document["mounts"]:
         rows.append(["mount", str(m["pid"]), "up" if m["alive"] else "dead", m["mountpoint"]])
+        for t in m["tiers"] or ():
+            limit = f" of {size_text(t['limit'])}" if t["limit"] else ""
+            why = f" ({t['reason']})" if t["reason"] else ""
+            rows.append([t["tier"], "", t["state"], f"{t['directory']}: {size_text(t['used'])}{limit}{why}"])
         for v in m["volumes"] or ():
             rows.append(["volume", "", v["commit"][:12], f"{m['mountpoint']}/.volumes/{v['id']} ({v['repo']})"])
     rows += [[p["name"], str(p["pid"]), "up" if p["alive"] else "dead", p["log"]] for p in document["processes"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -201,6 +202,60 @@ async def test_classes_hold_in_both_tiers(disks: Disks, origin: Origin) -> None:
         await fill(store, wants[3])
         assert tier(store, wants[0]) == "l1"
         assert tier(store, wants[3]) == "l2", "L1 is pinned full"
+        await idle(store)
+        await exact(store, disks)
+
+
+@pytest.mark.trio
+async def test_what_another_process_has_open_is_neither_removed_nor_copied_down(disks: Disks, origin: Origin) -> None:
+    one, two = (add(origin, 10 * MIB, seed) for seed in range(2))
+    async with disks.running(origin, bounds(12, 100)) as store:
+        await fill(store, one)
+        with (disks.l1 / "blobs" / one.sha256[:2] / one.sha256).open() as file:
+            other = subprocess.Popen(["sleep", "600"], stdin=file)
+        try:
+            handle = await store.open(two)
+            for offset in range(0, two.size, 2 * MIB):
+                assert await handle.read(offset, 100) == origin.data(two, offset, 100)
+            assert tier(store, one) == "l1"
+            assert (await store.room.evict([one.sha256])).kept == {one.sha256: "in use"}
+            assert on_disk(disks.l1) <= 12 * MIB
+            assert one.sha256 not in store.room.all()[1].policy.entries
+        finally:
+            other.kill()
+            other.wait()
+        for each in store.room.all():
+            each.reconsider()
+        await filled(store, two)
+        await handle.close()
+        await idle(store)
+        await exact(store, disks)
+
+
+@pytest.mark.trio
+async def test_a_file_that_is_opened_while_it_is_removed_counts_until_it_is_closed(
+    disks: Disks, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = add(origin, 10 * MIB)
+    path = disks.l1 / "blobs" / want.sha256[:2] / want.sha256
+    late: list[int] = []
+
+    def first_look_sees_nobody(fd: int) -> bool:
+        monkeypatch.undo()
+        late.append(os.open(path, os.O_RDONLY))
+        return False
+
+    async with disks.running(origin, bounds(100, 100)) as store:
+        await fill(store, want)
+        monkeypatch.setattr("heliosfs.tiers.directory.open_elsewhere", first_look_sees_nobody)
+        assert (await store.room.evict([want.sha256])).removed == 1
+        assert not path.exists()
+        assert store.room.l1.policy.used >= want.size, "its room is not free yet"
+        assert os.pread(late[0], 100, MIB) == origin.data(want, MIB, 100)
+        await trio.sleep(1.2)  # a look changes nothing
+        assert store.room.l1.policy.used >= want.size
+        os.close(late[0])
+        await until(lambda: store.room.l1.policy.used == 0)
         await idle(store)
         await exact(store, disks)
 
