@@ -47,23 +47,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
         "l2": {"path": config.mount.l2, "bytes": disk_usage(Path(config.mount.l2), shared=False)}
         if config.mount.l2
         else None,
-        "mounts": [
-            {
-                "mountpoint": state.mountpoint,
-                "alive": alive,
-                "pid": state.pid,
-                "worker": msgspec.to_builtins(state.worker),
-                "since": state.since,
-                "mode": state.mode,
-                "reason": state.reason,
-                "url": state.url,
-                "socket": state.socket,
-                "log": state.log,
-                "volumes": _ask(state, "volumes", "volumes") if alive else None,
-                "tiers": _ask(state, "cache", "tiers") if alive else None,
-            }
-            for state, alive in mounts.states(home)
-        ],
+        "mounts": mounts_of(home),
         "processes": [
             {
                 "name": entry.name,
@@ -78,6 +62,30 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
     }
 
 
+def mounts_of(home: Home) -> list[dict[str, Any]]:
+    """The home's mounts, and what each says of itself."""
+    return [
+        {
+            "mountpoint": state.mountpoint,
+            "alive": alive,
+            "pid": state.pid,
+            "worker": msgspec.to_builtins(state.worker),
+            "since": state.since,
+            "mode": state.mode,
+            "reason": state.reason,
+            "url": state.url,
+            "socket": state.socket,
+            "log": state.log,
+            "volumes": volumes["volumes"] if (volumes := _ask(state, alive, "volumes")) else None,
+            "tiers": cache["tiers"] if (cache := _ask(state, alive, "cache")) else None,
+            "activity": _ask(state, alive, "activity"),
+            "pool": status["pool"] if (status := _ask(state, alive, "status")) else None,
+            "shadow": shadow if (shadow := _ask(state, alive, "shadow")) and shadow["percent"] else None,
+        }
+        for state, alive in mounts.states(home)
+    ]
+
+
 def _usage(base: str) -> Usage | None:
     client = RegistryClient(HttpClient(base, timeout_s=PROBE_S))
     try:
@@ -88,12 +96,14 @@ def _usage(base: str) -> Usage | None:
         client.close()
 
 
-def _ask(state: MountState, page: str, part: str) -> list[dict[str, Any]] | None:
-    """A list out of a page of a mount's control API (docs/control-api.md); None when it does not answer."""
+def _ask(state: MountState, alive: bool, what: str) -> dict[str, Any] | None:
+    """What a mount answers (docs/control-api.md); None when it does not."""
+    if not alive:
+        return None
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
-        found: list[dict[str, Any]] = client.json("GET", f"/api/v1/{page}")[part]
-        return found
+        answer: dict[str, Any] = client.json("GET", f"/api/v1/{what}")
+        return answer
     except HeliosError:
         return None
     finally:

@@ -17,6 +17,7 @@ class Owner(Protocol):
     """The store that opened the blob."""
 
     def has(self, blob: Blob, offset: int, count: int) -> bool: ...
+    def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None: ...
     def progressed_soon(self, blob: Blob, number: int, offset: int) -> None: ...
     def release(self, blob: Blob, number: int) -> None: ...
 
@@ -65,16 +66,32 @@ class BlobHandle:
         ``read`` need not be called then.
         """
         blob, count = self._blob, min(size, self.size - offset)
-        fd = blob.local.fd
+        local = blob.local
+        fd = local.fd
         if fd < 0 or count <= 0:
             return None
         if not blob.whole:
-            if not self._store.has(blob, offset, count):
+            if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
-            if not 0 <= offset - self._told < TELL_BYTES:
-                self._told = offset
-                self._store.progressed_soon(blob, self._number, offset + count)
+            self._tell(offset, count)
         return fd, count
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
+
+        Any thread may ask while the handle is open.
+        """
+        blob, count = self._blob, min(size, self.size - offset)
+        parts = self._store.held(blob, offset, count) if count > 0 else None
+        if parts is not None and blob.planned:
+            self._tell(offset, count)
+        return parts
+
+    def _tell(self, offset: int, count: int) -> None:
+        """Let the loop know now and then how far the reader is."""
+        if not 0 <= offset - self._told < TELL_BYTES:
+            self._told = offset
+            self._store.progressed_soon(self._blob, self._number, offset + count)
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.

@@ -4,6 +4,8 @@
     partial/<sha256>.data    a sparse file of the blob's size, or a link to the object that is the blob
     partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
     partial/<sha256>.moving  a copy from another tier that is not done; removed at start
+    sums/ab/<sha256>         what the scrubber compares a whole blob with (sums.py)
+    quarantine/              blobs whose bytes were found to be wrong (quarantine.py)
     lock                     held with flock by the owner; the text in it is for people
 
 Where the object store is a directory beside it, on the same filesystem, an object that is a whole blob is not copied:
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -35,6 +38,9 @@ from heliosfs.tiers import bitmap
 from heliosfs.tiers.leases import open_elsewhere
 from heliosfs.tiers.local import LocalBlob, make_fan, unlink
 from heliosfs.tiers.policy import Disk
+from heliosfs.tiers.quarantine import Quarantine, Taken
+
+log = logging.getLogger("heliosfs.tiers")
 
 SETTING: Final = {"l1": "mount.cache", "l2": "mount.l2"}
 """What says where a tier's directory is, by the tier's name."""
@@ -75,7 +81,9 @@ class TierDirectory:
         process owns it, NoSpace or Unavailable when it can't be made or used.
         """
         self.name, self.root, self._beside = name, root, beside
+        self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
+        self._unlinked: set[str] = set()
         try:
             self._lock_fd = self._open_lock(create)
         except OSError as error:
@@ -87,6 +95,7 @@ class TierDirectory:
         try:
             self._own()
             self._drop_halves()
+            self._sync_removals()
             self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
         except OSError as error:
             os.close(self._lock_fd)
@@ -149,6 +158,7 @@ class TierDirectory:
         with self._lock:
             for sha256 in before.keys() - names:
                 self._whole.pop(sha256, None)
+                unlink(self.sums_path(sha256))
         with os.scandir(self.root / "partial") as entries:
             names |= {entry.name.removesuffix(".data") for entry in entries if entry.name.endswith(".data")}
         measured = ((sha256, self.measure(sha256)) for sha256 in names)
@@ -157,11 +167,13 @@ class TierDirectory:
     def measure(self, sha256: str) -> Found | None:
         """The room that a blob's files take, or None where there are none."""
         whole, data = _status(self.whole_path(sha256)), _status(self.data_path(sha256))
-        journal = _status(self.map_path(sha256))
+        journal, sums = _status(self.map_path(sha256)), _status(self.sums_path(sha256))
         known = whole or data
         if known is None:
             return None
-        cost = sum(_cost(status) for status in (whole, data, journal) if status is not None)
+        if whole is None or not _cost(whole):
+            sums = None
+        cost = sum(_cost(status) for status in (whole, sums, data, journal) if status is not None)
         return Found(known.st_size, cost, whole is not None)
 
     def remove(self, sha256: str) -> int:
@@ -171,6 +183,7 @@ class TierDirectory:
         it in the very moment keeps it: then its descriptor is returned, to be watched and closed, else -1.
         """
         fd = self._gone(sha256)
+        unlink(self.sums_path(sha256))
         if unlink(self.map_path(sha256)):
             self.sync_partial()  # an old journal must never come back beside a new data file
         unlink(self.data_path(sha256))
@@ -213,6 +226,19 @@ class TierDirectory:
         self.became_whole(sha256, size)
         self.sync_whole(sha256)
 
+    def take_away(self, sha256: str, inode: int) -> Taken | None:
+        """Put a whole file aside whose bytes are wrong, if it is still this one. Raises OSError."""
+        taken = self.quarantine.take(self.whole_path(sha256), sha256, inode)
+        if taken is not None:
+            unlink(self.sums_path(sha256))
+            self.went(sha256)
+        return taken
+
+    def is_whole(self, sha256: str) -> bool:
+        """Whether all of a blob is here, without a look at the disk."""
+        with self._lock:
+            return sha256 in self._whole
+
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
         disk = os.statvfs(self.root)
@@ -249,6 +275,9 @@ class TierDirectory:
     def moving_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.moving"
 
+    def sums_path(self, sha256: str) -> str:
+        return f"{self.root}/sums/{sha256[:2]}/{sha256}"
+
     def became_whole(self, sha256: str, size: int) -> None:
         with self._lock:
             self._whole[sha256] = size
@@ -262,7 +291,24 @@ class TierDirectory:
             sync_directory(path)
 
     def sync_partial(self) -> None:
-        sync_directory(self.root / "partial")
+        with self._lock:
+            before, self._unlinked = self._unlinked, set()
+        try:
+            sync_directory(self.root / "partial")
+        except OSError:
+            with self._lock:
+                self._unlinked |= before
+            raise
+
+    def unlinked(self, sha256: str) -> None:
+        """A blob's journal was removed, which may not be on the disk yet."""
+        with self._lock:
+            self._unlinked.add(sha256)
+
+    def may_return(self, sha256: str) -> bool:
+        """Whether a power cut may undo the removal of a blob's journal."""
+        with self._lock:
+            return sha256 in self._unlinked
 
     def _open_lock(self, create: bool) -> int:
         """For reading only, which a lock needs: the filesystem can be made read-only meanwhile."""
@@ -270,7 +316,10 @@ class TierDirectory:
         try:
             if create:
                 for name in ("blobs", "partial"):
-                    (self.root / name).mkdir(parents=True, exist_ok=True)
+                    if not (self.root / name).is_dir():
+                        (self.root / name).mkdir(parents=True, exist_ok=True)
+                        for directory in (self.root, self.root.parent):
+                            sync_directory(directory)
             return os.open(self.root / "lock", flags | os.O_CREAT * create, 0o644)
         except OSError as error:
             if error.errno != errno.EROFS:
@@ -289,10 +338,8 @@ class TierDirectory:
             ) from None
         try:
             self._write_owner()
-        except OSError as error:
-            if error.errno not in FULL and error.errno != errno.EROFS:
-                raise
-            # a full disk or one that can't be written: the lock counts, the text in it does not
+        except OSError as error:  # the lock counts, the text in it does not
+            log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
 
     def _write_owner(self) -> None:
         fd = os.open(self.root / "lock", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
@@ -303,19 +350,27 @@ class TierDirectory:
             os.close(fd)
 
     def _drop_halves(self) -> None:
-        """Remove data files without a journal, journals without a data file, copies: a kill left them."""
+        """Remove partial files that are of no use: half of a pair or a copy, which a kill left, and what is whole as
+        well, when a power cut undid the removal of the older one."""
         pairs: dict[str, set[str]] = {}
         for path in (self.root / "partial").iterdir():
             pairs.setdefault(path.stem, set()).add(path.suffix)
         for stem, suffixes in pairs.items():
             half = suffixes & {".data", ".map"}
-            drop = suffixes & {".moving"} | (half if len(half) == 1 else set())
-            for suffix in drop:
+            useless = len(half) == 1 or os.path.lexists(self.whole_path(stem))
+            for suffix in suffixes & {".moving"} | (half if useless else set()):
+                path = self.root / "partial" / (stem + suffix)
                 try:
-                    (self.root / "partial" / (stem + suffix)).unlink()
-                except OSError as error:
-                    if error.errno != errno.EROFS:
-                        raise
+                    path.unlink()
+                except OSError as error:  # it is not believed, whether it can be removed or not
+                    log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
+
+    def _sync_removals(self) -> None:
+        """What was removed before stays removed."""
+        try:
+            self.sync_partial()
+        except OSError as error:
+            log.warning("the cache directory can't be synced", extra={"reason": error.strerror})
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root / "blobs") as fans:

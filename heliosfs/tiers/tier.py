@@ -70,6 +70,7 @@ class Tier:
         self._refused: dict[str, tuple[float, Answer]] = {}
         self._changed: set[str] = set()
         self._grown: set[str] = set()
+        self._aside = 0
         self._remover = Remover(name, self.policy, limiter, metrics, events, self._changed)
         self._nursery: trio.Nursery | None = None
         metrics.cache_used.labels(name).set_function(lambda: self.policy.used)
@@ -153,11 +154,16 @@ class Tier:
             self.policy.put(local.sha256, local.size, local.cost, local.whole)
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """Something was written for the blob, which is open, with this loan."""
-        self._changed.add(local.sha256)
-        self._grown.add(local.sha256)
-        if local.fd >= 0:
-            grown = self.policy.put(local.sha256, local.size, local.cost, local.whole)
+        """Something was written for the blob with this loan; by a thread that was given up it may be closed by now."""
+        sha256 = local.sha256
+        self._changed.add(sha256)
+        self._grown.add(sha256)
+        if not local.closed:
+            cost = local.cost if local.fd >= 0 else None
+        else:
+            cost = self._left(sha256) if self.policy.holds(sha256) == 1 else None
+        if cost is not None:
+            grown = self.policy.put(sha256, local.size, cost, local.whole)
             if loan is not None:
                 self.policy.wrote(loan, grown)
 
@@ -219,6 +225,36 @@ class Tier:
         """Blobs that the policy marked as leaving are to go; each removal's ``done`` is set when it is over."""
         return self._remover.enqueue(keys, reason, result)
 
+    async def discard(self, sha256: str) -> bool:
+        """Remove a blob that is wrong, pinned or not; False where it is in use. Returns when it is done."""
+        if not self.policy.condemn(sha256):
+            return self.policy.holds(sha256) == 0
+        result = Evicted()
+        for removal in self.remove([sha256], "damaged", result):
+            await removal.done.wait()
+        return not result.kept
+
+    def taken_away(self, sha256: str, grown: int) -> None:
+        """The whole file of a blob is gone; what was put aside takes ``grown`` bytes more."""
+        self._changed.add(sha256)
+        self.policy.drop(sha256)
+        self._set_aside(grown)
+
+    async def measure(self, sha256: str) -> None:
+        """Something beside a blob that nobody holds was written."""
+        self._changed.discard(sha256)
+        directory = self.directory
+        if directory is None:
+            return
+        found = await self._ask_disk(lambda: [directory.measure(sha256)])
+        if found is not None and sha256 not in self._changed and not self.policy.holds(sha256):
+            self._put(sha256, found[0])
+
+    def refusal(self, sha256: str) -> str:
+        """Why the blob was not let in when it was last asked for; empty where it was."""
+        _, answer = self._refused.get(sha256, (0.0, None))
+        return "" if answer is None else answer.verdict.value
+
     async def receive(self, source: str, key: str, size: int, loan: Reservation, still: Callable[[], bool]) -> bool:
         """Copy a whole blob's file here, with a loan; ``still``: whether it is wanted. Returns whether it is here now.
 
@@ -268,6 +304,7 @@ class Tier:
                 self.directory = self._remover.directory = None
             for key in [key for key in self.policy.entries if not self.policy.holds(key)]:
                 self.policy.drop(key)
+            self._set_aside(-self._aside)
         self._events.lost()
 
     async def _look(self) -> None:
@@ -307,16 +344,30 @@ class Tier:
         log.info("a tier of the cache works again", extra={"tier": self.name, "directory": str(self.root)})
         self._events.went()
 
-    def _take(self, directory: TierDirectory, found: dict[str, Found], writable: bool) -> None:
+    def _take(self, directory: TierDirectory, found: dict[str, Found], aside: int, writable: bool) -> None:
         self.directory = self._remover.directory = self._places = directory
         self.health.works(self._now())
         for key, each in found.items():
             if not self.policy.holds(key):
                 self._put(key, each)
+        self._set_aside(aside - self._aside)
         if not writable:
             self.failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
     # --- inside ---
+
+    def _set_aside(self, grown: int) -> None:
+        """What is no blob takes so many bytes more."""
+        self._aside += grown
+        self.policy.count(grown)
+
+    def _left(self, sha256: str) -> int | None:
+        """What a blob takes that nobody has open but a thread that was given up."""
+        try:
+            found = None if self.directory is None else self.directory.measure(sha256)
+        except OSError:
+            return None
+        return None if found is None else found.cost
 
     async def _measure_again(self, key: str) -> None:
         directory = self.directory
@@ -370,11 +421,19 @@ class Tier:
             return None
 
 
-def _taken(name: str, root: Path, beside: Path | None, create: bool) -> tuple[TierDirectory, dict[str, Found], bool]:
-    """A tier's directory, what is in it, and whether it can be written. Blocks; raises HeliosError."""
+def _taken(
+    name: str, root: Path, beside: Path | None, create: bool
+) -> tuple[TierDirectory, dict[str, Found], int, bool]:
+    """A tier's directory, what is in it, the bytes that were put aside, whether it can be written. Blocks.
+
+    Raises HeliosError.
+    """
     directory = TierDirectory(name, root, beside, create=create)
     try:
-        return directory, directory.scan(), directory.check()
+        found, writable = directory.scan(), directory.check()
+        if writable and not create:
+            directory.try_writing()
+        return directory, found, directory.quarantine.usage()[1], writable
     except OSError as error:
         directory.close()
         raise Unavailable(f"the cache directory {root} can't be read: {error.strerror}") from error

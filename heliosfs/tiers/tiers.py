@@ -67,8 +67,8 @@ class Tiers:
         self.history = History(self.now)
         self._limiter = limiter
         self._locals: dict[str, LocalBlob] = {}
-        self._broken: dict[str, list[LocalBlob]] = {}
-        """By blob, files that could not be read."""
+        self._broken: dict[str, Tier] = {}
+        """Where the whole file of a blob that is open could not be read."""
         self._loans: dict[Reservation, tuple[Tier, str]] = {}
         self._moved = trio.Event()
         self.l2: Tier | None = None
@@ -133,9 +133,14 @@ class Tiers:
             tier.hold(sha256)
         return local
 
-    def instead(self, local: LocalBlob) -> LocalBlob:
-        """Other files for the blob, which is open: the ones it has can't be read, and go when nobody has it open."""
-        self._broken.setdefault(local.sha256, []).append(local)
+    def instead(self, local: LocalBlob, *, broken: bool = False) -> LocalBlob:
+        """Other files for the blob, which is open, in place of wrong ones, which are the caller's to close.
+
+        ``broken``: they can't be read and are removed when nobody has them open.
+        """
+        tier = self._of(local)
+        if broken and tier is not None:
+            self._broken[local.sha256] = tier
         fresh = self._locals[local.sha256] = LocalBlob(self.l1.places, local.sha256, local.size)
         return fresh
 
@@ -170,9 +175,7 @@ class Tiers:
         """The blob is not in use any more: close its files. Its room is measured when that is done."""
         del self._locals[local.sha256]
         home = self._of(local)
-        broken = self._broken.pop(local.sha256, [])
-        for old in broken:
-            old.close()
+        broken = self._broken.pop(local.sha256, None)
         for tier in self.all():
             if tier is home:
                 tier.closed(local)
@@ -180,9 +183,8 @@ class Tiers:
                 tier.let_go(local.sha256)
         if home is None:
             local.close()
-        for place in (self._of(old) for old in broken):
-            if place is not None and (place is not home or not local.whole):
-                place.remove(place.policy.leave([local.sha256]), "damaged", Evicted())
+        if broken is not None and (broken is not home or not local.whole):
+            broken.remove(broken.policy.leave([local.sha256]), "damaged", Evicted())
 
     def failed(self, local: LocalBlob, error: OSError) -> bool:
         """The blob's disk refused something; whether that concerns its tier alone, which is left alone now."""
@@ -265,6 +267,10 @@ class Tiers:
         """Nothing more will be written with it."""
         tier, _ = self._loans.pop(loan, (self.l1, ""))
         tier.policy.close(loan)
+
+    def refusal(self, sha256: str) -> str:
+        """Why the blob was not let in when it was last asked for; empty where it was."""
+        return next((found for tier in self.all() if (found := tier.refusal(sha256))), "")
 
     def waits(self, sha256: str) -> bool:
         """Whether others are going for the blob."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from typing import Final
 
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import replace_file, sync_directory
 from heliosfs.volumes.record import MAX_BYTES, VolumeRecord
 
 log = logging.getLogger("heliosfs.volumes")
@@ -120,13 +119,4 @@ def _read(path: Path, name: str) -> VolumeRecord:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    replace_file(path, data, path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}"))

@@ -12,7 +12,7 @@ from helios.config import MountSettings
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore, open_store
 
-QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32)
+QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32, pool_mib=32)
 """Settings for tests: a failure shows soon."""
 
 
@@ -72,7 +72,7 @@ async def idle(store: BlobStore) -> None:
 def on_disk(cache: Path) -> int:
     """Bytes that blobs take, as the filesystem says."""
     total = 0
-    for place in ("blobs", "partial"):
+    for place in ("blobs", "partial", "sums"):
         for path in (cache / place).rglob("*"):
             try:
                 total += path.lstat().st_blocks * 512 if path.is_file() else 0
