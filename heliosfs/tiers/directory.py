@@ -33,7 +33,7 @@ from typing import Final
 from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import REFUSED, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.leases import open_elsewhere
 from heliosfs.tiers.local import LocalBlob, make_fan, unlink
@@ -322,9 +322,12 @@ class TierDirectory:
                             sync_directory(directory)
             return os.open(self.root / "lock", flags | os.O_CREAT * create, 0o644)
         except OSError as error:
-            if error.errno != errno.EROFS:
+            if error.errno not in REFUSED:
                 raise
-            return os.open(self.root / "lock", flags)
+            try:
+                return os.open(self.root / "lock", flags)
+            except FileNotFoundError:
+                raise error from None
 
     def _own(self) -> None:
         try:
