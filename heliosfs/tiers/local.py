@@ -105,7 +105,7 @@ class LocalBlob:
         with self._lock:
             found, home = Loaded(), self._places
             for look in (self._look_whole, self._look_partial):
-                for places in (home, *others):
+                for places in dict.fromkeys((home, *others)):
                     if all(places is not failed for failed, _ in found.failed):
                         self._places = places
                         try:

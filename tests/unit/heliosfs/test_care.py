@@ -19,7 +19,7 @@ from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.tiers import quarantine
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import load_sums
-from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.local import LocalBlob, Places
 from heliosfs.tiers.quarantine import Quarantine
 from tests.support.damage import flip
 from tests.support.origin import Made, Origin
@@ -171,8 +171,8 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     found, go = threading.Event(), threading.Event()
     load = LocalBlob.load
 
-    def slowly(self: LocalBlob, recipe_digest: str) -> object:
-        result = load(self, recipe_digest)
+    def slowly(self: LocalBlob, recipe_digest: str, *others: Places) -> object:
+        result = load(self, recipe_digest, *others)
         found.set()
         go.wait(20)
         return result
