@@ -21,7 +21,7 @@ def open_accounts(store: BlobStore) -> dict[str, int]:
         "opening": store._filler.opening,
         "planner's chunks in flight": engine.planner.in_flight,
         "engine's blobs": len(engine._blobs),
-        "buffers": engine._pool.count - engine._pool.free,
+        "buffers": engine._buffers.count - engine._buffers.free,
         "jobs": sum(lane.running for lane in lanes),
         "threads at sources": sum(int(lane.limiter.borrowed_tokens) for lane in lanes),
         "threads at the disk": int(store._disk.borrowed_tokens),
@@ -52,15 +52,17 @@ async def settled(store: BlobStore, timeout_s: float = 30.0) -> None:
 
 
 def on_disk(cache: Path) -> int:
-    """Bytes that removing the blobs' names would free, as the filesystem says."""
+    """Bytes that removing the blobs' names would free, as the filesystem says; with those of what lies beside them."""
     total = 0
     for place in ("blobs", "partial", "sums"):
         for path in (cache / place).rglob("*"):
             try:
                 status = path.lstat()
+                blob = path if place != "sums" else cache / "blobs" / path.relative_to(cache / place)
+                alone = path.is_file() and blob.lstat().st_nlink == 1
             except FileNotFoundError:
                 continue
-            total += status.st_blocks * 512 if path.is_file() and status.st_nlink == 1 else 0
+            total += status.st_blocks * 512 if alone else 0
     return total
 
 

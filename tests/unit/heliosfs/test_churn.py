@@ -149,7 +149,7 @@ class Days:
         assert there <= policy.used + policy.reserved, self.differences(store)
         assert policy.used >= 0 <= policy.reserved
         assert policy.used == sum(entry.cost for entry in policy.entries.values())
-        assert store._engine.memory.used <= 32 * MIB
+        assert store.pool.used <= 64 * MIB
 
     def differences(self, store: BlobStore) -> str:
         """What the disk and the accounts say of each blob that they differ in."""
