@@ -232,6 +232,10 @@ class Policy:
         ticket, granted = self._tickets.get(key, (None, False))
         return ticket if granted else None
 
+    def wants(self, key: str) -> bool:
+        """Whether room was promised to the blob, or granted."""
+        return key in self._tickets
+
     def waiting(self, key: str) -> bool:
         """Whether the blob was promised room that others have to leave first."""
         return key in self._tickets and not self._tickets[key][1]

@@ -200,6 +200,15 @@ class Tier:
         self.remove(answer.victims, "room", Evicted())
         return answer
 
+    def has_room(self, need: int) -> bool:
+        """Whether so many bytes can be written and nothing has to go for it."""
+        if not self.health.writable or self.directory is None:
+            return False
+        try:
+            return need <= self.policy.room(self.directory.disk())
+        except OSError:
+            return False
+
     def end(self, key: str) -> None:
         """No room is wanted any more."""
         self._refused.pop(key, None)

@@ -1,9 +1,10 @@
 """The local tiers of a node: where a blob is, where one goes that comes, what moves between them.
 
 ``l1`` is the faster directory and always there; ``l2`` is another one, on another disk, if there is one. A blob's files
-are in one of them; a whole blob is in both only while it moves. New blobs go to L1 if its policy takes them in, else to
-L2. What L1 pushes out goes to L2 if that takes it in. What is used again and again in L2 is copied to L1, one blob at a
-time (mover.py). Who has a blob open keeps the files that were opened; the next opening takes L1's.
+are in one of them; a whole blob is in both only while it moves. New blobs go to L1 while it has room, then to L2, whose
+policy makes room at once; only what that refuses pushes others out of L1. What is used again in L2 is copied to L1 in
+the background, one blob at a time (mover.py), and what L1 pushes out goes down to L2 if that takes it in. Who has a
+blob open keeps the files that were opened; the next opening takes L1's.
 
 All methods run on the trio loop.
 """
@@ -220,9 +221,7 @@ class Tiers:
     def ask(self, sha256: str, size: int, need: int, group: str, group_need: int) -> Answer:
         """See ``Policy.ask``. What has to go begins to; files that are not made yet go where there is room."""
         local, refusal = self._locals[sha256], Answer(Verdict.TOO_LARGE)
-        for tier in self.all():
-            if not self._may_go(local, tier):
-                continue
+        for tier in self._choices(local, need):
             answer = tier.ask(sha256, size, need, group, group_need)
             if answer.verdict in (Verdict.GRANTED, Verdict.WAIT) and tier.lead(local):
                 for other in self.all():
@@ -306,6 +305,14 @@ class Tiers:
     def _of(self, local: LocalBlob) -> Tier | None:
         """The tier in whose directory the blob's files are; None when that is not a tier's any more."""
         return next((tier for tier in self.all() if tier.has(local)), None)
+
+    def _choices(self, local: LocalBlob, need: int) -> list[Tier]:
+        """Where the blob may go, in the order to ask: L1 comes last when others would have to leave it first, since
+        those would have to be copied, and a reader does not wait for that."""
+        found = [tier for tier in self.all() if self._may_go(local, tier)]
+        if len(found) > 1 and not (self.l1.has_room(need) or self.l1.policy.wants(local.sha256)):
+            found.reverse()
+        return found
 
     def _may_go(self, local: LocalBlob, tier: Tier) -> bool:
         """Whether the blob's files are in this tier, or can still be made there."""

@@ -43,7 +43,7 @@ def state(store: BlobStore) -> State:
 async def two_in_l2(store: BlobStore, origin: Origin) -> list[BlobRef]:
     """Three blobs, of which two have gone to L2; L1 has room for one."""
     wants = [add(origin, 10 * MIB, seed) for seed in range(3)]
-    for want in wants:
+    for want in reversed(wants):
         await fill(store, want)
     assert [tier(store, want) for want in wants] == ["l2", "l2", "l1"]
     return wants
