@@ -52,6 +52,8 @@ class MountSettings(Section, frozen=True):
     """Most that the cached blobs take on disk, in GiB; 0: bounded only by free space."""
     cache_min_free: float = 0.05
     """Share of the cache's disk that stays free, 0 to 1: what is used least goes for it."""
+    scrub_mb_s: float = 8.0
+    """How fast cached files are looked at again for bytes that rotted on the disk, in MB/s; 0: not at all."""
     request_deadline_s: float = 30.0
     """A remote read with no answer after this long fails over, and in the end gives EIO."""
     connections: int = 8

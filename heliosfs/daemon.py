@@ -37,6 +37,8 @@ from helios.process import ProcessId
 from heliosfs import http
 from heliosfs.blobs import BlobStore, open_store
 from heliosfs.catalog import Catalog
+from heliosfs.control.control import Control
+from heliosfs.control.drain import Drain
 from heliosfs.fuse.attach import Attachment, Event
 from heliosfs.fuse.native import NativeMount
 from heliosfs.fuse.operations import HeliosOperations
@@ -161,6 +163,7 @@ class _Daemon:
                 mounted_ns=keeper.board.mounted_ns if keeper else None,
                 generation=keeper.generation if keeper else 1,
                 shadow=shadow,
+                alone=keeper is None,
             )
             mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, operations, plan.portable)
             if keeper is not None:
@@ -177,13 +180,11 @@ class _Daemon:
                     await background.start(shadow.run)
                 if keeper is not None:
                     background.start_soon(self._obey, keeper)
-                pages = self._pages(state, catalog, blobs)
-                routes = [
-                    *pages,
-                    *api.routes(volumes, catalog),
-                    *room_api.routes(store.room, catalog),
-                    *shadow_routes(shadow),
-                ]
+                control_parts = Control.of(store, catalog, volumes, settings.scrub_mb_s, self._metrics)
+                await background.start(control_parts.run)
+                pages = self._pages(state, catalog, blobs, control_parts.drain)
+                routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
+                routes += [*control_parts.routes(catalog), *shadow_routes(shadow)]
                 background.start_soon(http.serve, [control], Routes(routes))
                 if tcp:
                     background.start_soon(http.serve, tcp, Routes(pages))
@@ -330,10 +331,11 @@ class _Daemon:
             reason=mount.reason,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog, blobs: BlobStore) -> list[Route]:
+    def _pages(self, state: MountState, catalog: Catalog, blobs: BlobStore, drain: Drain) -> list[Route]:
         def status() -> Page:
             now: dict[str, object] = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
             now |= {"pool": asdict(blobs.pool.report()), "manifest_bytes": catalog.snapshot_bytes}
+            now |= {"draining": drain.draining}
             return json_page(msgspec.to_builtins(state) | now)
 
         def ready() -> Page:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -44,18 +44,22 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef) -> None:
-        self._handle, self._local, self.want = handle, local, want
+    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[float], None]) -> None:
+        """``count`` is told of the bytes that were read from a whole local file."""
+        self._handle, self._local, self.want, self._count = handle, local, want, count
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
             try:
-                return await self._local.read(fd, offset, size)
+                data = await self._local.read(fd, offset, size)
             except OSError:  # the disk gives it back no more
                 held = self._handle.held(offset, size)
                 if held is not None:
                     return b"".join(held)
+            else:
+                self._count(len(data))
+                return data
         return await self._handle.read(offset, size)
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ import pytest
 from helios.home import Home
 from helios.mounts import find_mount, state_of
 from helios.process import ProcessId
-from tests.support.mounts import MODES, Mount, fails, mounted, push, run, write
+from tests.support.mounts import MODES, Mount, fails, mounted, next_worker, push, run, worker, write
 
 pytestmark = [
     pytest.mark.fuse,
@@ -41,23 +41,6 @@ def mount(helios_home: Home, tmp_path: Path) -> Iterator[Mount]:
     with mounted(helios_home, tmp_path / "mnt", HELIOS_MOUNT__MODE="native") as mount:
         mount.files = mount.path / "org/name" / commit
         yield mount
-
-
-def worker(mount: Mount) -> ProcessId:
-    """The process that serves the mount now."""
-    state = state_of(mount.home, mount.path)
-    assert state is not None
-    assert state.worker is not None
-    return state.worker
-
-
-def next_worker(mount: Mount, last: ProcessId, timeout_s: float = 30.0) -> ProcessId:
-    """Wait until another one serves it."""
-    end = time.monotonic() + timeout_s
-    while (now := worker(mount)) == last:
-        assert time.monotonic() < end, "the worker was not replaced"
-        time.sleep(0.02)
-    return now
 
 
 class Readers:
