@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from helios.config import MountSettings
+from helios.errors import IntegrityError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.fuse.handles import BlobReader
@@ -102,3 +104,18 @@ async def test_without_a_pool_reads_go_on(tmp_path: Path, origin: Origin) -> Non
         await handle.close()
         assert store.pool.used == 0
         await trio.lowlevel.checkpoint()
+
+
+async def test_wrong_bytes_never_get_into_the_pool(
+    tmp_path: Path, origin: Origin, expected_log_errors: Callable[[str], None]
+) -> None:
+    expected_log_errors("a chunk is corrupt")
+    want = origin.add(Made(700, seed=1), "config.json")
+    fault = origin.fault("corrupt", times=None, after=100)
+    async with running(tmp_path, [origin.url], NO_ROOM) as store:
+        with pytest.raises(IntegrityError):
+            await read(store, want, 0, 700)
+        assert store.pool.report().bytes["small"] == 0
+        fault.times = 0
+        assert await read(store, want, 0, 700) == origin.data(want, 0, 700)
+        assert store.pool.report().bytes["small"] > 0
