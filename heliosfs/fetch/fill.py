@@ -218,10 +218,10 @@ class Filler:
             and self._engine.planner.backlog(BACKLOG) < BACKLOG
         ):
             self._starting = True
-            nursery.start_soon(self._start_next, now)
+            _, want = self._queue.popitem(last=False)
+            nursery.start_soon(self._start_next, want, now)
 
-    async def _start_next(self, now: float) -> None:
-        _, want = self._queue.popitem(last=False)
+    async def _start_next(self, want: BlobRef, now: float) -> None:
         try:
             await self._start(want)
             self._pause.worked()
@@ -271,6 +271,8 @@ class Filler:
             while not blob.whole:
                 self._queue.pop(want.sha256, None)
                 await self._admit(blob, number)
+                if self._filling.get(blob, (QUEUED, number)) > (QUEUED, number):  # it came by the queue first
+                    self._rank(blob, QUEUED, number)
                 self._engine.pump()
                 if blob not in self._filling and blob.planned:
                     raise self._refusal(blob)

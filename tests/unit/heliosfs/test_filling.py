@@ -35,6 +35,18 @@ async def test_fill_returns_when_the_blob_is_whole_and_tells_how_far_it_is(tmp_p
     assert origin.sent() == want.size
 
 
+async def test_what_was_queued_may_be_taken_back_at_any_moment(tmp_path: Path, origin: Origin) -> None:
+    wants = [origin.add(Made(MIB, seed), f"{seed}.bin") for seed in range(4)]
+    async with running(tmp_path, [origin.url]) as store:
+        store.prefetch(wants[:1])
+        store.drop_queued(wants[:1])  # its turn came in the same moment
+        store.prefetch(wants)
+        async with trio.open_nursery() as nursery:
+            for want in wants:
+                nursery.start_soon(store.fill, want)
+        assert all(store.status(want.sha256).complete for want in wants)
+
+
 async def test_fill_says_that_there_is_no_room(tmp_path: Path, origin: Origin) -> None:
     settings = msgspec.structs.replace(QUICK, cache_limit_gib=8 / 1024)
     want = origin.add(Made(9 * MIB), "large.bin")
