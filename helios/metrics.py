@@ -95,6 +95,29 @@ class MountMetrics(Metrics):
         self.cache_limit = Gauge(
             "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
         )
+        self.pool_used = Gauge("helios_mount_pool_used_bytes", "Memory that the pool takes", ["kind"], registry=r)
+        # kind: small, header, recipe, chunk
+        self.pool_limit = Gauge("helios_mount_pool_limit_bytes", "Most memory of the pool", registry=r)
+        self.pool_hits = Counter("helios_mount_pool_hits_total", "Chunks found in the pool", ["kind"], registry=r)
+        self.manifest_bytes = Gauge(
+            "helios_mount_manifest_bytes", "Memory that the manifests in use take, about", registry=r
+        )
+        self.shadow_compared = Counter(
+            "helios_mount_shadow_compared_total", "Reads compared with a plain download", ["way"], registry=r
+        )  # way: read, passthrough
+        self.shadow_bytes = Counter("helios_mount_shadow_bytes_total", "Bytes of reads compared", registry=r)
+        self.shadow_mismatches = Counter(
+            "helios_mount_shadow_mismatches_total", "Reads that differ from a plain download", registry=r
+        )
+        self.shadow_errors = Counter(
+            "helios_mount_shadow_errors_total", "Reads that could not be compared", ["side"], registry=r
+        )  # side: mount, download
+        self.shadow_dropped = Counter(
+            "helios_mount_shadow_dropped_total", "Reads not compared because too many waited", registry=r
+        )
+        self.shadow_seconds = Histogram(
+            "helios_mount_shadow_seconds", "Time of the reads compared", ["side"], buckets=LATENCY_S, registry=r
+        )
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inherited_files = Gauge(
             "helios_mount_inherited_files", "Files held because they are open since an earlier worker", registry=r

@@ -75,6 +75,8 @@ def mounts_of(home: Home) -> list[dict[str, Any]]:
             "log": state.log,
             "volumes": volumes["volumes"] if (volumes := _ask(state, alive, "volumes")) else None,
             "activity": _ask(state, alive, "activity"),
+            "pool": status["pool"] if (status := _ask(state, alive, "status")) else None,
+            "shadow": shadow if (shadow := _ask(state, alive, "shadow")) and shadow["percent"] else None,
         }
         for state, alive in mounts.states(home)
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
+from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
 from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.blob import Blob
@@ -30,7 +31,9 @@ from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.policy import Bounds
+from heliosfs.tiers.pool import Pool
 from heliosfs.tree.snapshot import WEIGHTS
 
 __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
@@ -86,6 +89,8 @@ class BlobStore:
         self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
         self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
         """The local tier's room: what is kept, what goes."""
+        self.pool = Pool(settings.pool_mib << 20, metrics, time.monotonic)
+        """Verified bytes in memory."""
         self._engine = Engine(
             self._lanes,
             settings,
@@ -95,6 +100,7 @@ class BlobStore:
             idle=self._idle,
             released=self._released,
             room=self.room,
+            pool=self.pool,
         )
         self._settler = Settler(
             self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
@@ -153,6 +159,8 @@ class BlobStore:
         blob.handles += 1
         try:
             await self._load(blob)
+            if not blob.whole and not blob.planned and self._remembered(want) is not None:
+                await self._prepare(blob)  # so that even its first READ needs nobody
         except BaseException:
             self._drop_handle(blob)
             raise
@@ -180,6 +188,11 @@ class BlobStore:
     def has(self, blob: Blob, offset: int, count: int) -> bool:
         """Whether these bytes of a partial blob are here. Any thread may ask while the blob is open."""
         return self._engine.planner.has(blob.key, offset, count)
+
+    def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None:
+        """These bytes from the memory pool, in pieces; None when it lacks some. Any thread."""
+        recipe = blob.recipe or self._remembered(blob.want)
+        return None if recipe is None else self.pool.read(recipe, offset, count)
 
     def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
         """A handle was read up to ``offset`` without the loop's help. Any thread."""
@@ -250,7 +263,7 @@ class BlobStore:
     def usage(self) -> BlobsUsage:
         """What is held and under way now."""
         engine, filler = self._engine, self._filler
-        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, engine.memory.used)
+        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
 
     # --- what is wrong on the disk ---
 
@@ -312,7 +325,9 @@ class BlobStore:
             try:
                 found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
-                raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
+                fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
+                log.warning("a cached file can't be opened; it is fetched instead", extra=fields)
+                found = Loaded()
             blob.loaded, blob.whole = True, found.whole
             self.room.loaded(blob.local)
             if found.recipe is not None:
@@ -324,10 +339,33 @@ class BlobStore:
         async with blob.preparing:
             if blob.whole or blob.planned:
                 return
-            recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
+            recipe = self._remembered(blob.want)
+            if recipe is None:
+                recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
             if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
                 self.room.loaded(blob.local)
             self._engine.add(blob, recipe, None)
+
+    def _remembered(self, want: BlobRef) -> Recipe | None:
+        """The blob's recipe, where the pool has it."""
+        return self.pool.recipe(want.recipe_digest, want.sha256, want.size)
+
+    def _recipe_of(self, want: BlobRef) -> Callable[[Source, float], Recipe]:
+        """What a thread does to get the blob's recipe, checked."""
+
+        def ask(source: Source, timeout_s: float) -> Recipe:
+            record = source.recipe(want, timeout_s)
+            try:
+                recipe = Recipe.decode(record, want.recipe_digest)
+            except IntegrityError:  # damaged on its way, perhaps: like a chunk it is asked for once more
+                record = source.recipe(want, timeout_s)
+                recipe = Recipe.decode(record, want.recipe_digest)
+            if recipe.blob != want.sha256 or recipe.size != want.size:
+                raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
+            self.pool.offer_recipe(want.recipe_digest, record)
+            return recipe
+
+        return ask
 
     def _begin_fill(self, blob: Blob) -> None:
         if self._nursery is not None:
@@ -450,10 +488,25 @@ class BlobHandle:
         if not blob.whole:
             if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
-            if not 0 <= offset - self._told < TELL_BYTES:
-                self._told = offset
-                self._store.progressed_soon(blob, self._number, offset + count)
+            self._tell(offset, count)
         return fd, count
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
+
+        Any thread may ask while the handle is open.
+        """
+        blob, count = self._blob, min(size, self.size - offset)
+        parts = self._store.held(blob, offset, count) if count > 0 else None
+        if parts is not None and blob.planned:
+            self._tell(offset, count)
+        return parts
+
+    def _tell(self, offset: int, count: int) -> None:
+        """Let the loop know now and then how far the reader is."""
+        if not 0 <= offset - self._told < TELL_BYTES:
+            self._told = offset
+            self._store.progressed_soon(self._blob, self._number, offset + count)
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
@@ -480,15 +533,3 @@ def bounds_of(settings: MountSettings) -> Bounds:
             hint="The limit is 0 (none) or more, the share that stays free at least 0 and less than 1.",
         )
     return Bounds(int(limit_gib * (1 << 30)) or None, min_free)
-
-
-def _recipe_of(want: BlobRef) -> Callable[[Source, float], Recipe]:
-    """What a thread does to get the blob's recipe, checked."""
-
-    def ask(source: Source, timeout_s: float) -> Recipe:
-        recipe = Recipe.decode(source.recipe(want, timeout_s), want.recipe_digest)
-        if recipe.blob != want.sha256 or recipe.size != want.size:
-            raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
-        return recipe
-
-    return ask

@@ -30,7 +30,7 @@ def mount_view(mount: dict[str, Any], width: int) -> RenderableType:
         parts.append(Text("  it does not answer" if mount["alive"] else "  its process is gone", style="red"))
         return Group(*parts, Text())
     wide = width >= NARROW
-    parts.append(_summary(now))
+    parts.append(_summary(now, mount["pool"], mount["shadow"]))
     parts.append(_tiers(now["tiers"], wide))
     sections: list[tuple[list[Any], Callable[[list[Any], bool], Table]]] = [
         (now["models"], _models),
@@ -59,7 +59,7 @@ def _title(mount: dict[str, Any]) -> Text:
     return title
 
 
-def _summary(now: dict[str, Any]) -> Table:
+def _summary(now: dict[str, Any], pool: dict[str, Any] | None, shadow: dict[str, Any] | None) -> Table:
     grid = Table.grid(padding=(0, 2))
     reads, opens = now["reads"], now["opens"]
     grid.add_row(
@@ -86,8 +86,20 @@ def _summary(now: dict[str, Any]) -> Table:
         f"{'paused' if scrub['paused'] else rate}{', ' if passes else ''}{passes}",
         Text.assemble(f"{size_text(scrub['checked_bytes'])} looked at, ", _bad(scrub["bad"])),
     )
-    grid.add_row(_label("memory"), size_text(now["rss_bytes"]), "")
+    held = "" if pool is None else f"pool {size_text(pool['used'])} of {size_text(pool['limit'])}"
+    hits = "" if pool is None else f"{sum(pool['hits'].values())} hits"
+    grid.add_row(_label("memory"), f"{size_text(now['rss_bytes'])}, {held}".rstrip(", "), hits)
+    if shadow is not None:
+        differ = Text(f"{shadow['mismatches']} differ", "bold red" if shadow["mismatches"] else "green")
+        failed = shadow["mount_errors"] + shadow["download_errors"]
+        counts = Text.assemble(differ, f", {failed} failed, {shadow['dropped']} dropped; {_shadow_times(shadow)}")
+        grid.add_row(_label("shadow"), f"{shadow['compared']} reads compared ({shadow['percent']:g}%)", counts)
     return grid
+
+
+def _shadow_times(shadow: dict[str, Any]) -> str:
+    sides = ((shadow[f"{side}_seconds"], side) for side in ("mount", "download"))
+    return ", ".join(f"{side} {seen['p50'] * 1e3:.1f}/{seen['p99'] * 1e3:.1f} ms" for seen, side in sides)
 
 
 def _tiers(tiers: list[dict[str, Any]], wide: bool) -> Table:

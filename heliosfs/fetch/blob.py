@@ -33,11 +33,11 @@ class Waiter:
         if not self.need:
             self.event.set()
 
-    def copy(self, index: int, start: int, data: bytes) -> None:
+    def copy(self, index: int, start: int, data: memoryview) -> None:
         """Take what the READ needs from a chunk that starts at ``start`` in the blob."""
         first = max(start, self.offset)
         last = min(start + len(data), self.offset + len(self.view))
-        self.view[first - self.offset : last - self.offset] = memoryview(data)[first - start : last - start]
+        self.view[first - self.offset : last - self.offset] = data[first - start : last - start]
         self.copied.add(index)
 
     def fail(self, error: HeliosError) -> None:

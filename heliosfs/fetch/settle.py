@@ -118,14 +118,16 @@ class Settler:
         return error is None
 
     async def _finish(self, blob: Blob) -> None:
-        error = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
-        if error is None:
+        result = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
+        if result.error is None:
             blob.whole = True
             blob.unflushed, blob.unflushed_bytes = [], 0
             self._engine.remove(blob)
             self._became_whole(blob)
         else:
-            self._engine.disk_failed(blob, error)
+            self._engine.disk_failed(blob, result.error)
+            if not result.synced:
+                self._lost(blob, [], result.error)
         self._end(blob)
 
     def _lost(self, blob: Blob, batch: list[int], error: OSError) -> None:
@@ -160,9 +162,15 @@ def _forget(local: LocalBlob, chunks: Sequence[int]) -> OSError | None:
     return None
 
 
-def _finish(local: LocalBlob) -> OSError | None:
+def _finish(local: LocalBlob) -> _Flushed:
+    """In a thread. The data is flushed apart: when that fails, trying again would succeed and say nothing of it."""
+    try:
+        if not local.whole:
+            local.sync()
+    except OSError as error:
+        return _Flushed(False, error)
     try:
         local.finish()
     except OSError as error:
-        return error
-    return None
+        return _Flushed(True, error)
+    return _Flushed(True)

@@ -26,8 +26,9 @@ from helios.names import RepoId
 from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.flights import Flights
 from heliosfs.fuse.errors import errno_of
-from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
+from heliosfs.fuse.handles import BlobReader, Buffer, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
+from heliosfs.shadow.shadow import Shadow
 from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
@@ -99,11 +100,12 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         gid: int,
         mounted_ns: int | None = None,
         generation: int = 1,
+        shadow: Shadow | None = None,
         alone: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self.metrics = metrics
+        self.metrics, self._shadow = metrics, shadow
         self.numbers = itertools.count()
         self.under_way: dict[int, float] = {}
         """When each operation under way began, by ``time.perf_counter``, the oldest first."""
@@ -154,10 +156,27 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
 
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return None if handle is None else handle.held(offset, size)
+
     def whole(self, fh: int) -> int:
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
+
+    def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
+        """A READ was answered with these bytes; any thread may say so."""
+        handle = None if self._shadow is None else self._handles.files.get(fh)
+        if self._shadow is not None and handle is not None and handle.want is not None:
+            self._shadow.read(handle.want, offset, parts, seconds)
+
+    def passed(self, fh: int) -> None:
+        """The kernel is about to be given a handle's whole file to read itself; any thread may say so."""
+        handle = None if self._shadow is None else self._handles.files.get(fh)
+        if self._shadow is not None and handle is not None and handle.want is not None:
+            self._shadow.opened(handle.want, handle.whole_fd())
 
     async def inherit(self, inodes: Iterable[int]) -> None:
         """Hold the files that the kernel has open since an earlier worker: nobody may take them for unused."""
@@ -260,7 +279,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         if handle is None:
             handle = await self._reopening.share(fh, lambda: self._reopen_file(fh))
-        return await handle.read(off, size)
+        started = time.perf_counter()
+        data = await handle.read(off, size)
+        if self._shadow is not None and handle.want is not None:
+            self._shadow.read(handle.want, off, [data], time.perf_counter() - started)
+        return data
 
     @operation
     async def release(self, fh: int) -> None:
@@ -289,10 +312,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return await opener(node)
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
-        handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
-        self.metrics.opens.labels(self._blobs.status(node.entry.sha256).tier).inc()
+        want = _blob_ref(node.entry, node.repo, node.commit, node.path)
+        handle = await self._blobs.open(want)
+        self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
-        return BlobReader(handle, self._local, self._local_bytes)
+        return BlobReader(handle, self._local, want, self._local_bytes)
 
     async def _shards(self, node: BlobFile) -> list[BlobRef]:
         """The other shards of a weight file: whoever opens one will read them next."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ import msgspec
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.manifest import canonical
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import replace_file
 from heliosfs.tiers.policy import Use
 
 log = logging.getLogger("heliosfs.tiers")
@@ -116,13 +115,7 @@ def read_record(path: Path, magic: bytes, empty: T) -> T:
 
 def write_record(path: Path, magic: bytes, record: Any) -> None:
     text = magic + canonical(msgspec.to_builtins(record))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(text + _tail(text))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
+    replace_file(path, text + _tail(text), path.with_name(f".{path.name}.tmp"))
 
 
 def _tail(text: bytes) -> bytes:

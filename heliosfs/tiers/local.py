@@ -1,9 +1,10 @@
 """One blob on the local disk: absent, partial or whole.
 
 A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
-safe: data, fdatasync, journal entry; and at the end data, fsync, rename. Nothing that was not verified is ever written
-by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link to an object of
-the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing is written to it.
+safe: data, fdatasync, journal entry, fdatasync again; and at the end data, fsync, rename. Nothing that was not verified
+is ever written by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link
+to an object of the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing
+is written to it.
 
 Calls block and come from any thread. ``load``, ``sync``, ``record`` and ``finish`` of one blob are never made at the
 same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
@@ -19,11 +20,12 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback
+from heliosfs.store.syscalls import start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.sums import Sums, Tally
 
@@ -45,6 +47,8 @@ class Places(Protocol):
     def went(self, sha256: str) -> None: ...
     def sync_whole(self, sha256: str) -> None: ...
     def sync_partial(self) -> None: ...
+    def unlinked(self, sha256: str) -> None: ...
+    def may_return(self, sha256: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class LocalBlob:
         self._map_fd = -1
         self._map_end = 0
         self._seed = 0
+        self._named = False
+        """Whether the names of the partial files are on the disk for certain."""
         self._tally: Tally | None = None
         self._sums_bytes = 0
         self._lock = threading.Lock()
@@ -149,12 +155,19 @@ class LocalBlob:
             os.fdatasync(fd)
 
     def record(self, chunks: Iterable[int]) -> None:
-        """Enter chunks that were written before the last ``sync`` into the journal. Raises OSError."""
+        """Enter chunks that were written before the last ``sync`` into the journal; then they survive a power cut.
+
+        Raises OSError; may be called again.
+        """
         entries = bitmap.entries(self._seed, self._map_end, chunks)
         written = 0
         with self._using():
             while written < len(entries):
                 written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
+            os.fdatasync(self._map_fd)
+            if not self._named:
+                self._places.sync_partial()
+                self._named = True
         self._map_end += len(entries)
 
     def finish(self) -> None:
@@ -167,7 +180,10 @@ class LocalBlob:
                 os.fsync(fd)
                 os.fchmod(fd, 0o444)
                 path = self._places.whole_path(self.sha256)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                directory = os.path.dirname(path)
+                if not os.path.isdir(directory):
+                    os.makedirs(directory, exist_ok=True)
+                    sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
                 read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     os.rename(self._places.data_path(self.sha256), path)
@@ -178,7 +194,8 @@ class LocalBlob:
                     os.close(read_only)
                 _advise(fd)
             self._places.sync_whole(self.sha256)
-            unlink(self._places.map_path(self.sha256))
+            if unlink(self._places.map_path(self.sha256)):
+                self._places.unlinked(self.sha256)
             map_fd, self._map_fd = self._map_fd, -1
             if map_fd >= 0:
                 os.close(map_fd)
@@ -233,6 +250,11 @@ class LocalBlob:
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
         beside = self._sums_bytes if self.whole else self._map_end
         return data + _blocks(beside) if data or not self.whole else 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called; calls may still be under way, and the descriptors go with the last of them."""
+        return self._closed
 
     @property
     def ended(self) -> bool:
@@ -301,7 +323,7 @@ class LocalBlob:
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
-            self.fd, self.sealed = _open_data(data_path)
+            self.fd, sealed = _open_data(data_path)
             self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             with os.fdopen(os.dup(self._map_fd), "rb") as file:
                 journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
@@ -320,19 +342,21 @@ class LocalBlob:
             self._close_files()
             raise
         os.ftruncate(self._map_fd, journal.end)
-        self._map_end, self._seed = journal.end, journal.seed
+        self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
         self._tally = Tally(journal.recipe)
         _advise(self.fd)
         return journal
 
     def _create(self, recipe: Recipe) -> None:
         try:
+            self._remove_partial()  # what could not be loaded
             self.fd = os.open(self._places.data_path(self.sha256), _NEW, 0o600)
             os.ftruncate(self.fd, self.size)
             self._start_journal(recipe)
         except OSError:
             self._close_files()
-            self._remove_partial()
+            with contextlib.suppress(OSError):  # a half is of no use to anybody, now or later
+                self._remove_partial()
             raise
 
     def _start_journal(self, recipe: Recipe) -> None:
@@ -347,7 +371,7 @@ class LocalBlob:
         _advise(self.fd)
 
     def _remove_partial(self) -> None:
-        if unlink(self._places.map_path(self.sha256)):
+        if unlink(self._places.map_path(self.sha256)) or self._places.may_return(self.sha256):
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
         unlink(self._places.data_path(self.sha256))
