@@ -195,7 +195,9 @@ def test_the_scrubber_finds_a_flipped_bit_and_a_pinned_file_comes_back_by_itself
         assert told["tiers"]["l1"]["passes"] > 0
     with far_away_again(helios, helios_home, tmp_path, **environ) as mount:
         wait_for(lambda: call(mount, "GET", "activity")["scrubber"]["tiers"], 30, "the scrubber to start")
-        assert call(mount, "GET", "activity")["scrubber"]["tiers"]["l1"]["passes"] >= told["tiers"]["l1"]["passes"]
+        found = call(mount, "GET", "activity")
+        assert found["scrubber"]["tiers"]["l1"]["passes"] >= told["tiers"]["l1"]["passes"]
+        assert [(model["local"], model["class"]) for model in found["models"]] == [(TOTAL, "pinned")]
 
 
 @contextlib.contextmanager
