@@ -47,7 +47,8 @@ MAX_GROUPS: Final = 64
 """Models of which is remembered what is not filled: a model that does not fit pushes nothing out."""
 
 STALL_S: Final = 300.0
-"""A fill that somebody waits for fails when not a byte came for this long, in seconds."""
+REFUSED_S: Final = 30.0
+"""A fill that somebody waits for fails when not a byte came for this long, in seconds; sooner when it is the disk."""
 
 POLL_S: Final = 0.05
 """How often it is looked how far such a fill is, in seconds."""
@@ -301,6 +302,8 @@ class Filler:
                 note(local)
             elif planner.stuck(blob.key) and planner.held_for(blob.key, now) > LONGEST_PAUSE_S:
                 raise IntegrityError(f"{blob.want.path}: no source has all of it right; the log says why")
+            elif self._engine.disk.failures and now - since > REFUSED_S:
+                raise Unavailable(f"{blob.want.path}: the cache's disk takes nothing; the log says why")
             elif now - since > STALL_S:
                 raise Unavailable(f"{blob.want.path}: no source gave a byte for {STALL_S:g} s; the log says why")
             await trio.sleep(POLL_S)
