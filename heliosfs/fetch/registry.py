@@ -81,7 +81,12 @@ class RegistrySource:
         self, want: BlobRef, recipe: Recipe, chunks: range, buffer: memoryview, deliver: Deliver, timeout_s: float
     ) -> None:
         for segment in self._placed(want, recipe, timeout_s).segments(chunks):
-            self._fetch_segment(recipe, segment, buffer, deliver, timeout_s)
+            try:
+                self._fetch_segment(recipe, segment, buffer, deliver, timeout_s)
+            except Unavailable:
+                if not segment.object.url.startswith("/"):
+                    self._doubt(want.sha256)
+                raise
 
     def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
         asked = self._clock()
@@ -104,6 +109,12 @@ class RegistrySource:
                 self._ask(slot, want, recipe, timeout_s)
             assert slot.placed is not None
             return slot.placed
+
+    def _doubt(self, sha256: str) -> None:
+        """Another host fails, which may be the wrong one by now: the next one to ask gets a new placement."""
+        slot = self._slot(sha256)
+        with slot.lock:
+            slot.until = float("-inf")
 
     def _slot(self, sha256: str) -> _Slot:
         with self._lock:
