@@ -45,13 +45,15 @@ class Node:
 class BlobFile(Node):
     """A file of a repository. Its inode belongs to the content and the executable bit, wherever it was found.
 
+    The size is part of it, though the hash decides it: a manifest that lies must not change a file of another one.
+
     ``snapshot`` and ``path`` say where: a blob may be in many places.
     """
 
     __slots__ = ("commit", "entry", "path", "repo")
 
     def __init__(self, entry: FileEntry, snapshot: Snapshot, path: str, *, executable: bool) -> None:
-        key = ("blob", entry.sha256, "x" if executable else "-")
+        key = ("blob", entry.sha256, str(entry.size), "x" if executable else "-")
         super().__init__(key, EXECUTABLE if executable else REGULAR, size=entry.size, mtime=snapshot.time)
         self.entry, self.repo, self.commit, self.path = entry, snapshot.repo, snapshot.commit, path
 

@@ -28,7 +28,7 @@ from heliosfs.store.manifest import Manifest
 from heliosfs.store.recipe import MAX_CHUNK
 from tests.support.front import LIES, Asked, Front, Strike, nothing
 from tests.support.mounts import MODES, Mount, mounted, write
-from tests.support.reading import outcome, within
+from tests.support.reading import drop_names, outcome, within
 
 pytestmark = pytest.mark.fuse
 
@@ -44,9 +44,11 @@ class Scene:
     front: Front
     registry: RegistryClient
     base: Path
+    untouched: dict[str, bytes]
+    """Files of ``org/good`` that nobody has read."""
 
-    def publish(self, name: str, data: bytes) -> str:
-        directory = write(self.base / name, {"data.txt": data})
+    def publish(self, name: str, files: dict[str, bytes]) -> str:
+        directory = write(self.base / name, files)
         return publish(self.registry, directory, RepoId.parse(name), "main", files=scan(directory)).commit
 
     def read(self, path: Path) -> bytes | int:
@@ -71,17 +73,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         contextlib.closing(registry.client()) as client,
         mounted(home, base / "mnt", "--registry", front.url, **settings) as mount,
     ):
-        yield Scene(mount, front, client, base)
+        scene = Scene(mount, front, client, base, {f"{n}.txt": MADE.randbytes(50_000 + n) for n in range(60)})
+        scene.publish("org/good", scene.untouched)
+        yield scene
 
 
 @pytest.fixture
 def good(scene: Scene) -> Iterator[None]:
-    """A model that can be read whatever is said of another one: names, and bytes that were never fetched."""
-    number = sum(1 for _ in (scene.base / "good").iterdir()) if (scene.base / "good").exists() else 0
-    data = MADE.randbytes(100_000)
-    commit = scene.publish(f"good/m{number}", data)
+    """Another model can be read whatever is said of one: its names, and bytes that were never fetched."""
     yield
-    assert scene.read(scene.mount.path / f"good/m{number}" / commit / "data.txt") == data
+    name, data = scene.untouched.popitem()
+    assert scene.read(scene.mount.path / "org/good/@main" / name) == data
     scene.front.plan = nothing
 
 
@@ -101,7 +103,7 @@ def lie_about(part: str, subject: str, strike: Strike) -> Callable[[Asked], Stri
 def test_an_answer_that_lies_is_eio(scene: Scene, part: str, kind: Any) -> None:
     name = f"bad/{part.strip('/')}-{kind}-{MADE.randrange(1 << 30)}"
     data = MADE.randbytes(SIZE)
-    commit = scene.publish(name, data)
+    commit = scene.publish(name, {"data.txt": data})
     subject = hashlib.sha256(data).hexdigest() if part == "/objects/" else name.replace("/", "%2F")
     scene.front.plan = lie_about(part, subject, Strike(kind, after=40))
     struck = scene.front.struck[kind]
@@ -152,7 +154,7 @@ PLACEMENTS: dict[str, Callable[[Any], Any]] = {
 def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) -> None:
     name = f"bad/placement-{sorted(PLACEMENTS).index(lie)}"
     data = MADE.randbytes(SIZE)
-    commit = scene.publish(name, data)
+    commit = scene.publish(name, {"data.txt": data})
     change = PLACEMENTS[lie]
     strike = Strike("changed", change=lambda body: json.dumps(change(json.loads(body))).encode())
     scene.front.plan = lie_about("/placements", name.replace("/", "%2F"), strike)
@@ -167,15 +169,18 @@ def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) ->
 @pytest.mark.usefixtures("good")
 @pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE + 1, SIZE + (1 << 40), (1 << 63) - 1])
 def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size: int) -> None:
-    """The manifest and the commit's record agree with each other; the file's recipe does not."""
+    """The manifest and the commit's record agree with each other; the file's recipe does not. Who has the same content
+    under an honest manifest sees its own size and its own bytes."""
     name = f"bad/manifest-{size}"
     data = MADE.randbytes(SIZE)
-    commit = scene.publish(name, data)
+    commit, twin = (scene.publish(each, {"data.txt": data}) for each in (name, f"{name}-twin"))
+    honest = scene.mount.path / f"{name}-twin" / twin / "data.txt"
+    assert honest.stat().st_size == SIZE
     entry = Manifest.decode(scene.registry.manifest(RepoId.parse(name), commit)).files["data.txt"]
     forged = Manifest({"data.txt": msgspec.structs.replace(entry, size=size)})
 
     def plan(asked: Asked) -> Strike | None:
-        if name.replace("/", "%2F") not in asked.path:
+        if f"repo=models%2F{name.replace('/', '%2F')}&" not in asked.path:
             return None
         if "/manifest" in asked.path:
             return Strike("changed", change=lambda body: forged.encode())
@@ -193,3 +198,8 @@ def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size
             return os.pread(file.fileno(), 4096, max(0, size // 2 - 10))
 
     assert within(60, lambda: outcome(some)) == (errno.EIO if size else b"")
+    assert honest.stat().st_size == SIZE
+    assert scene.read(honest) == data
+    drop_names(scene.mount.path)
+    assert within(30, path.stat).st_size == size
+    assert (honest.stat().st_size, scene.read(honest)) == (SIZE, data)
