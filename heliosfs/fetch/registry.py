@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, NotFound, Unavailable
 from helios.http.client import HttpClient, Response, error_of
+from helios.names import RepoId
 from heliosfs.fetch.source import BlobRef, Deliver
 from heliosfs.store.placement import PlacedBlob, Placement, Segment
 from heliosfs.store.recipe import Recipe
@@ -132,7 +133,16 @@ class RegistrySource:
         slot.fetched, slot.until = now, now + placement.lease_s
 
     def _get(self, path: str, want: BlobRef, timeout_s: float, limit: int) -> bytes:
-        params = {"repo": str(want.repo), "blob": want.sha256}
+        """The answer about a blob, through the first of its repositories that still has it."""
+        for repo in (want.repo, *want.also):
+            try:
+                return self._get_through(repo, path, want.sha256, timeout_s, limit)
+            except NotFound as error:
+                failure = error
+        raise failure
+
+    def _get_through(self, repo: RepoId, path: str, sha256: str, timeout_s: float, limit: int) -> bytes:
+        params = {"repo": str(repo), "blob": sha256}
         with self._send(self._client, path, timeout_s, params=params) as response:
             data = response.read(limit)
         if response.status >= 400:

@@ -272,7 +272,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return await opener(node)
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
-        handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
+        handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path, node.also))
         self._blobs.prefetch(await self._shards(node))
         return BlobReader(handle, self._local)
 
@@ -393,5 +393,5 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return out
 
 
-def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str) -> BlobRef:
-    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe)
+def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str, also: tuple[RepoId, ...] = ()) -> BlobRef:
+    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe, also)
