@@ -15,6 +15,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -208,6 +209,30 @@ class Catalog:
         commits = dict.fromkeys((refs.value or {}).values())
         commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
         return Known(tuple(commits), refs.at)
+
+    async def remembered(self, most: int) -> list[Snapshot]:
+        """Commits that were seen and whose manifest is here, at most so many of them. Asks nobody."""
+        records = [record for commits in self._commits.values() for record in reversed(commits.values())][:most]
+        known = {key: held.snapshot for key, held in self._snapshots.items()}
+        missing = [record for record in records if (record.repo, record.commit) not in known]
+
+        def load() -> list[Snapshot]:
+            found = []
+            for record in missing:
+                data = self._recorded(record.manifest) if record.manifest not in self._refused else None
+                if data is not None:
+                    with suppress(Unusable):  # whoever asks for it is told
+                        found.append(_snapshot(record, data).snapshot)
+            return found
+
+        if not missing:
+            return list(known.values())
+        return list(known.values()) + await trio.to_thread.run_sync(load, limiter=self._one_at_a_time)
+
+    def refs_at(self, repo: RepoId, commit: str) -> list[str]:
+        """The refs that named this commit when they were last asked for, sorted."""
+        known = self._refs.get(repo)
+        return [] if known is None else sorted(ref for ref, value in known.value.items() if value == commit)
 
     # --- asking ---
 

@@ -9,6 +9,9 @@ import os
 from pathlib import Path
 from typing import Final
 
+REFUSED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What a disk says that takes nothing more; what is on it can be read."""
+
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -145,11 +145,16 @@ class Evictor:
             self.policy.put(local.sha256, local.size, local.cost)
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """Something was written for the blob, which is open, with this loan."""
-        self._changed.add(local.sha256)
-        self._grown.add(local.sha256)
-        if local.fd >= 0:
-            grown = self.policy.put(local.sha256, local.size, local.cost)
+        """Something was written for the blob with this loan; by a thread that was given up it may be closed by now."""
+        sha256 = local.sha256
+        self._changed.add(sha256)
+        self._grown.add(sha256)
+        if not local.closed:
+            cost = local.cost if local.fd >= 0 else None
+        else:
+            cost = self._left(sha256) if self.policy.holds(sha256) == 1 else None
+        if cost is not None:
+            grown = self.policy.put(sha256, local.size, cost)
             if loan is not None:
                 self.policy.wrote(loan, grown)
 
@@ -332,6 +337,14 @@ class Evictor:
                 self._take(local.sha256, found.found)
         finally:
             self.policy.let_go(local.sha256)
+
+    def _left(self, sha256: str) -> int | None:
+        """What a blob takes that nobody has open but a thread that was given up."""
+        try:
+            found = self._l1.measure(sha256)
+        except OSError:
+            return None
+        return None if found is None else found.cost
 
     async def scan(self) -> None:
         """Measure every file: some may have gone, or may have lost their other name."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -25,11 +26,13 @@ from pathlib import Path
 
 from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import REFUSED, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob, unlink
 from heliosfs.tiers.policy import Disk
 from heliosfs.tiers.quarantine import Quarantine, Taken
+
+log = logging.getLogger("heliosfs.tiers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ class L1:
         self.root, self._beside = root, beside
         self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
+        self._unlinked: set[str] = set()
         try:
             for name in ("blobs", "partial"):
                 if not (root / name).is_dir():
                     (root / name).mkdir(parents=True, exist_ok=True)
                     for directory in (root, root.parent):
                         sync_directory(directory)
-            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock_fd = _open_lock(root / "lock")
         except OSError as error:
             kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             raise kind(
@@ -82,6 +86,10 @@ class L1:
             os.close(self._lock_fd)
             raise
         self._drop_halves()
+        try:
+            self.sync_partial()  # what was removed before stays removed
+        except OSError as error:
+            log.warning("the cache directory can't be synced", extra={"reason": error.strerror})
         self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
 
     def close(self) -> None:
@@ -167,6 +175,11 @@ class L1:
             self.went(sha256)
         return taken
 
+    def is_whole(self, sha256: str) -> bool:
+        """Whether all of a blob is here, without a look at the disk."""
+        with self._lock:
+            return sha256 in self._whole
+
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
         disk = os.statvfs(self.root)
@@ -216,7 +229,24 @@ class L1:
             sync_directory(path)
 
     def sync_partial(self) -> None:
-        sync_directory(self.root / "partial")
+        with self._lock:
+            before, self._unlinked = self._unlinked, set()
+        try:
+            sync_directory(self.root / "partial")
+        except OSError:
+            with self._lock:
+                self._unlinked |= before
+            raise
+
+    def unlinked(self, sha256: str) -> None:
+        """A blob's journal was removed, which may not be on the disk yet."""
+        with self._lock:
+            self._unlinked.add(sha256)
+
+    def may_return(self, sha256: str) -> bool:
+        """Whether a power cut may undo the removal of a blob's journal."""
+        with self._lock:
+            return sha256 in self._unlinked
 
     def _own(self) -> None:
         try:
@@ -230,10 +260,8 @@ class L1:
         try:
             os.ftruncate(self._lock_fd, 0)
             os.pwrite(self._lock_fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # a full disk: the lock counts, the text in it does not
+        except OSError as error:  # the lock counts, the text in it does not
+            log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
 
     def _drop_halves(self) -> None:
         """Remove partial files that are of no use: half of a pair, which a kill left, and what is whole as well, when
@@ -244,7 +272,11 @@ class L1:
         for stem, suffixes in pairs.items():
             if suffixes != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
                 for suffix in suffixes & {".data", ".map"}:
-                    (self.root / "partial" / (stem + suffix)).unlink()
+                    path = self.root / "partial" / (stem + suffix)
+                    try:
+                        path.unlink()
+                    except OSError as error:  # it is not believed, whether it can be removed or not
+                        log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root / "blobs") as fans:
@@ -252,6 +284,16 @@ class L1:
                 if fan.is_dir(follow_symlinks=False):
                     with os.scandir(fan) as entries:
                         yield from entries
+
+
+def _open_lock(path: Path) -> int:
+    """A lock can be held on a read-only disk, too, if it was there before."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _cost(status: os.stat_result) -> int:

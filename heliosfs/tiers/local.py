@@ -47,6 +47,8 @@ class Places(Protocol):
     def went(self, sha256: str) -> None: ...
     def sync_whole(self, sha256: str) -> None: ...
     def sync_partial(self) -> None: ...
+    def unlinked(self, sha256: str) -> None: ...
+    def may_return(self, sha256: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,8 @@ class LocalBlob:
                     os.close(read_only)
                 _advise(fd)
             self._places.sync_whole(self.sha256)
-            unlink(self._places.map_path(self.sha256))
+            if unlink(self._places.map_path(self.sha256)):
+                self._places.unlinked(self.sha256)
             map_fd, self._map_fd = self._map_fd, -1
             if map_fd >= 0:
                 os.close(map_fd)
@@ -247,6 +250,11 @@ class LocalBlob:
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
         beside = self._sums_bytes if self.whole else self._map_end
         return data + _blocks(beside) if data or not self.whole else 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called; calls may still be under way, and the descriptors go with the last of them."""
+        return self._closed
 
     @property
     def ended(self) -> bool:
@@ -315,7 +323,7 @@ class LocalBlob:
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
-            self.fd, self.sealed = _open_data(data_path)
+            self.fd, sealed = _open_data(data_path)
             self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             with os.fdopen(os.dup(self._map_fd), "rb") as file:
                 journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
@@ -334,19 +342,21 @@ class LocalBlob:
             self._close_files()
             raise
         os.ftruncate(self._map_fd, journal.end)
-        self._map_end, self._seed = journal.end, journal.seed
+        self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
         self._tally = Tally(journal.recipe)
         _advise(self.fd)
         return journal
 
     def _create(self, recipe: Recipe) -> None:
         try:
+            self._remove_partial()  # what could not be loaded
             self.fd = os.open(self._places.data_path(self.sha256), _NEW, 0o600)
             os.ftruncate(self.fd, self.size)
             self._start_journal(recipe)
         except OSError:
             self._close_files()
-            self._remove_partial()
+            with contextlib.suppress(OSError):  # a half is of no use to anybody, now or later
+                self._remove_partial()
             raise
 
     def _start_journal(self, recipe: Recipe) -> None:
@@ -361,7 +371,7 @@ class LocalBlob:
         _advise(self.fd)
 
     def _remove_partial(self) -> None:
-        if unlink(self._places.map_path(self.sha256)):
+        if unlink(self._places.map_path(self.sha256)) or self._places.may_return(self.sha256):
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
         unlink(self._places.data_path(self.sha256))

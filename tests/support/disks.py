@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helios.mounts import mount_table
+
 
 @contextlib.contextmanager
 def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
@@ -26,7 +28,7 @@ def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
         with image.open("wb") as file:
             file.truncate(mib << 20)
         _do("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image))
-        _do("mount", "-o", "loop", str(image), str(path))
+        _do("mount", "-o", "loop,errors=remount-ro", str(image), str(path))
     try:
         yield path
     finally:
@@ -48,8 +50,26 @@ def fill_up(disk: Path, but: int = 0) -> Path:
 
 
 def remount(disk: Path, how: str) -> None:
-    """``ro`` or ``rw``. Even with files open for writing, as after an error of the device."""
+    """``ro`` or ``rw``; refused while a file is open for writing."""
     _do("mount", "-o", f"remount,{how}", str(disk))
+
+
+def fail(disk: Path) -> None:
+    """An error that makes an ext4 read-only at once, whoever writes there, until it is unmounted."""
+    device = next(entry.source for entry in mount_table() if entry.mountpoint == disk)
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("a test")
+
+
+@contextlib.contextmanager
+def covered(path: Path) -> Iterator[None]:
+    """While the block runs nothing below the directory can be opened for writing, made or removed; what is open can
+    be written."""
+    _do("mount", "--bind", str(path), str(path))
+    try:
+        _do("mount", "-o", "remount,bind,ro", str(path))
+        yield
+    finally:
+        _do("umount", "-l", str(path))
 
 
 def _takes(fd: int, size: int) -> bool:

@@ -209,11 +209,16 @@ class Shim:
 # --- what a power cut leaves -----------------------------------------------------------------------------------------
 
 
+Content = tuple[bytearray, int] | None
+State = dict[str, Content]
+
+
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A file's durable content and the changes of it that were not synced; a directory has neither."""
+    """A file's durable content and mode and the changes of it that were not synced; a directory has neither."""
 
     data: bytearray | None = field(default_factory=bytearray)
+    mode: int = 0o600
     pending: list[Step] = field(default_factory=list)
 
 
@@ -252,14 +257,16 @@ class Disk:
             self._open[step.file], self._names[step.file] = node, step.name
             if step.call == "empty":
                 node.pending.append(Step(step.number, "truncate", step.name, other=0))
-        elif step.call in ("write", "pwrite", "truncate"):
+        elif step.call in ("write", "pwrite", "truncate", "chmod"):
             self._open[step.file].pending.append(step)
         elif step.call == "sync":
             self._sync(step)
         elif step.call == "rename":
             self._change("rename", step.name, step.other, self._now[step.name])
         elif step.call == "link":
-            self._change("create", step.name, None, _Node(bytearray(step.other)))  # the other name is nobody's business
+            self._change(
+                "create", step.name, None, _Node(bytearray(step.other), 0o444)
+            )  # the other name is nobody's business
         elif step.call == "unlink":
             self._change("unlink", step.name, None, None)
         elif step.call == "mkdir":
@@ -268,7 +275,8 @@ class Disk:
     def _sync(self, step: Step) -> None:
         node = self._open[step.file]
         if node.data is not None:
-            node.data, node.pending = _applied(node, lambda _: "whole"), []
+            node.data, node.mode = _applied(node, lambda _: "whole")
+            node.pending = []
             return
         there = self._names[step.file]
         for change in [change for change in self._changes if there in change.directories]:
@@ -280,8 +288,8 @@ class Disk:
         _apply(self._now, change)
         self._changes.append(change)
 
-    def crash(self, names: Callable[[], bool], writes: Callable[[], str]) -> dict[str, bytes | None]:
-        """A state that a power cut can leave: path -> content, None for a directory.
+    def crash(self, names: Callable[[], bool], writes: Callable[[], str]) -> State:
+        """A state that a power cut can leave: path -> content and mode, None for a directory.
 
         ``names`` says whether a change of a name lasted, ``writes`` what became of a write: ``whole``, ``lost``,
         ``torn`` or ``zeros``.
@@ -290,14 +298,14 @@ class Disk:
         for change in self._changes:
             if names():
                 _apply(last, change)
-        contents: dict[int, bytes | None] = {}
-        found: dict[str, bytes | None] = {}
+        contents: dict[int, Content] = {}
+        found: State = {}
         for name, node in sorted(last.items()):
             parent = os.path.dirname(name)
             if parent and parent not in found:
                 continue  # a directory that did not last takes all below it with it
             if id(node) not in contents:
-                contents[id(node)] = None if node.data is None else bytes(_applied(node, lambda _: writes()))
+                contents[id(node)] = None if node.data is None else _applied(node, lambda _: writes())
             found[name] = contents[id(node)]
         return found
 
@@ -315,12 +323,15 @@ def _apply(names: dict[str, _Node], change: _Change) -> None:
     names[change.other] = change.node
 
 
-def _applied(node: _Node, fate: Callable[[Step], str]) -> bytearray:
+def _applied(node: _Node, fate: Callable[[Step], str]) -> tuple[bytearray, int]:
     assert node.data is not None
-    data = bytearray(node.data)
+    data, mode = bytearray(node.data), node.mode
     for step in node.pending:
         what = fate(step)
         if what == "lost":
+            continue
+        if step.call == "chmod":
+            mode = step.other
             continue
         if step.call == "truncate":
             size = step.other
@@ -334,13 +345,13 @@ def _applied(node: _Node, fate: Callable[[Step], str]) -> bytearray:
         if len(data) < step.offset:
             data += bytes(step.offset - len(data))
         data[step.offset : step.offset + len(part)] = part
-    return data
+    return data, mode
 
 
 FATES = ("whole", "lost", "torn", "zeros")
 
 
-def crashes(log: list[Step], rng: random.Random, tries: int = 6) -> Iterator[tuple[int, dict[str, bytes | None]]]:
+def crashes(log: list[Step], rng: random.Random, tries: int = 6) -> Iterator[tuple[int, State]]:
     """Of each moment of a log: states that a power cut then can leave, each once. Yields (steps made, state)."""
     disk, seen = Disk(), set()
     for done, step in enumerate(log, 1):
@@ -364,18 +375,20 @@ def crashes(log: list[Step], rng: random.Random, tries: int = 6) -> Iterator[tup
                 yield done, state
 
 
-def _digest(state: dict[str, bytes | None]) -> bytes:
+def _digest(state: State) -> bytes:
     whole = hashlib.sha256()
-    for name, data in sorted(state.items()):
-        whole.update(f"{name}\0{-1 if data is None else len(data)}\0".encode() + (data or b""))
+    for name, content in sorted(state.items()):
+        data, mode = content or (b"", 0)
+        whole.update(f"{name}\0{len(data)}\0{mode}\0".encode() + data)
     return whole.digest()
 
 
-def put(state: dict[str, bytes | None], root: Path) -> None:
+def put(state: State, root: Path) -> None:
     """Make the files of a state below ``root``, which is empty."""
-    for name, data in sorted(state.items()):
+    for name, content in sorted(state.items()):
         path = root / name
-        if data is None:
+        if content is None:
             path.mkdir()
         else:
-            path.write_bytes(data)
+            path.write_bytes(content[0])
+            path.chmod(content[1])

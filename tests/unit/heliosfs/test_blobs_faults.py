@@ -446,3 +446,26 @@ async def test_a_chunk_that_cannot_be_read_back_is_fetched_again(
         await handle.close()
     assert bad == [0]
     assert sum(offset == 0 for offset, _ in origin.spans()) == 3
+
+
+@pytest.mark.trio
+async def test_a_flush_that_fails_at_the_end_is_not_believed_when_it_is_tried_again(
+    tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch, expected_log_errors: Expect
+) -> None:
+    """The kernel says once that it lost what was written; the next fsync succeeds, and the data is on no disk."""
+    expected_log_errors("the cache could not be flushed")
+    want = origin.add(Made(100_000), "model.safetensors")
+    sync, failures = os.fdatasync, [errno.EIO]
+
+    def fails_once(fd: int) -> None:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    async with running(tmp_path, [origin.url]) as store:
+        handle = await store.open(want)
+        await filled(store, want)
+        assert await handle.read(0, want.size) == origin.data(want, 0, want.size)
+        assert origin.sent() == 2 * want.size
+        await handle.close()

@@ -403,8 +403,9 @@ async def test_a_snapshot_takes_no_more_memory_than_is_counted(path):
     assert taken <= held.cost
 
 
-async def test_a_short_manifest_of_very_many_directories_is_refused(catalog, registry):
-    deep = {f"{n}/" + "d/" * 1500 + "file": ENTRY for n in range(100)}
+async def test_a_short_manifest_of_very_many_directories_is_refused(catalog, registry, monkeypatch):
+    monkeypatch.setattr(catalog_module, "MAX_DIRECTORY_BYTES", 1 << 20)
+    deep = {f"{n}/" + "d/" * 300 + "file": ENTRY for n in range(10)}
     registry.manifests[C2] = Manifest(deep).encode()
     for _ in range(3):
         with pytest.raises(IntegrityError, match="too many directories"):

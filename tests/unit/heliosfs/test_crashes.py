@@ -19,6 +19,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.local import LocalBlob
 from tests.support import life
 from tests.support.durable import Shim, Step, crashes, put
 from tests.support.life import Job, Promises
@@ -95,6 +97,37 @@ def test_a_power_cut_at_any_step(scene: Scene) -> None:
             raise
         shutil.rmtree(again)
     assert states > 500
+
+
+def test_an_old_journal_never_comes_back(scene: Scene) -> None:
+    """A blob was whole, went, and is fetched again: no part of the power cut brings its first journal back."""
+    root, want, recipe = scene.root(), scene.wants["fill"], scene.recipes["fill"]
+
+    def store(l1: L1, chunks: list[int]) -> LocalBlob:
+        blob = l1.blob(want.sha256, want.size)
+        blob.load(want.recipe_digest)
+        for index in chunks:
+            start, end = recipe.span(index)
+            blob.write(recipe, index, memoryview(life.DATA["fill"][start:end]))
+        blob.sync()
+        blob.record(chunks)
+        return blob
+
+    with (shim := Shim(root)), life.told(shim.mark), L1(root / "cache") as l1:
+        blob = store(l1, [0, 1, 2, 3])
+        blob.finish()
+        blob.close()
+        l1.remove(want.sha256)
+        store(l1, [2]).close()
+    promises, at = Promises(), 0
+    for done, state in crashes(shim.log, random.Random(2), 100):
+        for step in shim.log[at:done]:
+            if step.call.startswith("#"):
+                promises.take(step.call[1:], step.name, step.other)
+        at = done
+        put(state, again := scene.root())
+        scene.check(again, promises)
+        shutil.rmtree(again)
 
 
 # --- kills ---
