@@ -169,7 +169,7 @@ class BlobStore:
         Raises HeliosError.
         """
         blob = self._blob_of(want)
-        blob.want = want
+        blob.want = want.beside(blob.want)
         blob.handles += 1
         try:
             await self._load(blob)
