@@ -58,6 +58,8 @@ class MountSettings(Section, frozen=True):
     """Most remote reads in flight for one source."""
     buffer_mib: int = 96
     """Bound on the memory that remote reads in flight hold, in MiB."""
+    pool_mib: int = 64
+    """Memory for small files, headers and chunks that the disk has no room for, in MiB; 0: none is kept."""
     allow_other: bool = True
     """Let other users read the mount (needs root, or user_allow_other in /etc/fuse.conf)."""
     readahead_kib: int = 1024

@@ -80,6 +80,13 @@ class MountMetrics(Metrics):
         self.cache_limit = Gauge(
             "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
         )
+        self.pool_used = Gauge("helios_mount_pool_used_bytes", "Memory that the pool takes", ["kind"], registry=r)
+        # kind: small, header, recipe, chunk
+        self.pool_limit = Gauge("helios_mount_pool_limit_bytes", "Most memory of the pool", registry=r)
+        self.pool_hits = Counter("helios_mount_pool_hits_total", "Chunks found in the pool", ["kind"], registry=r)
+        self.manifest_bytes = Gauge(
+            "helios_mount_manifest_bytes", "Memory that the manifests in use take, about", registry=r
+        )
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inherited_files = Gauge(
             "helios_mount_inherited_files", "Files held because they are open since an earlier worker", registry=r

@@ -18,6 +18,8 @@ from helios.mounts import MountState
 from helios.registry_client import RegistryClient, Usage
 
 PROBE_S = 3.0
+ASKED = ("volumes", "pool")
+"""What a mount itself is asked for."""
 
 
 def collect(config: Config, home: Home) -> dict[str, Any]:
@@ -56,8 +58,8 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
                 "url": state.url,
                 "socket": state.socket,
                 "log": state.log,
-                "volumes": _volumes(state) if alive else None,
             }
+            | (_asked(state) if alive else dict.fromkeys(ASKED))
             for state, alive in mounts.states(home)
         ],
         "processes": [
@@ -84,14 +86,14 @@ def _usage(base: str) -> Usage | None:
         client.close()
 
 
-def _volumes(state: MountState) -> list[dict[str, Any]] | None:
-    """A mount's volumes (docs/control-api.md); None when it does not answer."""
+def _asked(state: MountState) -> dict[str, Any]:
+    """A mount's volumes and its memory pool (docs/control-api.md); None when it does not answer."""
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
-        volumes: list[dict[str, Any]] = client.json("GET", "/api/v1/volumes")["volumes"]
-        return volumes
+        volumes = client.json("GET", "/api/v1/volumes")["volumes"]
+        return {"volumes": volumes, "pool": client.json("GET", "/api/v1/status")["pool"]}
     except HeliosError:
-        return None
+        return dict.fromkeys(ASKED)
     finally:
         client.close()
 

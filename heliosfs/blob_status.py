@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heliosfs.tiers.l1 import L1Usage
+from heliosfs.tiers.evictor import Evictor
+from heliosfs.tiers.l1 import L1, L1Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A directory that holds blobs, by the name that people and metrics know it by; ``room`` looks after its bounds."""
+
+    name: str
+    files: L1
+    room: Evictor
 
 
 @dataclass(frozen=True, slots=True)

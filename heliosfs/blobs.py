@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
-from heliosfs.blob_status import BlobStatus, BlobsUsage
+from heliosfs.blob_status import BlobStatus, BlobsUsage, Tier
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
@@ -32,6 +33,7 @@ from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.l1 import L1
 from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.policy import Bounds
+from heliosfs.tiers.pool import Pool
 from heliosfs.tree.snapshot import WEIGHTS
 
 __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
@@ -87,6 +89,8 @@ class BlobStore:
         self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
         self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
         """The local tier's room: what is kept, what goes."""
+        self.pool = Pool(settings.pool_mib << 20, metrics, time.monotonic)
+        """Verified bytes in memory."""
         self._engine = Engine(
             self._lanes,
             settings,
@@ -96,6 +100,7 @@ class BlobStore:
             idle=self._idle,
             released=self._released,
             room=self.room,
+            pool=self.pool,
         )
         self._settler = Settler(
             self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
@@ -114,6 +119,7 @@ class BlobStore:
             self._prepare,
         )
         self._blobs: dict[str, Blob] = {}
+        self._healed: set[str] = set()
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
 
@@ -137,7 +143,8 @@ class BlobStore:
     def close(self) -> None:
         """Close files and connections and give the cache directory up; call it after ``run`` ended."""
         for blob in self._blobs.values():
-            blob.local.close()
+            for local in (blob.local, *blob.retired):
+                local.close()
         self._blobs.clear()
         self._lanes.close()
         self._l1.close()
@@ -152,14 +159,14 @@ class BlobStore:
         blob.handles += 1
         try:
             await self._load(blob)
+            if not blob.whole and not blob.planned and self._remembered(want) is not None:
+                await self._prepare(blob)  # so that even its first READ needs nobody
         except BaseException:
             self._drop_handle(blob)
             raise
         self.room.used(want.sha256, group_of(want))
-        if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
-            blob.users += 1
-            self._filler.opening += 1
-            self._nursery.start_soon(self._fill_opened, blob)
+        if want.path.endswith(WEIGHTS) and not blob.whole:
+            self._begin_fill(blob)
         return BlobHandle(self, self._reads, blob, next(self._numbers))
 
     def release(self, blob: Blob, number: int) -> None:
@@ -169,6 +176,11 @@ class BlobStore:
         self._drop_handle(blob)
 
     @property
+    def tiers(self) -> list[Tier]:
+        """The directories that hold blobs."""
+        return [Tier("l1", self._l1, self.room)]
+
+    @property
     def patience_s(self) -> float:
         """The longest that a READ may take, in seconds."""
         return self._reads.patience_s
@@ -176,6 +188,11 @@ class BlobStore:
     def has(self, blob: Blob, offset: int, count: int) -> bool:
         """Whether these bytes of a partial blob are here. Any thread may ask while the blob is open."""
         return self._engine.planner.has(blob.key, offset, count)
+
+    def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None:
+        """These bytes from the memory pool, in pieces; None when it lacks some. Any thread."""
+        recipe = blob.recipe or self._remembered(blob.want)
+        return None if recipe is None else self.pool.read(recipe, offset, count)
 
     def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
         """A handle was read up to ``offset`` without the loop's help. Any thread."""
@@ -203,15 +220,47 @@ class BlobStore:
     def usage(self) -> BlobsUsage:
         """What is held and under way now."""
         engine, filler = self._engine, self._filler
-        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, engine.memory.used)
+        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
+
+    # --- what is wrong on the disk ---
+
+    def chunks_here(self, sha256: str) -> tuple[Recipe, list[int]] | None:
+        """Of a partial blob that is open or filled: its recipe and the chunks that count as being here."""
+        blob = self._blobs.get(sha256)
+        if blob is None or not blob.planned or blob.recipe is None:
+            return None
+        return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
+
+    async def gone_wrong(self, sha256: str, inode: int) -> None:
+        """The whole file with this inode number was wrong and is taken away: who has it open reads right bytes again.
+
+        Descriptors of it that were handed out stay what they are.
+        """
+        self._healed.add(sha256)
+        blob = self._blobs.get(sha256)
+        if blob is None:
+            return
+        async with blob.preparing:  # who is just looking at the disk may have found it before it went
+            if self._blobs.get(sha256) is blob and blob.whole and blob.local.inode == inode:
+                blob.renew(self._new_key(blob.want), self._l1.blob(sha256, blob.want.size))
+                if blob.handles:
+                    self._begin_fill(blob)
+
+    async def chunks_wrong(self, sha256: str, chunks: Sequence[int]) -> bool:
+        """Chunks of a partial blob are wrong on the disk and are fetched again; False where nobody has it open."""
+        blob = self._blobs.get(sha256)
+        return blob is not None and await self._settler.forget(blob, chunks)
+
+    def was_wrong(self, sha256: str) -> bool:
+        """Whether a file of this content was wrong: pages of it that the kernel keeps may be, too."""
+        return sha256 in self._healed
 
     # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
         blob = self._blobs.get(want.sha256)
         if blob is None:
-            key = f"{next(self._numbers)}:{want.sha256}"
-            blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
+            blob = Blob(self._new_key(want), want, self._l1.blob(want.sha256, want.size))
             blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
             self.room.hold(want.sha256)
@@ -220,6 +269,9 @@ class BlobStore:
                 f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
             )
         return blob
+
+    def _new_key(self, want: BlobRef) -> str:
+        return f"{next(self._numbers)}:{want.sha256}"
 
     async def _load(self, blob: Blob) -> None:
         """Find out what the disk has of it."""
@@ -244,10 +296,35 @@ class BlobStore:
         async with blob.preparing:
             if blob.whole or blob.planned:
                 return
-            recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
+            recipe = self._remembered(blob.want)
+            if recipe is None:
+                recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
             if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
                 self.room.loaded(blob.local)
             self._engine.add(blob, recipe, None)
+
+    def _remembered(self, want: BlobRef) -> Recipe | None:
+        """The blob's recipe, where the pool has it."""
+        return self.pool.recipe(want.recipe_digest, want.sha256, want.size)
+
+    def _recipe_of(self, want: BlobRef) -> Callable[[Source, float], Recipe]:
+        """What a thread does to get the blob's recipe, checked."""
+
+        def ask(source: Source, timeout_s: float) -> Recipe:
+            record = source.recipe(want, timeout_s)
+            recipe = Recipe.decode(record, want.recipe_digest)
+            if recipe.blob != want.sha256 or recipe.size != want.size:
+                raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
+            self.pool.offer_recipe(want.recipe_digest, record)
+            return recipe
+
+        return ask
+
+    def _begin_fill(self, blob: Blob) -> None:
+        if self._nursery is not None:
+            blob.users += 1
+            self._filler.opening += 1
+            self._nursery.start_soon(self._fill_opened, blob)
 
     async def _fill_opened(self, blob: Blob) -> None:
         try:
@@ -281,6 +358,8 @@ class BlobStore:
             del self._blobs[blob.want.sha256]
             self._engine.remove(blob)
             self.room.closed(blob.local)
+            for local in blob.retired:
+                local.close()
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -355,16 +434,32 @@ class BlobHandle:
         ``read`` need not be called then.
         """
         blob, count = self._blob, min(size, self.size - offset)
-        fd = blob.local.fd
+        local = blob.local
+        fd = local.fd
         if fd < 0 or count <= 0:
             return None
         if not blob.whole:
-            if not self._store.has(blob, offset, count):
+            if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
-            if not 0 <= offset - self._told < TELL_BYTES:
-                self._told = offset
-                self._store.progressed_soon(blob, self._number, offset + count)
+            self._tell(offset, count)
         return fd, count
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
+
+        Any thread may ask while the handle is open.
+        """
+        blob, count = self._blob, min(size, self.size - offset)
+        parts = self._store.held(blob, offset, count) if count > 0 else None
+        if parts is not None and blob.planned:
+            self._tell(offset, count)
+        return parts
+
+    def _tell(self, offset: int, count: int) -> None:
+        """Let the loop know now and then how far the reader is."""
+        if not 0 <= offset - self._told < TELL_BYTES:
+            self._told = offset
+            self._store.progressed_soon(self._blob, self._number, offset + count)
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
@@ -391,15 +486,3 @@ def bounds_of(settings: MountSettings) -> Bounds:
             hint="The limit is 0 (none) or more, the share that stays free at least 0 and less than 1.",
         )
     return Bounds(int(limit_gib * (1 << 30)) or None, min_free)
-
-
-def _recipe_of(want: BlobRef) -> Callable[[Source, float], Recipe]:
-    """What a thread does to get the blob's recipe, checked."""
-
-    def ask(source: Source, timeout_s: float) -> Recipe:
-        recipe = Recipe.decode(source.recipe(want, timeout_s), want.recipe_digest)
-        if recipe.blob != want.sha256 or recipe.size != want.size:
-            raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
-        return recipe
-
-    return ask

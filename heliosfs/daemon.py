@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
 from helios.mounts import MountState
 from helios.process import ProcessId
 from heliosfs import http
-from heliosfs.blobs import open_store
+from heliosfs.blobs import BlobStore, open_store
 from heliosfs.catalog import Catalog
 from heliosfs.fuse.attach import Attachment, Event
 from heliosfs.fuse.native import NativeMount
@@ -144,6 +144,7 @@ class _Daemon:
             await volumes.load()
             catalog = Catalog(self._metadata, records, volumes)
             await catalog.load()
+            self._metrics.manifest_bytes.set_function(lambda: catalog.snapshot_bytes)
             nodes = stack.enter_context(contextlib.closing(self._node_log(keeper))) if keeper else None
             operations = HeliosOperations(
                 NodeTable(root(volumes), log=nodes),
@@ -169,7 +170,7 @@ class _Daemon:
                 await background.start(blobs.run)
                 if keeper is not None:
                     background.start_soon(self._obey, keeper)
-                pages = self._pages(state, catalog)
+                pages = self._pages(state, catalog, blobs)
                 routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
                 background.start_soon(http.serve, [control], Routes(routes))
                 if tcp:
@@ -310,9 +311,10 @@ class _Daemon:
             reason=mount.reason,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog) -> list[Route]:
+    def _pages(self, state: MountState, catalog: Catalog, blobs: BlobStore) -> list[Route]:
         def status() -> Page:
-            now = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
+            now: dict[str, object] = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
+            now |= {"pool": asdict(blobs.pool.report()), "manifest_bytes": catalog.snapshot_bytes}
             return json_page(msgspec.to_builtins(state) | now)
 
         def ready() -> Page:

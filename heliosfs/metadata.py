@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ from heliosfs.store.manifest import CommitRecord
 log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
+
+MAX_MANIFEST: Final = 32 << 20
+"""Longest manifest that is accepted, in bytes: about 100,000 files."""
 
 
 class MetadataClient:
@@ -61,9 +64,17 @@ class MetadataClient:
 
     def manifest(self, repo: RepoId, commit: str, timeout_s: float) -> bytes:
         params = {"repo": str(repo), "commit": commit}
-        return self._first(
-            lambda client, left: client.bytes("GET", "/api/v1/manifest", params=params, timeout_s=left), timeout_s
-        )
+
+        def ask(client: HttpClient, left: float) -> bytes:
+            return client.bytes("GET", "/api/v1/manifest", params=params, timeout_s=left, limit=MAX_MANIFEST)
+
+        try:
+            return self._first(ask, timeout_s)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"the manifest of {repo} at {commit} can't be used: {error.message}",
+                hint="A mount takes manifests of up to 32 MiB, about 100,000 files: split the repository.",
+            ) from error
 
     def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
         return self._first(lambda client, left: client.json("GET", path, params=params, timeout_s=left), timeout_s)

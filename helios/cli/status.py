@@ -36,6 +36,9 @@ def status(as_json: bool) -> None:
     rows = []
     for m in document["mounts"]:
         rows.append(["mount", str(m["pid"]), "up" if m["alive"] else "dead", m["mountpoint"]])
+        if pool := m["pool"]:
+            held = f"{size_text(pool['used'])} of {size_text(pool['limit'])} in memory"
+            rows.append(["pool", "", "", f"{held}, {sum(pool['hits'].values())} hits"])
         for v in m["volumes"] or ():
             rows.append(["volume", "", v["commit"][:12], f"{m['mountpoint']}/.volumes/{v['id']} ({v['repo']})"])
     rows += [[p["name"], str(p["pid"]), "up" if p["alive"] else "dead", p["log"]] for p in document["processes"]]

@@ -210,12 +210,13 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         timeout_s: float | None = None,
+        limit: int | None = None,
     ) -> bytes:
-        """Like ``json``, returning the answer's bytes."""
+        """Like ``json``, returning the answer's bytes; more than ``limit`` raise IntegrityError."""
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"content-type": "application/json"}
         with self.request(method, path, params=params, headers=headers, body=data, timeout_s=timeout_s) as response:
-            content = response.read()
+            content = response.read(limit)
         if response.status >= 400:
             raise error_of(response.status, content, f"{method} {path}")
         return content

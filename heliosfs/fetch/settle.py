@@ -102,6 +102,21 @@ class Settler:
                 self._lost(blob, batch, result.error)
         self._end(blob)
 
+    async def forget(self, blob: Blob, chunks: Sequence[int]) -> bool:
+        """Chunks that are on the disk turned out to be wrong: fetch them again. False: it is not a partial blob now."""
+        while blob.settling:  # noqa: ASYNC110 - it ends with a flush
+            await trio.sleep(0.02)
+        if not blob.planned:
+            return False
+        self._begin(blob)
+        blob.unflushed = [index for index in blob.unflushed if index not in chunks]
+        self._engine.planner.lost(blob.key, chunks)
+        error = await trio.to_thread.run_sync(_forget, blob.local, chunks, limiter=self._limiter)
+        if error is not None:
+            self._engine.disk_failed(blob, error)
+        self._end(blob)
+        return error is None
+
     async def _finish(self, blob: Blob) -> None:
         result = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
         if result.error is None:
@@ -137,6 +152,14 @@ def _flush(local: LocalBlob, batch: Sequence[int]) -> _Flushed:
     except OSError as error:
         return _Flushed(True, error)
     return _Flushed(True)
+
+
+def _forget(local: LocalBlob, chunks: Sequence[int]) -> OSError | None:
+    try:
+        local.forget(chunks)
+    except OSError as error:
+        return error
+    return None
 
 
 def _finish(local: LocalBlob) -> _Flushed:

@@ -18,7 +18,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -53,6 +53,9 @@ class Files(Protocol):
 
         The descriptor stays open as long as the handle.
         """
+
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """These bytes from memory, verified, in pieces; None when some are not there."""
 
     def whole(self, fh: int) -> int:
         """A descriptor of the whole verified file on a plain filesystem, else -1."""
@@ -115,7 +118,7 @@ class Channel:
         self._init = b""
         self._passthrough = True
         self._metrics = metrics
-        self._read_bytes = metrics.read_bytes.labels("l1")
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.session_fd = theirs.detach()
         for fd in (self._ours.fileno(), self.session_fd):
@@ -217,12 +220,17 @@ class Channel:
             fh, offset, size = protocol.parse_read(request)
             self._files.adopt(fh, ino)
             found = self._files.local(fh, offset, size)
+            if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+                return
+            held = self._files.held(fh, offset, size)
+            if held is not None:
+                self._reply(unique, held, "memory")
+                return
+            self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
             if found is None:
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
                 self._read(unique, fh, offset, size)
-            elif not self._at_once(unique, found[0], payload[: found[1]], offset):
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
-                self._pool.submit(self._from_disk, unique, *found, offset)
+            else:
+                self._pool.submit(self._from_disk, unique, fh, *found, offset)
             return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
@@ -256,22 +264,25 @@ class Channel:
         return True
 
     def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
-        """Answer a READ from the page cache; False when the disk must be asked."""
+        """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise
+        except OSError:
             return False
         if count < len(view):
             return False
-        self._read_bytes.inc(count)
-        self._metrics.channel_reads.inc()
-        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), view])
+        self._reply(unique, [view], "l1")
         return True
 
-    def _from_disk(self, unique: int, fd: int, size: int, offset: int) -> None:
-        """In a thread of the pool, with a buffer of its own."""
+    def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
+        """Answer a READ that nobody else has seen."""
+        count = sum(map(len, parts))
+        self._read_bytes[tier].inc(count)
+        self._metrics.channel_reads.inc()
+        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), *parts])
+
+    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int) -> None:
+        """In a thread of the pool, with a buffer of its own. What the disk refuses the event loop may get elsewhere."""
         try:
             buffer: memoryview | None = getattr(self._local, "buffer", None)
             if buffer is None:
@@ -283,10 +294,10 @@ class Channel:
                     raise OSError(errno.EIO, "a cached file is shorter than its blob")
                 done += count
         except OSError as error:
-            log.error("a cached file can't be read", extra={"reason": error.strerror})
-            self.fail(unique, errno.EIO)
+            log.warning("a cached file can't be read", extra={"reason": error.strerror})
+            self._read(unique, fh, offset, size)
         else:
-            self._read_bytes.inc(size)
+            self._read_bytes["l1"].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
 
@@ -370,7 +381,7 @@ class Channel:
     def _write(self, reply: bytes | memoryview) -> bool:
         return self._writev([reply])
 
-    def _writev(self, parts: list[bytes | bytearray | memoryview]) -> bool:
+    def _writev(self, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Hand an answer to the kernel; False when nobody waits for it any more."""
         try:
             os.writev(self._device, parts)

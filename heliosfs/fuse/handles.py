@@ -27,6 +27,9 @@ class FileHandle(Protocol):
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         """A descriptor that holds these bytes and how many there are, as ``BlobHandle.local``; any thread may ask."""
 
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """These bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
+
     def whole_fd(self) -> int:
         """A descriptor of the whole file on the local disk, for the kernel to read itself; -1 where there is none."""
 
@@ -43,11 +46,19 @@ class BlobReader:
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
-            return await self._local.read(fd, offset, size)
+            try:
+                return await self._local.read(fd, offset, size)
+            except OSError:  # the disk gives it back no more
+                held = self._handle.held(offset, size)
+                if held is not None:
+                    return b"".join(held)
         return await self._handle.read(offset, size)
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         return self._handle.local(offset, size)
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        return self._handle.held(offset, size)
 
     def whole_fd(self) -> int:
         fd = self._handle.local_fd()
@@ -67,6 +78,9 @@ class TextReader:
         return self._content[offset : offset + size]
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        return None
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
         return None
 
     def whole_fd(self) -> int:

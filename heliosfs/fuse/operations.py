@@ -132,6 +132,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
 
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return None if handle is None else handle.held(offset, size)
+
     def whole(self, fh: int) -> int:
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
@@ -228,7 +233,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
         handle = await self._open_node(node)
-        return FileInfo(fh=self._handles.add_file(handle), keep_cache=node.lifetime == FOREVER)
+        keep = node.lifetime == FOREVER
+        if isinstance(node, BlobFile) and self._blobs.was_wrong(node.entry.sha256):
+            keep = False  # pages that the kernel has may be of the file that was wrong
+        return FileInfo(fh=self._handles.add_file(handle), keep_cache=keep)
 
     @operation
     async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:

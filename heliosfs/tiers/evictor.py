@@ -79,6 +79,7 @@ class Evictor:
         self.policy.uses.update(sorted(uses.taken().items(), key=lambda item: item[1].last))
         for key, found in l1.scan().items():
             self.policy.put(key, found.size, found.cost)
+        self.policy.count(l1.quarantine.usage()[1])
         self._refused: dict[str, tuple[float, Answer]] = {}
         self.pins = Pins(self._files, self.classify)
         self._changed: set[str] = set()
@@ -234,6 +235,33 @@ class Evictor:
         for removal in self._enqueue(victims, "asked", result):
             await removal.done.wait()
         return result
+
+    async def discard(self, sha256: str) -> bool:
+        """Remove a blob that is wrong, pinned or not; False where it is in use. Returns when it is done."""
+        if not self.policy.condemn(sha256):
+            return self.policy.holds(sha256) == 0
+        result = Evicted()
+        for removal in self._enqueue([sha256], "damaged", result):
+            await removal.done.wait()
+        return not result.kept
+
+    def taken_away(self, sha256: str, grown: int) -> None:
+        """The whole file of a blob is gone; what was put aside takes ``grown`` bytes more."""
+        self._changed.add(sha256)
+        self.policy.drop(sha256)
+        self.policy.count(grown)
+
+    async def measure(self, sha256: str) -> None:
+        """Something beside a blob that nobody holds was written."""
+        self._changed.discard(sha256)
+        found = await self._ask_disk(lambda: _Measured(self._l1.measure(sha256)))
+        if found is not None and sha256 not in self._changed and not self.policy.holds(sha256):
+            self._take(sha256, found.found)
+
+    def refusal(self, sha256: str) -> str:
+        """Why the blob was not let in when it was last asked for; empty where it was."""
+        _, answer = self._refused.get(sha256, (0.0, None))
+        return "" if answer is None else answer.verdict.value
 
     def disk(self) -> dict[str, int]:
         """The filesystem's free and total bytes. Blocks."""

@@ -3,6 +3,8 @@
     blobs/ab/<sha256>        a whole, verified blob: a plain read-only file
     partial/<sha256>.data    a sparse file of the blob's size, or a link to the object that is the blob
     partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
+    sums/ab/<sha256>         what the scrubber compares a whole blob with (sums.py)
+    quarantine/              blobs whose bytes were found to be wrong (quarantine.py)
     lock                     held with flock by the owner; the text in it is for people
 
 Where the object store is a directory beside it, on the same filesystem, an object that is a whole blob is not copied:
@@ -28,6 +30,7 @@ from heliosfs.store.syscalls import REFUSED, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob, unlink
 from heliosfs.tiers.policy import Disk
+from heliosfs.tiers.quarantine import Quarantine, Taken
 
 log = logging.getLogger("heliosfs.tiers")
 
@@ -61,6 +64,7 @@ class L1:
         Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
         """
         self.root, self._beside = root, beside
+        self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
         self._unlinked: set[str] = set()
         try:
@@ -81,7 +85,7 @@ class L1:
         except BaseException:
             os.close(self._lock_fd)
             raise
-        self._drop_halves()
+        self._drop_leftovers()
         try:
             self.sync_partial()  # what was removed before stays removed
         except OSError as error:
@@ -126,6 +130,7 @@ class L1:
         with self._lock:
             for sha256 in before.keys() - names:
                 self._whole.pop(sha256, None)
+                unlink(self.sums_path(sha256))
         with os.scandir(self.root / "partial") as entries:
             names |= {entry.name.removesuffix(".data") for entry in entries if entry.name.endswith(".data")}
         measured = ((sha256, self.measure(sha256)) for sha256 in names)
@@ -138,7 +143,8 @@ class L1:
         except FileNotFoundError:
             pass
         else:
-            return Found(whole.st_size, _cost(whole))
+            cost = _cost(whole)
+            return Found(whole.st_size, cost + _size_on_disk(self.sums_path(sha256)) if cost else 0)
         try:
             data = os.lstat(self.data_path(sha256))
         except FileNotFoundError:
@@ -156,9 +162,18 @@ class L1:
         whole = self.whole_path(sha256)
         if unlink(whole):
             self.went(sha256)
+        unlink(self.sums_path(sha256))
         if unlink(self.map_path(sha256)):
             self.sync_partial()  # an old journal must never come back beside a new data file
         unlink(self.data_path(sha256))
+
+    def take_away(self, sha256: str, inode: int) -> Taken | None:
+        """Put a whole file aside whose bytes are wrong, if it is still this one. Raises OSError."""
+        taken = self.quarantine.take(self.whole_path(sha256), sha256, inode)
+        if taken is not None:
+            unlink(self.sums_path(sha256))
+            self.went(sha256)
+        return taken
 
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
@@ -192,6 +207,9 @@ class L1:
 
     def map_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.map"
+
+    def sums_path(self, sha256: str) -> str:
+        return f"{self.root}/sums/{sha256[:2]}/{sha256}"
 
     def became_whole(self, sha256: str, size: int) -> None:
         with self._lock:
@@ -240,20 +258,24 @@ class L1:
         except OSError as error:  # the lock counts, the text in it does not
             log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
 
-    def _drop_halves(self) -> None:
-        """Remove partial files that are of no use: half of a pair, which a kill left, and what is whole as well, when
-        a power cut undid the removal of the older one."""
-        pairs: dict[str, set[str]] = {}
+    def _drop_leftovers(self) -> None:
+        """Remove what is of no use. A kill leaves half of a pair, and what was being written; a power cut may undo the
+        removal of the older when a blob is both whole and partial."""
+        useless: list[Path] = []
+        pairs: dict[str, list[Path]] = {}
         for path in (self.root / "partial").iterdir():
-            pairs.setdefault(path.stem, set()).add(path.suffix)
-        for stem, suffixes in pairs.items():
-            if suffixes != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
-                for suffix in suffixes & {".data", ".map"}:
-                    path = self.root / "partial" / (stem + suffix)
-                    try:
-                        path.unlink()
-                    except OSError as error:  # it is not believed, whether it can be removed or not
-                        log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
+            pairs.setdefault(path.stem, []).append(path)
+        for stem, paths in pairs.items():
+            if {path.suffix for path in paths} != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
+                useless += paths
+        for path in (self.root / "sums").glob("*/*"):
+            if not os.path.lexists(self.whole_path(path.name)):
+                useless.append(path)
+        for path in useless:
+            try:
+                path.unlink()
+            except OSError as error:  # it is not believed, whether it can be removed or not
+                log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root / "blobs") as fans:
@@ -276,6 +298,13 @@ def _open_lock(path: Path) -> int:
 def _cost(status: os.stat_result) -> int:
     """Bytes that removing this name frees: none while the file has another one."""
     return status.st_blocks * 512 if status.st_nlink == 1 else 0
+
+
+def _size_on_disk(path: str) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _set(have: bytearray) -> Iterator[int]:

@@ -25,8 +25,9 @@ from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback, sync_directory
+from heliosfs.store.syscalls import replace_file, start_writeback, sync_directory
 from heliosfs.tiers import bitmap
+from heliosfs.tiers.sums import Sums, Tally
 
 log = logging.getLogger("heliosfs.tiers")
 
@@ -41,6 +42,7 @@ class Places(Protocol):
     def object_path(self, sha256: str) -> str | None: ...
     def data_path(self, sha256: str) -> str: ...
     def map_path(self, sha256: str) -> str: ...
+    def sums_path(self, sha256: str) -> str: ...
     def became_whole(self, sha256: str, size: int) -> None: ...
     def went(self, sha256: str) -> None: ...
     def sync_whole(self, sha256: str) -> None: ...
@@ -73,6 +75,8 @@ class LocalBlob:
         self._seed = 0
         self._named = False
         """Whether the names of the partial files are on the disk for certain."""
+        self._tally: Tally | None = None
+        self._sums_bytes = 0
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
@@ -117,6 +121,7 @@ class LocalBlob:
         After it returns, ``read_into`` gives these bytes; they outlive a crash only after ``sync`` and ``record``.
         """
         with self._using(recipe) as fd:
+            self.verified(index, data)
             start, _ = recipe.span(index)
             written = 0
             try:
@@ -128,6 +133,12 @@ class LocalBlob:
                 # a late duplicate: the blob became whole meanwhile, and the descriptor read-only
             else:
                 start_writeback(fd, start, len(data))
+
+    def verified(self, index: int, data: memoryview) -> None:
+        """These bytes of a chunk have the right hash: the sums for the scrubber are made of them."""
+        tally = self._tally
+        if tally is not None:
+            tally.note(index, data)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill the view from ``offset``. Raises OSError; a file that became shorter is EIO."""
@@ -188,6 +199,47 @@ class LocalBlob:
             map_fd, self._map_fd = self._map_fd, -1
             if map_fd >= 0:
                 os.close(map_fd)
+            tally, self._tally = self._tally, None
+            if tally is not None:
+                self._sums_bytes = save_sums(self._places.sums_path(self.sha256), tally.sums())
+
+    def forget(self, chunks: Iterable[int]) -> None:
+        """Take chunks that turned out to be wrong out of the journal, durably. Raises OSError.
+
+        Like ``record`` it is not called beside the others.
+        """
+        with self._using():
+            if self._map_fd < 0:
+                return
+            path = self._places.map_path(self.sha256)
+            with os.fdopen(os.dup(self._map_fd), "rb") as file:
+                file.seek(0)
+                journal = bitmap.replay(file.read(), self.sha256, self.size)
+            for index in chunks:
+                journal.have[index] = 0
+            head = bitmap.start(journal.recipe)
+            have = (index for index, flag in enumerate(journal.have) if flag)
+            data = head + bitmap.entries(journal.seed, len(head), have)
+            map_fd = os.open(f"{path}.new", _NEW, 0o600)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(map_fd, data[written:])
+                os.fsync(map_fd)
+                os.rename(f"{path}.new", path)
+            except OSError:
+                os.close(map_fd)
+                unlink(f"{path}.new")
+                raise
+            self._places.sync_partial()
+            os.dup2(map_fd, self._map_fd, inheritable=False)
+            os.close(map_fd)
+            self._map_end = len(data)
+
+    @property
+    def inode(self) -> int:
+        """The inode number of the open data file; 0 where there is none."""
+        return os.fstat(self.fd).st_ino if self.fd >= 0 else 0
 
     @property
     def cost(self) -> int:
@@ -196,7 +248,8 @@ class LocalBlob:
             return 0
         status = os.fstat(self.fd)
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
-        return data if self.whole else data + _blocks(self._map_end)
+        beside = self._sums_bytes if self.whole else self._map_end
+        return data + _blocks(beside) if data or not self.whole else 0
 
     @property
     def closed(self) -> bool:
@@ -258,9 +311,12 @@ class LocalBlob:
                 extra={"path": path, "size": status.st_size, "expected": self.size},
             )
             os.unlink(path)
+            unlink(self._places.sums_path(self.sha256))
             self._places.went(self.sha256)
             return False
         self.fd, self.whole = fd, True
+        with contextlib.suppress(FileNotFoundError):
+            self._sums_bytes = os.stat(self._places.sums_path(self.sha256)).st_size
         _advise(fd)
         return True
 
@@ -287,6 +343,7 @@ class LocalBlob:
             raise
         os.ftruncate(self._map_fd, journal.end)
         self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
+        self._tally = Tally(journal.recipe)
         _advise(self.fd)
         return journal
 
@@ -310,6 +367,7 @@ class LocalBlob:
             written += os.write(self._map_fd, head[written:])
         journal = bitmap.replay(head, self.sha256, self.size)
         self._map_end, self._seed = journal.end, journal.seed
+        self._tally = Tally(recipe)
         _advise(self.fd)
 
     def _remove_partial(self) -> None:
@@ -332,6 +390,19 @@ def _open_data(path: str) -> tuple[int, bool]:
 def _advise(fd: int) -> None:
     """The mount's own page cache keeps what is read through it: let the copy below it be the first to be reclaimed."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+
+
+def save_sums(path: str, sums: Sums) -> int:
+    """Keep a whole blob's sums; returns the file's bytes, 0 where the disk does not take it: they can be made again."""
+    data = sums.encode()
+    temporary = f"{path}.{threading.get_native_id()}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        replace_file(Path(path), data, Path(temporary), lasting=False)
+    except OSError as error:
+        log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
+        return 0
+    return len(data)
 
 
 def _blocks(length: int) -> int:

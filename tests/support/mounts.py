@@ -56,6 +56,15 @@ class Mount:
         return Path(str(self.state["log"])).read_text()
 
 
+def call(mount: Mount, method: str, path: str, body: object = None) -> Any:
+    """Ask the mount's control API."""
+    client = HttpClient(f"unix:{mount.state['socket']}", timeout_s=30)
+    try:
+        return client.json(method, f"/api/v1/{path}", body=body)
+    finally:
+        client.close()
+
+
 def worker(mount: Mount) -> ProcessId:
     """The process that serves the mount now."""
     state = state_of(mount.home, mount.path)
