@@ -27,6 +27,7 @@ from tests.support.life import Job, Promises
 from tests.support.origin import Origin
 
 EVERY = bool(os.environ.get("HELIOS_EVERY_CRASH"))
+pytestmark = pytest.mark.timeout(7200 if EVERY else 300)
 
 
 class Scene:
@@ -78,13 +79,13 @@ def test_a_power_cut_at_any_step(scene: Scene) -> None:
     shim = Shim(root := scene.root())
     scene.live(root, shim)
     rng, promises, at, states = random.Random(5), Promises(), 0, 0
-    for done, state in crashes(shim.log, rng, 12 if EVERY else 2):
+    for done, state in crashes(shim.log, rng, 5 if EVERY else 1):
         for step in shim.log[at:done]:
             if step.call.startswith("#"):
                 promises.take(step.call[1:], step.name, step.other)
         at = done
         states += 1
-        if not EVERY and rng.random() > 0.15:
+        if not EVERY and rng.random() > 0.1:
             continue
         again = scene.root()
         put(state, again)
@@ -109,7 +110,7 @@ def test_an_old_journal_never_comes_back(scene: Scene) -> None:
         l1.remove(want.sha256)
         stored(scene, l1, [2]).close()
     promises, at = Promises(), 0
-    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 10):
+    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 4):
         for step in shim.log[at:done]:
             if step.call.startswith("#"):
                 promises.take(step.call[1:], step.name, step.other)
@@ -130,7 +131,7 @@ def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
         blob.sync()
         blob.close()
     marks = [step.number for step in shim.log if step.call.startswith("#")]
-    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 10):
+    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 4):
         put(state, again := scene.root())
         with L1(again / "cache") as l1:
             blob = l1.blob(want.sha256, want.size)
