@@ -46,3 +46,19 @@ class BlobsUsage:
     queued: int
     in_flight: int
     memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet, and
+    blobs that are being flushed or finished."""
+
+    fills: int
+    jobs: int
+    unflushed: int
+    settling: int
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it could be stopped without losing anything."""
+        return not (self.fills or self.jobs or self.unflushed or self.settling)

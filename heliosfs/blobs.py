@@ -19,11 +19,11 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
-from heliosfs.blob_status import BlobStatus, BlobsUsage, Tier
+from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
-from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes
+from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes, SourceStatus
 from heliosfs.fetch.read import Reads
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
@@ -203,6 +203,40 @@ class BlobStore:
         self._filler.enqueue(wants)
         self._engine.pump()
 
+    async def fill(self, want: BlobRef, note: Callable[[int], None] = lambda count: None) -> None:
+        """Fill a blob behind everything that is read, and return when it is whole; see ``Filler.fill``."""
+        if want.size:
+            await self._filler.fill(want, note)
+
+    def drop_queued(self, wants: Iterable[BlobRef]) -> None:
+        """Take blobs back that ``prefetch`` queued and that have not begun."""
+        self._filler.drop(wants)
+
+    def halt(self) -> None:
+        """Fetch only for READs from now on, until ``resume``; what is here of blobs being filled is made durable."""
+        self._filler.halt()
+        for blob in list(self._blobs.values()):
+            self._flush(blob)
+
+    def resume(self) -> None:
+        """The opposite of ``halt``."""
+        self._filler.resume()
+        self._engine.pump()
+
+    def _flush(self, blob: Blob) -> None:
+        if self._nursery is not None:
+            self._settler.look(blob, self._nursery, now=True)
+
+    def pending(self) -> Pending:
+        """What is under way."""
+        blobs = list(self._blobs.values())
+        return Pending(
+            fills=self._filler.filling,
+            jobs=self._engine.planner.background_jobs,
+            unflushed=sum(blob.unflushed_bytes for blob in blobs),
+            settling=sum(blob.settling for blob in blobs),
+        )
+
     def status(self, sha256: str) -> BlobStatus:
         """How much of a blob is here now."""
         blob = self._blobs.get(sha256)
@@ -216,6 +250,15 @@ class BlobStore:
             local, size, complete = self._l1.held(sha256)
         tier = "l1" if complete else "partial" if local else "remote"
         return BlobStatus(tier, local, size, complete, complete)
+
+    def fills(self) -> list[tuple[BlobRef, int]]:
+        """The blobs being filled, in order, each with its local bytes."""
+        planner = self._engine.planner
+        return [(blob.want, planner.local_bytes(blob.key)) for blob in self._filler.blobs() if blob.planned]
+
+    def sources(self) -> list[SourceStatus]:
+        """How each source does."""
+        return self._lanes.status()
 
     def usage(self) -> BlobsUsage:
         """What is held and under way now."""
@@ -312,7 +355,11 @@ class BlobStore:
 
         def ask(source: Source, timeout_s: float) -> Recipe:
             record = source.recipe(want, timeout_s)
-            recipe = Recipe.decode(record, want.recipe_digest)
+            try:
+                recipe = Recipe.decode(record, want.recipe_digest)
+            except IntegrityError:  # damaged on its way, perhaps: like a chunk it is asked for once more
+                record = source.recipe(want, timeout_s)
+                recipe = Recipe.decode(record, want.recipe_digest)
             if recipe.blob != want.sha256 or recipe.size != want.size:
                 raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
             self.pool.offer_recipe(want.recipe_digest, record)

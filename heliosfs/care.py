@@ -75,13 +75,18 @@ class Care:
                 return Checked(total, found.reason, found.outcome)
         return Checked(total)
 
-    async def check_whole(self, tier: Tier, sha256: str, paced: Paced, *, strong: bool) -> Checked | None:
-        """Look at a whole file, with its sums, or strongly where there are none. None where there is no such file."""
+    async def check_whole(
+        self, tier: Tier, sha256: str, paced: Paced, *, strong: bool, start: int = 0
+    ) -> Checked | None:
+        """Look at a whole file, with its sums from chunk ``start``, or strongly where there are none.
+
+        None where there is no such file.
+        """
         path, sums_path = tier.files.whole_path(sha256), tier.files.sums_path(sha256)
 
         def begin() -> Examination | None:
             try:
-                return Examination(path, sha256, load_sums(sums_path, sha256), strong=strong)
+                return Examination(path, sha256, load_sums(sums_path, sha256), strong=strong, start=start)
             except FileNotFoundError:
                 return None
 
@@ -169,6 +174,7 @@ class Care:
     def _count(self, tier: Tier) -> None:
         self.bad += 1
         self._metrics.verify_failures.labels(tier.name).inc()
+        self._metrics.damaged.inc()
 
 
 def _journal(tier: L1, sha256: str) -> tuple[Recipe, list[int]] | None:

@@ -10,10 +10,12 @@ waits, and one question is asked once however many tasks wait for it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -23,6 +25,7 @@ from helios.errors import DeadlineExceeded, IntegrityError, NotFound, Unavailabl
 from helios.names import RepoId
 from heliosfs.flights import Flights
 from heliosfs.records import Records, SeenCommit
+from heliosfs.store.bulk import MAX_DIRECTORY_BYTES, directory_bytes
 from heliosfs.store.manifest import CommitRecord, Manifest
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S, Known, Repos
@@ -38,14 +41,11 @@ its size: no manifest of more than 32 MiB is taken (metadata.py), so none has mo
 INFLATION: Final = 3
 """A snapshot takes at most so many times its manifest's bytes, beside its directories."""
 
-DIRECTORY_BYTES: Final = 512
-"""Most memory that one directory takes, beside twice its path."""
-
-MAX_DIRECTORY_BYTES: Final = 32 << 20
-"""Most memory for the directories of one snapshot: a short manifest can name very many."""
-
 MAX_ABSENT: Final = 10_000
 """Repositories and commits remembered as absent."""
+
+MAX_REFUSED: Final = 1000
+"""Manifests remembered as unusable."""
 
 NEVER: Final = -1e9
 """A time long ago, in seconds of the monotonic clock."""
@@ -103,6 +103,10 @@ class Patience:
     longest_pause_s: float = 5.0
 
 
+class Unusable(IntegrityError):
+    """A manifest that is the commit's, and can't be shown: it will be no better when it is asked for again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A snapshot in memory, and the bytes that it takes there."""
@@ -133,6 +137,7 @@ class Catalog:
         self._commits: dict[RepoId, dict[str, SeenCommit]] = {}
         self._absent: dict[tuple[RepoId, str | None], float] = {}  # commits, and (None) whole repositories
         self._snapshots: OrderedDict[tuple[RepoId, str], _Held] = OrderedDict()
+        self._refused: dict[str, str] = {}  # by the manifest's digest: why
         self._one_at_a_time = trio.CapacityLimiter(1)
         self.snapshot_bytes = 0
         """Memory that the snapshots take, about."""
@@ -205,6 +210,30 @@ class Catalog:
         commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
         return Known(tuple(commits), refs.at)
 
+    async def remembered(self, most: int) -> list[Snapshot]:
+        """Commits that were seen and whose manifest is here, at most so many of them. Asks nobody."""
+        records = [record for commits in self._commits.values() for record in reversed(commits.values())][:most]
+        known = {key: held.snapshot for key, held in self._snapshots.items()}
+        missing = [record for record in records if (record.repo, record.commit) not in known]
+
+        def load() -> list[Snapshot]:
+            found = []
+            for record in missing:
+                data = self._recorded(record.manifest) if record.manifest not in self._refused else None
+                if data is not None:
+                    with suppress(Unusable):  # whoever asks for it is told
+                        found.append(_snapshot(record, data).snapshot)
+            return found
+
+        if not missing:
+            return list(known.values())
+        return list(known.values()) + await trio.to_thread.run_sync(load, limiter=self._one_at_a_time)
+
+    def refs_at(self, repo: RepoId, commit: str) -> list[str]:
+        """The refs that named this commit when they were last asked for, sorted."""
+        known = self._refs.get(repo)
+        return [] if known is None else sorted(ref for ref, value in known.value.items() if value == commit)
+
     # --- asking ---
 
     async def _ask_repos(self) -> Known[Repos]:
@@ -249,11 +278,19 @@ class Catalog:
         record = await self._commit(repo, commit)
         if record is None:
             return None
+        if (why := self._refused.get(record.manifest)) is not None:
+            raise Unusable(why)
         data = await self._in_thread(lambda: self._recorded(record.manifest))
         known = data is not None
         if data is None:
             data = await self._ask(lambda timeout_s: self._registry.manifest(repo, commit, timeout_s), known=False)
-        held = await trio.to_thread.run_sync(_snapshot, record, data, limiter=self._one_at_a_time)
+        try:
+            held = await trio.to_thread.run_sync(_snapshot, record, data, limiter=self._one_at_a_time)
+        except Unusable as error:
+            if len(self._refused) >= MAX_REFUSED:
+                self._refused.clear()
+            self._refused[record.manifest] = error.message
+            raise
         if not known:
             await self._in_thread(lambda: self._records.add_manifest(record.manifest, data))
         self._snapshots[repo, commit] = held
@@ -352,16 +389,14 @@ class Catalog:
 
 def _snapshot(record: SeenCommit, data: bytes) -> _Held:
     """A snapshot from its manifest's record, checked and indexed. In a thread, one at a time: big ones take their time,
-    and for a moment several times their size in memory. Raises IntegrityError."""
-    files = Manifest.decode(data, record.manifest).files
-    directories: set[str] = set()
-    cost = 0
-    for path in files:
-        parent = path.rpartition("/")[0]
-        while parent and parent not in directories:
-            directories.add(parent)
-            cost += DIRECTORY_BYTES + 2 * len(parent)
-            if cost > MAX_DIRECTORY_BYTES:
-                raise IntegrityError(f"the manifest of {record.repo} at {record.commit} names too many directories")
-            parent = parent.rpartition("/")[0]
+    and for a moment several times their size in memory. Raises IntegrityError; Unusable where it will stay so."""
+    if hashlib.sha256(data).hexdigest() != record.manifest:
+        raise IntegrityError(f"what is said to be the manifest of {record.repo} at {record.commit} is not it")
+    try:
+        files = Manifest.decode(data).files
+    except IntegrityError as error:
+        raise Unusable(f"the manifest of {record.repo} at {record.commit} can't be used: {error.message}") from None
+    cost = directory_bytes(files)
+    if cost > MAX_DIRECTORY_BYTES:
+        raise Unusable(f"the manifest of {record.repo} at {record.commit} names too many directories")
     return _Held(Snapshot(record.repo, record.commit, record.time, files), cost + INFLATION * len(data))

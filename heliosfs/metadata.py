@@ -11,14 +11,15 @@ import msgspec
 from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavailable
 from helios.http.client import Deadline, HttpClient
 from helios.names import RepoId, check_ref, is_commit
+from heliosfs.store.bulk import MAX_MANIFEST
 from heliosfs.store.manifest import CommitRecord
 
 log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
 
-MAX_MANIFEST: Final = 32 << 20
-"""Longest manifest that is accepted, in bytes: about 100,000 files."""
+MAX_NAMES: Final = 64 << 20
+"""Longest listing of repositories, refs or commits that is accepted, in bytes."""
 
 
 class MetadataClient:
@@ -77,7 +78,11 @@ class MetadataClient:
             ) from error
 
     def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
-        return self._first(lambda client, left: client.json("GET", path, params=params, timeout_s=left), timeout_s)
+        def ask(client: HttpClient, left: float) -> Any:
+            data = client.bytes("GET", path, params=params, timeout_s=left, limit=MAX_NAMES)
+            return _checked(lambda: msgspec.json.decode(data))
+
+        return self._first(ask, timeout_s)
 
     def _first(self, call: Callable[[HttpClient, float], T], timeout_s: float) -> T:
         """The answer of the first registry that gives one; a "no such thing" is an answer."""

@@ -295,9 +295,13 @@ class Engine:
         if failures and job.next < job.stop:
             error = worst(failures)
             passing = isinstance(error, Unavailable)
-            until = max(now + 0.05, self._lanes.ready_at()) if passing else now + HOLD_S
+            waiting = blob.waiters.get(job.next, ())
+            until = now + HOLD_S
+            if passing:  # not beyond a READ's deadline: the failure that it is told must come then
+                due = min((waiter.since for waiter in waiting), default=float("inf")) + self._lanes.deadline_s
+                until = max(now + 0.05, min(self._lanes.ready_at(), due))
             self.planner.ended(job, hold=job.next, until=until)
-            for waiter in list(blob.waiters.get(job.next, ())):
+            for waiter in list(waiting):
                 if not passing or now - waiter.since >= self._lanes.deadline_s:
                     waiter.fail(error)
         else:

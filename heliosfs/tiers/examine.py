@@ -97,19 +97,26 @@ class Examination:
     """One look at one file, a chunk a step. ``step`` blocks; calls come one after another, from any thread.
 
     ``sums`` is what is known of it, None: only its sha256. With ``strong`` every chunk is hashed with BLAKE3, else
-    only one whose sum differs. ``chunks`` are those to look at, all by default. What was found, after the last step:
-    ``bad`` chunks and the ``reason``; ``fresh`` sums, where there were none, or none for all, or wrong ones.
+    only one whose sum differs. ``chunks`` are those to look at, all from ``start`` by default. What was found, after
+    the last step: ``bad`` chunks and the ``reason``; ``fresh`` sums, where there were none or wrong ones.
     """
 
     def __init__(
-        self, path: str, sha256: str, sums: Sums | None, *, strong: bool, chunks: Iterable[int] | None = None
+        self,
+        path: str,
+        sha256: str,
+        sums: Sums | None,
+        *,
+        strong: bool,
+        chunks: Iterable[int] | None = None,
+        start: int = 0,
     ) -> None:
         """Raises OSError."""
         self._file = DiskReader(path)
         self._sha256, self._strong = sha256, strong
         self._known = sums.values if sums is not None else None
         self._recipe = sums.recipe if sums is not None else None
-        self._whole = chunks is None
+        self._whole, self._start = chunks is None, start
         self.inode, self.size, self.links = self._file.inode, self._file.size, self._file.links
         self.bad: list[int] = []
         self.reason = ""
@@ -133,7 +140,7 @@ class Examination:
             self.bad, self.reason = [-1], f"it has {self.size} bytes instead of {recipe.size}"
             return
         values, known = array("Q", bytes(8 * len(recipe))), self._known
-        for index in range(len(recipe)) if chunks is None else chunks:
+        for index in range(self._start, len(recipe)) if chunks is None else chunks:
             start, end = recipe.span(index)
             data = self._file.read(start, end - start)
             values[index] = sum_of(data)
@@ -147,7 +154,7 @@ class Examination:
                     if self._whole:
                         return
             yield end - start
-        if self._whole and values != known:
+        if self._whole and not self._start and values != known:
             self.fresh = Sums(recipe, values)
 
     def _by_name(self) -> Iterator[int]:

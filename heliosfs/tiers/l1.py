@@ -175,6 +175,11 @@ class L1:
             self.went(sha256)
         return taken
 
+    def is_whole(self, sha256: str) -> bool:
+        """Whether all of a blob is here, without a look at the disk."""
+        with self._lock:
+            return sha256 in self._whole
+
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
         disk = os.statvfs(self.root)

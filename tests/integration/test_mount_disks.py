@@ -20,7 +20,7 @@ from heliosfs.store.recipe import Recipe
 from heliosfs.tiers import bitmap
 from tests.support.accounts import on_disk
 from tests.support.disks import covered, fail, fill_up, small_disk
-from tests.support.mounts import Mount, call, kill, mounted, next_worker, push, run, worker, write
+from tests.support.mounts import Mount, kill, mounted, next_worker, push, request, run, worker, write
 
 pytestmark = pytest.mark.fuse
 
@@ -117,8 +117,8 @@ def test_what_a_power_cut_left_is_put_right(helios_home: Home, tmp_path: Path, c
         with mounted(helios_home, mnt, **environ) as mount:
             right(mount, commit)
             wait_for(lambda: whole(mount, commit), what="all files to be whole")
-            call(mount, "PUT", "volumes/v1", {"model": "org/name"})
-            call(mount, "POST", "pin", {"model": "org/name"})
+            request(mount, "PUT", "volumes/v1", {"model": "org/name"})
+            request(mount, "POST", "pin", {"model": "org/name"})
             kill(mount.state)
             run(helios_home, "umount", mnt)
             blobs = {name: cache / "blobs" / digest[:2] / digest for name, digest in DIGESTS.items()}
@@ -139,14 +139,15 @@ def test_what_a_power_cut_left_is_put_right(helios_home: Home, tmp_path: Path, c
             assert (mnt / ".volumes/v1/model/part-2.bin").read_bytes() == FILES["part-2.bin"]
             wait_for(lambda: whole(mount, commit), what="all files to be whole again")
             right(mount, commit)
-            assert len(call(mount, "GET", "cache")["pins"]) == 1
+            assert len(request(mount, "GET", "cache")["pins"]) == 1
             assert not list((cache / "partial").iterdir())
             assert mount.metric("helios_mount_cache_used_bytes") == on_disk(cache)
 
 
 def tear(cache: Path, path: Path, data: bytes) -> None:
-    """Make a whole blob one that was being filled: a chunk was recorded, what follows never reached the disk, and the
-    journal has half of the next entry."""
+    """Make a whole blob one that was being filled: a chunk was recorded, what follows never reached the disk.
+
+    Of the next entry the journal has half."""
     recipe = Recipe.build(path.name, ((blake3(part).digest(), len(part)) for part in cut(data)))
     head = bitmap.start(recipe)
     seed = bitmap.replay(head, path.name).seed

@@ -5,9 +5,9 @@ each step what the mount shows must be something that it may show, every byte co
 mount reads through a slow link, so that files are partly local for a while; the portable one stands beside its
 registry.
 
-    HELIOS_MODEL_EXAMPLES=200 pytest tests/integration/test_mount_model.py
+    HELIOS_MODEL_EXAMPLES=200 pytest -o timeout=0 tests/integration/test_mount_model.py
 
-runs as many examples of more steps, and shrinks what fails; ``scripts/soak.py --model MINUTES`` does that for a while.
+runs as many examples of more steps, and shrinks what fails.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ REPLACED = 10 if EXAMPLES else 1
 LINK_BYTES_S = 60e6
 SIZES = (0, 1, 4095, 4097, 100_000, (1 << 20) + 17, (5 << 20) + 1)
 POOL = [random.Random(number).randbytes(size) for number, size in enumerate(SIZES)]
-FILES = [File(data, hashlib.sha256(data).hexdigest(), bool(number % 3 == 1)) for number, data in enumerate(POOL)]
 PATHS = ("weights.bin", "config.json", "a/deep.txt", "a/b/x.bin", "empty", "ünï-ö.txt")
 NAMES = ("one", "two")
 REFS = ("main", "v1", "refs/pr/1")
@@ -78,7 +77,7 @@ picks, offsets = st.integers(0, 7), st.integers(0, SIZES[-1] + 5000)
 reads = st.lists(
     st.tuples(offsets, st.integers(0, 2 << 20), st.sampled_from(["read", "map", "fresh"])), min_size=1, max_size=6
 )
-trees = st.dictionaries(paths, st.integers(0, len(FILES) - 1), min_size=1, max_size=4)
+trees = st.dictionaries(paths, st.integers(0, len(POOL) - 1), min_size=1, max_size=4)
 
 
 @dataclass
@@ -87,7 +86,7 @@ class Scene:
 
     mount: Mount
     registry: RegistryClient
-    pool: list[Path]
+    content: Path
     world: World = field(default_factory=World)
     orgs: Iterator[str] = field(default_factory=lambda: (f"org{number}" for number in itertools.count()))
     inodes: dict[tuple[str, bool], int] = field(default_factory=dict)
@@ -149,6 +148,11 @@ class Machine(RuleBasedStateMachine):
         scene = self.scene
         self.world, self.mount, self.root = scene.world, scene.mount, scene.mount.path
         self.org = next(scene.orgs)
+        data = [self.org.encode() + data[len(self.org) :] if len(data) > 100 else data for data in POOL]
+        self.contents = [File(d, hashlib.sha256(d).hexdigest(), number % 3 == 1) for number, d in enumerate(data)]
+        self.locals = [scene.content / f"{self.org}-{number}" for number in range(len(POOL))]
+        for path, file in zip(self.locals, self.contents, strict=True):
+            path.write_bytes(file.data)
         self.handles: list[Handle] = []
         self.listings: list[Listing] = []
         self.volumes: dict[str, Volume] = {}
@@ -156,6 +160,8 @@ class Machine(RuleBasedStateMachine):
         self.replaced = 0
 
     def teardown(self) -> None:
+        for path in self.locals:
+            path.unlink()
         for each in (*self.handles, *self.listings):
             within(STEP_S, lambda fd=each.fd: os.close(fd))
         for name in self.volumes:
@@ -257,8 +263,8 @@ class Machine(RuleBasedStateMachine):
     @rule(short=repos, ref=refs, tree=trees)
     def publish(self, short: str, ref: str, tree: dict[str, int]) -> None:
         repo = self.name(short)
-        files = {path: FILES[number] for path, number in tree.items()}
-        local = [LocalFile(p, self.scene.pool[n], len(POOL[n]), FILES[n].executable) for p, n in sorted(tree.items())]
+        files = {path: self.contents[number] for path, number in tree.items()}
+        local = [LocalFile(p, self.locals[n], SIZES[n], files[p].executable) for p, n in sorted(tree.items())]
         begin = time.monotonic()
         done = publish(self.scene.registry, Path("/"), RepoId.parse(repo), ref, files=local)
         self.world.published(repo, ref, done.commit, files, begin, time.monotonic())
@@ -562,9 +568,7 @@ def whole(path: Path, how: Callable[[int, int, int], bytes]) -> bytes:
 def scene(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Scene]:
     base = tmp_path_factory.mktemp("model")
     home = Home(base / "home")
-    pool = [base / f"content-{number}" for number in range(len(POOL))]
-    for path, data in zip(pool, POOL, strict=True):
-        path.write_bytes(data)
+    (base / "content").mkdir()
     environ = {**os.environ, "HELIOS_HOME": str(home.root)}
     with contextlib.ExitStack() as stack:
         attached = stack.enter_context(attach(Config(), home, environ))
@@ -574,7 +578,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             link = stack.enter_context(SlowLink(parts.hostname or "", parts.port or 0, LINK_BYTES_S))
             arguments = ["--registry", link.url]
         mount = stack.enter_context(mounted(home, base / "mnt", *arguments, HELIOS_MOUNT__MODE=request.param))
-        scene = Scene(mount, attached.client(), pool)
+        scene = Scene(mount, attached.client(), base / "content")
         yield scene
         end = time.monotonic() + STEP_S
         while open_handles(mount):

@@ -81,7 +81,7 @@ async def test_small_files_are_read_when_the_disk_gives_them_back_no_more(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         handle = await store.open(config)
-        reader = BlobReader(handle, LocalReader())
+        reader = BlobReader(handle, LocalReader(), config, lambda _: None)
         os.close(handle.local_fd() or -1)  # as a disk that went away
         assert await reader.read(100, 200) == origin.data(config, 100, 200)
         handle._blob.local.fd = -1
