@@ -128,21 +128,6 @@ def test_readers_see_nothing_of_killed_workers(mount: Mount) -> None:
     assert mount.files.joinpath("config.json").read_bytes() == b"{}"
 
 
-def test_readers_of_files_that_are_filled_see_nothing_of_killed_workers(mount: Mount) -> None:
-    """Eight that read, and one that has a file mapped all the time; what is local is taken away again and again, so
-    that files are whole, partial and remote as workers die."""
-    serving, name = worker(mount), "part-0.bin"
-    with (mount.files / name).open("rb") as file, readers(mount, 8):
-        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-            for _ in range(10):
-                run(mount.home, "evict", "org/name", "--mount", mount.path)
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                view.madvise(mmap.MADV_DONTNEED)
-                serving.send(signal.SIGKILL)
-                assert hashlib.sha256(view).hexdigest() == DIGESTS[name]
-                serving = next_worker(mount, serving)
-
-
 def test_open_files_and_directories_go_on(mount: Mount) -> None:
     name = "part-2.bin"
     with (mount.files / name).open("rb", buffering=0) as file, os.scandir(mount.files) as entries:
