@@ -25,7 +25,7 @@ from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback, sync_directory
+from heliosfs.store.syscalls import replace_file, start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.sums import Sums, Tally
 
@@ -444,13 +444,9 @@ def save_sums(path: str, sums: Sums) -> int:
     temporary = f"{path}.{threading.get_native_id()}"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.rename(temporary, path)
+        replace_file(Path(path), data, Path(temporary), lasting=False)
     except OSError as error:
         log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         return 0
     return len(data)
 
