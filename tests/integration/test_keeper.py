@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from helios.mounts import detach, find_mount
+from heliosfs.fuse.tables import open_files
 from heliosfs.keeper import wire
 from heliosfs.keeper.board import Board
 
@@ -58,7 +59,7 @@ class Kept:
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-P", "-m", "heliosfs.keeper", str(self.mountpoint), "--socket", str(self.socket)]
         command += ["--worker-pid-file", str(self.pid_file), "--ready-fd", str(write_fd), *options]
-        command += ["--", *self.worker_argv] if spawn else ["--no-spawn"]
+        command += ["--", *self.worker_argv] if spawn else ["--external"]
         with self.log.open("ab") as log:
             self.keepers.append(subprocess.Popen(command, stderr=log, pass_fds=[write_fd]))
         os.close(write_fd)
@@ -295,7 +296,7 @@ def test_without_a_worker_requests_fail_after_a_while_and_the_next_worker_serves
     first = kept.start_worker()
     fd = os.open(kept.file, os.O_RDONLY)
     assert os.pread(fd, 4096, 0) == kept.backing.read_bytes()[:4096]
-    assert [file.opens for file in kept.board().open_files()] == [1]
+    assert [file.opens for file in open_files(kept.board())] == [1]
     kept.fault(f"{20 * MIB}-exit")
     with pytest.raises(OSError) as failed:  # noqa: PT011
         os.pread(fd, 4096, 20 * MIB)
@@ -304,7 +305,7 @@ def test_without_a_worker_requests_fail_after_a_while_and_the_next_worker_serves
     with pytest.raises(OSError, match="Input/output error"):
         os.pread(fd, 4096, 30 * MIB)  # at once: it has been too long already
     os.close(fd)
-    kept.wait(lambda: not len(kept.board().open_files()))  # the RELEASE was heard
+    kept.wait(lambda: not len(open_files(kept.board())))  # the RELEASE was heard
     second = kept.start_worker()
     kept.wait(lambda: kept.board().generation == 2)
     assert kept.read() == kept.digest

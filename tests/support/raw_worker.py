@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from heliosfs.fuse.attach import Attachment, Event, attach
+from heliosfs.fuse.tables import open_files
 
 REQUEST = struct.Struct("<IIQQIIIHH")
 REPLY = struct.Struct("<IiQ")
@@ -35,7 +36,7 @@ class Worker:
         self.size = os.fstat(self.backing).st_size
         self.faults = faults
         self.buffer = bytearray(1 << 20 | 1 << 16)
-        self.files = self.board.open_files()
+        self.files = open_files(self.board)
         self.hanging = False
 
     def run(self) -> int:
@@ -55,6 +56,9 @@ class Worker:
             if lost_at is None:
                 poller.register(self.attachment, select.POLLIN)
             ready = dict(poller.poll(HEARTBEAT_S * 1000))
+            if self.attachment.dropped:
+                os.write(self.fuse, REPLY.pack(16, 7, 0))  # what was taken after the next one's
+                return 4
             if lost_at is not None:
                 if self.attachment.reconnect():
                     lost_at = None
