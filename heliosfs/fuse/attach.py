@@ -14,6 +14,7 @@ After ``Event.LOST`` the mount goes on without a keeper; ``reconnect`` every sec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -132,7 +133,7 @@ class Attachment:
     def _say(self, message: Mapping[str, object]) -> None:
         try:
             wire.send(self._sock, message)
-        except (BrokenPipeError, ConnectionError):
+        except ConnectionError:
             return  # the next event is LOST
 
 
@@ -155,8 +156,11 @@ def attach(path: str | None = None, timeout_s: float = ATTACH_S) -> Attachment:
             continue
         try:
             sock.settimeout(max(RETRY_S, end - time.monotonic()))
-            wire.send(sock, _hello())
-            welcome, fds = wire.receive(sock)
+            welcome: dict[str, Any] | None = None
+            fds: list[int] = []
+            with contextlib.suppress(ConnectionError):  # it hung up at once
+                wire.send(sock, _hello())
+                welcome, fds = wire.receive(sock)
             if welcome is None or len(fds) != 2:
                 raise Unavailable(
                     f"the keeper at {path} does not want this worker",

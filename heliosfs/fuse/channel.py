@@ -146,7 +146,6 @@ class Channel:
             self._offer = protocol.parse_init(init)
             self._ours.send(init)
             self._write(protocol.resend())
-            self._backings.find_lost()
         for thread in self._threads:
             thread.start()
 
@@ -198,6 +197,8 @@ class Channel:
         poller.register(self._device, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         payload = memoryview(bytearray(protocol.MAX_READ))
+        for request in self._sent_again(view):
+            self._take(request, payload)
         while True:
             self.alive_ns = time.monotonic_ns()
             try:
@@ -219,16 +220,37 @@ class Channel:
                 return
             self._take(view[:length], payload)
 
+    def _sent_again(self, buffer: memoryview) -> list[memoryview]:
+        """What earlier workers took and did not answer: it lies ahead of all that is new (fuse_resend). All of it is
+        read before anything is done, to settle what the last worker was doing."""
+        requests: list[memoryview] = []
+        again: set[int] = set()
+        while self._board.init:
+            try:
+                length = os.readv(self._device, [buffer])
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if error.errno in (errno.EAGAIN, errno.ENODEV):
+                    break
+                raise
+            requests.append(memoryview(bytes(buffer[:length])))
+            _, opcode, unique, *_ = protocol.REQUEST.unpack_from(buffer)
+            if unique & protocol.RESENT:
+                again.add(unique & ~protocol.RESENT)
+            elif opcode not in protocol.UNANSWERED:
+                break
+        with self._modes_lock:
+            for backing in self._modes.settle(again):
+                self._backings.close(backing)
+            self._backings.find_lost()
+        return requests
+
     def _take(self, request: memoryview, payload: memoryview) -> None:
         """Answer a request or pass it on."""
         _, opcode, unique, ino, *_ = protocol.REQUEST.unpack_from(request)
-        if unique & protocol.RESENT:
-            if self._struck(opcode, unique):
-                return
-        elif self._modes.unsettled and opcode not in protocol.UNANSWERED:
-            with self._modes_lock:
-                for backing in self._modes.all_came():
-                    self._backings.close(backing)
+        if unique & protocol.RESENT and self._struck(opcode, unique):
+            return
         if opcode == protocol.READ:
             fh, offset, size = protocol.parse_read(request)
             self._files.adopt(fh, ino)
@@ -257,9 +279,6 @@ class Channel:
 
     def _struck(self, opcode: int, unique: int) -> bool:
         """A request that a dead worker had: whether it has taken enough of them down."""
-        with self._modes_lock:
-            for backing in self._modes.came(unique & ~protocol.RESENT):  # closed before the next step
-                self._backings.close(backing)
         self._metrics.resends.inc()
         strikes = self._board.strike(unique & ~protocol.RESENT)
         if strikes:

@@ -1,24 +1,22 @@
-"""The channel's part of the keeper's board: open files, changes under way, requests that crashes survived.
+"""The channel's part of the keeper's board: open files, the change under way, requests that crashes survived.
 
 Beside the tables of keeper/board.py it uses two spare words:
 
-    328  u64 registering  not 0: a backing id may have been made that is written nowhere yet (modes.py)
-    336  u64 crashes      how many crashes the last worker knew of
+    352  u64 registering  not 0: a backing id may have been made that is written nowhere yet (modes.py)
+    360  u64 crashes      how many crashes the last worker knew of
 """
 
 from __future__ import annotations
 
 from heliosfs.fuse.modes import Change
 from heliosfs.fuse.tables import BoardFullError, deliveries, open_files
-from heliosfs.keeper.board import CHANGES, Board
+from heliosfs.keeper.board import CHANGE, Board
 
-_REGISTERING, _CRASHES_SEEN = 328 // 8, 336 // 8
+_REGISTERING, _CRASHES_SEEN = 352 // 8, 360 // 8
 
 
 class Ledger:
     """``Board`` of channel.py. The tables are read once: one ledger to a worker; the channel's lock makes turns."""
-
-    changes = len(CHANGES)
 
     def __init__(self, board: Board, generation: int) -> None:
         self._board, self._generation = board, generation
@@ -52,22 +50,18 @@ class Ledger:
     def remove(self, ino: int) -> None:
         self._open.remove(ino)
 
-    def under_way(self) -> dict[int, Change]:
-        words, out = self._board.words, {}
-        for row, at in enumerate(CHANGES):
-            unique, ino, state = words[at : at + 3]
-            if unique:
-                out[row] = Change(unique, ino, state & 0xFFFFFFFF, state >> 32)
-        return out
+    @property
+    def change(self) -> Change | None:
+        unique, ino, state = self._board.words[CHANGE : CHANGE + 3]
+        return Change(unique, ino, state & 0xFFFFFFFF, state >> 32) if unique else None
 
-    def begin(self, row: int, change: Change) -> None:
-        words, at = self._board.words, CHANGES[row]
-        words[at] = 0  # a process killed in between leaves none
-        words[at + 1], words[at + 2] = change.ino, change.opens << 32 | change.backing
-        words[at] = change.unique
-
-    def end(self, row: int) -> None:
-        self._board.words[CHANGES[row]] = 0
+    @change.setter
+    def change(self, change: Change | None) -> None:
+        words = self._board.words
+        words[CHANGE] = 0  # a process killed in between leaves none
+        if change is not None:
+            words[CHANGE + 1], words[CHANGE + 2] = change.ino, change.opens << 32 | change.backing
+            words[CHANGE] = change.unique
 
     @property
     def registering(self) -> bool:

@@ -9,12 +9,11 @@ one to go frees the decision and the backing file.
     CLOSED -> open, otherwise          -> CACHED(n)                 -> last release -> CLOSED
 
 A worker may die between any two instructions. So a *change* is written before it begins: which request, which inode,
-what was recorded before; and it is taken away when the kernel has the answer and the backing file is closed. A change
-that a dead worker left is settled in one of two ways:
-
-- the kernel sends its request again, so it never saw the answer: the record is put back and the request starts over;
-- requests come that were never sent before. What is sent again comes ahead of those (fuse_resend), so this one was
-  answered: the record is right. Only the backing id that it freed may not have been closed.
+what was recorded before; and it is taken away when the kernel has the answer and the backing file is closed. The next
+worker settles what it finds, before it does anything else (``settle``). Either the kernel sends that request again, so
+it never saw the answer: the record is put back and the request starts over. Or it does not, so it saw the answer: the
+record is right, and only the backing id that it freed may not have been closed. (Or who asked was killed meanwhile:
+then one handle too many is counted until the unmount.)
 
 Closing a backing id twice does no harm: the kernel counts them up to 2^31 before it gives one out again. That also
 finds the id of a worker that died between getting it and writing it down (``registering``): it is among the last ones
@@ -23,12 +22,12 @@ before the next that the kernel gives out, and whatever is open has a known one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 LOST: Final = 8
-"""So many ids are looked at: one for each worker that died in a row while it registered or looked for the last one's."""
+"""So many ids are looked at: one for each worker in a row that died while it registered a file or looked for one."""
 
 
 @dataclass(slots=True)
@@ -56,10 +55,6 @@ class Records(Protocol):
     """Where the state is kept so that the next worker knows it (the keeper's board)."""
 
     @property
-    def changes(self) -> int:
-        """How many changes there is room for: one that is made, and those that earlier workers left."""
-
-    @property
     def registering(self) -> bool:
         """Whether a backing id may have been made that is written nowhere."""
 
@@ -75,14 +70,12 @@ class Records(Protocol):
     def remove(self, ino: int) -> None:
         """The inode is closed."""
 
-    def under_way(self) -> dict[int, Change]:
-        """The changes that are written down, by row."""
+    @property
+    def change(self) -> Change | None:
+        """The change that is under way, if any."""
 
-    def begin(self, row: int, change: Change) -> None:
-        """Write a change down."""
-
-    def end(self, row: int) -> None:
-        """Take it away."""
+    @change.setter
+    def change(self, change: Change | None) -> None: ...
 
 
 class IoModes:
@@ -91,50 +84,30 @@ class IoModes:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._files = {ino: OpenFile(*state) for ino, state in records.files().items()}
-        self._left = records.under_way()
-        free = set(range(records.changes)) - self._left.keys()
-        self._row = min(free, default=0)  # so many deaths in a row: the oldest is settled as if it were answered
-        self._left.pop(self._row, None)
 
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether earlier workers left changes that are not settled."""
-        return bool(self._left)
+    def settle(self, again: Container[int]) -> Iterator[int]:
+        """Settle the change that a dead worker left; ``again``: all requests that the kernel has sent again.
 
-    def came(self, unique: int) -> Iterator[int]:
-        """A request was sent again: what a dead worker may have recorded for it did not happen.
-
-        Yields the backing id that nobody uses now, to be closed before the next step.
+        Called once, before anything else. Yields backing ids that nobody uses, each to be closed before the next step.
         """
-        for row, change in list(self._left.items()):
-            if change.unique != unique:
-                continue
-            if change.opens:
-                self._files[change.ino] = OpenFile(change.backing, change.opens)
-                self._records.put(change.ino, change.backing, change.opens)
-            else:
-                if self._files.pop(change.ino, None) is not None:
-                    self._records.remove(change.ino)
-                if change.backing:
-                    yield change.backing
-            self._records.end(row)
-            del self._left[row]
-
-    def all_came(self) -> Iterator[int]:
-        """All that was sent again has come: what is left was answered. Yields backing ids that may not be closed."""
-        for row, change in list(self._left.items()):
-            file = self._files.get(change.ino)
-            if change.backing and (file is None or file.backing != change.backing):
-                yield change.backing
-            self._records.end(row)
-            del self._left[row]
+        change = self._records.change
+        if change is None:
+            return
+        if change.unique in again and change.opens:
+            self._files[change.ino] = OpenFile(change.backing, change.opens)
+            self._records.put(change.ino, change.backing, change.opens)
+        elif change.unique in again and self._files.pop(change.ino, None) is not None:
+            self._records.remove(change.ino)
+        if change.backing and change.ino not in self._files:
+            yield change.backing
+        self._records.change = None
 
     def lost(self, following: int) -> list[int]:
         """Backing ids that a dead worker may have got and not written down, given the next one. Asked at the start."""
-        known = {file.backing for file in self._files.values()} | {change.backing for change in self._left.values()}
+        known = {file.backing for file in self._files.values()}
         return [backing for backing in range(max(1, following - LOST), following) if backing not in known]
 
     def backing(self, ino: int) -> int | None:
@@ -160,7 +133,7 @@ class IoModes:
         if file is not None and file.backing != backing:
             raise ValueError(f"inode {ino} is open with backing {file.backing}, not {backing}")
         opens = 0 if file is None else file.opens
-        self._records.begin(self._row, Change(unique, ino, backing, opens))
+        self._records.change = Change(unique, ino, backing, opens)
         if file is None:
             self._records.registering = False
             if not self._records.put(ino, backing, 1):
@@ -178,7 +151,7 @@ class IoModes:
         file = self._files.get(ino)
         if file is None:
             return 0
-        self._records.begin(self._row, Change(unique, ino, file.backing, file.opens))
+        self._records.change = Change(unique, ino, file.backing, file.opens)
         file.opens -= 1
         if file.opens > 0:
             self._records.put(ino, file.backing, file.opens)
@@ -189,4 +162,4 @@ class IoModes:
 
     def settled(self) -> None:
         """The kernel has the answer, and nothing is left to be closed."""
-        self._records.end(self._row)
+        self._records.change = None

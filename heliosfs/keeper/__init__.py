@@ -15,13 +15,13 @@ library:
     kernel     mount, unmount, and the few FUSE messages that a keeper speaks
     wire       messages on the socket, with descriptors beside them
 
-A worker connects to the socket and says hello; with the answer it gets the descriptor of the mount and the board. It has
-them only once the process of the last worker is gone. On one machine the keeper spawns its workers. With ``--external``
-somebody else does, a kubelet say: then any worker of an allowed user may come, one that bears another name than the
-present one replaces it, and one that hangs and can't be killed from here is *dropped*: its board is fenced, and the next
-worker gets a copy (docs/concurrency.md says why that is safe).
+A worker connects to the socket and says hello; with the answer it gets the descriptor of the mount and the board, once
+the process of the last worker is gone. On one machine the keeper spawns its workers. With ``--external`` somebody else
+does, a kubelet say: then any worker of an allowed user may come, one that bears another name than the present one
+replaces it, and one that hangs and can't be killed from here is *dropped*: its board is fenced, and the next worker
+gets a copy (docs/concurrency.md says why that is safe).
 
 While there is no worker, requests wait; after ``--patience`` they fail. A keeper that is to go hands everything to its
-successor (``--take-over``); after one that was killed the worker offers the mount to whoever listens at the socket. With
-``--external`` SIGTERM leaves the mount with the worker in the same way. All other ends release it: lazy unmount, abort.
+successor (``--take-over``); after one that was killed the worker offers the mount to whoever listens at the socket, and
+with ``--external`` after one that got SIGTERM. All other ends release the mount: lazy unmount, abort.
 """

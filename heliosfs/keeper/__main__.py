@@ -64,10 +64,10 @@ def _come_by(args: argparse.Namespace) -> Held:
     """Take over, or mount; a keeper that is started again by somebody else does whichever is to be done."""
     place, mode = os.path.realpath(args.mountpoint), 0o600 if args.worker_uid == [os.getuid()] else 0o666
     if args.take_over:
-        return take_over(args.socket, mode, args.worker_uid)
+        return take_over(args.socket, mode, args.worker_uid, args.orphan)
     if args.external and kernel.device(place):
         try:
-            return take_over(args.socket, mode, args.worker_uid)
+            return take_over(args.socket, mode, args.worker_uid, args.orphan)
         except ConnectionError:
             raise  # a living keeper has it
         except OSError as error:
@@ -89,6 +89,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--take-over", action="store_true", help="take the mount from the keeper that has it")
     parser.add_argument("--external", action="store_true", help="somebody else starts the workers, and this keeper")
     parser.add_argument("--worker-uid", type=int, action="append", help="users whose workers may come (our own)")
+    parser.add_argument("--orphan", type=float, default=15.0, help="how long a worker without keeper may take to come")
     parser.add_argument("--stall", type=float, default=10.0, help="a worker silent for so long is replaced (seconds)")
     parser.add_argument("--patience", type=float, default=60.0, help="requests fail after so long without a worker")
     parser.add_argument("--grace", type=float, default=5.0, help="how long a worker may take to end")

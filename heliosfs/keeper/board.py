@@ -11,8 +11,8 @@ A memfd that the keeper makes and holds and every worker maps; numbers are littl
     48     u64 crashes      deaths of workers that count against the requests that were pending then
     56     u32 init_len, u32 0, then 256 bytes at 64: the kernel's INIT request, for later workers to replay
     320    u64 mounted_ns   CLOCK_REALTIME: when the mount was made
-    328    2 x u64          the worker's own (fuse/ledger.py)
-    384    8 x (u64 unique, ino, state, 0)            changes of open files that are under way; state as they were before
+    328    u64 unique, ino, state                     the change of an open file that is under way: what was before
+    352    2 x u64          the worker's own (fuse/ledger.py)
     4096   1024 x (u64 unique, u64 count)             deliveries of requests that survived a crash
     20480  16384 x (u64 ino, u64 state)               regular files that are open in the kernel
 
@@ -28,13 +28,14 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Container
 from typing import Final
 
 VERSION: Final = 1
 INIT_MAX: Final = 256
 INIT: Final = 64
-CHANGES: Final = range(384 // 8, 640 // 8, 4)
-"""Where each change under way begins, as an index of a word."""
+CHANGE: Final = 328 // 8
+"""The word where the change that is under way begins."""
 
 DELIVERIES, DELIVERY_ROWS = 4096, 1024
 FILES, FILE_ROWS = 20480, 16384
@@ -118,27 +119,35 @@ class Board:
         """Forget all deliveries."""
         self._map[DELIVERIES:FILES] = bytes(FILES - DELIVERIES)
 
-    def refused(self, unique: int, ino: int, *, closes: bool) -> int:
-        """The keeper answers a RELEASE (``closes``) or fails an OPEN: one handle less, or no more than there were.
+    def put_back(self, again: Container[int]) -> int:
+        """Settle the change that a dead worker left, as fuse/modes.py does; ``again``: what the kernel sent again.
 
-        If a worker that died had begun the same, what was before counts. Returns the backing id that nobody uses now.
+        Returns the backing id that nobody uses, else 0.
         """
-        words = self.words
-        change = next((at for at in CHANGES if words[at] == unique), None)
-        keys = words[FILES // 8 : SIZE // 8 : 2].tolist()
-        row = FILES // 8 + 2 * keys.index(ino) if ino in keys else None
-        if change is None and (row is None or not closes):
-            return 0
-        state = words[row + 1] if row is not None else 0
-        backing = state & 0xFFFFFFFF
-        if change is not None:
-            state = words[change + 2]
-            backing = state & 0xFFFFFFFF or backing
-            words[change] = 0
-        opens = max(0, (state >> 32) - closes)
-        if opens and row is not None:
-            words[row + 1] = opens << 32 | backing
-            return 0
+        unique, ino, state = self.words[CHANGE : CHANGE + 3]
+        if unique in again:
+            self._put(ino, state if state >> 32 else 0)
+        self.words[CHANGE] = 0
+        return state & 0xFFFFFFFF if unique and self._row(ino) is None else 0
+
+    def released(self, ino: int) -> int:
+        """One handle less. Returns the backing id that nobody uses any more, else 0."""
+        row = self._row(ino)
+        state = self.words[row + 1] if row is not None else 0
+        last = state >> 32 <= 1
+        self._put(ino, 0 if last else state - (1 << 32))
+        return state & 0xFFFFFFFF if last else 0
+
+    def _row(self, ino: int) -> int | None:
+        keys = self.words[FILES // 8 : SIZE // 8 : 2].tolist()
+        return FILES // 8 + 2 * keys.index(ino) if ino in keys else None
+
+    def _put(self, ino: int, state: int) -> None:
+        row = self._row(ino)
+        if not state:
+            if row is not None:
+                self.words[row] = 0
+            return
+        row = self._row(0) if row is None else row  # a free one
         if row is not None:
-            words[row] = 0
-        return backing
+            self.words[row + 1], self.words[row] = state, ino

@@ -14,9 +14,6 @@ from heliosfs.keeper import kernel, wire
 from heliosfs.keeper.board import Board
 from heliosfs.keeper.worker import Worker
 
-ORPHAN_S: Final = 15.0
-"""How long a worker without keeper may take to find us; it tries every second or so."""
-
 ANSWER_S: Final = 20.0
 """How long a keeper may take to hand over."""
 
@@ -87,7 +84,7 @@ def mount(place: str, options: str, path: str, mode: int) -> Held:
     return Held(place, device, fuse_fd, board, listener)
 
 
-def take_over(path: str, mode: int, uids: list[int]) -> Held:
+def take_over(path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
     """Take the mount that belongs to a socket from its keeper, or from the worker that was left alone.
 
     Raises ConnectionError when a keeper is there and does not give, another OSError when there is nothing to take.
@@ -97,7 +94,7 @@ def take_over(path: str, mode: int, uids: list[int]) -> Held:
         try:
             sock.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            return _from_worker(path, mode, uids)
+            return _from_worker(path, mode, uids, orphan_s)
         try:
             return _from_keeper(sock)
         except TimeoutError:
@@ -123,10 +120,10 @@ def _from_keeper(sock: socket.socket) -> Held:
     return held
 
 
-def _from_worker(path: str, mode: int, uids: list[int]) -> Held:
+def _from_worker(path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
     """Wait at the socket for the worker, which brings the descriptors with its hello."""
     listener = listen(path, mode)
-    end = time.monotonic() + ORPHAN_S
+    end = time.monotonic() + orphan_s
     while (left := end - time.monotonic()) > 0:
         listener.settimeout(left)
         sock, _ = listener.accept()

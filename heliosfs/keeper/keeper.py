@@ -326,7 +326,8 @@ class Keeper:
     # --- guests ------------------------------------------------------------------------------------------------------
 
     def _on_guest(self) -> None:
-        message, fds = None, []
+        message: dict[str, object] | None = None
+        fds: list[int] = []
         with contextlib.suppress(OSError):  # gone again, or it says nothing
             sock, _ = self.held.listener.accept()
             if wire.peer(sock)[1] in self.settings.uids and len(self._guests) < GUESTS:

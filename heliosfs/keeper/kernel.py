@@ -26,7 +26,7 @@ _REQUEST = struct.Struct("<IIQQIIIHH")
 _REPLY = struct.Struct("<IiQ")
 _NOTIFY_RESEND = 7
 _RESENT = 1 << 63
-_FORGET, _OPEN, _RELEASE, _FLUSH, _RELEASEDIR, _INTERRUPT, _BATCH_FORGET = 2, 14, 18, 25, 29, 36, 42
+_FORGET, _RELEASE, _FLUSH, _RELEASEDIR, _INTERRUPT, _BATCH_FORGET = 2, 18, 25, 29, 36, 42
 _BACKING_CLOSE = 0x4004E502
 _READ_BYTES = (1 << 20) + (1 << 16)  # the kernel demands room for its largest request
 
@@ -99,27 +99,27 @@ def refuse(fuse_fd: int, board: Board) -> int:
     of it again.
     """
     buffer = memoryview(bytearray(_READ_BYTES))
-    refused = 0
+    taken: list[tuple[int, int, int]] = []
     while True:
         try:
             os.readv(fuse_fd, [buffer])
-        except BlockingIOError:
-            return refused
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):  # the caller was killed meanwhile
                 continue
-            if error.errno == errno.ENODEV:  # unmounted
-                return refused
+            if error.errno in (errno.EAGAIN, errno.ENODEV):  # that is all; unmounted
+                break
             raise
         _, opcode, unique, node, *_ = _REQUEST.unpack_from(buffer)
-        if opcode in (_FORGET, _BATCH_FORGET, _INTERRUPT):
-            continue
+        if opcode not in (_FORGET, _BATCH_FORGET, _INTERRUPT):
+            taken.append((opcode, unique, node))
+    unused = [board.put_back({unique & ~_RESENT for _, unique, _ in taken})]
+    for opcode, unique, node in taken:
         code = 0 if opcode in (_RELEASE, _RELEASEDIR, _FLUSH) else -errno.EIO
         with contextlib.suppress(FileNotFoundError):  # the caller was killed meanwhile
             os.write(fuse_fd, _REPLY.pack(_REPLY.size, code, unique))
-        refused += 1
-        if opcode in (_OPEN, _RELEASE):
-            unused = board.refused(unique & ~_RESENT, node, closes=opcode == _RELEASE)
-            with contextlib.suppress(OSError):  # it is not the kernel's any more
-                if unused:
-                    fcntl.ioctl(fuse_fd, _BACKING_CLOSE, struct.pack("<I", unused))
+        if opcode == _RELEASE:
+            unused.append(board.released(node))
+    for backing in filter(None, unused):
+        with contextlib.suppress(OSError):  # it is not the kernel's any more
+            fcntl.ioctl(fuse_fd, _BACKING_CLOSE, struct.pack("<I", backing))
+    return len(taken)

@@ -24,9 +24,13 @@ class Death(Enum):
     CRASH = auto()  # anything else, or replaced because it hung; counts against the requests that were pending
 
 
-def death(code: int | None, *, asked: bool = False, hung: bool = False, ended: bool = False, oom: bool = False) -> Death:
-    """Name an end. ``code``: exit status, -n for signal n, None when only its parent knows. ``oom``: just then
-    somebody was killed for want of memory, which is not somebody's doing if it was the worker."""
+def death(
+    code: int | None, *, asked: bool = False, hung: bool = False, ended: bool = False, oom: bool = False
+) -> Death:
+    """Name an end. ``code``: exit status, -n for signal n, None when only its parent knows.
+
+    ``ended``: it said that it would. ``oom``: a process was killed for want of memory just then, most likely this one.
+    """
     if hung:
         return Death.CRASH
     if asked:

@@ -3,6 +3,7 @@
 ``raw_worker.py BACKING FAULTS``: serves BACKING as ``/file``. A file in the directory FAULTS is a fault: its name says
 which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``; it is
 removed when it strikes, so it strikes once. ``start-exit``, which stays, ends the worker before it attaches.
+RAW_WORKER_UID in the environment: whom it works as.
 """
 
 from __future__ import annotations
@@ -157,4 +158,5 @@ if __name__ == "__main__":
     faults = Path(sys.argv[2])
     if (faults / "start-exit").exists():
         sys.exit(3)
+    os.setuid(int(os.environ.get("RAW_WORKER_UID", os.getuid())))
     sys.exit(Worker(attach(), Path(sys.argv[1]), faults).run())
