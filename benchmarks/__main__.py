@@ -44,6 +44,8 @@ def median_of(*names: str) -> Callable[[Mapping[str, Any]], dict[str, float]]:
 
 
 WARM = tuple(f"{way}_{readers}" for way in ("seq", "rand4k", "rand1m", "mmap") for readers in (1, 8))
+VLLM_TARGETS = {"cold": 0.3, "disk": 0.95, "warm": 0.95}
+VLLM = tuple(f"{way}_{state}" for way in ("lazy", "eager", "prefetch") for state in VLLM_TARGETS)
 LOADS = tuple(f"{way}_{state}" for way in ("mmap", "eager", "prefetch") for state in ("cold", "warm"))
 
 
@@ -67,6 +69,12 @@ def metadata_ratios(result: Mapping[str, Any]) -> dict[str, float]:
         "100_ms_to_volume": 0.1 / result["median"]["volume_s"],
         "memory": 250e6 / result["memory_bytes"],
     }
+
+
+def small_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """The allowed 50 ms to the worst file's p99; 250 MB and the pool to the memory."""
+    allowed = 250e6 + result["pool"]["limit"]
+    return {"50_ms_to_p99": 0.05 / result["worst_p99_s"], "memory": allowed / result["memory_bytes"]}
 
 
 BENCHMARKS = {
@@ -107,6 +115,18 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*LOADS),
         dict.fromkeys(LOADS, 0.95),
+    ),
+    "vllm_load": Benchmark(
+        ("--gb", "3", "--rounds", "2"),
+        ("--gb", "0.3", "--rounds", "1"),
+        median_of(*VLLM),
+        {name: VLLM_TARGETS[name.rpartition("_")[2]] for name in VLLM},
+    ),
+    "small_files": Benchmark(
+        (),
+        ("--gb", "0.2", "--rounds", "20"),
+        small_ratios,
+        {"50_ms_to_p99": 1.0, "memory": 1.0},
     ),
     "client": Benchmark(
         ("--gb", "0.5"),

@@ -80,9 +80,11 @@ def registry(home: Home, within: Sequence[str] = ()) -> Iterator[str]:
 
 
 @contextmanager
-def mounted(home: Home, path: Path, *, urls: str = "", within: Sequence[str] = ()) -> Iterator[Mount]:
+def mounted(
+    home: Home, path: Path, *, urls: str = "", within: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Iterator[Mount]:
     """A real mount of a home, unmounted in the end; ``urls``: its registries, where not the embedded one."""
-    environ = {"HELIOS_REGISTRY__URLS": urls} if urls else {}
+    environ = {**(environ or {}), **({"HELIOS_REGISTRY__URLS": urls} if urls else {})}
     try:
         yield Mount(home, path, json.loads(helios(home, "mount", path, "--json", within=within, environ=environ)))
     except Exception:

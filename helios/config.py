@@ -52,12 +52,18 @@ class MountSettings(Section, frozen=True):
     """Most that the cached blobs take on disk, in GiB; 0: bounded only by free space."""
     cache_min_free: float = 0.05
     """Share of the cache's disk that stays free, 0 to 1: what is used least goes for it."""
+    scrub_mb_s: float = 8.0
+    """How fast cached files are looked at again for bytes that rotted on the disk, in MB/s; 0: not at all."""
     request_deadline_s: float = 30.0
     """A remote read with no answer after this long fails over, and in the end gives EIO."""
     connections: int = 8
     """Most remote reads in flight for one source."""
     buffer_mib: int = 96
     """Bound on the memory that remote reads in flight hold, in MiB."""
+    pool_mib: int = 64
+    """Memory for small files, headers and chunks that the disk has no room for, in MiB; 0: none is kept."""
+    shadow_percent: float = 0.0
+    """Share of the reads that are compared with a plain download in the background, 0 to 100."""
     allow_other: bool = True
     """Let other users read the mount (needs root, or user_allow_other in /etc/fuse.conf)."""
     readahead_kib: int = 1024

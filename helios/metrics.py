@@ -55,10 +55,20 @@ class MountMetrics(Metrics):
             buckets=LATENCY_S,
             registry=r,
         )
+        self.requests = Histogram(
+            "helios_mount_request_seconds",
+            "From a request's coming to its answer, by operation",
+            ["operation"],
+            buckets=LATENCY_S,
+            registry=r,
+        )
         self.errors = Counter(
             "helios_mount_errors_total", "Operations answered with an error", ["operation", "errno"], registry=r
         )
         self.read_bytes = Counter("helios_mount_read_bytes_total", "Bytes read through the mount", ["tier"], registry=r)
+        self.opens = Counter(
+            "helios_mount_opens_total", "Files opened, by where their bytes were", ["tier"], registry=r
+        )  # tier: l1 (all of them), partial, remote
         self.fetched_bytes = Counter("helios_mount_fetched_bytes_total", "Bytes fetched", ["source"], registry=r)
         self.fetch_failures = Counter(
             "helios_mount_fetch_failures_total", "Fetches that failed", ["source", "reason"], registry=r
@@ -66,6 +76,11 @@ class MountMetrics(Metrics):
         self.verify_failures = Counter(
             "helios_mount_verify_failures_total", "Chunks whose hash was wrong", ["source"], registry=r
         )
+        self.damaged = Counter("helios_mount_damaged_blobs_total", "Local blobs found to be wrong", registry=r)
+        self.scrubbed_bytes = Counter(
+            "helios_mount_scrubbed_bytes_total", "Bytes looked at by the scrubber", registry=r
+        )
+        self.quarantined = Gauge("helios_mount_quarantine_files", "Files in quarantine", registry=r)
         self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
         self.evictions = Counter(
             "helios_mount_cache_evictions_total", "Blobs removed from the local tier", ["reason"], registry=r
@@ -79,6 +94,29 @@ class MountMetrics(Metrics):
         )
         self.cache_limit = Gauge(
             "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
+        )
+        self.pool_used = Gauge("helios_mount_pool_used_bytes", "Memory that the pool takes", ["kind"], registry=r)
+        # kind: small, header, recipe, chunk
+        self.pool_limit = Gauge("helios_mount_pool_limit_bytes", "Most memory of the pool", registry=r)
+        self.pool_hits = Counter("helios_mount_pool_hits_total", "Chunks found in the pool", ["kind"], registry=r)
+        self.manifest_bytes = Gauge(
+            "helios_mount_manifest_bytes", "Memory that the manifests in use take, about", registry=r
+        )
+        self.shadow_compared = Counter(
+            "helios_mount_shadow_compared_total", "Reads compared with a plain download", ["way"], registry=r
+        )  # way: read, passthrough
+        self.shadow_bytes = Counter("helios_mount_shadow_bytes_total", "Bytes of reads compared", registry=r)
+        self.shadow_mismatches = Counter(
+            "helios_mount_shadow_mismatches_total", "Reads that differ from a plain download", registry=r
+        )
+        self.shadow_errors = Counter(
+            "helios_mount_shadow_errors_total", "Reads that could not be compared", ["side"], registry=r
+        )  # side: mount, download
+        self.shadow_dropped = Counter(
+            "helios_mount_shadow_dropped_total", "Reads not compared because too many waited", registry=r
+        )
+        self.shadow_seconds = Histogram(
+            "helios_mount_shadow_seconds", "Time of the reads compared", ["side"], buckets=LATENCY_S, registry=r
         )
         self.open_handles = Gauge("helios_mount_open_handles", "Open file handles", registry=r)
         self.inherited_files = Gauge(

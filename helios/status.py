@@ -44,22 +44,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             "logical": usage.logical if usage else None,
         },
         "cache": {"path": str(cache), "bytes": disk_usage(cache, shared=False)},
-        "mounts": [
-            {
-                "mountpoint": state.mountpoint,
-                "alive": alive,
-                "pid": state.pid,
-                "worker": msgspec.to_builtins(state.worker),
-                "since": state.since,
-                "mode": state.mode,
-                "reason": state.reason,
-                "url": state.url,
-                "socket": state.socket,
-                "log": state.log,
-                "volumes": _volumes(state) if alive else None,
-            }
-            for state, alive in mounts.states(home)
-        ],
+        "mounts": mounts_of(home),
         "processes": [
             {
                 "name": entry.name,
@@ -74,6 +59,29 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
     }
 
 
+def mounts_of(home: Home) -> list[dict[str, Any]]:
+    """The home's mounts, and what each says of itself."""
+    return [
+        {
+            "mountpoint": state.mountpoint,
+            "alive": alive,
+            "pid": state.pid,
+            "worker": msgspec.to_builtins(state.worker),
+            "since": state.since,
+            "mode": state.mode,
+            "reason": state.reason,
+            "url": state.url,
+            "socket": state.socket,
+            "log": state.log,
+            "volumes": volumes["volumes"] if (volumes := _ask(state, alive, "volumes")) else None,
+            "activity": _ask(state, alive, "activity"),
+            "pool": status["pool"] if (status := _ask(state, alive, "status")) else None,
+            "shadow": shadow if (shadow := _ask(state, alive, "shadow")) and shadow["percent"] else None,
+        }
+        for state, alive in mounts.states(home)
+    ]
+
+
 def _usage(base: str) -> Usage | None:
     client = RegistryClient(HttpClient(base, timeout_s=PROBE_S))
     try:
@@ -84,12 +92,14 @@ def _usage(base: str) -> Usage | None:
         client.close()
 
 
-def _volumes(state: MountState) -> list[dict[str, Any]] | None:
-    """A mount's volumes (docs/control-api.md); None when it does not answer."""
+def _ask(state: MountState, alive: bool, what: str) -> dict[str, Any] | None:
+    """What a mount answers (docs/control-api.md); None when it does not."""
+    if not alive:
+        return None
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
-        volumes: list[dict[str, Any]] = client.json("GET", "/api/v1/volumes")["volumes"]
-        return volumes
+        answer: dict[str, Any] = client.json("GET", f"/api/v1/{what}")
+        return answer
     except HeliosError:
         return None
     finally:

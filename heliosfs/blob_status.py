@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heliosfs.tiers.l1 import L1Usage
+from heliosfs.tiers.evictor import Evictor
+from heliosfs.tiers.l1 import L1, L1Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A directory that holds blobs, by the name that people and metrics know it by; ``room`` looks after its bounds."""
+
+    name: str
+    files: L1
+    room: Evictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +46,19 @@ class BlobsUsage:
     queued: int
     in_flight: int
     memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet, and
+    blobs that are being flushed or finished."""
+
+    fills: int
+    jobs: int
+    unflushed: int
+    settling: int
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it could be stopped without losing anything."""
+        return not (self.fills or self.jobs or self.unflushed or self.settling)

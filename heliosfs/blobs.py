@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,13 +17,13 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, Unavailable, UsageError
+from helios.errors import HeliosError, IntegrityError, UsageError
 from helios.metrics import MountMetrics
-from heliosfs.blob_status import BlobStatus, BlobsUsage
+from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
-from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes
+from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes, SourceStatus
 from heliosfs.fetch.read import Reads
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
@@ -30,7 +31,9 @@ from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.policy import Bounds
+from heliosfs.tiers.pool import Pool
 from heliosfs.tree.snapshot import WEIGHTS
 
 __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
@@ -86,6 +89,8 @@ class BlobStore:
         self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
         self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
         """The local tier's room: what is kept, what goes."""
+        self.pool = Pool(settings.pool_mib << 20, metrics, time.monotonic)
+        """Verified bytes in memory."""
         self._engine = Engine(
             self._lanes,
             settings,
@@ -95,6 +100,7 @@ class BlobStore:
             idle=self._idle,
             released=self._released,
             room=self.room,
+            pool=self.pool,
         )
         self._settler = Settler(
             self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
@@ -113,6 +119,7 @@ class BlobStore:
             self._prepare,
         )
         self._blobs: dict[str, Blob] = {}
+        self._healed: set[str] = set()
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
 
@@ -136,7 +143,8 @@ class BlobStore:
     def close(self) -> None:
         """Close files and connections and give the cache directory up; call it after ``run`` ended."""
         for blob in self._blobs.values():
-            blob.local.close()
+            for local in (blob.local, *blob.retired):
+                local.close()
         self._blobs.clear()
         self._lanes.close()
         self._l1.close()
@@ -151,14 +159,14 @@ class BlobStore:
         blob.handles += 1
         try:
             await self._load(blob)
+            if not blob.whole and not blob.planned and self._remembered(want) is not None:
+                await self._prepare(blob)  # so that even its first READ needs nobody
         except BaseException:
             self._drop_handle(blob)
             raise
         self.room.used(want.sha256, group_of(want))
-        if want.path.endswith(WEIGHTS) and not blob.whole and self._nursery is not None:
-            blob.users += 1
-            self._filler.opening += 1
-            self._nursery.start_soon(self._fill_opened, blob)
+        if want.path.endswith(WEIGHTS) and not blob.whole:
+            self._begin_fill(blob)
         return BlobHandle(self, self._reads, blob, next(self._numbers))
 
     def release(self, blob: Blob, number: int) -> None:
@@ -166,6 +174,11 @@ class BlobStore:
         if blob.planned:
             self._engine.planner.reader_left(blob.key, number)
         self._drop_handle(blob)
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """The directories that hold blobs."""
+        return [Tier("l1", self._l1, self.room)]
 
     @property
     def patience_s(self) -> float:
@@ -176,6 +189,11 @@ class BlobStore:
         """Whether these bytes of a partial blob are here. Any thread may ask while the blob is open."""
         return self._engine.planner.has(blob.key, offset, count)
 
+    def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None:
+        """These bytes from the memory pool, in pieces; None when it lacks some. Any thread."""
+        recipe = blob.recipe or self._remembered(blob.want)
+        return None if recipe is None else self.pool.read(recipe, offset, count)
+
     def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
         """A handle was read up to ``offset`` without the loop's help. Any thread."""
         self._engine.soon(self._reads.progressed, blob, number, offset)
@@ -184,6 +202,40 @@ class BlobStore:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
         self._filler.enqueue(wants)
         self._engine.pump()
+
+    async def fill(self, want: BlobRef, note: Callable[[int], None] = lambda count: None) -> None:
+        """Fill a blob behind everything that is read, and return when it is whole; see ``Filler.fill``."""
+        if want.size:
+            await self._filler.fill(want, note)
+
+    def drop_queued(self, wants: Iterable[BlobRef]) -> None:
+        """Take blobs back that ``prefetch`` queued and that have not begun."""
+        self._filler.drop(wants)
+
+    def halt(self) -> None:
+        """Fetch only for READs from now on, until ``resume``; what is here of blobs being filled is made durable."""
+        self._filler.halt()
+        for blob in list(self._blobs.values()):
+            self._flush(blob)
+
+    def resume(self) -> None:
+        """The opposite of ``halt``."""
+        self._filler.resume()
+        self._engine.pump()
+
+    def _flush(self, blob: Blob) -> None:
+        if self._nursery is not None:
+            self._settler.look(blob, self._nursery, now=True)
+
+    def pending(self) -> Pending:
+        """What is under way."""
+        blobs = list(self._blobs.values())
+        return Pending(
+            fills=self._filler.filling,
+            jobs=self._engine.planner.background_jobs,
+            unflushed=sum(blob.unflushed_bytes for blob in blobs),
+            settling=sum(blob.settling for blob in blobs),
+        )
 
     def status(self, sha256: str) -> BlobStatus:
         """How much of a blob is here now."""
@@ -199,18 +251,59 @@ class BlobStore:
         tier = "l1" if complete else "partial" if local else "remote"
         return BlobStatus(tier, local, size, complete, complete)
 
+    def fills(self) -> list[tuple[BlobRef, int]]:
+        """The blobs being filled, in order, each with its local bytes."""
+        planner = self._engine.planner
+        return [(blob.want, planner.local_bytes(blob.key)) for blob in self._filler.blobs() if blob.planned]
+
+    def sources(self) -> list[SourceStatus]:
+        """How each source does."""
+        return self._lanes.status()
+
     def usage(self) -> BlobsUsage:
         """What is held and under way now."""
         engine, filler = self._engine, self._filler
-        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, engine.memory.used)
+        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
+
+    # --- what is wrong on the disk ---
+
+    def chunks_here(self, sha256: str) -> tuple[Recipe, list[int]] | None:
+        """Of a partial blob that is open or filled: its recipe and the chunks that count as being here."""
+        blob = self._blobs.get(sha256)
+        if blob is None or not blob.planned or blob.recipe is None:
+            return None
+        return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
+
+    async def gone_wrong(self, sha256: str, inode: int) -> None:
+        """The whole file with this inode number was wrong and is taken away: who has it open reads right bytes again.
+
+        Descriptors of it that were handed out stay what they are.
+        """
+        self._healed.add(sha256)
+        blob = self._blobs.get(sha256)
+        if blob is None:
+            return
+        async with blob.preparing:  # who is just looking at the disk may have found it before it went
+            if self._blobs.get(sha256) is blob and blob.whole and blob.local.inode == inode:
+                blob.renew(self._new_key(blob.want), self._l1.blob(sha256, blob.want.size))
+                if blob.handles:
+                    self._begin_fill(blob)
+
+    async def chunks_wrong(self, sha256: str, chunks: Sequence[int]) -> bool:
+        """Chunks of a partial blob are wrong on the disk and are fetched again; False where nobody has it open."""
+        blob = self._blobs.get(sha256)
+        return blob is not None and await self._settler.forget(blob, chunks)
+
+    def was_wrong(self, sha256: str) -> bool:
+        """Whether a file of this content was wrong: pages of it that the kernel keeps may be, too."""
+        return sha256 in self._healed
 
     # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
         blob = self._blobs.get(want.sha256)
         if blob is None:
-            key = f"{next(self._numbers)}:{want.sha256}"
-            blob = Blob(key, want, self._l1.blob(want.sha256, want.size))
+            blob = Blob(self._new_key(want), want, self._l1.blob(want.sha256, want.size))
             blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
             self.room.hold(want.sha256)
@@ -219,6 +312,9 @@ class BlobStore:
                 f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
             )
         return blob
+
+    def _new_key(self, want: BlobRef) -> str:
+        return f"{next(self._numbers)}:{want.sha256}"
 
     async def _load(self, blob: Blob) -> None:
         """Find out what the disk has of it."""
@@ -229,7 +325,9 @@ class BlobStore:
             try:
                 found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
-                raise Unavailable(f"the cache can't be read for {blob.want.path}: {error.strerror}") from error
+                fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
+                log.warning("a cached file can't be opened; it is fetched instead", extra=fields)
+                found = Loaded()
             blob.loaded, blob.whole = True, found.whole
             self.room.loaded(blob.local)
             if found.recipe is not None:
@@ -241,10 +339,39 @@ class BlobStore:
         async with blob.preparing:
             if blob.whole or blob.planned:
                 return
-            recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", _recipe_of(blob.want))
+            recipe = self._remembered(blob.want)
+            if recipe is None:
+                recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
             if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
                 self.room.loaded(blob.local)
             self._engine.add(blob, recipe, None)
+
+    def _remembered(self, want: BlobRef) -> Recipe | None:
+        """The blob's recipe, where the pool has it."""
+        return self.pool.recipe(want.recipe_digest, want.sha256, want.size)
+
+    def _recipe_of(self, want: BlobRef) -> Callable[[Source, float], Recipe]:
+        """What a thread does to get the blob's recipe, checked."""
+
+        def ask(source: Source, timeout_s: float) -> Recipe:
+            record = source.recipe(want, timeout_s)
+            try:
+                recipe = Recipe.decode(record, want.recipe_digest)
+            except IntegrityError:  # damaged on its way, perhaps: like a chunk it is asked for once more
+                record = source.recipe(want, timeout_s)
+                recipe = Recipe.decode(record, want.recipe_digest)
+            if recipe.blob != want.sha256 or recipe.size != want.size:
+                raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
+            self.pool.offer_recipe(want.recipe_digest, record)
+            return recipe
+
+        return ask
+
+    def _begin_fill(self, blob: Blob) -> None:
+        if self._nursery is not None:
+            blob.users += 1
+            self._filler.opening += 1
+            self._nursery.start_soon(self._fill_opened, blob)
 
     async def _fill_opened(self, blob: Blob) -> None:
         try:
@@ -278,6 +405,8 @@ class BlobStore:
             del self._blobs[blob.want.sha256]
             self._engine.remove(blob)
             self.room.closed(blob.local)
+            for local in blob.retired:
+                local.close()
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -352,16 +481,32 @@ class BlobHandle:
         ``read`` need not be called then.
         """
         blob, count = self._blob, min(size, self.size - offset)
-        fd = blob.local.fd
+        local = blob.local
+        fd = local.fd
         if fd < 0 or count <= 0:
             return None
         if not blob.whole:
-            if not self._store.has(blob, offset, count):
+            if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
-            if not 0 <= offset - self._told < TELL_BYTES:
-                self._told = offset
-                self._store.progressed_soon(blob, self._number, offset + count)
+            self._tell(offset, count)
         return fd, count
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
+
+        Any thread may ask while the handle is open.
+        """
+        blob, count = self._blob, min(size, self.size - offset)
+        parts = self._store.held(blob, offset, count) if count > 0 else None
+        if parts is not None and blob.planned:
+            self._tell(offset, count)
+        return parts
+
+    def _tell(self, offset: int, count: int) -> None:
+        """Let the loop know now and then how far the reader is."""
+        if not 0 <= offset - self._told < TELL_BYTES:
+            self._told = offset
+            self._store.progressed_soon(self._blob, self._number, offset + count)
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
@@ -388,15 +533,3 @@ def bounds_of(settings: MountSettings) -> Bounds:
             hint="The limit is 0 (none) or more, the share that stays free at least 0 and less than 1.",
         )
     return Bounds(int(limit_gib * (1 << 30)) or None, min_free)
-
-
-def _recipe_of(want: BlobRef) -> Callable[[Source, float], Recipe]:
-    """What a thread does to get the blob's recipe, checked."""
-
-    def ask(source: Source, timeout_s: float) -> Recipe:
-        recipe = Recipe.decode(source.recipe(want, timeout_s), want.recipe_digest)
-        if recipe.blob != want.sha256 or recipe.size != want.size:
-            raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
-        return recipe
-
-    return ask

@@ -10,19 +10,22 @@ waits, and one question is asked once however many tasks wait for it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from helios.errors import DeadlineExceeded, NotFound, Unavailable
+from helios.errors import DeadlineExceeded, IntegrityError, NotFound, Unavailable
 from helios.names import RepoId
 from heliosfs.flights import Flights
 from heliosfs.records import Records, SeenCommit
+from heliosfs.store.bulk import MAX_DIRECTORY_BYTES, directory_bytes
 from heliosfs.store.manifest import CommitRecord, Manifest
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S, Known, Repos
@@ -31,11 +34,18 @@ log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
 
-MAX_FILES: Final = 60_000
-"""Files of the snapshots kept in memory, about 0.7 KB each; the least recently used snapshot goes."""
+SNAPSHOT_BYTES: Final = 64 << 20
+"""Memory of the snapshots that are kept, in bytes; the least recently used goes. The last one asked for stays, whatever
+its size: no manifest of more than 32 MiB is taken (metadata.py), so none has more than 128 MiB."""
+
+INFLATION: Final = 3
+"""A snapshot takes at most so many times its manifest's bytes, beside its directories."""
 
 MAX_ABSENT: Final = 10_000
 """Repositories and commits remembered as absent."""
+
+MAX_REFUSED: Final = 1000
+"""Manifests remembered as unusable."""
 
 NEVER: Final = -1e9
 """A time long ago, in seconds of the monotonic clock."""
@@ -93,6 +103,18 @@ class Patience:
     longest_pause_s: float = 5.0
 
 
+class Unusable(IntegrityError):
+    """A manifest that is the commit's, and can't be shown: it will be no better when it is asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A snapshot in memory, and the bytes that it takes there."""
+
+    snapshot: Snapshot
+    cost: int
+
+
 class Catalog:
     """A ``heliosfs.tree.source.Source`` on a registry."""
 
@@ -114,8 +136,11 @@ class Catalog:
         self._repos: Known[Repos] | None = None
         self._commits: dict[RepoId, dict[str, SeenCommit]] = {}
         self._absent: dict[tuple[RepoId, str | None], float] = {}  # commits, and (None) whole repositories
-        self._snapshots: OrderedDict[tuple[RepoId, str], Snapshot] = OrderedDict()
-        self._files = 0
+        self._snapshots: OrderedDict[tuple[RepoId, str], _Held] = OrderedDict()
+        self._refused: dict[str, str] = {}  # by the manifest's digest: why
+        self._one_at_a_time = trio.CapacityLimiter(1)
+        self.snapshot_bytes = 0
+        """Memory that the snapshots take, about."""
         self._pause = 0.0
         self._quiet_until = NEVER
 
@@ -170,7 +195,8 @@ class Catalog:
         return Known(None if record is None else record.time, self._said(repo, commit))
 
     async def snapshot(self, repo: RepoId, commit: str) -> Known[Snapshot | None]:
-        snapshot = self._snapshots.get((repo, commit))
+        held = self._snapshots.get((repo, commit))
+        snapshot = None if held is None else held.snapshot
         if snapshot is None:
             work = ("snapshot", str(repo), commit)
             snapshot = await self._flights.share(work, lambda: self._load_snapshot(repo, commit))
@@ -183,6 +209,30 @@ class Catalog:
         commits = dict.fromkeys((refs.value or {}).values())
         commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
         return Known(tuple(commits), refs.at)
+
+    async def remembered(self, most: int) -> list[Snapshot]:
+        """Commits that were seen and whose manifest is here, at most so many of them. Asks nobody."""
+        records = [record for commits in self._commits.values() for record in reversed(commits.values())][:most]
+        known = {key: held.snapshot for key, held in self._snapshots.items()}
+        missing = [record for record in records if (record.repo, record.commit) not in known]
+
+        def load() -> list[Snapshot]:
+            found = []
+            for record in missing:
+                data = self._recorded(record.manifest) if record.manifest not in self._refused else None
+                if data is not None:
+                    with suppress(Unusable):  # whoever asks for it is told
+                        found.append(_snapshot(record, data).snapshot)
+            return found
+
+        if not missing:
+            return list(known.values())
+        return list(known.values()) + await trio.to_thread.run_sync(load, limiter=self._one_at_a_time)
+
+    def refs_at(self, repo: RepoId, commit: str) -> list[str]:
+        """The refs that named this commit when they were last asked for, sorted."""
+        known = self._refs.get(repo)
+        return [] if known is None else sorted(ref for ref, value in known.value.items() if value == commit)
 
     # --- asking ---
 
@@ -228,25 +278,30 @@ class Catalog:
         record = await self._commit(repo, commit)
         if record is None:
             return None
-        snapshot = await self._in_thread(lambda: self._recorded_snapshot(record))
-        if snapshot is None:
-            snapshot = await self._ask(lambda timeout_s: self._fetch_snapshot(record, timeout_s), known=False)
-        self._snapshots[repo, commit] = snapshot
-        self._files += len(snapshot.files)
-        while self._files > MAX_FILES and len(self._snapshots) > 1:
+        if (why := self._refused.get(record.manifest)) is not None:
+            raise Unusable(why)
+        data = await self._in_thread(lambda: self._recorded(record.manifest))
+        known = data is not None
+        if data is None:
+            data = await self._ask(lambda timeout_s: self._registry.manifest(repo, commit, timeout_s), known=False)
+        try:
+            held = await trio.to_thread.run_sync(_snapshot, record, data, limiter=self._one_at_a_time)
+        except Unusable as error:
+            if len(self._refused) >= MAX_REFUSED:
+                self._refused.clear()
+            self._refused[record.manifest] = error.message
+            raise
+        if not known:
+            await self._in_thread(lambda: self._records.add_manifest(record.manifest, data))
+        self._snapshots[repo, commit] = held
+        self.snapshot_bytes += held.cost
+        while self.snapshot_bytes > SNAPSHOT_BYTES and len(self._snapshots) > 1:
             _, old = self._snapshots.popitem(last=False)
-            self._files -= len(old.files)
-        return snapshot
+            self.snapshot_bytes -= old.cost
+        return held.snapshot
 
-    def _recorded_snapshot(self, record: SeenCommit) -> Snapshot | None:
-        data = self._records.manifest(record.manifest) or self._kept.manifest(record.manifest)
-        return None if data is None else _snapshot(record, data)
-
-    def _fetch_snapshot(self, record: SeenCommit, timeout_s: float) -> Snapshot:
-        data = self._registry.manifest(record.repo, record.commit, timeout_s)
-        snapshot = _snapshot(record, data)
-        self._records.add_manifest(record.manifest, data)
-        return snapshot
+    def _recorded(self, digest: str) -> bytes | None:
+        return self._records.manifest(digest) or self._kept.manifest(digest)
 
     async def _learned(self, listing: Mapping[RepoId, Mapping[str, str]], asked: float) -> None:
         """Take refs in, unless a question asked later was answered sooner."""
@@ -267,8 +322,8 @@ class Catalog:
         known = [repo for repo in gone if self._refs.pop(repo, None) is not None]
         for repo in gone:
             for commit in self._commits.pop(repo, {}):
-                if (snapshot := self._snapshots.pop((repo, commit), None)) is not None:
-                    self._files -= len(snapshot.files)
+                if (held := self._snapshots.pop((repo, commit), None)) is not None:
+                    self.snapshot_bytes -= held.cost
         if known:
             await self._in_thread(lambda: self._records.drop(known))
 
@@ -332,6 +387,16 @@ class Catalog:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
 
-def _snapshot(record: SeenCommit, data: bytes) -> Snapshot:
-    """A snapshot from its manifest's record, checked and indexed: called in a thread, as big ones take their time."""
-    return Snapshot(record.repo, record.commit, record.time, Manifest.decode(data, record.manifest).files)
+def _snapshot(record: SeenCommit, data: bytes) -> _Held:
+    """A snapshot from its manifest's record, checked and indexed. In a thread, one at a time: big ones take their time,
+    and for a moment several times their size in memory. Raises IntegrityError; Unusable where it will stay so."""
+    if hashlib.sha256(data).hexdigest() != record.manifest:
+        raise IntegrityError(f"what is said to be the manifest of {record.repo} at {record.commit} is not it")
+    try:
+        files = Manifest.decode(data).files
+    except IntegrityError as error:
+        raise Unusable(f"the manifest of {record.repo} at {record.commit} can't be used: {error.message}") from None
+    cost = directory_bytes(files)
+    if cost > MAX_DIRECTORY_BYTES:
+        raise Unusable(f"the manifest of {record.repo} at {record.commit} names too many directories")
+    return _Held(Snapshot(record.repo, record.commit, record.time, files), cost + INFLATION * len(data))

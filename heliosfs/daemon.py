@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +35,10 @@ from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
 from helios.mounts import MountState
 from helios.process import ProcessId
 from heliosfs import http
-from heliosfs.blobs import open_store
+from heliosfs.blobs import BlobStore, open_store
 from heliosfs.catalog import Catalog
+from heliosfs.control.control import Control
+from heliosfs.control.drain import Drain
 from heliosfs.fuse.attach import Attachment, Event
 from heliosfs.fuse.native import NativeMount
 from heliosfs.fuse.operations import HeliosOperations
@@ -44,6 +46,9 @@ from heliosfs.fuse.portable import PortableMount
 from heliosfs.metadata import MetadataClient
 from heliosfs.records import Records
 from heliosfs.routing import Page, Route, Routes, json_page, page
+from heliosfs.shadow.plain import PlainDownload
+from heliosfs.shadow.shadow import Shadow
+from heliosfs.shadow.shadow import routes as shadow_routes
 from heliosfs.tiers import api as room_api
 from heliosfs.tree.nodelog import NodeLog
 from heliosfs.tree.root import root
@@ -147,7 +152,9 @@ class _Daemon:
             await volumes.load()
             catalog = Catalog(self._metadata, records, volumes)
             await catalog.load()
+            self._metrics.manifest_bytes.set_function(lambda: catalog.snapshot_bytes)
             nodes = stack.enter_context(contextlib.closing(self._node_log(keeper))) if keeper else None
+            shadow = self._shadow(stack)
             operations = HeliosOperations(
                 NodeTable(root(volumes), log=nodes),
                 catalog,
@@ -158,6 +165,8 @@ class _Daemon:
                 gid=os.getgid(),
                 mounted_ns=keeper.board.mounted_ns if keeper else None,
                 generation=keeper.generation if keeper else 1,
+                shadow=shadow,
+                alone=keeper is None,
             )
             mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, operations, plan.portable)
             if keeper is not None:
@@ -170,10 +179,15 @@ class _Daemon:
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
+                if shadow is not None:
+                    await background.start(shadow.run)
                 if keeper is not None:
                     background.start_soon(self._obey, keeper)
-                pages = self._pages(state, catalog)
+                control_parts = Control.of(store, catalog, volumes, settings.scrub_mb_s, self._metrics)
+                await background.start(control_parts.run)
+                pages = self._pages(state, catalog, blobs, control_parts.drain)
                 routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
+                routes += [*control_parts.routes(catalog), *shadow_routes(shadow)]
                 background.start_soon(http.serve, [control], Routes(routes))
                 if tcp:
                     background.start_soon(http.serve, tcp, Routes(pages))
@@ -187,6 +201,13 @@ class _Daemon:
                     await trio.to_thread.run_sync(mounts.detach, plan.mountpoint)
                 keeper.ended("stopped")
         return 0 if self._stopped_by in (None, signal.SIGTERM) else 128 + self._stopped_by
+
+    def _shadow(self, stack: contextlib.ExitStack) -> Shadow | None:
+        settings = self._plan.config.mount
+        if not settings.shadow_percent:
+            return None
+        plain = PlainDownload(self._urls, settings.request_deadline_s)
+        return Shadow(settings.shadow_percent, stack.enter_context(contextlib.closing(plain)), self._metrics)
 
     def _node_log(self, keeper: Attachment) -> NodeLog:
         return NodeLog.open(self._plan.home.run / f"nodes-{self._plan.name}.log", keeper.board.mounted_ns)
@@ -321,9 +342,11 @@ class _Daemon:
             reason=mount.reason,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog) -> list[Route]:
+    def _pages(self, state: MountState, catalog: Catalog, blobs: BlobStore, drain: Drain) -> list[Route]:
         def status() -> Page:
-            now = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
+            now: dict[str, object] = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
+            now |= {"pool": asdict(blobs.pool.report()), "manifest_bytes": catalog.snapshot_bytes}
+            now |= {"draining": drain.draining}
             return json_page(msgspec.to_builtins(state) | now)
 
         def ready() -> Page:

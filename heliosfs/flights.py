@@ -35,7 +35,10 @@ class Flights(Generic[K]):
         while (flight := self._flights.get(key)) is not None:
             await flight.done.wait()
             if flight.error is not None:
-                raise flight.error
+                try:
+                    raise flight.error
+                finally:  # an error that its own traceback led to would keep what the frames hold for long
+                    del flight
             if flight.value:
                 return cast(T, flight.value[0])
         flight = self._flights[key] = _Flight()
@@ -49,3 +52,4 @@ class Flights(Generic[K]):
         finally:
             del self._flights[key]
             flight.done.set()
+            del flight  # as above

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavailable
 from helios.http.client import Deadline, HttpClient
 from helios.names import RepoId, check_ref, is_commit
+from heliosfs.store.bulk import MAX_MANIFEST
 from heliosfs.store.manifest import CommitRecord
 
 log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
+
+MAX_NAMES: Final = 64 << 20
+"""Longest listing of repositories, refs or commits that is accepted, in bytes."""
 
 
 class MetadataClient:
@@ -61,12 +65,24 @@ class MetadataClient:
 
     def manifest(self, repo: RepoId, commit: str, timeout_s: float) -> bytes:
         params = {"repo": str(repo), "commit": commit}
-        return self._first(
-            lambda client, left: client.bytes("GET", "/api/v1/manifest", params=params, timeout_s=left), timeout_s
-        )
+
+        def ask(client: HttpClient, left: float) -> bytes:
+            return client.bytes("GET", "/api/v1/manifest", params=params, timeout_s=left, limit=MAX_MANIFEST)
+
+        try:
+            return self._first(ask, timeout_s)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"the manifest of {repo} at {commit} can't be used: {error.message}",
+                hint="A mount takes manifests of up to 32 MiB, about 100,000 files: split the repository.",
+            ) from error
 
     def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
-        return self._first(lambda client, left: client.json("GET", path, params=params, timeout_s=left), timeout_s)
+        def ask(client: HttpClient, left: float) -> Any:
+            data = client.bytes("GET", path, params=params, timeout_s=left, limit=MAX_NAMES)
+            return _checked(lambda: msgspec.json.decode(data))
+
+        return self._first(ask, timeout_s)
 
     def _first(self, call: Callable[[HttpClient, float], T], timeout_s: float) -> T:
         """The answer of the first registry that gives one; a "no such thing" is an answer."""

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
 from helios.names import RepoId, check_ref, check_revision, is_commit
+from heliosfs.store.bulk import check_bulk
 from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tree, local_commit
 from heliosfs.store.objects import ObjectStore
@@ -277,6 +278,7 @@ class Catalog:
             check_ref(ref)
         if not files:
             raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
+        check_bulk(files)
         check_tree(files)
         now = int(self._now())
         with self._publishing, self.gate.shared():

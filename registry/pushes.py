@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 
 from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput, NotFound, RepoNotFound, Unavailable
 from helios.names import RepoId, check_ref
+from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import FileEntry, check_tree
 from registry.body import BodySource
 from registry.catalog import Catalog
@@ -42,7 +43,6 @@ INGESTS: Final = 4
 CALM_S: Final = 150.0
 """Longest wait for interrupted ingests to end, in seconds; they end at their next read."""
 
-MAX_FILES: Final = 100_000
 MAX_PUSHES: Final = 256
 """Most pushes under way: each keeps its list of files in memory."""
 
@@ -150,11 +150,10 @@ class Pushes:
         check_ref(ref)
         if not files:
             raise InvalidInput(f"{repo.id}: there is nothing to publish, no file at all")
-        if len(files) > MAX_FILES:
-            raise InvalidInput(f"{repo.id}: {len(files)} files are more than {MAX_FILES} in one repository")
         by_path = {file.path: file for file in files}
         if len(by_path) != len(files):
             raise InvalidInput(f"{repo.id}: a path is listed twice")
+        check_bulk(by_path)
         check_tree(by_path)
         self._check_open()
         base = await asyncio.to_thread(self._base, repo, ref)

@@ -25,6 +25,9 @@ def _show(state: Any, as_json: bool) -> None:
 @click.option("--registry", "urls", multiple=True, metavar="URL", help="Registry to use; more than one: in order.")
 @click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the local cache.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users read it (default: where allowed).")
+@click.option(
+    "--shadow", type=click.FloatRange(0, 100), metavar="PERCENT", help="Compare a part of the reads with a download."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what is known about the mount as JSON.")
 def mount(
     mountpoint: Path,
@@ -33,6 +36,7 @@ def mount(
     urls: tuple[str, ...],
     cache: Path | None,
     allow_other: bool | None,
+    shadow: float | None,
     as_json: bool,
 ) -> int:
     """Mount the registry's models at MOUNTPOINT, read-only, and return when it is ready.
@@ -46,7 +50,11 @@ def mount(
         return 0
     overrides: dict[str, dict[str, Any]] = {
         "registry": {"urls": list(urls) or None},
-        "mount": {"cache": os.path.abspath(cache) if cache else None, "allow_other": allow_other},
+        "mount": {
+            "cache": os.path.abspath(cache) if cache else None,
+            "allow_other": allow_other,
+            "shadow_percent": shadow,
+        },
     }
     settings = config.load_from_process(overrides)
     home = Home.from_env(os.environ)

@@ -7,6 +7,7 @@ the Rust clients measured beside it; docs/architecture.md). Threads may share on
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
 import threading
@@ -55,13 +56,39 @@ class Deadline:
         return left
 
 
+class _Timely(io.RawIOBase):
+    """A socket's bytes, none of them after the deadline: not even when a head or a chunk's length trickles in."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._deadline.left())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """Reads with a deadline."""
+
+    def __init__(self, deadline: Deadline, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timely(sock, deadline))
+
+
 class Response:
     """An answer whose body is still to be read; leaving the context returns the connection to the pool."""
 
-    def __init__(
-        self, raw: http.client.HTTPResponse, deadline: Deadline, sock: socket.socket, done: Callable[[bool], None]
-    ):
-        self._raw, self._deadline, self._sock, self._done = raw, deadline, sock, done
+    def __init__(self, raw: http.client.HTTPResponse, deadline: Deadline, done: Callable[[bool], None]):
+        self._raw, self._deadline, self._done = raw, deadline, done
         self.status = raw.status
         self.headers = raw.headers
 
@@ -79,13 +106,12 @@ class Response:
 
     def extend(self, seconds: float) -> None:
         """Let the rest of the body take until ``seconds`` from now: for a long body that keeps coming."""
-        self._deadline = Deadline.after(seconds)
+        self._deadline.at = time.monotonic() + seconds
 
     def read(self, limit: int | None = None) -> bytes:
         """The whole body; one of more than ``limit`` bytes raises IntegrityError, one that breaks off Unavailable."""
         length = self._raw.length
         if not length:  # none, or unknown: chunked, or until the connection ends
-            self._arm()
             data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
             if limit is not None and len(data) > limit:
                 raise IntegrityError(f"the answer has more than {limit} bytes")
@@ -101,7 +127,6 @@ class Response:
     def lines(self) -> Iterator[bytes]:
         """Lines of a streamed body as they come."""
         while True:
-            self._arm()
             line = self._guard(self._raw.readline)
             if not line:
                 return
@@ -110,7 +135,6 @@ class Response:
     def _fill(self, view: memoryview) -> int:
         filled = 0
         while filled < len(view):
-            self._arm()
             count: int = self._guard(partial(self._read_once, view[filled:]))
             if not count:
                 break
@@ -118,7 +142,7 @@ class Response:
         return filled
 
     def _read_once(self, view: memoryview) -> int:
-        """Like the response's ``readinto``, but one recv(2) at most, so that a trickle can't outlive the deadline."""
+        """Like the response's ``readinto``, but one recv(2) at most where the length is known."""
         raw = self._raw
         if raw.chunked or raw.length is None or raw.isclosed():
             return raw.readinto(view)
@@ -127,10 +151,6 @@ class Response:
         if not count or not raw.length:
             raw._close_conn()  # type: ignore[attr-defined]
         return count
-
-    def _arm(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._sock.settimeout(self._deadline.left())
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
@@ -173,8 +193,8 @@ class HttpClient:
             try:
                 if connection.sock is None:
                     connection.connect()
-                sock = connection.sock
-                sock.settimeout(deadline.left())
+                connection.sock.settimeout(deadline.left())
+                connection.response_class = partial(_Answer, deadline)  # type: ignore[assignment]
                 connection.request(method, target, body=body, headers=dict(headers or {}))
                 raw = connection.getresponse()
             except TimeoutError:
@@ -188,7 +208,7 @@ class HttpClient:
             except BaseException:  # the body's own error: half a request has left
                 connection.close()
                 raise
-            return Response(raw, deadline, sock, lambda ok, c=connection: self._give(c, ok))  # type: ignore[misc]
+            return Response(raw, deadline, lambda ok, c=connection: self._give(c, ok))  # type: ignore[misc]
 
     def json(
         self,
@@ -210,12 +230,13 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         timeout_s: float | None = None,
+        limit: int | None = None,
     ) -> bytes:
-        """Like ``json``, returning the answer's bytes."""
+        """Like ``json``, returning the answer's bytes; more than ``limit`` raise IntegrityError."""
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"content-type": "application/json"}
         with self.request(method, path, params=params, headers=headers, body=data, timeout_s=timeout_s) as response:
-            content = response.read()
+            content = response.read(limit)
         if response.status >= 400:
             raise error_of(response.status, content, f"{method} {path}")
         return content

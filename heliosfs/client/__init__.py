@@ -22,8 +22,8 @@ from heliosfs.client.values import (
     StoreStatus,
     TensorInfo,
     Warmed,
-    WarmProgress,
 )
+from heliosfs.warming import WarmProgress
 
 __all__ = [
     "Closed",

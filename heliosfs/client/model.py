@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -19,20 +17,12 @@ from heliosfs.blobs import BlobRef
 from heliosfs.client.file import File
 from heliosfs.client.index import INDEX, find_shards, list_tensors, read_header, read_index
 from heliosfs.client.tensors import Tensors
-from heliosfs.client.values import FileInfo, FileStatus, Progress, TensorInfo, Warmed, WarmProgress
-from heliosfs.tree.snapshot import WEIGHTS, Snapshot
+from heliosfs.client.values import FileInfo, FileStatus, Progress, TensorInfo, Warmed
+from heliosfs.tree.snapshot import Snapshot
+from heliosfs.warming import AT_ONCE, Note, Tally, each, in_loading_order, select, warm
 
 if TYPE_CHECKING:
     from heliosfs.client.store import Store
-
-T = TypeVar("T")
-
-AT_ONCE: Final = 8
-"""Small files fetched, and headers read, at a time."""
-
-LARGE: Final = 4 << 20
-LARGE_AT_ONCE: Final = 2
-"""Files of at least ``LARGE`` bytes are fetched two at a time: one file's ranges fill a link, the next is ready."""
 
 TOLD_S: Final = 0.1
 """Time between two reports of progress, in seconds."""
@@ -46,7 +36,7 @@ class Model:
         self.repo: RepoId = snapshot.repo
         self.commit: str = snapshot.commit
         self.revision = revision
-        entries = sorted(snapshot.files.items(), key=lambda item: (item[0].endswith(WEIGHTS), item[0]))
+        entries = [(path, snapshot.files[path]) for path in in_loading_order(snapshot.files)]
         self.files: Mapping[str, FileInfo] = MappingProxyType(
             {path: FileInfo(path, entry.size, entry.sha256, entry.executable) for path, entry in entries}
         )
@@ -123,42 +113,33 @@ class Model:
             return list(self.files.values())
         if isinstance(paths, str):
             raise TypeError("paths is a list of paths and patterns, not one text")
-        chosen = set()
-        for path in paths:
-            found = [path] if path in self.files else fnmatch.filter(self.files, path)
-            chosen.update(found or [self.info(path).path])
+        chosen = select(self.files, paths, self.info)
         return [info for path, info in self.files.items() if path in chosen]
 
     async def _warm(self, infos: list[FileInfo], progress: Progress | None) -> Warmed:
         start = trio.current_time()
         held = {info.path: await self._store.held(self.want(info.path)) for info in infos}
-        tally = _Tally(infos)
-        async with trio.open_nursery() as teller:
-            if progress is not None:
-                teller.start_soon(_tell, tally, progress)
-            small = [info for info in infos if info.size < LARGE]
-            large = [info for info in infos if info.size >= LARGE]
-            await _each(small, AT_ONCE, partial(self._warm_file, tally))
+        tally = Tally(infos)
+
+        def announce(large: Sequence[FileInfo]) -> None:
             if self._store.cache.mountpoint is None:  # a mount sees to it itself
                 missing = (info.path for info in large if not held[info.path].complete)
                 self._store.cache.store.prefetch(self.want(path) for path in missing)
-            await _each(large, LARGE_AT_ONCE, partial(self._warm_file, tally))
+
+        async with trio.open_nursery() as teller:
+            if progress is not None:
+                teller.start_soon(_tell, tally, progress)
+            await warm(tally, self._fetch, announce)
             teller.cancel_scope.cancel()
         if progress is not None:
-            progress(tally.now(""))
+            progress(tally.now())
         found = sum(status.local_bytes for status in held.values())
         return Warmed(len(infos), sum(info.size for info in infos), found, trio.current_time() - start)
 
-    async def _warm_file(self, tally: _Tally, info: FileInfo) -> None:
-        def note(count: int) -> None:
-            tally.under_way[info.path] = count
-
-        note(0)
+    async def _fetch(self, info: FileInfo, note: Note) -> bool:
         async with await self.open(info.path) as file:
             await file.fetch(progress=note)
-        del tally.under_way[info.path]
-        tally.files_done += 1
-        tally.bytes_done += info.size
+        return True
 
     async def _status(self) -> list[FileStatus]:
         return [await self._store.held(self.want(path)) for path in self.files]
@@ -185,38 +166,11 @@ class Model:
         async def head(path: str) -> None:
             headers[path] = await read_header(files[path])
 
-        await _each(shards, AT_ONCE, head)
+        await each(shards, AT_ONCE, head)
         return list_tensors(headers, wanted), files
 
 
-@dataclass(slots=True)
-class _Tally:
-    """How far a ``warm`` is."""
-
-    infos: list[FileInfo]
-    files_done: int = 0
-    bytes_done: int = 0
-    under_way: dict[str, int] = field(default_factory=dict)
-
-    def now(self, path: str) -> WarmProgress:
-        done = self.bytes_done + sum(self.under_way.values())
-        return WarmProgress(self.files_done, len(self.infos), done, sum(info.size for info in self.infos), path)
-
-
-async def _tell(tally: _Tally, progress: Progress) -> None:
+async def _tell(tally: Tally[FileInfo], progress: Progress) -> None:
     while True:
-        progress(tally.now(next(iter(tally.under_way), "")))
+        progress(tally.now())
         await trio.sleep(TOLD_S)
-
-
-async def _each(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:
-    """Do the work for every item, in order, so many at a time; the first error ends it."""
-    left = iter(items)
-
-    async def worker() -> None:
-        for item in left:
-            await work(item)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(at_once):
-            nursery.start_soon(worker)

@@ -36,8 +36,8 @@ from heliosfs.client.values import (
     StoreStatus,
     TensorInfo,
     Warmed,
-    WarmProgress,
 )
+from heliosfs.warming import WarmProgress
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios.errors import Unavailable
+from heliosfs.warming import WarmProgress
 
 
 class Closed(Unavailable):
@@ -38,17 +39,6 @@ class TensorInfo:
     nbytes: int
     file: str
     offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class WarmProgress:
-    """How far ``warm`` is; ``path`` is a file that it is at, empty at the end."""
-
-    files_done: int
-    files: int
-    bytes_done: int
-    bytes: int
-    path: str = ""
 
 
 Progress = Callable[[WarmProgress], None]

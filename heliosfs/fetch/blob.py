@@ -33,11 +33,11 @@ class Waiter:
         if not self.need:
             self.event.set()
 
-    def copy(self, index: int, start: int, data: bytes) -> None:
+    def copy(self, index: int, start: int, data: memoryview) -> None:
         """Take what the READ needs from a chunk that starts at ``start`` in the blob."""
         first = max(start, self.offset)
         last = min(start + len(data), self.offset + len(self.view))
-        self.view[first - self.offset : last - self.offset] = memoryview(data)[first - start : last - start]
+        self.view[first - self.offset : last - self.offset] = data[first - start : last - start]
         self.copied.add(index)
 
     def fail(self, error: HeliosError) -> None:
@@ -69,11 +69,19 @@ class Blob:
     unflushed_since: float = 0.0
     settling: bool = False
     """A flush or the finish is under way: there is one at a time."""
+    retired: list[LocalBlob] = field(default_factory=list)
+    """Files that turned out to be wrong: descriptors of them may still be used by whoever has the blob open."""
 
     @property
     def planned(self) -> bool:
         """Whether the planner knows it: chunks can be asked for."""
         return self.recipe is not None and not self.whole
+
+    def renew(self, key: str, local: LocalBlob) -> None:
+        """Nothing is here any more: its whole file turned out to be wrong."""
+        self.retired.append(self.local)
+        self.key, self.local, self.recipe = key, local, None
+        self.whole = self.loaded = False
 
     def wait(self, waiter: Waiter, chunks: Iterable[int]) -> None:
         for index in chunks:

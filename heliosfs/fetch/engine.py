@@ -26,8 +26,8 @@ from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import CorruptChunk
 from heliosfs.fetch.transfer import Pointless, Transfer
 from heliosfs.store.recipe import Recipe
-from heliosfs.tiers.memory import ChunkLru
 from heliosfs.tiers.policy import Reservation
+from heliosfs.tiers.pool import Pool
 
 log = logging.getLogger("heliosfs.fetch")
 
@@ -68,13 +68,14 @@ class Engine:
         idle: Callable[[], None],
         released: Callable[[Blob], None],
         room: Room,
+        pool: Pool,
     ) -> None:
         self.planner = Planner()
-        self.memory = ChunkLru()
+        self.pool = pool
         self.disk = Breaker(DISK_PAUSE_S, DISK_LONGEST_PAUSE_S)
         self._lanes, self._metrics, self._clock = lanes, metrics, clock
-        self._pool = BufferPool.of_mib(settings.buffer_mib)
-        self._reserve = max(1, min(self._pool.count // 4, 4))
+        self._buffers = BufferPool.of_mib(settings.buffer_mib)
+        self._reserve = max(1, min(self._buffers.count // 4, 4))
         self._stored, self._idle, self._released, self._room = stored, idle, released, room
         self._blobs: dict[str, Blob] = {}
         self._nursery: trio.Nursery | None = None
@@ -132,14 +133,14 @@ class Engine:
         if self._nursery is None:
             return
         now = self._clock()
-        while (lanes := self._lanes.in_order()) and self._pool.free:
+        while (lanes := self._lanes.in_order()) and self._buffers.free:
             best = lanes[0]
             lane = next((lane for lane in lanes if lane.free > 0), None)
             background = (
                 best.breaker.ready(now)
                 and self.disk.ready(now)
                 and best.free > self._lanes.reserve
-                and self._pool.free > self._reserve
+                and self._buffers.free > self._reserve
             )
             budget, range_bytes = best.link.budget, best.link.range_bytes
             if self.disk.failures:  # one chunk shows whether the disk takes something again
@@ -150,7 +151,7 @@ class Engine:
                 if background:
                     self._idle()
                 break
-            blob, buffer = self._blobs[job.key], self._pool.take()
+            blob, buffer = self._blobs[job.key], self._buffers.take()
             assert buffer is not None
             chosen = lane if job.demand and lane is not None else best
             chosen.running += 1
@@ -181,7 +182,7 @@ class Engine:
                 finally:
                     lane.running -= 1
                 others = [other for other in self._lanes.in_order() if other not in tried]
-                another = self._pool.take() if others and job.next < job.stop else None
+                another = self._buffers.take() if others and job.next < job.stop else None
                 if another is None:
                     return
                 lane, buffer = others[0], another
@@ -202,6 +203,7 @@ class Engine:
                 blob.recipe,
                 range(job.next, job.stop),
                 blob.local,
+                self.pool,
                 buffer,
                 store=loan is not None,
                 demand=job.demand,
@@ -229,7 +231,7 @@ class Engine:
 
     # --- what comes back ---
 
-    def _arrived(self, flight: _Flight, index: int, data: bytes | None, trouble: OSError | None) -> None:
+    def _arrived(self, flight: _Flight, index: int, data: memoryview | None, trouble: OSError | None) -> None:
         """A verified chunk: on disk, or else in ``data``."""
         if self._nursery is None:
             return
@@ -248,9 +250,7 @@ class Engine:
         if trouble is not None:
             self.disk_failed(blob, trouble)
         if self.planner.arrived(job, index, kept=data is None):
-            if data is not None:
-                self.memory.put((blob.want.sha256, index), data)
-            elif not in_place:
+            if data is None and not in_place:
                 self._disk_worked()
             for waiter in blob.waiters.pop(index, ()):
                 if data is not None:
@@ -262,7 +262,7 @@ class Engine:
 
     def _returned(self, token: trio.lowlevel.TrioToken, loan: Reservation | None, buffer: memoryview) -> None:
         """A transfer writes no more: called by its thread, or on the loop where that never started."""
-        self._pool.give(buffer)
+        self._buffers.give(buffer)
         if loan is not None:
             _post(token, self._room.give_back, loan)
 
@@ -295,9 +295,13 @@ class Engine:
         if failures and job.next < job.stop:
             error = worst(failures)
             passing = isinstance(error, Unavailable)
-            until = max(now + 0.05, self._lanes.ready_at()) if passing else now + HOLD_S
+            waiting = blob.waiters.get(job.next, ())
+            until = now + HOLD_S
+            if passing:  # not beyond a READ's deadline: the failure that it is told must come then
+                due = min((waiter.since for waiter in waiting), default=float("inf")) + self._lanes.deadline_s
+                until = max(now + 0.05, min(self._lanes.ready_at(), due))
             self.planner.ended(job, hold=job.next, until=until)
-            for waiter in list(blob.waiters.get(job.next, ())):
+            for waiter in list(waiting):
                 if not passing or now - waiter.since >= self._lanes.deadline_s:
                     waiter.fail(error)
         else:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import trio
 
-from helios.errors import HeliosError, Unavailable
+from helios.errors import Conflict, HeliosError, IntegrityError, NoSpace, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob
-from heliosfs.fetch.breaker import Breaker
+from heliosfs.fetch.breaker import LONGEST_PAUSE_S, Breaker
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.planner import Rank
 from heliosfs.fetch.room import Room
@@ -45,6 +45,12 @@ MAX_CLOSED: Final = 16
 
 MAX_GROUPS: Final = 64
 """Models of which is remembered what is not filled: a model that does not fit pushes nothing out."""
+
+STALL_S: Final = 300.0
+"""A fill that somebody waits for fails when not a byte came for this long, in seconds."""
+
+POLL_S: Final = 0.05
+"""How often it is looked how far such a fill is, in seconds."""
 
 BACKLOG: Final = 16
 """With fewer chunks than this left to start, the next queued blob is made ready."""
@@ -78,12 +84,19 @@ class Filler:
         self.opening = 0
         """Opened blobs that are not ready yet: what is queued waits for them."""
         self._pause = Breaker()
+        self._stopped = False
+        self._awaited: Counter[Blob] = Counter()
+        """Fills that somebody waits for, and how many do."""
         metrics.fills.set_function(lambda: len(self._filling))
 
     @property
     def filling(self) -> int:
         """Blobs being filled."""
         return len(self._filling)
+
+    def blobs(self) -> list[Blob]:
+        """The blobs being filled, those that come first first."""
+        return sorted(self._filling, key=lambda blob: self._filling[blob])
 
     @property
     def queued(self) -> int:
@@ -95,6 +108,11 @@ class Filler:
         for want in wants:
             if want.size and len(self._queue) < MAX_QUEUE:
                 self._queue.setdefault(want.sha256, want)
+
+    def drop(self, wants: Iterable[BlobRef]) -> None:
+        """Take these out of the queue."""
+        for want in wants:
+            self._queue.pop(want.sha256, None)
 
     def read(self, blob: Blob) -> None:
         """A READ of the blob: it comes first now."""
@@ -137,7 +155,7 @@ class Filler:
         """Fill the blob with this rank, if there is room for it."""
         if not blob.planned:
             return
-        if blob not in self._filling and not self._fits(blob):
+        if blob not in self._filling and (self._stopped or not self._fits(blob)):
             self._refused.add(blob)
             return
         self._refused.discard(blob)
@@ -193,6 +211,7 @@ class Filler:
         """The engine has little left to start: make the next queued blob ready."""
         if (
             self._queue
+            and not self._stopped
             and not self._starting
             and not self.opening
             and self._pause.ready(now)
@@ -206,6 +225,8 @@ class Filler:
         try:
             await self._start(want)
             self._pause.worked()
+            if self._stopped:
+                self._queue.setdefault(want.sha256, want)
         except Unavailable:
             self._pause.failed(now)
             self._queue[want.sha256] = want
@@ -220,16 +241,88 @@ class Filler:
         blob.users += 1
         try:
             await self._prepare(blob)
-            while blob not in self._filling:
-                self._rank(blob, QUEUED, next(self._numbers))
-                if blob not in self._refused or not self._room.waits(want.sha256):
-                    break
-                await self._room.moved()
+            await self._admit(blob, next(self._numbers))
             if blob not in self._filling and not blob.handles:
                 self._give_up(blob)
         finally:
             blob.users -= 1
             self._released(blob)
+
+    async def _admit(self, blob: Blob, number: int) -> None:
+        """Fill the blob as soon as what must go for it has gone, if it is let in at all."""
+        while blob not in self._filling:
+            self._rank(blob, QUEUED, number)
+            if blob not in self._refused or not self._room.waits(blob.want.sha256):
+                break
+            await self._room.moved()
+
+    async def fill(self, want: BlobRef, note: Callable[[int], None]) -> None:
+        """Fill a blob, as a queued one, and return when it is whole; ``note`` is told of its local bytes.
+
+        Raises NoSpace where there is no room for it, Conflict while filling is stopped, IntegrityError when no source
+        has it right, Unavailable when nothing came for ``STALL_S``, and what preparing it raises. Cancelled, it lets a
+        blob go that nobody else wants.
+        """
+        blob, number = self._blob_of(want), next(self._numbers)  # the order is that of the calls
+        blob.users += 1
+        self._awaited[blob] += 1
+        try:
+            await self._prepare(blob)
+            while not blob.whole:
+                self._queue.pop(want.sha256, None)
+                await self._admit(blob, number)
+                self._engine.pump()
+                if blob not in self._filling and blob.planned:
+                    raise self._refusal(blob)
+                await self._until_it_ends(blob, note)
+        except trio.Cancelled:
+            if not blob.handles and self._awaited[blob] == 1:
+                self.stop(blob)
+            raise
+        finally:
+            blob.users -= 1
+            self._awaited[blob] -= 1
+            if not self._awaited[blob]:
+                del self._awaited[blob]
+            if blob not in self._filling and not blob.handles:
+                self._give_up(blob)
+            self._released(blob)
+
+    async def _until_it_ends(self, blob: Blob, note: Callable[[int], None]) -> None:
+        """Wait while the blob is filled."""
+        planner = self._engine.planner
+        last, since = -1, trio.current_time()
+        while blob in self._filling and blob.planned:
+            now, local = trio.current_time(), planner.local_bytes(blob.key)
+            if local != last:
+                last, since = local, now
+                note(local)
+            elif planner.stuck(blob.key) and planner.held_for(blob.key, now) > LONGEST_PAUSE_S:
+                raise IntegrityError(f"{blob.want.path}: no source has all of it right; the log says why")
+            elif now - since > STALL_S:
+                raise Unavailable(f"{blob.want.path}: no source gave a byte for {STALL_S:g} s; the log says why")
+            await trio.sleep(POLL_S)
+
+    def _refusal(self, blob: Blob) -> HeliosError:
+        want = blob.want
+        if self._stopped:
+            return Conflict("the mount is being drained: nothing more is fetched", hint="`helios drain --undo`")
+        reason = self._room.refusal(want.sha256) or "it is full"
+        return NoSpace(f"the cache has no room for {want.path} ({want.size} bytes): {reason}")
+
+    def halt(self) -> None:
+        """Begin no fills any more and end those under way, until ``resume``. READs are answered as ever."""
+        self._stopped = True
+        for blob in list(self._filling):
+            self.stop(blob)
+            if blob.handles:
+                self._refused.add(blob)
+            self._released(blob)
+
+    def resume(self) -> None:
+        """The opposite of ``halt``: what is open is filled again."""
+        self._stopped = False
+        self.look()
 
 
 def group_of(want: BlobRef) -> str:

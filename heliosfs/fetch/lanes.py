@@ -37,6 +37,20 @@ class Lane:
         return int(self.limiter.total_tokens) - max(self.running, self.limiter.borrowed_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """One source: its round trip in seconds, bytes a second while it delivers, jobs at it now and at most, failures in
+    a row, and for how many seconds it is left alone because of them."""
+
+    name: str
+    latency_s: float
+    rate: float
+    running: int
+    connections: int
+    failures: int
+    paused_s: float
+
+
 class Lanes:
     """All sources in the order of preference."""
 
@@ -100,6 +114,22 @@ class Lanes:
                 return result
             self.failed(lane, failures[-1])
         raise worst(failures)
+
+    def status(self) -> list[SourceStatus]:
+        """How each source does, in the order of preference."""
+        now = self._clock()
+        return [
+            SourceStatus(
+                lane.source.name,
+                lane.source.latency_s,
+                lane.link.rate,
+                lane.running,
+                int(lane.limiter.total_tokens),
+                lane.breaker.failures,
+                max(0.0, lane.breaker.until - now),
+            )
+            for lane in self._lanes
+        ]
 
     def close(self) -> None:
         for lane in self._lanes:

@@ -154,6 +154,11 @@ class Planner:
         file = self._files[key]
         return bool(file.held) and file.states.count(HAVE) + len(file.held) == len(file.states)
 
+    def held_for(self, key: str, now: float) -> float:
+        """Seconds until the first held chunk may be tried again; 0 where none is held."""
+        held = self._files[key].held
+        return max(0.0, min(held.values()) - now) if held else 0.0
+
     def fill(self, key: str, rank: Rank | None) -> None:
         """Fetch the whole file in the background, in the order of ranks; None: only what READs ask for."""
         self._files[key].rank = rank

@@ -115,7 +115,7 @@ class Reads:
         for index in chunks:
             if index in waiter.copied or engine.have(blob, index):
                 continue
-            data = engine.memory.get((blob.want.sha256, index))
+            data = engine.pool.get(blob.recipe, index)
             if data is None:
                 missing.append(index)
             else:

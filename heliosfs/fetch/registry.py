@@ -26,6 +26,9 @@ MAX_HOSTS: Final = 8
 MAX_RECORD: Final = 1 << 28
 """Longest recipe or placement accepted, in bytes."""
 
+MAX_CHUNK_PLACE: Final = 8 << 10
+"""Most bytes of a placement for one chunk: an object's presigned address, and a run."""
+
 GONE: Final = frozenset({403, 404, 410, 416})
 """Answers to an object request that a new placement may cure: deleted, moved, a signature that expired."""
 
@@ -72,7 +75,7 @@ class RegistrySource:
         return 0.0 if math.isinf(self._latency_s) else self._latency_s
 
     def recipe(self, want: BlobRef, timeout_s: float) -> bytes:
-        return self._get("/api/v1/recipe", want, timeout_s)
+        return self._get("/api/v1/recipe", want, timeout_s, MAX_RECORD)
 
     def fetch(
         self, want: BlobRef, recipe: Recipe, chunks: range, buffer: memoryview, deliver: Deliver, timeout_s: float
@@ -112,14 +115,15 @@ class RegistrySource:
 
     def _ask(self, slot: _Slot, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
         now = self._clock()
-        placement = Placement.decode(self._get("/api/v1/placements", want, timeout_s))
+        limit = min(MAX_RECORD, MAX_CHUNK_PLACE * (len(recipe) + 8))
+        placement = Placement.decode(self._get("/api/v1/placements", want, timeout_s, limit))
         slot.placed = PlacedBlob(recipe, placement)
         slot.fetched, slot.until = now, now + placement.lease_s
 
-    def _get(self, path: str, want: BlobRef, timeout_s: float) -> bytes:
+    def _get(self, path: str, want: BlobRef, timeout_s: float, limit: int) -> bytes:
         params = {"repo": str(want.repo), "blob": want.sha256}
         with self._send(self._client, path, timeout_s, params=params) as response:
-            data = response.read(MAX_RECORD)
+            data = response.read(limit)
         if response.status >= 400:
             error = error_of(response.status, data, f"{self.name}: {path}")
             raise _not_final(error) if response.status >= 500 or response.status == 429 else error
@@ -172,6 +176,10 @@ class RegistrySource:
                 f"{response.headers.get('content-length')}",
                 hint="Whatever stands between must pass Range requests through.",
             )
+        said = response.headers.get("content-range")
+        last = segment.offset + segment.length - 1
+        if said is not None and not said.startswith(f"bytes {segment.offset}-{last}/"):
+            raise Unavailable(f"{where}: asked for bytes {segment.offset}-{last}, it answers with {said[:80]!r}")
 
     def _route(self, url: str) -> tuple[HttpClient, str]:
         """The client and the path for an object's URL."""

@@ -23,6 +23,9 @@ class Room(Protocol):
     def waits(self, sha256: str) -> bool:
         """Whether others are going for the blob."""
 
+    def refusal(self, sha256: str) -> str:
+        """Why the blob was not let in; empty where it was."""
+
     async def moved(self) -> None:
         """Wait until something was removed, for a moment at most."""
 

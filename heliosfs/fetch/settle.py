@@ -102,15 +102,32 @@ class Settler:
                 self._lost(blob, batch, result.error)
         self._end(blob)
 
+    async def forget(self, blob: Blob, chunks: Sequence[int]) -> bool:
+        """Chunks that are on the disk turned out to be wrong: fetch them again. False: it is not a partial blob now."""
+        while blob.settling:  # noqa: ASYNC110 - it ends with a flush
+            await trio.sleep(0.02)
+        if not blob.planned:
+            return False
+        self._begin(blob)
+        blob.unflushed = [index for index in blob.unflushed if index not in chunks]
+        self._engine.planner.lost(blob.key, chunks)
+        error = await trio.to_thread.run_sync(_forget, blob.local, chunks, limiter=self._limiter)
+        if error is not None:
+            self._engine.disk_failed(blob, error)
+        self._end(blob)
+        return error is None
+
     async def _finish(self, blob: Blob) -> None:
-        error = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
-        if error is None:
+        result = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
+        if result.error is None:
             blob.whole = True
             blob.unflushed, blob.unflushed_bytes = [], 0
             self._engine.remove(blob)
             self._became_whole(blob)
         else:
-            self._engine.disk_failed(blob, error)
+            self._engine.disk_failed(blob, result.error)
+            if not result.synced:
+                self._lost(blob, [], result.error)
         self._end(blob)
 
     def _lost(self, blob: Blob, batch: list[int], error: OSError) -> None:
@@ -137,9 +154,23 @@ def _flush(local: LocalBlob, batch: Sequence[int]) -> _Flushed:
     return _Flushed(True)
 
 
-def _finish(local: LocalBlob) -> OSError | None:
+def _forget(local: LocalBlob, chunks: Sequence[int]) -> OSError | None:
     try:
-        local.finish()
+        local.forget(chunks)
     except OSError as error:
         return error
     return None
+
+
+def _finish(local: LocalBlob) -> _Flushed:
+    """In a thread. The data is flushed apart: when that fails, trying again would succeed and say nothing of it."""
+    try:
+        if not local.whole:
+            local.sync()
+    except OSError as error:
+        return _Flushed(False, error)
+    try:
+        local.finish()
+    except OSError as error:
+        return _Flushed(True, error)
+    return _Flushed(True)

@@ -17,10 +17,11 @@ from helios.errors import IntegrityError, NotFound
 from heliosfs.fetch.source import BlobRef, CorruptChunk, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.pool import Pool, owned
 
 log = logging.getLogger("heliosfs.fetch")
 
-Post = Callable[[int, bytes | None, OSError | None], None]
+Post = Callable[[int, memoryview | None, OSError | None], None]
 """Tells the event loop that a chunk arrived: its number; its bytes where they were not stored; why not."""
 
 
@@ -38,6 +39,7 @@ class Transfer:
         recipe: Recipe,
         chunks: range,
         local: LocalBlob,
+        pool: Pool,
         buffer: memoryview,
         *,
         store: bool,
@@ -48,7 +50,7 @@ class Transfer:
     ) -> None:
         self._source, self._want, self._recipe, self._local = source, want, recipe, local
         self._next, self._stop = chunks.start, chunks.stop
-        self._buffer, self._give_back = buffer, give_back
+        self._pool, self._buffer, self._give_back = pool, buffer, give_back
         self._store, self._demand, self._timeout_s, self._post = store, demand, timeout_s, post
         self._lock = threading.Lock()
         self._claimed = False
@@ -97,7 +99,9 @@ class Transfer:
             data = self._buffer[: end - start]
             self._local.read_into(data, start)
             if blake3(data).digest() == self._recipe.id(index):
+                self._local.verified(index, data)
                 self._next = index + 1
+                self._pool.offer(self._want.path, self._recipe, index, data, stored=True)
                 self._post(index, None, None)
                 if self._given_up:
                     raise Pointless
@@ -120,6 +124,9 @@ class Transfer:
             except OSError as error:
                 trouble, self._store = error, False
         self._next = index + 1
-        self._post(index, None if self._store else bytes(data), trouble)
+        kept = self._pool.offer(self._want.path, self._recipe, index, data, stored=self._store)
+        if not self._store and kept is None:
+            kept = owned(data)  # for those who wait
+        self._post(index, None if self._store else kept, trouble)
         if self._given_up or (trouble is not None and not self._demand):
             raise Pointless

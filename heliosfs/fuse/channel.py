@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -50,8 +50,17 @@ class Files(Protocol):
         The descriptor stays open as long as the handle.
         """
 
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """These bytes from memory, verified, in pieces; None when some are not there."""
+
     def whole(self, fh: int) -> int:
         """A descriptor of the whole verified file on a plain filesystem, else -1."""
+
+    def answered(self, fh: int, offset: int, parts: Sequence[bytes | memoryview], seconds: float) -> None:
+        """A READ was answered with these bytes, so many seconds after it came."""
+
+    def passed(self, fh: int) -> None:
+        """The kernel is about to be told to read this handle's file itself."""
 
     def adopt(self, fh: int, ino: int) -> None:
         """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
@@ -121,7 +130,9 @@ class Channel:
         self._offer: protocol.Offer | None = None
         self._init = b""
         self._metrics = metrics
-        self._read_bytes = metrics.read_bytes.labels("l1")
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
+        self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
+        self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.session_fd = theirs.detach()
         for fd in (self._ours.fileno(), self.session_fd):
@@ -252,15 +263,7 @@ class Channel:
         if unique & protocol.RESENT and self._struck(opcode, unique):
             return
         if opcode == protocol.READ:
-            fh, offset, size = protocol.parse_read(request)
-            self._files.adopt(fh, ino)
-            found = self._files.local(fh, offset, size)
-            if found is None:
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
-                self._read(unique, fh, offset, size)
-            elif not self._at_once(unique, found[0], payload[: found[1]], offset):
-                self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
-                self._pool.submit(self._from_disk, unique, *found, offset)
+            self._take_read(unique, ino, request, payload)
             return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
@@ -271,6 +274,28 @@ class Channel:
         elif opcode == protocol.INIT:
             self._offer, self._init = protocol.parse_init(request), bytes(request)
         self._ours.send(request)
+
+    def _take_read(self, unique: int, ino: int, request: memoryview, payload: memoryview) -> None:
+        """Answer a READ of what is here, from the page cache or from memory; else let the disk or the loop do it."""
+        since = time.monotonic_ns()
+        fh, offset, size = protocol.parse_read(request)
+        self._files.adopt(fh, ino)
+        found = self._files.local(fh, offset, size)
+        parts: list[memoryview] | None = None
+        if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+            parts = [payload[: found[1]]]
+        elif (parts := self._files.held(fh, offset, size)) is not None:
+            self._reply(unique, parts, "memory")
+        if parts is not None:
+            seconds = (time.monotonic_ns() - since) / 1e9
+            self._latency[protocol.READ].observe(seconds)
+            self._files.answered(fh, offset, parts, seconds)
+            return
+        self._pending[unique] = Pending(protocol.READ, ino, since)
+        if found is None:
+            self._read(unique, fh, offset, size)
+        else:
+            self._pool.submit(self._from_disk, unique, fh, *found, offset, since)
 
     def _relayed(self, unique: int) -> bool:
         """Whether pyfuse3 has the request that is interrupted: READs and what was answered meanwhile it never saw."""
@@ -292,22 +317,25 @@ class Channel:
         return True
 
     def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
-        """Answer a READ from the page cache; False when the disk must be asked."""
+        """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise
+        except OSError:
             return False
         if count < len(view):
             return False
-        self._read_bytes.inc(count)
-        self._metrics.channel_reads.inc()
-        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), view])
+        self._reply(unique, [view], "l1")
         return True
 
-    def _from_disk(self, unique: int, fd: int, size: int, offset: int) -> None:
-        """In a thread of the pool, with a buffer of its own."""
+    def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
+        """Answer a READ that nobody else has seen."""
+        count = sum(map(len, parts))
+        self._read_bytes[tier].inc(count)
+        self._metrics.channel_reads.inc()
+        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), *parts])
+
+    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int, since: int) -> None:
+        """In a thread of the pool, with a buffer of its own. What the disk refuses the event loop may get elsewhere."""
         try:
             buffer: memoryview | None = getattr(self._local, "buffer", None)
             if buffer is None:
@@ -319,12 +347,13 @@ class Channel:
                     raise OSError(errno.EIO, "a cached file is shorter than its blob")
                 done += count
         except OSError as error:
-            log.error("a cached file can't be read", extra={"reason": error.strerror})
-            self.fail(unique, errno.EIO)
+            log.warning("a cached file can't be read", extra={"reason": error.strerror})
+            self._read(unique, fh, offset, size)
         else:
-            self._read_bytes.inc(size)
+            self._read_bytes["l1"].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
+            self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)
 
     # --- replies ---
 
@@ -362,11 +391,14 @@ class Channel:
             self._backings.close(backing)
             log.error("too many files are open", extra={"inodes": len(self._modes)})
             self._write(protocol.failure(unique, errno.ENFILE))
-        elif not self._write(protocol.with_backing(reply, backing) if backing else reply):
-            self._backings.close(self._modes.released(plain, ino))
-            self._unwanted(fh)
-        elif backing:
-            self._metrics.passthrough_opens.inc()
+        else:
+            if backing:
+                self._files.passed(fh)
+            if not self._write(protocol.with_backing(reply, backing) if backing else reply):
+                self._backings.close(self._modes.released(plain, ino))
+                self._unwanted(fh)
+            elif backing:
+                self._metrics.passthrough_opens.inc()
         self._modes.settled()
 
     def _release(self, unique: int, ino: int, reply: memoryview) -> None:
@@ -380,7 +412,10 @@ class Channel:
     # --- inside ---
 
     def _done(self, unique: int) -> None:
-        self._pending.pop(unique, None)
+        request = self._pending.pop(unique, None)
+        if request is not None:
+            latency = self._latency.get(request.opcode, self._other_latency)
+            latency.observe((time.monotonic_ns() - request.since) / 1e9)
         if unique in self._suspects:
             self._suspects.discard(unique)
             self._board.forgive(unique & ~protocol.RESENT)
@@ -388,7 +423,7 @@ class Channel:
     def _write(self, reply: bytes | memoryview) -> bool:
         return self._writev([reply])
 
-    def _writev(self, parts: list[bytes | bytearray | memoryview]) -> bool:
+    def _writev(self, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Hand an answer to the kernel; False when nobody waits for it any more."""
         try:
             os.writev(self._device, parts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
 
-from heliosfs.blobs import BlobHandle
+from heliosfs.blobs import BlobHandle, BlobRef
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.tree.nodes import Directory, Found
 
@@ -21,11 +21,18 @@ Buffer = bytes | bytearray | memoryview
 class FileHandle(Protocol):
     """An open file. What ``read`` returns is valid until the caller waits again."""
 
+    @property
+    def want(self) -> BlobRef | None:
+        """Which file it was opened as; None for one made on the spot."""
+
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         """A descriptor that holds these bytes and how many there are, as ``BlobHandle.local``; any thread may ask."""
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        """These bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
 
     def whole_fd(self) -> int:
         """A descriptor of the whole file on the local disk, for the kernel to read itself; -1 where there is none."""
@@ -37,17 +44,29 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader) -> None:
-        self._handle, self._local = handle, local
+    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[float], None]) -> None:
+        """``count`` is told of the bytes that were read from a whole local file."""
+        self._handle, self._local, self.want, self._count = handle, local, want, count
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
-            return await self._local.read(fd, offset, size)
+            try:
+                data = await self._local.read(fd, offset, size)
+            except OSError:  # the disk gives it back no more
+                held = self._handle.held(offset, size)
+                if held is not None:
+                    return b"".join(held)
+            else:
+                self._count(len(data))
+                return data
         return await self._handle.read(offset, size)
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         return self._handle.local(offset, size)
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
+        return self._handle.held(offset, size)
 
     def whole_fd(self) -> int:
         fd = self._handle.local_fd()
@@ -60,6 +79,8 @@ class BlobReader:
 class TextReader:
     """An open file made on the spot."""
 
+    want = None
+
     def __init__(self, content: bytes) -> None:
         self._content = content
 
@@ -67,6 +88,9 @@ class TextReader:
         return self._content[offset : offset + size]
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
+        return None
+
+    def held(self, offset: int, size: int) -> list[memoryview] | None:
         return None
 
     def whole_fd(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import os
 import time
@@ -25,8 +26,9 @@ from helios.names import RepoId
 from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.flights import Flights
 from heliosfs.fuse.errors import errno_of
-from heliosfs.fuse.handles import BlobReader, DirectoryHandle, FileHandle, Handles, TextReader
+from heliosfs.fuse.handles import BlobReader, Buffer, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
+from heliosfs.shadow.shadow import Shadow
 from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
@@ -53,13 +55,15 @@ def operation(method: Method[P, R]) -> Method[P, R]:
 
     @functools.wraps(method)
     async def run(self: HeliosOperations, *args: P.args, **kwargs: P.kwargs) -> R:
-        started = time.perf_counter()
+        started, number = time.perf_counter(), next(self.numbers)
+        self.under_way[number] = started
         try:
             return await method(self, *args, **kwargs)
         except Exception as error:
             raise self.failed(name, error) from error
         finally:
-            self.metrics.operations.labels(name).observe(time.perf_counter() - started)
+            del self.under_way[number]
+            self.took(name, time.perf_counter() - started)
 
     return cast(Method[P, R], run)
 
@@ -78,7 +82,8 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
     """Serves the tree. ``cache`` is the directory whose disk ``statfs`` reports; ``uid`` and ``gid`` own every file.
 
     ``mounted_ns`` is the time of what is the mount's own, in nanoseconds since 1970, and ``generation`` counts the
-    workers that have served this mount: a mount that outlives its worker says both.
+    workers that have served this mount: a mount that outlives its worker says both. ``alone``: nobody in front of
+    pyfuse3 answers requests, or measures how long they take.
     """
 
     supports_dot_lookup = False  # asked for only by NFS servers
@@ -95,26 +100,45 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         gid: int,
         mounted_ns: int | None = None,
         generation: int = 1,
+        shadow: Shadow | None = None,
+        alone: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self.metrics = metrics
+        self.metrics, self._shadow = metrics, shadow
+        self.numbers = itertools.count()
+        self.under_way: dict[int, float] = {}
+        """When each operation under way began, by ``time.perf_counter``, the oldest first."""
         self._table, self._source, self._blobs = table, source, blobs
         self._cache, self._uid, self._gid, self._clock = cache, uid, gid, clock
         self._mounted_ns = time.time_ns() if mounted_ns is None else mounted_ns
         self._restorer = Restorer(table, source)
+        self._alone = alone
         self._handles = Handles(generation)
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
+        self._local_bytes = metrics.read_bytes.labels("l1").inc
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
             TreeFile: self._open_tree,
         }
+        metrics.oldest_request.set_function(self.oldest_s)
         metrics.inodes.set_function(lambda: len(table))
         metrics.open_handles.set_function(lambda: len(self._handles.files))
         metrics.inherited_files.set_function(lambda: sum(held is not None for held in list(self._inherited.values())))
+
+    def oldest_s(self) -> float:
+        """How long the oldest operation under way has taken, in seconds; 0 where there is none."""
+        began = next(iter(self.under_way.values()), None)
+        return 0.0 if began is None else time.perf_counter() - began
+
+    def took(self, name: str, seconds: float) -> None:
+        """An operation ended."""
+        self.metrics.operations.labels(name).observe(seconds)
+        if self._alone:
+            self.metrics.requests.labels(name).observe(seconds)
 
     async def close(self) -> None:
         """Close what is still open, when the mount is gone."""
@@ -132,10 +156,27 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
 
+    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
+        """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return None if handle is None else handle.held(offset, size)
+
     def whole(self, fh: int) -> int:
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
+
+    def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
+        """A READ was answered with these bytes; any thread may say so."""
+        handle = None if self._shadow is None else self._handles.files.get(fh)
+        if self._shadow is not None and handle is not None and handle.want is not None:
+            self._shadow.read(handle.want, offset, parts, seconds)
+
+    def passed(self, fh: int) -> None:
+        """The kernel is about to be given a handle's whole file to read itself; any thread may say so."""
+        handle = None if self._shadow is None else self._handles.files.get(fh)
+        if self._shadow is not None and handle is not None and handle.want is not None:
+            self._shadow.opened(handle.want, handle.whole_fd())
 
     async def inherit(self, inodes: Iterable[int]) -> None:
         """Hold the files that the kernel has open since an earlier worker: nobody may take them for unused."""
@@ -228,14 +269,21 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
         handle = await self._open_node(node)
-        return FileInfo(fh=self._handles.add_file(handle), keep_cache=node.lifetime == FOREVER)
+        keep = node.lifetime == FOREVER
+        if isinstance(node, BlobFile) and self._blobs.was_wrong(node.entry.sha256):
+            keep = False  # pages that the kernel has may be of the file that was wrong
+        return FileInfo(fh=self._handles.add_file(handle), keep_cache=keep)
 
     @operation
     async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
         handle = self._handles.files.get(fh)
         if handle is None:
             handle = await self._reopening.share(fh, lambda: self._reopen_file(fh))
-        return await handle.read(off, size)
+        started = time.perf_counter()
+        data = await handle.read(off, size)
+        if self._shadow is not None and handle.want is not None:
+            self._shadow.read(handle.want, off, [data], time.perf_counter() - started)
+        return data
 
     @operation
     async def release(self, fh: int) -> None:
@@ -264,9 +312,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return await opener(node)
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
-        handle = await self._blobs.open(_blob_ref(node.entry, node.repo, node.commit, node.path))
+        want = _blob_ref(node.entry, node.repo, node.commit, node.path)
+        handle = await self._blobs.open(want)
+        self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
-        return BlobReader(handle, self._local)
+        return BlobReader(handle, self._local, want, self._local_bytes)
 
     async def _shards(self, node: BlobFile) -> list[BlobRef]:
         """The other shards of a weight file: whoever opens one will read them next."""

@@ -27,6 +27,40 @@ INTERRUPT: Final = 36
 BATCH_FORGET: Final = 42
 READDIRPLUS: Final = 44
 
+NAMES: Final = {
+    1: "lookup",
+    3: "getattr",
+    4: "setattr",
+    5: "readlink",
+    6: "symlink",
+    8: "mknod",
+    9: "mkdir",
+    10: "unlink",
+    11: "rmdir",
+    12: "rename",
+    13: "link",
+    14: "open",
+    15: "read",
+    16: "write",
+    17: "statfs",
+    18: "release",
+    20: "fsync",
+    21: "setxattr",
+    22: "getxattr",
+    23: "listxattr",
+    24: "removexattr",
+    25: "flush",
+    27: "opendir",
+    28: "readdir",
+    29: "releasedir",
+    30: "fsyncdir",
+    34: "access",
+    35: "create",
+    43: "fallocate",
+    44: "readdir",
+}
+"""What operations are called in metrics, by opcode; others are ``other``."""
+
 UNANSWERED: Final = frozenset({FORGET, INTERRUPT, BATCH_FORGET})
 """Requests that get no reply (an INTERRUPT gets one only when it is refused, which nobody here does)."""
 

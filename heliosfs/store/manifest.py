@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,6 +18,9 @@ from helios.names import RepoId, check_path, is_commit
 
 MANIFEST_MAGIC: Final = b"helios-manifest 1\n"
 COMMIT_MAGIC: Final = b"helios-commit 1\n"
+
+PART: Final = 1000
+"""Files of a manifest that are encoded at a time."""
 
 T = TypeVar("T")
 
@@ -44,7 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self) -> bytes:
         """The record's bytes."""
-        return MANIFEST_MAGIC + canonical({"files": {p: msgspec.to_builtins(e) for p, e in self.files.items()}})
+        return b"".join(self._parts())
 
     @property
     def digest(self) -> str:
@@ -57,7 +60,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError(f"a manifest does not match its digest {digest}")
         manifest = decode_record(data, MANIFEST_MAGIC, cls)
-        check_canonical(data, manifest.encode(), "manifest")
+        end = 0
+        for part in manifest._parts():
+            check_canonical(data[end : end + len(part)], part, "manifest")
+            end += len(part)
+        check_canonical(data[end:], b"", "manifest")
         try:
             check_tree(manifest.files)
         except InvalidInput as error:
@@ -71,6 +78,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ):
                 raise IntegrityError(f"a manifest has a malformed entry for {path!r}")
         return manifest
+
+    def _parts(self) -> Iterator[bytes]:
+        """The record piece by piece: as a whole it would take several times its size while it is made or compared."""
+        yield MANIFEST_MAGIC + b'{"files":{'
+        paths = sorted(self.files)
+        for start in range(0, len(paths), PART):
+            part = {path: msgspec.to_builtins(self.files[path]) for path in paths[start : start + PART]}
+            yield (b"," if start else b"") + canonical(part)[1:-1]
+        yield b"}}"
 
 
 class CommitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,10 +149,11 @@ def check_tree(paths: Mapping[str, object]) -> None:
     """Raise InvalidInput for unsafe paths and for a path that is both a file and a directory."""
     for path in paths:
         check_path(path)
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            if "/".join(parts[:depth]) in paths:
-                raise InvalidInput(f"the path {'/'.join(parts[:depth])!r} is both a file and a directory")
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent in paths:
+                raise InvalidInput(f"the path {parent!r} is both a file and a directory")
+            parent = parent.rpartition("/")[0]
 
 
 def canonical(value: Any) -> bytes:

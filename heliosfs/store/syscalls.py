@@ -1,12 +1,16 @@
-"""System calls around durable files: two that Python lacks (both release the GIL), and the fsync of a directory."""
+"""System calls around durable files: two that Python lacks (both release the GIL), and how names and files last."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 from pathlib import Path
 from typing import Final
+
+REFUSED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What a disk says that takes nothing more; what is on it can be read."""
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
@@ -45,3 +49,30 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """Write everything at the file's position; write(2) may take less at a time. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def replace_file(path: Path, data: bytes, temporary: Path) -> None:
+    """Make ``data`` the content of ``path``, by way of another name beside it; it survives a power cut on return.
+
+    Raises OSError: then the file is what it was or, when only the last fsync failed, the new one.
+    """
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)

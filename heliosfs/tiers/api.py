@@ -21,13 +21,12 @@ MAX_ENTRIES: Final = 1000
 """Blobs, pins or refusals that one answer names."""
 
 
-class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model: ``repo`` is canonical text (``models/org/name``), ``model`` a Hub id (``org/name``)."""
 
     repo: str | None = None
     model: str | None = None
     revision: str = MAIN
-    priority: str = "pinned"
 
     def repository(self) -> RepoId:
         """Raises InvalidInput."""
@@ -37,6 +36,12 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.model is not None and self.repo is None:
             return RepoId.parse(self.model)
         raise InvalidInput('say which model: either "repo" (models/org/name) or "model" (org/name)')
+
+
+class Which(Named, frozen=True, forbid_unknown_fields=True):
+    """A model, and the class that it is to have."""
+
+    priority: str = "pinned"
 
 
 def routes(cache: Evictor, source: Source) -> list[Route]:

@@ -79,6 +79,7 @@ class Evictor:
         self.policy.uses.update(sorted(uses.taken().items(), key=lambda item: item[1].last))
         for key, found in l1.scan().items():
             self.policy.put(key, found.size, found.cost)
+        self.policy.count(l1.quarantine.usage()[1])
         self._refused: dict[str, tuple[float, Answer]] = {}
         self.pins = Pins(self._files, self.classify)
         self._changed: set[str] = set()
@@ -144,11 +145,16 @@ class Evictor:
             self.policy.put(local.sha256, local.size, local.cost)
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """Something was written for the blob, which is open, with this loan."""
-        self._changed.add(local.sha256)
-        self._grown.add(local.sha256)
-        if local.fd >= 0:
-            grown = self.policy.put(local.sha256, local.size, local.cost)
+        """Something was written for the blob with this loan; by a thread that was given up it may be closed by now."""
+        sha256 = local.sha256
+        self._changed.add(sha256)
+        self._grown.add(sha256)
+        if not local.closed:
+            cost = local.cost if local.fd >= 0 else None
+        else:
+            cost = self._left(sha256) if self.policy.holds(sha256) == 1 else None
+        if cost is not None:
+            grown = self.policy.put(sha256, local.size, cost)
             if loan is not None:
                 self.policy.wrote(loan, grown)
 
@@ -230,6 +236,33 @@ class Evictor:
             await removal.done.wait()
         return result
 
+    async def discard(self, sha256: str) -> bool:
+        """Remove a blob that is wrong, pinned or not; False where it is in use. Returns when it is done."""
+        if not self.policy.condemn(sha256):
+            return self.policy.holds(sha256) == 0
+        result = Evicted()
+        for removal in self._enqueue([sha256], "damaged", result):
+            await removal.done.wait()
+        return not result.kept
+
+    def taken_away(self, sha256: str, grown: int) -> None:
+        """The whole file of a blob is gone; what was put aside takes ``grown`` bytes more."""
+        self._changed.add(sha256)
+        self.policy.drop(sha256)
+        self.policy.count(grown)
+
+    async def measure(self, sha256: str) -> None:
+        """Something beside a blob that nobody holds was written."""
+        self._changed.discard(sha256)
+        found = await self._ask_disk(lambda: _Measured(self._l1.measure(sha256)))
+        if found is not None and sha256 not in self._changed and not self.policy.holds(sha256):
+            self._take(sha256, found.found)
+
+    def refusal(self, sha256: str) -> str:
+        """Why the blob was not let in when it was last asked for; empty where it was."""
+        _, answer = self._refused.get(sha256, (0.0, None))
+        return "" if answer is None else answer.verdict.value
+
     def disk(self) -> dict[str, int]:
         """The filesystem's free and total bytes. Blocks."""
         disk = self._l1.disk()
@@ -304,6 +337,14 @@ class Evictor:
                 self._take(local.sha256, found.found)
         finally:
             self.policy.let_go(local.sha256)
+
+    def _left(self, sha256: str) -> int | None:
+        """What a blob takes that nobody has open but a thread that was given up."""
+        try:
+            found = self._l1.measure(sha256)
+        except OSError:
+            return None
+        return None if found is None else found.cost
 
     async def scan(self) -> None:
         """Measure every file: some may have gone, or may have lost their other name."""

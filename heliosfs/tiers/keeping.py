@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ import msgspec
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.manifest import canonical
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import replace_file
 from heliosfs.tiers.policy import Use
 
 log = logging.getLogger("heliosfs.tiers")
@@ -67,7 +66,7 @@ class KeepingFiles:
     def load_pins(self) -> list[Pin]:
         """What is pinned. Raises Unavailable when the disk can't be read."""
         try:
-            return _read(self._pins, PINS_MAGIC, _Pins()).pins
+            return read_record(self._pins, PINS_MAGIC, _Pins()).pins
         except OSError as error:
             raise Unavailable(f"{self._pins} can't be read: {error.strerror}") from error
         except IntegrityError as error:
@@ -80,7 +79,7 @@ class KeepingFiles:
     def save_pins(self, pins: list[Pin]) -> None:
         """Durable when it returns. Raises NoSpace or Unavailable."""
         try:
-            _write(self._pins, PINS_MAGIC, _Pins(pins))
+            write_record(self._pins, PINS_MAGIC, _Pins(pins))
         except OSError as error:
             kind = NoSpace if error.errno in FULL else Unavailable
             raise kind(f"what is pinned can't be written to {self._pins}: {error.strerror}") from error
@@ -88,17 +87,17 @@ class KeepingFiles:
     def load_uses(self) -> Uses:
         """What is known; nothing, when it can't be read or is damaged."""
         try:
-            return _read(self._uses, USES_MAGIC, Uses())
+            return read_record(self._uses, USES_MAGIC, Uses())
         except (OSError, IntegrityError) as error:
             log.warning("how often blobs were used is not known any more", extra={"reason": str(error)})
             return Uses()
 
     def save_uses(self, uses: Uses) -> None:
         """Raises OSError."""
-        _write(self._uses, USES_MAGIC, uses)
+        write_record(self._uses, USES_MAGIC, uses)
 
 
-def _read(path: Path, magic: bytes, empty: T) -> T:
+def read_record(path: Path, magic: bytes, empty: T) -> T:
     """The record in the file, ``empty`` where there is no file. Raises OSError, IntegrityError."""
     try:
         with path.open("rb") as file:
@@ -114,15 +113,9 @@ def _read(path: Path, magic: bytes, empty: T) -> T:
         raise IntegrityError(f"{path} does not decode: {error}") from error
 
 
-def _write(path: Path, magic: bytes, record: Any) -> None:
+def write_record(path: Path, magic: bytes, record: Any) -> None:
     text = magic + canonical(msgspec.to_builtins(record))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(text + _tail(text))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
+    replace_file(path, text + _tail(text), path.with_name(f".{path.name}.tmp"))
 
 
 def _tail(text: bytes) -> bytes:

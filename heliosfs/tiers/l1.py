@@ -3,6 +3,8 @@
     blobs/ab/<sha256>        a whole, verified blob: a plain read-only file
     partial/<sha256>.data    a sparse file of the blob's size, or a link to the object that is the blob
     partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
+    sums/ab/<sha256>         what the scrubber compares a whole blob with (sums.py)
+    quarantine/              blobs whose bytes were found to be wrong (quarantine.py)
     lock                     held with flock by the owner; the text in it is for people
 
 Where the object store is a directory beside it, on the same filesystem, an object that is a whole blob is not copied:
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -23,10 +26,13 @@ from pathlib import Path
 
 from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import REFUSED, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.local import LocalBlob, unlink
 from heliosfs.tiers.policy import Disk
+from heliosfs.tiers.quarantine import Quarantine, Taken
+
+log = logging.getLogger("heliosfs.tiers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,16 @@ class L1:
         Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
         """
         self.root, self._beside = root, beside
+        self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
+        self._unlinked: set[str] = set()
         try:
             for name in ("blobs", "partial"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                if not (root / name).is_dir():
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                    for directory in (root, root.parent):
+                        sync_directory(directory)
+            self._lock_fd = _open_lock(root / "lock")
         except OSError as error:
             kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             raise kind(
@@ -75,6 +86,10 @@ class L1:
             os.close(self._lock_fd)
             raise
         self._drop_halves()
+        try:
+            self.sync_partial()  # what was removed before stays removed
+        except OSError as error:
+            log.warning("the cache directory can't be synced", extra={"reason": error.strerror})
         self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
 
     def close(self) -> None:
@@ -115,6 +130,7 @@ class L1:
         with self._lock:
             for sha256 in before.keys() - names:
                 self._whole.pop(sha256, None)
+                unlink(self.sums_path(sha256))
         with os.scandir(self.root / "partial") as entries:
             names |= {entry.name.removesuffix(".data") for entry in entries if entry.name.endswith(".data")}
         measured = ((sha256, self.measure(sha256)) for sha256 in names)
@@ -127,7 +143,8 @@ class L1:
         except FileNotFoundError:
             pass
         else:
-            return Found(whole.st_size, _cost(whole))
+            cost = _cost(whole)
+            return Found(whole.st_size, cost + _size_on_disk(self.sums_path(sha256)) if cost else 0)
         try:
             data = os.lstat(self.data_path(sha256))
         except FileNotFoundError:
@@ -145,9 +162,23 @@ class L1:
         whole = self.whole_path(sha256)
         if unlink(whole):
             self.went(sha256)
+        unlink(self.sums_path(sha256))
         if unlink(self.map_path(sha256)):
             self.sync_partial()  # an old journal must never come back beside a new data file
         unlink(self.data_path(sha256))
+
+    def take_away(self, sha256: str, inode: int) -> Taken | None:
+        """Put a whole file aside whose bytes are wrong, if it is still this one. Raises OSError."""
+        taken = self.quarantine.take(self.whole_path(sha256), sha256, inode)
+        if taken is not None:
+            unlink(self.sums_path(sha256))
+            self.went(sha256)
+        return taken
+
+    def is_whole(self, sha256: str) -> bool:
+        """Whether all of a blob is here, without a look at the disk."""
+        with self._lock:
+            return sha256 in self._whole
 
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
@@ -182,6 +213,9 @@ class L1:
     def map_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.map"
 
+    def sums_path(self, sha256: str) -> str:
+        return f"{self.root}/sums/{sha256[:2]}/{sha256}"
+
     def became_whole(self, sha256: str, size: int) -> None:
         with self._lock:
             self._whole[sha256] = size
@@ -195,7 +229,24 @@ class L1:
             sync_directory(path)
 
     def sync_partial(self) -> None:
-        sync_directory(self.root / "partial")
+        with self._lock:
+            before, self._unlinked = self._unlinked, set()
+        try:
+            sync_directory(self.root / "partial")
+        except OSError:
+            with self._lock:
+                self._unlinked |= before
+            raise
+
+    def unlinked(self, sha256: str) -> None:
+        """A blob's journal was removed, which may not be on the disk yet."""
+        with self._lock:
+            self._unlinked.add(sha256)
+
+    def may_return(self, sha256: str) -> bool:
+        """Whether a power cut may undo the removal of a blob's journal."""
+        with self._lock:
+            return sha256 in self._unlinked
 
     def _own(self) -> None:
         try:
@@ -209,20 +260,23 @@ class L1:
         try:
             os.ftruncate(self._lock_fd, 0)
             os.pwrite(self._lock_fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # a full disk: the lock counts, the text in it does not
+        except OSError as error:  # the lock counts, the text in it does not
+            log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
 
     def _drop_halves(self) -> None:
-        """Remove data files without a journal and journals without a data file: a kill left them."""
+        """Remove partial files that are of no use: half of a pair, which a kill left, and what is whole as well, when
+        a power cut undid the removal of the older one."""
         pairs: dict[str, set[str]] = {}
         for path in (self.root / "partial").iterdir():
             pairs.setdefault(path.stem, set()).add(path.suffix)
         for stem, suffixes in pairs.items():
-            if suffixes != {".data", ".map"}:
+            if suffixes != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
                 for suffix in suffixes & {".data", ".map"}:
-                    (self.root / "partial" / (stem + suffix)).unlink()
+                    path = self.root / "partial" / (stem + suffix)
+                    try:
+                        path.unlink()
+                    except OSError as error:  # it is not believed, whether it can be removed or not
+                        log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root / "blobs") as fans:
@@ -232,9 +286,26 @@ class L1:
                         yield from entries
 
 
+def _open_lock(path: Path) -> int:
+    """A lock can be held on a read-only disk, too, if it was there before."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _cost(status: os.stat_result) -> int:
     """Bytes that removing this name frees: none while the file has another one."""
     return status.st_blocks * 512 if status.st_nlink == 1 else 0
+
+
+def _size_on_disk(path: str) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _set(have: bytearray) -> Iterator[int]:

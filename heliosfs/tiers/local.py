@@ -1,9 +1,10 @@
 """One blob on the local disk: absent, partial or whole.
 
 A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
-safe: data, fdatasync, journal entry; and at the end data, fsync, rename. Nothing that was not verified is ever written
-by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link to an object of
-the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing is written to it.
+safe: data, fdatasync, journal entry, fdatasync again; and at the end data, fsync, rename. Nothing that was not verified
+is ever written by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link
+to an object of the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing
+is written to it.
 
 Calls block and come from any thread. ``load``, ``sync``, ``record`` and ``finish`` of one blob are never made at the
 same time (the fetch engine sees to that); ``write`` and ``read_into`` may be.
@@ -19,12 +20,14 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback
+from heliosfs.store.syscalls import start_writeback, sync_directory
 from heliosfs.tiers import bitmap
+from heliosfs.tiers.sums import Sums, Tally
 
 log = logging.getLogger("heliosfs.tiers")
 
@@ -39,10 +42,13 @@ class Places(Protocol):
     def object_path(self, sha256: str) -> str | None: ...
     def data_path(self, sha256: str) -> str: ...
     def map_path(self, sha256: str) -> str: ...
+    def sums_path(self, sha256: str) -> str: ...
     def became_whole(self, sha256: str, size: int) -> None: ...
     def went(self, sha256: str) -> None: ...
     def sync_whole(self, sha256: str) -> None: ...
     def sync_partial(self) -> None: ...
+    def unlinked(self, sha256: str) -> None: ...
+    def may_return(self, sha256: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,10 @@ class LocalBlob:
         self._map_fd = -1
         self._map_end = 0
         self._seed = 0
+        self._named = False
+        """Whether the names of the partial files are on the disk for certain."""
+        self._tally: Tally | None = None
+        self._sums_bytes = 0
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
@@ -111,6 +121,7 @@ class LocalBlob:
         After it returns, ``read_into`` gives these bytes; they outlive a crash only after ``sync`` and ``record``.
         """
         with self._using(recipe) as fd:
+            self.verified(index, data)
             start, _ = recipe.span(index)
             written = 0
             try:
@@ -122,6 +133,12 @@ class LocalBlob:
                 # a late duplicate: the blob became whole meanwhile, and the descriptor read-only
             else:
                 start_writeback(fd, start, len(data))
+
+    def verified(self, index: int, data: memoryview) -> None:
+        """These bytes of a chunk have the right hash: the sums for the scrubber are made of them."""
+        tally = self._tally
+        if tally is not None:
+            tally.note(index, data)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill the view from ``offset``. Raises OSError; a file that became shorter is EIO."""
@@ -138,12 +155,19 @@ class LocalBlob:
             os.fdatasync(fd)
 
     def record(self, chunks: Iterable[int]) -> None:
-        """Enter chunks that were written before the last ``sync`` into the journal. Raises OSError."""
+        """Enter chunks that were written before the last ``sync`` into the journal; then they survive a power cut.
+
+        Raises OSError; may be called again.
+        """
         entries = bitmap.entries(self._seed, self._map_end, chunks)
         written = 0
         with self._using():
             while written < len(entries):
                 written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
+            os.fdatasync(self._map_fd)
+            if not self._named:
+                self._places.sync_partial()
+                self._named = True
         self._map_end += len(entries)
 
     def finish(self) -> None:
@@ -156,7 +180,10 @@ class LocalBlob:
                 os.fsync(fd)
                 os.fchmod(fd, 0o444)
                 path = self._places.whole_path(self.sha256)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                directory = os.path.dirname(path)
+                if not os.path.isdir(directory):
+                    os.makedirs(directory, exist_ok=True)
+                    sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
                 read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     os.rename(self._places.data_path(self.sha256), path)
@@ -167,10 +194,52 @@ class LocalBlob:
                     os.close(read_only)
                 _advise(fd)
             self._places.sync_whole(self.sha256)
-            unlink(self._places.map_path(self.sha256))
+            if unlink(self._places.map_path(self.sha256)):
+                self._places.unlinked(self.sha256)
             map_fd, self._map_fd = self._map_fd, -1
             if map_fd >= 0:
                 os.close(map_fd)
+            tally, self._tally = self._tally, None
+            if tally is not None:
+                self._sums_bytes = save_sums(self._places.sums_path(self.sha256), tally.sums())
+
+    def forget(self, chunks: Iterable[int]) -> None:
+        """Take chunks that turned out to be wrong out of the journal, durably. Raises OSError.
+
+        Like ``record`` it is not called beside the others.
+        """
+        with self._using():
+            if self._map_fd < 0:
+                return
+            path = self._places.map_path(self.sha256)
+            with os.fdopen(os.dup(self._map_fd), "rb") as file:
+                file.seek(0)
+                journal = bitmap.replay(file.read(), self.sha256, self.size)
+            for index in chunks:
+                journal.have[index] = 0
+            head = bitmap.start(journal.recipe)
+            have = (index for index, flag in enumerate(journal.have) if flag)
+            data = head + bitmap.entries(journal.seed, len(head), have)
+            map_fd = os.open(f"{path}.new", _NEW, 0o600)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(map_fd, data[written:])
+                os.fsync(map_fd)
+                os.rename(f"{path}.new", path)
+            except OSError:
+                os.close(map_fd)
+                unlink(f"{path}.new")
+                raise
+            self._places.sync_partial()
+            os.dup2(map_fd, self._map_fd, inheritable=False)
+            os.close(map_fd)
+            self._map_end = len(data)
+
+    @property
+    def inode(self) -> int:
+        """The inode number of the open data file; 0 where there is none."""
+        return os.fstat(self.fd).st_ino if self.fd >= 0 else 0
 
     @property
     def cost(self) -> int:
@@ -179,7 +248,13 @@ class LocalBlob:
             return 0
         status = os.fstat(self.fd)
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
-        return data if self.whole else data + _blocks(self._map_end)
+        beside = self._sums_bytes if self.whole else self._map_end
+        return data + _blocks(beside) if data or not self.whole else 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called; calls may still be under way, and the descriptors go with the last of them."""
+        return self._closed
 
     @property
     def ended(self) -> bool:
@@ -236,16 +311,19 @@ class LocalBlob:
                 extra={"path": path, "size": status.st_size, "expected": self.size},
             )
             os.unlink(path)
+            unlink(self._places.sums_path(self.sha256))
             self._places.went(self.sha256)
             return False
         self.fd, self.whole = fd, True
+        with contextlib.suppress(FileNotFoundError):
+            self._sums_bytes = os.stat(self._places.sums_path(self.sha256)).st_size
         _advise(fd)
         return True
 
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
-            self.fd, self.sealed = _open_data(data_path)
+            self.fd, sealed = _open_data(data_path)
             self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             with os.fdopen(os.dup(self._map_fd), "rb") as file:
                 journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
@@ -264,18 +342,21 @@ class LocalBlob:
             self._close_files()
             raise
         os.ftruncate(self._map_fd, journal.end)
-        self._map_end, self._seed = journal.end, journal.seed
+        self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
+        self._tally = Tally(journal.recipe)
         _advise(self.fd)
         return journal
 
     def _create(self, recipe: Recipe) -> None:
         try:
+            self._remove_partial()  # what could not be loaded
             self.fd = os.open(self._places.data_path(self.sha256), _NEW, 0o600)
             os.ftruncate(self.fd, self.size)
             self._start_journal(recipe)
         except OSError:
             self._close_files()
-            self._remove_partial()
+            with contextlib.suppress(OSError):  # a half is of no use to anybody, now or later
+                self._remove_partial()
             raise
 
     def _start_journal(self, recipe: Recipe) -> None:
@@ -286,10 +367,11 @@ class LocalBlob:
             written += os.write(self._map_fd, head[written:])
         journal = bitmap.replay(head, self.sha256, self.size)
         self._map_end, self._seed = journal.end, journal.seed
+        self._tally = Tally(recipe)
         _advise(self.fd)
 
     def _remove_partial(self) -> None:
-        if unlink(self._places.map_path(self.sha256)):
+        if unlink(self._places.map_path(self.sha256)) or self._places.may_return(self.sha256):
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
         unlink(self._places.data_path(self.sha256))
@@ -308,6 +390,23 @@ def _open_data(path: str) -> tuple[int, bool]:
 def _advise(fd: int) -> None:
     """The mount's own page cache keeps what is read through it: let the copy below it be the first to be reclaimed."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+
+
+def save_sums(path: str, sums: Sums) -> int:
+    """Keep a whole blob's sums; returns the file's bytes, 0 where the disk does not take it: they can be made again."""
+    data = sums.encode()
+    temporary = f"{path}.{threading.get_native_id()}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.rename(temporary, path)
+    except OSError as error:
+        log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        return 0
+    return len(data)
 
 
 def _blocks(length: int) -> int:

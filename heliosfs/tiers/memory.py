@@ -1,50 +1,138 @@
-"""Verified chunks that could not be stored on disk, a few of them, in memory.
+"""What stays in the memory pool: decided by kind and use, in bytes. No I/O and no bytes in here (see pool.py).
 
-While the disk is full a READ of 128 KiB would otherwise fetch its 4 MiB chunk, and the next READ would fetch it again.
+What loaders read first and again and again, small files, headers and recipes, is *guarded*: it has up to ``GUARDED`` of
+the room, and other chunks never push it out, however many gigabytes of weights pass. Chunks have the rest, and what the
+guarded leave of theirs. A chunk comes in as *new*; used again a while later it is *hot*, and hot ones may take up to
+``HOT`` of the chunks' room: one pass over a file, which uses each chunk many times in a row and never again, pushes out
+nothing that is hot (segmented LRU; Karedla, Love and Wherry, 1994, with the correlated references of LRU-K). Within a
+segment the least recently used goes first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
-Key = tuple[str, int]
-"""A blob's sha256 and a chunk's number in it."""
+GUARDED: Final = 0.75
+"""Most of the room that small files, headers and recipes take together."""
 
-DEFAULT_LIMIT: Final = 32 << 20
+HOT: Final = 0.8
+"""Most of the chunks' room that hot ones take."""
+
+APART_S: Final = 10.0
+"""Uses of a chunk within so many seconds are one: a reader takes a chunk in many pieces."""
 
 
-class ChunkLru:
-    """Chunks by key, the least recently used dropped first; ``limit`` bounds their bytes."""
+class Kind(Enum):
+    """What an entry is."""
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    SMALL = "small"
+    HEADER = "header"
+    RECIPE = "recipe"
+    CHUNK = "chunk"
+
+
+@dataclass(slots=True)
+class _Held:
+    cost: int
+    kind: Kind
+    counted: float
+
+
+class MemoryPolicy:
+    """Entries by key with their cost in bytes; ``used`` never exceeds ``limit``. Times are in seconds of one clock."""
+
+    def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
-        self._chunks: OrderedDict[Key, bytes] = OrderedDict()
+        self._guarded: OrderedDict[bytes, _Held] = OrderedDict()
+        self._new: OrderedDict[bytes, _Held] = OrderedDict()
+        self._hot: OrderedDict[bytes, _Held] = OrderedDict()
+        self._hot_bytes = 0
+        self.bytes_of: dict[Kind, int] = dict.fromkeys(Kind, 0)
+        """Bytes by kind."""
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return len(self._guarded) + len(self._new) + len(self._hot)
 
-    def put(self, key: Key, data: bytes) -> None:
-        """Keep a chunk, dropping others for it; one larger than the limit is not kept."""
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._guarded or key in self._new or key in self._hot
+
+    @property
+    def used(self) -> int:
+        """Bytes of all entries."""
+        return sum(self.bytes_of.values())
+
+    def put(self, key: bytes, cost: int, kind: Kind, now: float) -> list[bytes] | None:
+        """Take an entry in; returns those that go for it (it may be among them). None: it was there, or does not fit.
+
+        A chunk that turns out to be a part of a small file becomes guarded, or goes where that has no room for it.
+        """
+        if key in self._guarded or (kind is Kind.CHUNK and key in self):
+            self.use(key, now)
+            return None
         self.drop(key)
-        if len(data) > self.limit:
-            return
-        self._chunks[key] = data
-        self.used += len(data)
+        room = int(self.limit * GUARDED) if kind is not Kind.CHUNK else self._chunk_room
+        if cost > room:
+            return None
+        segment = self._new if kind is Kind.CHUNK else self._guarded
+        segment[key] = _Held(cost, kind, now)
+        self.bytes_of[kind] += cost
+        gone = []
+        while self._guarded_bytes > int(self.limit * GUARDED):
+            gone.append(self._evict(next(iter(self._guarded))))
         while self.used > self.limit:
-            _, old = self._chunks.popitem(last=False)
-            self.used -= len(old)
+            gone.append(self._evict(self._victim(key)))
+        return gone
 
-    def get(self, key: Key) -> bytes | None:
-        """The chunk, now the most recently used, or None."""
-        data = self._chunks.get(key)
-        if data is not None:
-            self._chunks.move_to_end(key)
-        return data
+    def use(self, key: bytes, now: float) -> Kind | None:
+        """An entry was used; returns its kind, or None where there is none."""
+        for segment in (self._guarded, self._hot):
+            if key in segment:
+                segment.move_to_end(key)
+                return segment[key].kind
+        held = self._new.get(key)
+        if held is None:
+            return None
+        if now - held.counted < APART_S:
+            self._new.move_to_end(key)
+            return held.kind
+        self._hot[key] = self._new.pop(key)
+        self._hot_bytes += held.cost
+        while len(self._hot) > 1 and self._hot_bytes > HOT * self._chunk_room:
+            old, cooled = self._hot.popitem(last=False)
+            self._hot_bytes -= cooled.cost
+            cooled.counted = now
+            self._new[old] = cooled
+        return held.kind
 
-    def drop(self, key: Key) -> None:
-        """Forget a chunk, if it is here."""
-        data = self._chunks.pop(key, None)
-        if data is not None:
-            self.used -= len(data)
+    def drop(self, key: bytes) -> bool:
+        """Forget an entry; says whether there was one."""
+        if key not in self:
+            return False
+        self._evict(key)
+        return True
+
+    @property
+    def _guarded_bytes(self) -> int:
+        return self.used - self.bytes_of[Kind.CHUNK]
+
+    @property
+    def _chunk_room(self) -> int:
+        return self.limit - self._guarded_bytes
+
+    def _victim(self, comer: bytes) -> bytes:
+        """The chunk that goes next, for one that just came."""
+        new = next((key for key in self._new if key != comer), None)
+        if self._hot and (new is None or self._hot_bytes > HOT * self._chunk_room):
+            return next(iter(self._hot))
+        return comer if new is None else new
+
+    def _evict(self, key: bytes) -> bytes:
+        held = self._guarded.pop(key, None) or self._new.pop(key, None)
+        if held is None:
+            held = self._hot.pop(key)
+            self._hot_bytes -= held.cost
+        self.bytes_of[held.kind] -= held.cost
+        return key

@@ -152,6 +152,10 @@ class Policy:
         if key not in self._holds:
             self._groups.pop(key, None)
 
+    def count(self, cost: int) -> None:
+        """What is no blob, but lies in the tier, takes this many bytes more."""
+        self.used += cost
+
     # --- how it is used ---
 
     def use(self, key: str, group: str = "") -> None:
@@ -306,6 +310,14 @@ class Policy:
                 go.append(key)
         self._leave(go)
         return tuple(go), kept
+
+    def condemn(self, key: str) -> bool:
+        """The blob must go, whatever its class; False where it is not here or goes already."""
+        entry = self.entries.get(key)
+        if entry is None or entry.leaving:
+            return False
+        self._leave([key])
+        return True
 
     def ended(self, key: str, *, gone: bool) -> None:
         """A leaving blob is gone, or it stays after all: because somebody opened it, or it could not be removed."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from typing import Final
 
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
-from heliosfs.store.syscalls import sync_directory
+from heliosfs.store.syscalls import REFUSED, replace_file, sync_directory
 from heliosfs.volumes.record import MAX_BYTES, VolumeRecord
 
 log = logging.getLogger("heliosfs.volumes")
@@ -47,17 +46,20 @@ class VolumeFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._manifests = root / "manifests"
+        self._made = False
 
     def load(self) -> Loaded:
-        """Make the directory if it is missing, read every record, remove what interrupted calls left."""
+        """Make the directory if it is missing, read every record, remove what interrupted calls left.
+
+        On a disk that is full or read-only it is only read.
+        """
         found = Loaded()
         with self._guard("read"):
-            self._manifests.mkdir(parents=True, exist_ok=True)
-            for directory in (self._manifests, self._root, self._root.parent):
-                sync_directory(directory)
-            for directory in (self._root, self._manifests):
-                for path in directory.glob(f".*{TEMPORARY}"):
-                    path.unlink()
+            with self._tolerant():
+                self._make()
+                for directory in (self._root, self._manifests):
+                    for path in directory.glob(f".*{TEMPORARY}"):
+                        path.unlink()
             for path in sorted(self._root.glob(f"*{SUFFIX}")):
                 name = path.name.removesuffix(SUFFIX)
                 try:
@@ -65,16 +67,21 @@ class VolumeFiles:
                 except (IntegrityError, OSError) as error:
                     found.damaged[name] = str(error)
                     log.error("a volume's record is damaged", extra={"path": str(path), "reason": str(error)})
-            if not found.damaged:  # a damaged record may be one of a newer Helios, which needs its manifest
+            if (
+                self._made and not found.damaged
+            ):  # a damaged record may be one of a newer Helios, which needs its manifest
                 named = {record.manifest for record in found.records.values()}
-                for path in self._manifests.iterdir():
-                    if path.name not in named:
-                        path.unlink()
+                with self._tolerant():
+                    for path in self._manifests.iterdir():
+                        if path.name not in named:
+                            path.unlink()
         return found
 
     def write(self, record: VolumeRecord, manifest: bytes) -> None:
         """Keep a volume, durably: when this returns it survives a power cut."""
         with self._guard("written"):
+            if not self._made:
+                self._make()
             if self.manifest(record.manifest) is None:
                 _write(self._manifests / record.manifest, manifest)
             _write(self._root / f"{record.id}{SUFFIX}", record.encode())
@@ -102,6 +109,21 @@ class VolumeFiles:
             return None
         return data
 
+    def _make(self) -> None:
+        self._manifests.mkdir(parents=True, exist_ok=True)
+        for directory in (self._manifests, self._root, self._root.parent):
+            sync_directory(directory)
+        self._made = True
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            log.warning("volumes can't be written", extra={"path": str(self._root), "reason": error.strerror})
+
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
         try:
@@ -120,13 +142,4 @@ def _read(path: Path, name: str) -> VolumeRecord:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    replace_file(path, data, path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}"))

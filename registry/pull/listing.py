@@ -9,10 +9,8 @@ from typing import Final
 
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, is_commit
+from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import check_tree
-
-MAX_FILES: Final = 1_000_000
-"""A longer listing is refused: it would not fit into memory on a small machine."""
 
 PICKLES: Final = frozenset({"bin", "pt", "pth", "ckpt", "pkl", "pickle"})
 """Extensions of weights that Python's pickle reads, and with them any code somebody put there."""
@@ -63,8 +61,10 @@ def check(repo: RepoId, commit: str | None, files: list[RemoteFile], wanted: str
         raise IntegrityError(f"the upstream gives {commit!r} as commit of {repo.id}@{wanted}; 40 hex digits expected")
     if is_commit(wanted) and wanted != commit:
         raise IntegrityError(f"the upstream answered with commit {commit} when asked for {repo.id}@{wanted}")
-    if len(files) > MAX_FILES:
-        raise IntegrityError(f"the upstream lists {len(files)} files in {repo.id}; at most {MAX_FILES} are taken")
+    try:
+        check_bulk([file.path for file in files])
+    except InvalidInput as error:
+        raise IntegrityError(f"{repo.id}@{commit} is too large to take: {error.message}") from error
     try:
         check_tree({file.path: None for file in files})
     except InvalidInput as error:

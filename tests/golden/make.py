@@ -20,6 +20,7 @@ from heliosfs.store.keys import blob_key, commit_key, manifest_key, pack_key, re
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, git_blob_oid, lfs_pointer, local_commit
 from heliosfs.store.placement import ChunkLocation, Placement
 from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.sums import Sums, Tally
 from heliosfs.volumes.record import VolumeRecord, frozen_refs
 
 HERE = Path(__file__).parent
@@ -90,6 +91,10 @@ def files() -> dict[str, bytes]:
     places[2] = ChunkLocation(pack_at, 4096, 16384, 16384)
     sizes = {whole: len(weights), pack_at: 67_109_712}
     placement = Placement.build(tensors, places, 3, 300, lambda key: (f"/api/v1/objects/{key}", sizes[key]))
+    tally = Tally(tensors)
+    for index in range(len(tensors)):
+        start, end = tensors.span(index)
+        tally.note(index, memoryview(weights)[start:end])
     volume = VolumeRecord(
         "pvc-1", str(repo), commit, "v1.0", manifest.digest, first.time, frozen_refs("v1.0", commit), 1_750_000_002
     )  # fmt: skip
@@ -123,6 +128,8 @@ def files() -> dict[str, bytes]:
         "v1/two-chunks.pack": bytes(packed),
         "v1/placement.json": placement.encode(),
         "v1/pvc-1.volume": volume.encode(),
+        "v1/tensors.sums": tally.sums().encode(),
+        "v1/plain-unknown.sums": Sums(plain).encode(),
         "v1/expected.json": json.dumps(expected, indent=1, ensure_ascii=False).encode() + b"\n",
     }
 

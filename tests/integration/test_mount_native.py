@@ -22,7 +22,7 @@ import pytest
 from helios.home import Home
 from helios.mounts import find_mount, state_of
 from helios.process import ProcessId
-from tests.support.mounts import MODES, Mount, fails, mounted, push, run, write
+from tests.support.mounts import MODES, Mount, fails, mounted, next_worker, push, run, worker, write
 
 pytestmark = [
     pytest.mark.fuse,
@@ -31,6 +31,7 @@ pytestmark = [
 
 MIB = 1 << 20
 FILES = {f"part-{n}.bin": random.Random(n).randbytes(24 * MIB + n) for n in range(3)} | {"config.json": b"{}"}
+PATHS = [path for path in (os.environ.get("PYTHONPATH"),) if path]
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
 
 
@@ -40,23 +41,6 @@ def mount(helios_home: Home, tmp_path: Path) -> Iterator[Mount]:
     with mounted(helios_home, tmp_path / "mnt", HELIOS_MOUNT__MODE="native") as mount:
         mount.files = mount.path / "org/name" / commit
         yield mount
-
-
-def worker(mount: Mount) -> ProcessId:
-    """The process that serves the mount now."""
-    state = state_of(mount.home, mount.path)
-    assert state is not None
-    assert state.worker is not None
-    return state.worker
-
-
-def next_worker(mount: Mount, last: ProcessId, timeout_s: float = 30.0) -> ProcessId:
-    """Wait until another one serves it."""
-    end = time.monotonic() + timeout_s
-    while (now := worker(mount)) == last:
-        assert time.monotonic() < end, "the worker was not replaced"
-        time.sleep(0.02)
-    return now
 
 
 class Readers:
@@ -267,6 +251,36 @@ def test_a_worker_whose_loop_is_blocked_is_replaced(poisoned: Mount, expected_lo
     serving = worker(poisoned)
     assert (poisoned.files / "block.txt").read_bytes() == b"b" * 100_000
     assert next_worker(poisoned, serving) != serving
+
+
+BAD_DISK = """
+import os, sys
+if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
+    import types
+    import heliosfs.fuse.channel as module
+    def refuse(*args):
+        raise OSError(5, "Input/output error")
+    module.os = types.SimpleNamespace(**{**vars(os), "preadv": refuse})
+"""
+
+
+def test_a_disk_that_refuses_the_channel_is_asked_once_more_by_the_loop(
+    helios_home: Home, tmp_path: Path, wait_for: Any
+) -> None:
+    commit = push(helios_home, write(tmp_path / "model", FILES), "org/name")
+    write(tmp_path / "broken", {"sitecustomize.py": BAD_DISK.encode()})
+    with mounted(
+        helios_home, tmp_path / "mnt", PYTHONPATH=os.pathsep.join([str(tmp_path / "broken"), *PATHS])
+    ) as mount:
+        name = "part-0.bin"
+        with (mount.path / "org/name" / commit / name).open("rb", buffering=0) as file:
+            assert file.read(100) == FILES[name][:100]
+            wait_for(lambda: mount.metric("helios_mount_fills") == 0, what="the file to be whole")
+            serving = worker(mount)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(file.fileno(), MIB, 20 * MIB) == FILES[name][20 * MIB : 21 * MIB]
+            assert worker(mount) == serving, "the mount goes on with the same process"
+        assert "a cached file can't be read" in mount.log()
 
 
 def test_no_request_is_lost_in_the_foreground_mode(helios: Any, helios_home: Home, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from helios.home import Home
 from helios.http.client import HttpClient
-from helios.mounts import find_mount
+from helios.mounts import find_mount, state_of
 from helios.native import reasons_against
 from helios.process import ProcessId
 
@@ -53,6 +54,23 @@ class Mount:
 
     def log(self) -> str:
         return Path(str(self.state["log"])).read_text()
+
+
+def worker(mount: Mount) -> ProcessId:
+    """The process that serves the mount now."""
+    state = state_of(mount.home, mount.path)
+    assert state is not None
+    assert state.worker is not None
+    return state.worker
+
+
+def next_worker(mount: Mount, last: ProcessId, timeout_s: float = 30.0) -> ProcessId:
+    """Wait until another one serves it."""
+    end = time.monotonic() + timeout_s
+    while (now := worker(mount)) == last:
+        assert time.monotonic() < end, "the worker was not replaced"
+        time.sleep(0.02)
+    return now
 
 
 def kill(state: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from helios.config import MountSettings
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore, open_store
 
-QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32)
+QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32, pool_mib=32)
 """Settings for tests: a failure shows soon."""
 
 

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from contextlib import closing, contextmanager
 
 import pytest
@@ -105,6 +106,46 @@ def test_a_stall_ends_at_the_deadline():
             response.read_into(memoryview(bytearray(6)))
     with server((None, True)) as (base, _), closing(HttpClient(base)) as client, pytest.raises(DeadlineExceeded):
         client.request("GET", "/", timeout_s=0.3)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"x-filler: " + b"y" * 1000),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", b"y" * 1000),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"3e8; " + b"y" * 1000),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3e8\r\n", b"y" * 1000),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"y" * 1000),
+    ],
+    ids=["head", "body", "length of a chunk", "chunk", "body without a length"],
+)
+def test_a_trickle_ends_at_the_deadline(at_once, then):
+    """Each byte comes soon after the one before, and all of them would take far too long."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def trickle():
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(at_once)
+            for byte in then:
+                if over.wait(0.05):
+                    return
+                try:
+                    connection.sendall(bytes([byte]))
+                except OSError:
+                    return  # the client left
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    begin = time.monotonic()
+    with closing(listener), closing(HttpClient(f"http://127.0.0.1:{listener.getsockname()[1]}")) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.bytes("GET", "/", timeout_s=0.5)
+        assert time.monotonic() - begin < 10
+        over.set()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_connection_that_the_server_closed_is_replaced():

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -175,7 +176,7 @@ async def test_a_blob_that_is_gone_is_an_error_not_enoent(tmp_path: Path, origin
 
 
 @pytest.mark.trio
-@pytest.mark.parametrize("kind", ["truncate", "reset", "status", "stall"])
+@pytest.mark.parametrize("kind", ["truncate", "reset", "status", "stall", "corrupt"])
 @pytest.mark.parametrize("where", ["/recipe", "/placements", "/objects/"])
 async def test_one_failure_is_survived(tmp_path: Path, origin: Origin, kind: str, where: str) -> None:
     """With a single source the same one is asked again."""
@@ -232,6 +233,21 @@ async def test_a_stalled_source_ends_in_an_error(tmp_path: Path, origin: Origin)
             assert await read(store, fine, 0, 10) == origin.data(fine, 0, 10)
             assert trio.current_time() - started < 0.8
         assert 0.7 < trio.current_time() - started < 10
+
+
+@pytest.mark.trio
+async def test_a_read_ends_at_its_deadline_though_the_source_is_left_alone(tmp_path: Path, origin: Origin) -> None:
+    """After several failures the source is in a pause that is longer than what is left of the deadline."""
+    settings = msgspec.structs.replace(QUICK, request_deadline_s=3.5)
+    want = origin.add(Made(2 * CHUNK), "data.txt")
+    origin.fault("status", "/objects/", times=None)
+    async with running(tmp_path, [origin.url], settings) as store:
+        handle = await store.open(want)
+        begin = trio.current_time()
+        with pytest.raises(Unavailable):
+            await handle.read(0, 10)
+        assert 3.5 <= trio.current_time() - begin < 6, "the pauses alone would last until 6.2 s"
+        await handle.close()
 
 
 @pytest.mark.trio
@@ -430,3 +446,26 @@ async def test_a_chunk_that_cannot_be_read_back_is_fetched_again(
         await handle.close()
     assert bad == [0]
     assert sum(offset == 0 for offset, _ in origin.spans()) == 3
+
+
+@pytest.mark.trio
+async def test_a_flush_that_fails_at_the_end_is_not_believed_when_it_is_tried_again(
+    tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch, expected_log_errors: Expect
+) -> None:
+    """The kernel says once that it lost what was written; the next fsync succeeds, and the data is on no disk."""
+    expected_log_errors("the cache could not be flushed")
+    want = origin.add(Made(100_000), "model.safetensors")
+    sync, failures = os.fdatasync, [errno.EIO]
+
+    def fails_once(fd: int) -> None:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    async with running(tmp_path, [origin.url]) as store:
+        handle = await store.open(want)
+        await filled(store, want)
+        assert await handle.read(0, want.size) == origin.data(want, 0, want.size)
+        assert origin.sent() == 2 * want.size
+        await handle.close()

@@ -1,7 +1,13 @@
 """The catalog: what is believed for how long, what is asked how often, and what happens when nobody answers."""
 
+import contextlib
+import gc
+import hashlib
 import logging
 import time
+import tracemalloc
+import weakref
+from contextlib import closing
 
 import pytest
 import trio
@@ -10,14 +16,18 @@ import trio.testing
 from helios.errors import IntegrityError, RepoNotFound, RevisionNotFound, Unavailable
 from helios.names import RepoId
 from heliosfs import catalog as catalog_module
+from heliosfs import metadata as metadata_module
 from heliosfs.catalog import Catalog, Patience
 from heliosfs.flights import Flights
-from heliosfs.records import Records
+from heliosfs.metadata import MetadataClient
+from heliosfs.records import Records, SeenCommit
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S
+from tests.fakes.metadata_registry import MetadataRegistry
 
 REPO, OTHER = RepoId.parse("org/name"), RepoId.parse("org/other")
 C1, C2 = "1" * 40, "2" * 40
+ENTRY = FileEntry("0" * 64, 3, "0" * 40, "0" * 64)
 PATIENCE = Patience(unknown_s=0.2, known_s=0.1, pause_s=0.1, longest_pause_s=0.1)
 
 pytestmark = pytest.mark.trio
@@ -28,7 +38,7 @@ class Registry:
 
     def __init__(self):
         self.named = {REPO: {"main": C1}}
-        self.manifests = {C1: Manifest({"a": FileEntry("0" * 64, 3, "0" * 40, "0" * 64)}).encode()}
+        self.manifests = {C1: Manifest({"a": ENTRY}).encode()}
         self.manifests[C2] = Manifest({}).encode()
         self.calls = []
         self.dead = False
@@ -239,6 +249,36 @@ async def test_an_error_is_shared_too():
             nursery.start_soon(asker)
 
 
+class Heavy:
+    """Something that a frame holds."""
+
+
+async def test_an_error_keeps_nothing_of_the_work_in_memory():
+    """Not even until the next collection of cycles, which may be far away where there are many objects."""
+    flights = Flights()
+    held = []
+
+    async def work():
+        heavy = Heavy()
+        held.append(weakref.ref(heavy))
+        await trio.sleep(0.01)
+        raise Unavailable("gone")
+
+    async def asker():
+        with contextlib.suppress(Unavailable):
+            await flights.share("k", work)
+
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(asker)
+        assert len(held) == 1
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
 async def test_without_a_registry_names_keep_their_last_value_and_unknown_ones_are_errors(
     catalog, registry, clock, caplog
 ):
@@ -329,6 +369,51 @@ async def test_a_manifest_that_is_not_the_commits_is_refused(catalog, registry, 
     assert (await catalog.snapshot(REPO, C1)).value.files
 
 
+async def test_a_manifest_that_is_too_long_is_refused_and_harms_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(metadata_module, "MAX_MANIFEST", 20_000)
+    with MetadataRegistry() as registry, closing(Records(tmp_path / "catalog.db")) as records:
+        huge = registry.publish("org/huge", {f"file-{n}": b"" for n in range(100)})
+        good = registry.publish("org/good", {f"file-{n}": b"" for n in range(10)})
+        with closing(MetadataClient([registry.url])) as client:
+            catalog = Catalog(client, records)
+            with pytest.raises(IntegrityError, match=r"the manifest of models/org/huge at \w+ can't be used: .* bytes"):
+                await catalog.snapshot(RepoId.parse("org/huge"), huge)
+            assert len((await catalog.snapshot(RepoId.parse("org/good"), good)).value.files) == 10
+            assert catalog.answering
+
+
+@pytest.mark.parametrize(
+    "path", ["{}", "data/part-{:04d}/train-{:07d}-of-0003000.parquet", "{}" + "/d" * 20, "x" * 200 + "{}"]
+)
+async def test_a_snapshot_takes_no_more_memory_than_is_counted(path):
+    files = {
+        path.format(n, n): FileEntry(hashlib.sha256(b"%d" % n).hexdigest(), n, f"{n:040x}", f"{n:064x}", n % 2 > 0)
+        for n in range(3000)
+    }
+    data = Manifest(files).encode()
+    record = SeenCommit(REPO, C1, Manifest(files).digest, 1)
+    del files
+    tracemalloc.start()
+    try:
+        held = catalog_module._snapshot(record, data)
+        assert len(held.snapshot.by_etag) == 3000
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken <= held.cost
+
+
+async def test_a_short_manifest_of_very_many_directories_is_refused(catalog, registry, monkeypatch):
+    monkeypatch.setattr(catalog_module, "MAX_DIRECTORY_BYTES", 1 << 20)
+    deep = {f"{n}/" + "d/" * 300 + "file": ENTRY for n in range(10)}
+    registry.manifests[C2] = Manifest(deep).encode()
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="too many directories"):
+            await catalog.snapshot(REPO, C2)
+    assert registry.calls.count("manifest") == 1, "it will not be another one the next time"
+    assert (await catalog.snapshot(REPO, C1)).value.files
+
+
 async def test_seen_commits_are_those_of_refs_and_those_looked_up(catalog):
     assert (await catalog.seen(REPO)).value == (C1,)
     await catalog.snapshot(REPO, C2)
@@ -336,11 +421,11 @@ async def test_seen_commits_are_those_of_refs_and_those_looked_up(catalog):
 
 
 async def test_snapshots_in_memory_are_bounded(catalog, registry, monkeypatch):
-    monkeypatch.setattr(catalog_module, "MAX_FILES", 10)
-    entry = FileEntry("0" * 64, 3, "0" * 40, "0" * 64)
+    record = len(Manifest({f"{0:040x}-{i}": ENTRY for i in range(4)}).encode())
+    monkeypatch.setattr(catalog_module, "SNAPSHOT_BYTES", 3 * catalog_module.INFLATION * record - 1)
     commits = [f"{n:040x}" for n in range(5, 15)]
     for commit in commits:
-        registry.manifests[commit] = Manifest({f"{commit}-{i}": entry for i in range(4)}).encode()
+        registry.manifests[commit] = Manifest({f"{commit}-{i}": ENTRY for i in range(4)}).encode()
         await catalog.snapshot(REPO, commit)
     assert len(catalog._snapshots) == 2
     assert len((await catalog.snapshot(REPO, commits[0])).value.files) == 4

@@ -39,7 +39,7 @@ def little(mib: float, min_free: float = 0.0) -> MountSettings:
 def on_disk(cache: Path) -> int:
     """Bytes that blobs take, as the filesystem says."""
     total = 0
-    for place in ("blobs", "partial"):
+    for place in ("blobs", "partial", "sums"):
         for path in (cache / place).rglob("*"):
             try:
                 total += path.lstat().st_blocks * 512 if path.is_file() else 0

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from heliosfs.fetch.breaker import Breaker, in_order
 from heliosfs.fetch.budget import MAX_BUDGET, QUEUE_S, Link
 from heliosfs.fetch.buffers import BufferPool
 from heliosfs.store.recipe import MAX_CHUNK
-from heliosfs.tiers.memory import ChunkLru
 
 MIB = 1 << 20
 
@@ -111,30 +106,3 @@ def test_the_pool_is_bounded_and_reuses() -> None:
     pool.give(first)
     assert pool.take() is first
     assert BufferPool.of_mib(1).free == 2
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
-def test_the_memory_tier_is_bounded(puts: list[tuple[int, int]]) -> None:
-    lru = ChunkLru(limit=100)
-    latest: dict[int, bytes] = {}
-    for number, size in puts:
-        latest[number] = random.Random(size).randbytes(size)
-        lru.put(("a", number), latest[number])
-        assert lru.used <= 100
-        assert lru.get(("a", number)) == latest[number]
-    here = {n: lru.get(("a", n)) for n in latest}
-    assert sum(len(d) for d in here.values() if d is not None) == lru.used
-    assert all(d is None or d == latest[n] for n, d in here.items())
-
-
-def test_the_memory_tier_drops_what_was_used_longest_ago() -> None:
-    lru = ChunkLru(limit=3)
-    for number in range(3):
-        lru.put(("a", number), b"x")
-    lru.get(("a", 0))
-    lru.put(("a", 3), b"x")
-    assert lru.get(("a", 1)) is None
-    assert lru.get(("a", 0)) == b"x"
-    lru.put(("b", 0), b"more")
-    assert lru.get(("b", 0)) is None, "larger than everything it may hold"
-    assert len(lru) == 3

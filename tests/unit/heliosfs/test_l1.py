@@ -314,6 +314,26 @@ def test_what_contradicts_itself_is_started_anew(tmp_path: Path, damage: str) ->
         blob.close()
 
 
+def test_a_read_only_file_without_its_journal_is_written_anew(tmp_path: Path) -> None:
+    """A kill between the last two steps of ``finish``, then a power cut that spoiled the journal."""
+    chunks = content()
+    recipe = recipe_of(chunks)
+    with L1(tmp_path) as l1:
+        blob = l1.blob(recipe.blob, recipe.size)
+        blob.load(recipe.digest)
+        store(blob, recipe, chunks, list(range(CHUNKS)))
+        blob.close()
+        Path(l1.data_path(recipe.blob)).chmod(0o444)
+        Path(l1.map_path(recipe.blob)).write_bytes(b"\0" * 100)
+    with L1(tmp_path) as l1:
+        blob = l1.blob(recipe.blob, recipe.size)
+        assert blob.load(recipe.digest).have is None
+        assert not blob.sealed
+        store(blob, recipe, chunks, [1])
+        assert read(blob, *recipe.span(1)) == chunks[1]
+        blob.close()
+
+
 def test_a_late_write_after_close_harms_nobody(tmp_path: Path) -> None:
     chunks = content()
     recipe = recipe_of(chunks)

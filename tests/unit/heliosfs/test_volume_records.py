@@ -240,7 +240,7 @@ def test_a_disk_that_fails_leaves_no_half_volume(files, tmp_path, monkeypatch, n
 
     with monkeypatch.context() as patch:
         if call == "fsync":
-            patch.setattr("heliosfs.volumes.files.os.fsync", fails)
+            patch.setattr("heliosfs.store.syscalls.os.fsync", fails)
         else:
             patch.setattr("heliosfs.volumes.files.secrets.token_hex", fails)
         with pytest.raises(kind):

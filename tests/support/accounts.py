@@ -1,0 +1,73 @@
+"""What a blob store holds, promises and has under way: all of it must be nothing once nobody uses it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from heliosfs.blobs import BlobStore
+from tests.support.stores import until
+
+
+def open_accounts(store: BlobStore) -> dict[str, int]:
+    """Everything that is not zero and should be, by name."""
+    engine, policy = store._engine, store.room.policy
+    lanes = engine._lanes._lanes
+    counts = {
+        "blobs": len(store._blobs),
+        "fills": store.usage().filling,
+        "queued": store.usage().queued,
+        "opening": store._filler.opening,
+        "planner's chunks in flight": engine.planner.in_flight,
+        "engine's blobs": len(engine._blobs),
+        "buffers": engine._pool.count - engine._pool.free,
+        "jobs": sum(lane.running for lane in lanes),
+        "threads at sources": sum(int(lane.limiter.borrowed_tokens) for lane in lanes),
+        "threads at the disk": int(store._disk.borrowed_tokens),
+        "holds": len(policy._holds),
+        "reserved": policy.reserved,
+        "leaving": policy.leaving,
+        "tickets": len(policy._tickets),
+        "removals": len(store.room._queue),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+async def settled(store: BlobStore, timeout_s: float = 30.0) -> None:
+    """Wait until every account is closed; says which one is not."""
+    left: dict[str, int] = {}
+
+    def closed() -> bool:
+        nonlocal left
+        left = open_accounts(store)
+        return not left
+
+    try:
+        await until(closed, timeout_s)
+    except Exception as error:
+        error.add_note(f"still open: {left}")
+        raise
+
+
+def on_disk(cache: Path) -> int:
+    """Bytes that removing the blobs' names would free, as the filesystem says."""
+    total = 0
+    for place in ("blobs", "partial"):
+        for path in (cache / place).rglob("*"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue
+            total += status.st_blocks * 512 if path.is_file() and status.st_nlink == 1 else 0
+    return total
+
+
+def descriptors() -> int:
+    """Open files of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def busy_threads() -> set[str]:
+    """Threads that do something; trio keeps idle ones for a while."""
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}

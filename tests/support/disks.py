@@ -1,0 +1,85 @@
+"""Small file systems of one's own, to fill up, to make read-only, to take away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helios.mounts import mount_table
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
+    """A real file system of that many MiB at ``path``: ``tmpfs``, or ``ext4`` in a file. Needs root."""
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    path.mkdir()
+    if kind == "tmpfs":
+        _do("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path))
+        image = None
+    else:
+        image = path.with_name(f"{path.name}.image")
+        with image.open("wb") as file:
+            file.truncate(mib << 20)
+        _do("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image))
+        _do("mount", "-o", "loop,errors=remount-ro", str(image), str(path))
+    try:
+        yield path
+    finally:
+        _do("umount", "-l", str(path))
+        if image is not None:
+            image.unlink()
+
+
+def fill_up(disk: Path, but: int = 0) -> Path:
+    """Fill a disk to the last block, ``but`` for that many bytes; returns the file that does it."""
+    path = disk / "others"
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            while _takes(file.fileno(), size):
+                pass
+        if but:
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - but)
+    return path
+
+
+def remount(disk: Path, how: str) -> None:
+    """``ro`` or ``rw``; refused while a file is open for writing."""
+    _do("mount", "-o", f"remount,{how}", str(disk))
+
+
+def fail(disk: Path) -> None:
+    """An error that makes an ext4 read-only at once, whoever writes there, until it is unmounted."""
+    device = next(entry.source for entry in mount_table() if entry.mountpoint == disk)
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("a test")
+
+
+@contextlib.contextmanager
+def covered(path: Path) -> Iterator[None]:
+    """While the block runs nothing below the directory can be opened for writing, made or removed; what is open can
+    be written."""
+    _do("mount", "--bind", str(path), str(path))
+    try:
+        _do("mount", "-o", "remount,bind,ro", str(path))
+        yield
+    finally:
+        _do("umount", "-l", str(path))
+
+
+def _takes(fd: int, size: int) -> bool:
+    try:
+        return os.write(fd, bytes(size)) > 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+
+
+def _do(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
