@@ -323,7 +323,10 @@ class BlobStore:
                 return
             await self.room.settled(blob.want.sha256)
             try:
-                found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
+                if blob.local.load_at_once():
+                    found = Loaded(whole=True)
+                else:
+                    found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
             except OSError as error:
                 fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
                 log.warning("a cached file can't be opened; it is fetched instead", extra=fields)

@@ -25,7 +25,7 @@ from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback, sync_directory
+from heliosfs.store.syscalls import open_cached, start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.sums import Sums, Tally
 
@@ -88,6 +88,20 @@ class LocalBlob:
                 return Loaded(whole=True)
             journal = self._open_partial(recipe_digest)
             return Loaded() if journal is None else Loaded(recipe=journal.recipe, have=journal.have)
+
+    def load_at_once(self) -> bool:
+        """Open the whole file if that takes no time and it is as it should be; says whether it did. Else ``load``."""
+        with self._lock:
+            fd = open_cached(self._places.whole_path(self.sha256))
+            if fd < 0:
+                return False
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+                os.close(fd)
+                return False
+            self.fd, self.whole = fd, True
+            _advise(fd)
+            return True
 
     def adopt(self, recipe: Recipe) -> bool:
         """Link the store's object, unverified, where there is one and nothing else is here; returns whether it did."""
