@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -57,6 +58,38 @@ def test_a_request_that_takes_its_worker_along_counts_as_a_crash_and_is_answered
     assert kept.read() == kept.digest
     assert kept.struck(f"{3 * MIB}-exit")
     assert kept.board().crashes == 1
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group whose processes get 32 MiB."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / f"helios-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            (group / limit).write_text(str(32 * MIB))
+            break
+    else:
+        pytest.skip("no control group for memory can be made here")
+    yield group
+    Kept.wait(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def test_a_request_that_takes_all_memory_counts_as_a_crash_and_a_kill_does_not(
+    kept: Kept, small_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAW_WORKER_CGROUP", str(small_memory))
+    kept.start()
+    last = kept.worker()
+    os.kill(last, signal.SIGKILL)
+    last = kept.next_worker(last)
+    kept.fault(f"{5 * MIB}-oom")
+    assert kept.read() == kept.digest
+    assert kept.struck(f"{5 * MIB}-oom")
+    assert kept.next_worker(last) != last
+    assert kept.board().crashes == 1
+    assert kept.logged('"status": -9, "how": "CRASH"')
 
 
 @pytest.mark.parametrize("fault", ["stop", "hang"])

@@ -1,9 +1,9 @@
 """A worker for the keeper's tests: one file over raw FUSE (linux/fuse.h), with faults on command. One thread.
 
 ``raw_worker.py BACKING FAULTS``: serves BACKING as ``/file``. A file in the directory FAULTS is a fault: its name says
-which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``; it is
-removed when it strikes, so it strikes once. ``start-exit``, which stays, ends the worker before it attaches.
-RAW_WORKER_UID in the environment: whom it works as.
+which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``, ``any-oom`` (in
+the control group RAW_WORKER_CGROUP); it is removed when it strikes, so it strikes once. ``start-exit``, which stays,
+ends the worker before it attaches. RAW_WORKER_UID in the environment: whom it works as.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 27, 28, 29, 36, 42
 ASYNC_READ, MAX_PAGES, INIT_EXT, HAS_RESEND = 1 << 0, 1 << 22, 1 << 30, 1 << 7
 HEARTBEAT_S, LIMIT_S, ORPHAN_S = 0.2, 3.0, 10.0
 ROOT, FILE = 1, 2
+CGROUP = Path(os.environ.get("RAW_WORKER_CGROUP", "/"))
 
 
 class Worker:
@@ -39,6 +40,7 @@ class Worker:
         self.buffer = bytearray(1 << 20 | 1 << 16)
         self.files = open_files(self.board)
         self.hanging = False
+        self.eaten: list[bytes] = []
 
     def run(self) -> int:
         now = time.monotonic_ns()
@@ -146,6 +148,10 @@ class Worker:
                     os._exit(9)
                 if what == "hang":
                     return None
+                if what == "oom":
+                    (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
+                    for _ in range(64):
+                        self.eaten.append(os.urandom(1 << 20))
                 os.kill(os.getpid(), signal.SIGSTOP)
         return os.pread(self.backing, size, offset)
 
