@@ -7,6 +7,8 @@ import errno
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import pytest
 
 from helios.mounts import detach
 from heliosfs.fuse.tables import open_files
+from heliosfs.keeper import wire
 from tests.support.keeper import MIB, Kept, alive, ends, reading
 
 KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
@@ -249,3 +252,23 @@ def test_after_a_killed_keeper_its_worker_gives_the_mount_to_the_next(kept):
     kept.worker()
     kept.keeper.terminate()
     ends(kept, 0)
+
+
+def test_a_keeper_is_small_and_imports_nothing_but_the_standard_library(kept, record_property):
+    kept.start()
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{kept.keeper.pid}/status").read_text().splitlines() if ":" in line
+    )
+    record_property("keeper_rss", status["VmRSS"].strip())
+    assert int(status["RssAnon"].split()[0]) < 16 << 10, "KiB"
+    script = "import sys, heliosfs.keeper.__main__; print(*sys.modules)"
+    environ = {**os.environ, "PYTHONPATH": str(Path(wire.__file__).parents[2])}
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-S", "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
+    names = set(loaded.stdout.split())
+    assert {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names} <= {
+        "__main__",
+        "heliosfs",
+        *(name for name in names if f"{name}.".startswith("heliosfs.keeper.")),
+    }

@@ -106,18 +106,23 @@ def test_a_worker_that_hangs_is_dropped_and_does_no_harm_when_it_wakes(kept: Kep
     assert second.wait(20) == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, None])
 def test_a_keeper_that_ends_leaves_the_mount_with_its_worker_until_the_next_one_comes(
-    kept: Kept, how: signal.Signals
+    kept: Kept, how: signal.Signals | None
 ) -> None:
+    """None: the next one comes before it ends."""
     kept.start(spawn=False, within=NAMESPACE)
     worker = kept.start_worker("pod-1", NAMESPACE)
     with reading(kept) as rounds:
         serving(kept, 1)
         rounds.next()
-        end(kept, kept.keeper, how)
+        first = kept.keeper
+        if how is not None:
+            end(kept, first, how)
         rounds.next()
         kept.start(spawn=False, within=NAMESPACE)
+        if how is None:
+            assert first.wait(20) == 0
         kept.wait(lambda: kept.board().generation == 1)
         assert worker.poll() is None
         end(kept, worker)
