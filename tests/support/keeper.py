@@ -101,11 +101,18 @@ class Kept:
         return not (self.faults / name).exists()
 
     def board(self) -> Board:
-        """The keeper's board, through its descriptor."""
+        """The keeper's board, through its descriptor, once it has one."""
+        self.wait(lambda: self._board_fd() is not None)
+        fd = self._board_fd()
+        assert fd is not None
+        return Board(os.open(fd, os.O_RDWR | os.O_CLOEXEC))
+
+    def _board_fd(self) -> Path | None:
         for fd in Path(f"/proc/{inner(self.keeper)}/fd").iterdir():
-            if "helios-board" in os.readlink(fd):
-                return Board(os.open(fd, os.O_RDWR | os.O_CLOEXEC))
-        raise AssertionError("the keeper has no board")
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if "helios-board" in os.readlink(fd):
+                    return fd
+        return None
 
     def logged(self, text: str) -> bool:
         return text in self.log.read_text()
