@@ -313,7 +313,8 @@ async def test_a_rotten_blob_in_the_second_tier_is_healed_as_one_in_the_first(
             flip(whole(places[want.sha256], want), CHUNK)
             found = await care_of(store).check(want.sha256, at_once)
             assert (found.taken, found.in_use) == (True, True)
-            assert [path.name for path in in_quarantine(places[want.sha256])] == [f"{want.sha256}.1"]
+            kept = [] if places[want.sha256] == l1 else [f"{want.sha256}.1"]  # L1's limit is too small for that
+            assert [path.name for path in in_quarantine(places[want.sha256])] == kept
         for want, handle in zip((first, second), handles, strict=True):
             assert await handle.read(0, SIZE) == origin.data(want, 0, SIZE)
             await handle.close()
