@@ -31,7 +31,7 @@ from tests.support.reading import outcome, touch, within
 pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
-STORM_S = float(os.environ.get("HELIOS_STORM_S", "4"))
+STORM_S = float(os.environ.get("HELIOS_STORM_S", "3"))
 SEED = int(os.environ.get("HELIOS_STORM_SEED", "1"))
 READERS = 8
 DEADLINE_S = 1.0
