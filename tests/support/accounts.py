@@ -13,7 +13,7 @@ from tests.support.stores import until
 
 def open_accounts(store: BlobStore) -> dict[str, int]:
     """Everything that is not zero and should be, by name."""
-    engine, policy = store._engine, store.room.policy
+    engine, policies = store._engine, [tier.policy for tier in store.room.all()]
     lanes = engine._lanes._lanes
     counts = {
         "blobs": len(store._blobs),
@@ -26,11 +26,12 @@ def open_accounts(store: BlobStore) -> dict[str, int]:
         "jobs": sum(lane.running for lane in lanes),
         "threads at sources": sum(int(lane.limiter.borrowed_tokens) for lane in lanes),
         "threads at the disk": int(store._disk.borrowed_tokens),
-        "holds": len(policy._holds),
-        "reserved": policy.reserved,
-        "leaving": policy.leaving,
-        "tickets": len(policy._tickets),
-        "removals": len(store.room._queue),
+        "holds": sum(policy.held for policy in policies),
+        "reserved": sum(policy.reserved for policy in policies),
+        "leaving": sum(policy.leaving for policy in policies),
+        "tickets": sum(len(policy._tickets) for policy in policies),
+        "loans": len(store.room._loans),
+        "removals": sum(len(tier._remover._queue) for tier in store.room.all()),
     }
     return {name: count for name, count in counts.items() if count}
 

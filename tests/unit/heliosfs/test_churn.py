@@ -144,7 +144,7 @@ class Days:
 
     def look(self, store: BlobStore) -> None:
         """What holds at any moment."""
-        policy, there = store.room.policy, on_disk(self.cache)
+        policy, there = store.room.l1.policy, on_disk(self.cache)
         assert there <= LIMIT
         assert there <= policy.used + policy.reserved, self.differences(store)
         assert policy.used >= 0 <= policy.reserved
@@ -153,7 +153,7 @@ class Days:
 
     def differences(self, store: BlobStore) -> str:
         """What the disk and the accounts say of each blob that they differ in."""
-        found, known = store._l1.scan(), store.room.policy.entries
+        found, known = store.room.l1.directory.scan(), store.room.l1.policy.entries
         return "; ".join(
             f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} in the accounts, open: {store._blobs.get(key)}"
             for key in found.keys() | known.keys()
@@ -163,14 +163,14 @@ class Days:
     async def over(self, store: BlobStore) -> None:
         """Everybody went home."""
         await settled(store, 300)
-        assert store.room.policy.used == on_disk(self.cache)
+        assert store.room.l1.policy.used == on_disk(self.cache)
         for pin in store.room.pins.all():
             await store.room.pins.unpin(pin.repo, pin.revision)
-        answer = await store.room.evict(list(store.room.policy.entries))
+        answer = await store.room.evict(list(store.room.l1.policy.entries))
         assert not answer.kept
         await settled(store)
-        assert store.room.policy.used == on_disk(self.cache) == 0
-        assert not store.usage().l1.blobs
+        assert store.room.l1.policy.used == on_disk(self.cache) == 0
+        assert not store.usage().tiers["l1"].blobs
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.local import LocalBlob
 from tests.support import life
 from tests.support.durable import Shim, Step, crashes, put
@@ -103,7 +103,7 @@ def test_a_power_cut_at_any_step(scene: Scene) -> None:
 def test_an_old_journal_never_comes_back(scene: Scene) -> None:
     """A blob was whole, went, and is fetched again: no part of the power cut brings its first journal back."""
     want, shim = scene.wants["fill"], Shim(root := scene.root())
-    with shim, life.told(shim.mark), L1(root / "cache") as l1:
+    with shim, life.told(shim.mark), TierDirectory("l1", root / "cache") as l1:
         blob = stored(scene, l1, [0, 1, 2, 3])
         blob.finish()
         blob.close()
@@ -123,7 +123,7 @@ def test_an_old_journal_never_comes_back(scene: Scene) -> None:
 def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
     """A chunk that was taken out of the journal does not come back into it; the others stay."""
     want, shim = scene.wants["fill"], Shim(root := scene.root())
-    with shim, L1(root / "cache") as l1:
+    with shim, TierDirectory("l1", root / "cache") as l1:
         blob = stored(scene, l1, [0, 1, 2])
         shim.mark("recorded", "")
         blob.forget([1])
@@ -133,7 +133,7 @@ def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
     marks = [step.number for step in shim.log if step.call.startswith("#")]
     for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 4):
         put(state, again := scene.root())
-        with L1(again / "cache") as l1:
+        with TierDirectory("l1", again / "cache") as l1:
             blob = l1.blob(want.sha256, want.size)
             have = blob.load(want.recipe_digest).have
             blob.close()
@@ -145,7 +145,7 @@ def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
         shutil.rmtree(again)
 
 
-def stored(scene: Scene, l1: L1, chunks: list[int]) -> LocalBlob:
+def stored(scene: Scene, l1: TierDirectory, chunks: list[int]) -> LocalBlob:
     """A blob with these chunks written, flushed and recorded."""
     want, recipe = scene.wants["fill"], scene.recipes["fill"]
     blob = l1.blob(want.sha256, want.size)
