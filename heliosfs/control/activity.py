@@ -16,6 +16,7 @@ from heliosfs.control.drain import Drain
 from heliosfs.control.jobs import ACTIVE, Jobs
 from heliosfs.control.rates import Rates
 from heliosfs.scrub import Scrubber
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.tier import Tier
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.volumes.service import Volumes
@@ -151,8 +152,8 @@ class Activity:
                 if found is not None:
                     room = MAX_FILES - sum(map(len, self._blobs.values()))
                     self._blobs[repo, commit] = found if len(found) <= room else {}
-        entries = [set(tier.room.policy.entries) for tier in self._store.tiers]
-        here = await trio.to_thread.run_sync(self._local_bytes, list(self._blobs.values()), entries)
+        tiers = [(tier.files, set(tier.room.policy.entries)) for tier in self._store.tiers]
+        here = await trio.to_thread.run_sync(_local_bytes, list(self._blobs.values()), tiers)
         volumes = {(record.repo, record.commit) for record in self._volumes.known().value.values()}
         pins = {(pin.repo, pin.commit): pin.priority for pin in self._store.room.pins.all()}
         models: list[dict[str, Any]] = []
@@ -177,18 +178,20 @@ class Activity:
         models.sort(key=lambda model: (-model["local"], model["repo"], model["commit"]))
         return models[:MAX_MODELS]
 
-    def _local_bytes(self, commits: Iterable[Mapping[str, int]], entries: Sequence[set[str]]) -> dict[str, int]:
-        """Local bytes of the blobs of these commits; ``entries``: what each tier has. In a thread."""
-        here = {}
-        sizes = {sha256: size for files in commits for sha256, size in files.items()}
-        tiers = self._store.tiers
-        for sha256, size in sizes.items():
-            for tier, known in zip(tiers, entries, strict=True):
-                if tier.files.is_whole(sha256):
-                    here[sha256] = size
-                elif sha256 in known:
-                    here[sha256] = max(here.get(sha256, 0), tier.files.held(sha256)[0])
-        return here
+
+def _local_bytes(
+    commits: Iterable[Mapping[str, int]], tiers: Sequence[tuple[TierDirectory, set[str]]]
+) -> dict[str, int]:
+    """Local bytes of the blobs of these commits; with each tier what it has. In a thread."""
+    here = {}
+    sizes = {sha256: size for files in commits for sha256, size in files.items()}
+    for sha256, size in sizes.items():
+        for files, known in tiers:
+            if files.is_whole(sha256):
+                here[sha256] = size
+            elif sha256 in known:
+                here[sha256] = max(here.get(sha256, 0), files.held(sha256)[0])
+    return here
 
 
 def _blobs(snapshot: Snapshot) -> dict[str, int]:

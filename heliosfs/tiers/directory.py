@@ -353,17 +353,17 @@ class TierDirectory:
             os.close(fd)
 
     def _drop_leftovers(self) -> None:
-        """Remove what is of no use. A kill leaves half of a pair, and what was being written or copied; a power cut may
-        undo the removal of the older when a blob is both whole and partial."""
+        """Remove what is of no use. A kill leaves half of a pair or of a copy, and what was being written; a power cut
+        may undo the removal of the older when a blob is both whole and partial."""
         useless: list[Path] = []
         pairs: dict[str, list[Path]] = {}
         for path in (self.root / "partial").iterdir():
             pairs.setdefault(path.stem, []).append(path)
         for stem, paths in pairs.items():
             pair = [path for path in paths if path.suffix in (".data", ".map")]
-            useless += [path for path in paths if path not in pair]
-            if len(pair) == 1 or os.path.lexists(self.whole_path(stem)):
+            if len(pair) != 2 or os.path.lexists(self.whole_path(stem)):
                 useless += pair
+            useless += [path for path in paths if path not in pair]
         for path in (self.root / "sums").glob("*/*"):
             if not os.path.lexists(self.whole_path(path.name)):
                 useless.append(path)
