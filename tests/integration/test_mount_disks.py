@@ -192,7 +192,7 @@ def test_a_clock_that_jumps(helios_home: Home, tmp_path: Path, commit: str, wait
     with small_disk(tmp_path / "disk", 64) as disk:
         environ = {"PYTHONPATH": path, "HELIOS_MOUNT__CACHE": str(disk / "cache")}
         with mounted(helios_home, mnt, **environ) as mount:
-            for number, years in enumerate((0, -25, 25, -10, 0)):
+            for number, years in enumerate((0, -25, 25)):
                 clock.write_text(str(years * 365 * 86400))
                 right(mount, commit)
                 assert mount.metric("helios_mount_oldest_request_seconds") < 60
@@ -213,7 +213,7 @@ def test_a_home_without_any_room(helios_home: Home, tmp_path: Path) -> None:
         with mounted(helios_home, tmp_path / "mnt") as mount:
             right(mount, commit, "part-0.bin")
             others = fill_up(helios_home.root)
-            for _ in range(3):
+            for _ in range(2):
                 right(mount, commit)
                 other_worker(mount)
             right(mount, commit)
