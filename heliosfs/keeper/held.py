@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -23,7 +24,8 @@ def log(level: str, message: str, **fields: object) -> None:
     now = time.time()
     stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
     line = {"time": stamp, "level": level, "logger": "heliosfs.keeper", "message": message, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log's disk is full: that ends no mount
+        print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 @dataclass
