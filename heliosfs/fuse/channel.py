@@ -346,6 +346,8 @@ class Channel:
             elif opcode == protocol.OPEN and request is not None and not error:
                 with self._modes_lock:
                     self._open(unique, request.ino, reply)
+            elif opcode == protocol.OPENDIR and not error and self._files.lasting(protocol.parse_open(reply)[0]):
+                self._write(protocol.with_listing_kept(reply))
             else:
                 self._write(reply)
             self._done(unique)

@@ -23,6 +23,9 @@ class Files(Protocol):
     def whole(self, fh: int) -> int:
         """A descriptor of the whole verified file on a plain filesystem, else -1."""
 
+    def lasting(self, fh: int) -> bool:
+        """Whether the entries of an open directory never change."""
+
     def answered(self, fh: int, offset: int, parts: Sequence[bytes | memoryview], seconds: float) -> None:
         """A READ was answered with these bytes, so many seconds after it came."""
 
