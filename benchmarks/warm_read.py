@@ -10,7 +10,7 @@ page; 1 reader and 8. In each round:
   gets. READ requests that Python answers meanwhile are counted; with passthrough there are none;
 - ``again``: the same reads once more, with what the kernel kept of them.
 
-``CPU x`` is the readers' CPU time for a byte through the mount beside direct: on a busy machine it says more than rates.
+``CPU x`` is what a byte costs the readers' CPU through the mount beside direct: on a busy machine that says more.
 
 ``partial`` is one reader of the local half of a file whose other half is still on its way, beside the same bytes read
 from the local tier's sparse file. With --peers the same readers read a smaller object through `rclone mount
@@ -105,9 +105,8 @@ def whole(home: Home, work: Path, rounds: int, counts: list[int], memory: Backed
         wait_until_whole(path)
         direct = local_file(mount, path)
         print(f"mode {mount.state['mode']} ({mount.state['reason']})")
-        print(
-            f"{'GB/s':10}{'readers':>8}{'direct':>9}{'mount':>9}{'again':>9}{'mount x':>9}{'again x':>9}{'READs':>8}{'CPU x':>7}"
-        )
+        heads = ("direct", "mount", "again", "mount x", "again x")
+        print(f"{'GB/s':10}{'readers':>8}{''.join(f'{head:>9}' for head in heads)}{'READs':>8}{'CPU x':>7}")
         for number in range(rounds):
             for way in BLOCKS:
                 for count in counts:
