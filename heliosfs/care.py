@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,8 @@ from heliosfs.blob_status import Tier
 from heliosfs.blobs import BlobStore
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers import bitmap
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import Examination, load_sums
-from heliosfs.tiers.l1 import L1
 from heliosfs.tiers.local import save_sums, unlink
 from heliosfs.tiers.quarantine import Taken
 from heliosfs.tiers.sums import Sums
@@ -47,11 +47,12 @@ Located = Callable[[str], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at a blob found: ``bytes`` were right or wrong together; ``reason`` says what was wrong, if
-    anything, and ``outcome`` what became of it."""
+    anything, ``outcome`` what became of it, and ``in_use`` whether somebody had it open then."""
 
     bytes: int = 0
     reason: str = ""
     outcome: str = ""
+    in_use: bool = False
 
 
 class Care:
@@ -72,7 +73,7 @@ class Care:
                 found = await self._check_partial(tier, sha256, paced)
             total += found.bytes
             if found.reason:
-                return Checked(total, found.reason, found.outcome)
+                return replace(found, bytes=total)
         return Checked(total)
 
     async def check_whole(
@@ -99,7 +100,8 @@ class Care:
             return None
         count = await self._run(examination, paced)
         if examination.bad:
-            return Checked(count, examination.reason, await self._take_away(tier, sha256, examination))
+            in_use = tier.room.policy.holds(sha256) > 0
+            return Checked(count, examination.reason, await self._take_away(tier, sha256, examination), in_use)
         if examination.fresh is not None:
             fresh = examination.fresh
             await trio.to_thread.run_sync(_save, path, sums_path, fresh, limiter=self._limiter)
@@ -177,7 +179,7 @@ class Care:
         self._metrics.damaged.inc()
 
 
-def _journal(tier: L1, sha256: str) -> tuple[Recipe, list[int]] | None:
+def _journal(tier: TierDirectory, sha256: str) -> tuple[Recipe, list[int]] | None:
     try:
         journal = bitmap.replay(Path(tier.map_path(sha256)).read_bytes(), sha256)
     except (FileNotFoundError, IntegrityError):
@@ -195,7 +197,7 @@ def _save(path: str, sums_path: str, sums: Sums) -> None:
         unlink(sums_path)
 
 
-def _outcome(tier: L1, sha256: str, taken: Taken) -> str:
+def _outcome(tier: TierDirectory, sha256: str, taken: Taken) -> str:
     if taken.path is not None:
         return f"kept as {taken.path}"
     if taken.linked:

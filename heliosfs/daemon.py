@@ -93,6 +93,12 @@ class Plan:
         return Path(os.path.abspath(configured)) if configured else self.home.cache
 
     @property
+    def l2(self) -> Path | None:
+        """The second tier's directory, if there is one."""
+        configured = self.config.mount.l2
+        return Path(os.path.abspath(configured)) if configured else None
+
+    @property
     def name(self) -> str:
         """A short name that no other mount has."""
         return f"{hash_text(str(self.mountpoint)):016x}"
@@ -145,7 +151,7 @@ class _Daemon:
         with contextlib.ExitStack() as stack:
             if keeper is not None:
                 await self._wait_for_cache()
-            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside)
+            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside, plan.l2)
             blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             volumes = Volumes(VolumeFiles(plan.cache / "volumes"), keeper=store.room.pins)
@@ -263,8 +269,10 @@ class _Daemon:
     async def _wait_for_cache(self) -> None:
         """The last worker may just be ending: the kernel drops its lock a moment after the process is gone."""
         with trio.move_on_after(CACHE_S):
-            while held(self._plan.cache / "lock"):  # noqa: ASYNC110 - a file lock has no event
-                await trio.sleep(0.02)
+            for tier in filter(None, (self._plan.cache, self._plan.l2)):
+                with contextlib.suppress(OSError):  # a disk that fails: whoever opens the tier says what is wrong
+                    while held(tier / "lock"):  # noqa: ASYNC110 - a file lock has no event
+                        await trio.sleep(0.02)
 
     def _start_keeper(self) -> None:
         """Start a keeper that takes the mount over from this worker. In a thread."""

@@ -91,7 +91,7 @@ class Scrubber:
         if not self._rate:
             return
         for tier in self._store.tiers:
-            self._places[tier.name] = await trio.to_thread.run_sync(_load, tier)
+            await self._find_place(tier)
         await trio.sleep(min(START_S, LEAST_BYTES / self._rate))
         self._saved = self._clock()
         try:
@@ -99,12 +99,14 @@ class Scrubber:
                 began = self._clock()
                 self._pass_bytes = 0
                 for tier in self._store.tiers:
+                    await self._find_place(tier)
                     await self._pass(tier, Pace(self._rate, self._clock))
                 await trio.sleep(max(0.05, began + LEAST_BYTES / self._rate - self._clock()))
         finally:
             with trio.CancelScope(shield=True):
                 for tier in self._store.tiers:
-                    await self._save(tier)
+                    if tier.name in self._places:
+                        await self._save(tier)
 
     def pause(self) -> None:
         """Look at nothing more until ``resume``."""
@@ -128,6 +130,11 @@ class Scrubber:
             "bad": self.bad,
             "tiers": places,
         }
+
+    async def _find_place(self, tier: Tier) -> None:
+        """A tier may come later than we did."""
+        if tier.name not in self._places:
+            self._places[tier.name] = await trio.to_thread.run_sync(_load, tier)
 
     async def _pass(self, tier: Tier, pace: Pace) -> None:
         """Look at every blob once, from where the last run was."""

@@ -72,16 +72,18 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace_file(path: Path, data: bytes, temporary: Path) -> None:
+def replace_file(path: Path, data: bytes, temporary: Path, *, lasting: bool = True) -> None:
     """Make ``data`` the content of ``path``, by way of another name beside it; it survives a power cut on return.
 
-    Raises OSError: then the file is what it was or, when only the last fsync failed, the new one.
+    Raises OSError: then the file is what it was or, when only the last fsync failed, the new one. Without ``lasting`` a
+    power cut may leave either, neither, or a torn one.
     """
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             write_all(fd, data)
-            os.fsync(fd)
+            if lasting:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
@@ -89,4 +91,5 @@ def replace_file(path: Path, data: bytes, temporary: Path) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_directory(path.parent)
+    if lasting:
+        sync_directory(path.parent)

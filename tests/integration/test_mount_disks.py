@@ -145,8 +145,9 @@ def test_what_a_power_cut_left_is_put_right(helios_home: Home, tmp_path: Path, c
 
 
 def tear(cache: Path, path: Path, data: bytes) -> None:
-    """Make a whole blob one that was being filled: a chunk was recorded, what follows never reached the disk, and of the
-    next entry the journal has half."""
+    """Make a whole blob one that was being filled: a chunk was recorded, what follows never reached the disk.
+
+    Of the next entry the journal has half."""
     recipe = Recipe.build(path.name, ((blake3(part).digest(), len(part)) for part in cut(data)))
     head = bitmap.start(recipe)
     seed = bitmap.replay(head, path.name).seed

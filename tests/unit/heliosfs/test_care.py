@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore
@@ -17,9 +18,9 @@ from heliosfs.care import Care, Checked
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.tiers import quarantine
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import load_sums
-from heliosfs.tiers.l1 import L1
-from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.local import LocalBlob, Places
 from heliosfs.tiers.quarantine import Quarantine
 from tests.support.damage import flip
 from tests.support.origin import Made, Origin
@@ -56,7 +57,7 @@ def whole(cache: Path, want: BlobRef) -> Path:
 async def filled_and_closed(store: BlobStore, want: BlobRef) -> None:
     await read(store, want, 0, want.size)
     await filled(store, want)
-    await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
+    await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
 
 
 async def scrubbed(store: BlobStore, care: Care, want: BlobRef) -> Checked | None:
@@ -80,7 +81,7 @@ async def test_sums_are_there_as_soon_as_a_blob_is_whole(tmp_path: Path, origin:
         assert sums.recipe.digest == want.recipe_digest
         assert sums.values is not None
         assert await scrubbed(store, care_of(store), want) == Checked(SIZE)
-        assert store.room.policy.used == on_disk(tmp_path)
+        assert store.room.l1.policy.used == on_disk(tmp_path)
         assert (await store.room.evict([want.sha256])).removed == 1
         assert on_disk(tmp_path) == 0, "they go with the blob"
 
@@ -104,7 +105,7 @@ async def test_chunks_of_an_earlier_life_get_their_sums_at_the_first_look(tmp_pa
         path.unlink()
         assert await scrubbed(store, care_of(store), want) == Checked(SIZE)
         assert load_sums(str(path), want.sha256) is not None, "made from the name alone"
-        await until(lambda: store.room.policy.used == on_disk(tmp_path))
+        await until(lambda: store.room.l1.policy.used == on_disk(tmp_path))
 
 
 @pytest.mark.parametrize("strong", [True, False])
@@ -125,14 +126,14 @@ async def test_a_rotten_blob_goes_to_the_quarantine_and_the_next_reader_gets_the
         assert lost == [want.sha256]
         assert care.bad == 1
         assert not store.status(want.sha256).complete
-        assert store.room.policy.used == on_disk(tmp_path)
+        assert store.room.l1.policy.used == on_disk(tmp_path)
         assert await read(store, want, 0, SIZE) == origin.data(want, 0, SIZE)
         await filled(store, want)
         assert await care.check(want.sha256, at_once) == Checked(SIZE)
-        await until(lambda: store.room.policy.used == on_disk(tmp_path))
+        await until(lambda: store.room.l1.policy.used == on_disk(tmp_path))
     async with running(tmp_path, [origin.url]) as store:
-        assert store.room.policy.used == on_disk(tmp_path), "also after a restart"
-        assert store.usage().l1.blobs == 1
+        assert store.room.l1.policy.used == on_disk(tmp_path), "also after a restart"
+        assert store.usage().tiers["l1"].blobs == 1
 
 
 async def test_who_has_it_open_reads_the_right_bytes_again(
@@ -158,8 +159,8 @@ async def test_who_has_it_open_reads_the_right_bytes_again(
         assert store.was_wrong(want.sha256)
         await handle.close()
         await again.close()
-        await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
-        assert store.room.policy.used == on_disk(tmp_path)
+        await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
+        assert store.room.l1.policy.used == on_disk(tmp_path)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
@@ -171,8 +172,8 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     found, go = threading.Event(), threading.Event()
     load = LocalBlob.load
 
-    def slowly(self: LocalBlob, recipe_digest: str) -> object:
-        result = load(self, recipe_digest)
+    def slowly(self: LocalBlob, recipe_digest: str, *others: Places) -> object:
+        result = load(self, recipe_digest, *others)
         found.set()
         go.wait(20)
         return result
@@ -180,21 +181,23 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     async with running(tmp_path, [origin.url]) as store:
         await filled_and_closed(store, want)
         flip(whole(tmp_path, want), 5)
+        monkeypatch.setattr(LocalBlob, "load_at_once", lambda self: False)
         monkeypatch.setattr(LocalBlob, "load", slowly)
-        data = b""
+        handles = []
 
-        async def reader() -> None:
-            nonlocal data
-            data = await read(store, want, 0, 100)
+        async def opener() -> None:
+            handles.append(await store.open(want))
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(reader)
+            nursery.start_soon(opener)
             await until(found.is_set)
             nursery.start_soon(care_of(store).check, want.sha256, at_once)
             await until(lambda: in_quarantine(tmp_path))
+            await trio.testing.wait_all_tasks_blocked(0.05)
             go.set()
-        assert data == origin.data(want, 0, 100) or store.was_wrong(want.sha256)
-        assert await read(store, want, 0, SIZE) == origin.data(want, 0, SIZE)
+        (handle,) = handles
+        assert await handle.read(0, SIZE) == origin.data(want, 0, SIZE)
+        await handle.close()
 
 
 async def test_wrong_chunks_of_an_open_partial_blob_are_fetched_again(
@@ -206,11 +209,12 @@ async def test_wrong_chunks_of_an_open_partial_blob_are_fetched_again(
         store._filler._fits = lambda blob: False  # type: ignore[method-assign]
         handle = await store.open(want)
         await handle.read(0, CHUNK + 1)
+        await until(lambda: store.tiers[0].files.held(want.sha256)[0] == 2 * CHUNK)  # in the journal
         flip(tmp_path / "partial" / f"{want.sha256}.data", 50)
         found = await care_of(store).check(want.sha256, at_once)
         assert found == Checked(2 * CHUNK, "chunk 0 of 3 does not have its hash", "those chunks are fetched again")
         assert store.status(want.sha256).local_bytes == CHUNK
-        held = L1.held(store._l1, want.sha256)
+        held = TierDirectory.held(store.room.l1.directory, want.sha256)
         assert held[0] <= CHUNK, "a kill now does not bring it back"
         assert await handle.read(0, 100) == origin.data(want, 0, 100)
         await handle.close()
@@ -229,12 +233,12 @@ async def test_a_wrong_partial_blob_that_nobody_has_open_is_removed(
     async with running(tmp_path, [origin.url]) as store:
         store._filler._fits = lambda blob: False  # type: ignore[method-assign]
         await read(store, want, 0, CHUNK + 1)
-        await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
+        await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
         flip(tmp_path / "partial" / f"{want.sha256}.data", 50)
         found = await care_of(store).check(want.sha256, at_once)
         assert found.outcome == "what was here of it was removed"
         assert store.status(want.sha256).local_bytes == 0
-        assert store.room.policy.used == on_disk(tmp_path) == 0
+        assert store.room.l1.policy.used == on_disk(tmp_path) == 0
         assert await read(store, want, 0, 100) == origin.data(want, 0, 100)
 
 

@@ -51,7 +51,7 @@ class Days:
 
     async def live(self) -> None:
         end = trio.current_time() + DAYS * 86400
-        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0)
+        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0, pool_mib=4)
         while trio.current_time() < end:
             async with running(self.cache, [self.origin.url], settings) as store:
                 until_s = trio.current_time() + self.random.uniform(3, 16) * 3600
@@ -144,16 +144,16 @@ class Days:
 
     def look(self, store: BlobStore) -> None:
         """What holds at any moment."""
-        policy, there = store.room.policy, on_disk(self.cache)
+        policy, there = store.room.l1.policy, on_disk(self.cache)
         assert there <= LIMIT
         assert there <= policy.used + policy.reserved, self.differences(store)
         assert policy.used >= 0 <= policy.reserved
         assert policy.used == sum(entry.cost for entry in policy.entries.values())
-        assert store._engine.memory.used <= 32 * MIB
+        assert store.pool.used <= store.pool.report().limit
 
     def differences(self, store: BlobStore) -> str:
         """What the disk and the accounts say of each blob that they differ in."""
-        found, known = store._l1.scan(), store.room.policy.entries
+        found, known = store.room.l1.directory.scan(), store.room.l1.policy.entries
         return "; ".join(
             f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} in the accounts, open: {store._blobs.get(key)}"
             for key in found.keys() | known.keys()
@@ -163,14 +163,14 @@ class Days:
     async def over(self, store: BlobStore) -> None:
         """Everybody went home."""
         await settled(store, 300)
-        assert store.room.policy.used == on_disk(self.cache)
+        assert store.room.l1.policy.used == on_disk(self.cache)
         for pin in store.room.pins.all():
             await store.room.pins.unpin(pin.repo, pin.revision)
-        answer = await store.room.evict(list(store.room.policy.entries))
+        answer = await store.room.evict(list(store.room.l1.policy.entries))
         assert not answer.kept
         await settled(store)
-        assert store.room.policy.used == on_disk(self.cache) == 0
-        assert not store.usage().l1.blobs
+        assert store.room.l1.policy.used == on_disk(self.cache) == 0
+        assert not store.usage().tiers["l1"].blobs
 
 
 @pytest.fixture
