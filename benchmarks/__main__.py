@@ -138,6 +138,12 @@ BENCHMARKS = {
         median_of(*VLLM),
         {name: VLLM_TARGETS[name.rpartition("_")[2]] for name in VLLM},
     ),
+    "shadow": Benchmark(
+        (),
+        ("--gb", "0.2", "--rounds", "3"),
+        lambda result: {way: float(result["median"][f"{way}_1"]) for way in result["gb_s"]},
+        {"read": 0.95, "passthrough": 0.95},
+    ),
     "small_files": Benchmark(
         (),
         ("--gb", "0.2", "--rounds", "20"),

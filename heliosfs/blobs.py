@@ -30,6 +30,7 @@ from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.pool import Pool
 from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.snapshot import WEIGHTS
@@ -169,7 +170,7 @@ class BlobStore:
         Raises HeliosError.
         """
         blob = self._blob_of(want)
-        blob.want = want
+        blob.want = want.beside(blob.want)
         blob.handles += 1
         try:
             await self._load(blob)
@@ -339,7 +340,9 @@ class BlobStore:
                 return
             await self.room.settled(blob.want.sha256)
             load, digest, places = blob.local.load, blob.want.recipe_digest, self.room.places()
-            found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._disk)
+            found = Loaded(whole=blob.local.load_at_once())
+            if not found.whole:
+                found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._disk)
             for place, error in found.failed:
                 fields = {"file": blob.want.path, "tier": place.name, "reason": error.strerror}
                 log.warning("a cached file can't be opened; it is looked for elsewhere", extra=fields)

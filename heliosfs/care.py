@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -47,11 +47,12 @@ Located = Callable[[str], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at a blob found: ``bytes`` were right or wrong together; ``reason`` says what was wrong, if
-    anything, and ``outcome`` what became of it."""
+    anything, ``outcome`` what became of it, and ``in_use`` whether somebody had it open then."""
 
     bytes: int = 0
     reason: str = ""
     outcome: str = ""
+    in_use: bool = False
 
 
 class Care:
@@ -72,7 +73,7 @@ class Care:
                 found = await self._check_partial(tier, sha256, paced)
             total += found.bytes
             if found.reason:
-                return Checked(total, found.reason, found.outcome)
+                return replace(found, bytes=total)
         return Checked(total)
 
     async def check_whole(
@@ -99,7 +100,8 @@ class Care:
             return None
         count = await self._run(examination, paced)
         if examination.bad:
-            return Checked(count, examination.reason, await self._take_away(tier, sha256, examination))
+            in_use = tier.room.policy.holds(sha256) > 0
+            return Checked(count, examination.reason, await self._take_away(tier, sha256, examination), in_use)
         if examination.fresh is not None:
             fresh = examination.fresh
             await trio.to_thread.run_sync(_save, path, sums_path, fresh, limiter=self._limiter)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, NotFound, Unavailable
 from helios.http.client import HttpClient, Response, error_of
+from helios.names import RepoId
 from heliosfs.fetch.source import BlobRef, Deliver
 from heliosfs.store.placement import PlacedBlob, Placement, Segment
 from heliosfs.store.recipe import Recipe
@@ -81,7 +82,12 @@ class RegistrySource:
         self, want: BlobRef, recipe: Recipe, chunks: range, buffer: memoryview, deliver: Deliver, timeout_s: float
     ) -> None:
         for segment in self._placed(want, recipe, timeout_s).segments(chunks):
-            self._fetch_segment(recipe, segment, buffer, deliver, timeout_s)
+            try:
+                self._fetch_segment(recipe, segment, buffer, deliver, timeout_s)
+            except Unavailable:
+                if not segment.object.url.startswith("/"):
+                    self._doubt(want.sha256)
+                raise
 
     def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
         asked = self._clock()
@@ -105,6 +111,12 @@ class RegistrySource:
             assert slot.placed is not None
             return slot.placed
 
+    def _doubt(self, sha256: str) -> None:
+        """Another host fails, which may be the wrong one by now: the next one to ask gets a new placement."""
+        slot = self._slot(sha256)
+        with slot.lock:
+            slot.until = float("-inf")
+
     def _slot(self, sha256: str) -> _Slot:
         with self._lock:
             slot = self._slots.setdefault(sha256, _Slot())
@@ -121,7 +133,16 @@ class RegistrySource:
         slot.fetched, slot.until = now, now + placement.lease_s
 
     def _get(self, path: str, want: BlobRef, timeout_s: float, limit: int) -> bytes:
-        params = {"repo": str(want.repo), "blob": want.sha256}
+        """The answer about a blob, through the first of its repositories that still has it."""
+        for repo in (want.repo, *want.also):
+            try:
+                return self._get_through(repo, path, want.sha256, timeout_s, limit)
+            except NotFound as error:
+                failure = error
+        raise failure
+
+    def _get_through(self, repo: RepoId, path: str, sha256: str, timeout_s: float, limit: int) -> bytes:
+        params = {"repo": str(repo), "blob": sha256}
         with self._send(self._client, path, timeout_s, params=params) as response:
             data = response.read(limit)
         if response.status >= 400:

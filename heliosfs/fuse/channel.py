@@ -10,12 +10,10 @@ in step.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from helios.errors import Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fuse import protocol
+from heliosfs.fuse.backing import Backings
 from heliosfs.fuse.modes import IoModes, Records
 
 log = logging.getLogger("heliosfs.fuse")
@@ -36,10 +36,6 @@ STRIKES: Final = 3
 
 ALIVE_MS: Final = 500
 """The requests' thread shows that it lives at least this often, in milliseconds."""
-
-BACKING_OPEN: Final = 0x4010E501
-BACKING_CLOSE: Final = 0x4004E502
-_BACKING = struct.Struct("<iIQ")
 
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 """Errors of an answer that nobody waits for any more: interrupted, or unmounted."""
@@ -86,6 +82,14 @@ class Board(Records, Protocol):
     def forgive(self, unique: int) -> None:
         """The request was answered."""
 
+    @property
+    def dropped(self) -> bool:
+        """Whether the mount is another process's by now."""
+
+
+class Dropped(Unavailable):
+    """The keeper took this process for hanging and could not end it; the mount is another one's by now."""
+
 
 @dataclass(slots=True)
 class Pending:
@@ -107,22 +111,24 @@ class Channel:
         metrics: MountMetrics,
         read: Callable[[int, int, int, int], None],
         closed: Callable[[int], None],
+        unwanted: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
         """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
-        ``closed(ino)`` is called when the last handle of an inode was released, ``ended`` when the mount is gone (None)
-        or a thread failed. All are called from the channel's threads.
+        ``closed(ino)`` is called when the last handle of an inode was released, ``unwanted(fh)`` for a handle whose
+        opener was killed meanwhile, ``ended`` when the mount is gone (None) or a thread failed. All are called from the
+        channel's threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._closed, self._ended = read, closed, ended
+        self._read, self._closed, self._unwanted, self._ended = read, closed, unwanted, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
+        self._backings = Backings(device, self._modes)
         self._pending: dict[int, Pending] = {}
         self._suspects: set[int] = set()
         self._replayed: int | None = None
         self._offer: protocol.Offer | None = None
         self._init = b""
-        self._passthrough = True
         self._metrics = metrics
         self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
         self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
@@ -202,6 +208,8 @@ class Channel:
         poller.register(self._device, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         payload = memoryview(bytearray(protocol.MAX_READ))
+        for request in self._sent_again(view):
+            self._take(request, payload)
         while True:
             self.alive_ns = time.monotonic_ns()
             try:
@@ -217,7 +225,37 @@ class Channel:
                     self._ended(None)
                     return
                 raise
+            if self._board.dropped:  # we were stopped, or blocked, and somebody else serves the mount
+                self._write(protocol.resend())  # that one gets what was taken just now
+                self._ended(Dropped("the keeper gave up on this process"))
+                return
             self._take(view[:length], payload)
+
+    def _sent_again(self, buffer: memoryview) -> list[memoryview]:
+        """What earlier workers took and did not answer: it lies ahead of all that is new (fuse_resend). All of it is
+        read before anything is done, to settle what the last worker was doing."""
+        requests: list[memoryview] = []
+        again: set[int] = set()
+        while self._board.init:
+            try:
+                length = os.readv(self._device, [buffer])
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if error.errno in (errno.EAGAIN, errno.ENODEV):
+                    break
+                raise
+            requests.append(memoryview(bytes(buffer[:length])))
+            _, opcode, unique, *_ = protocol.REQUEST.unpack_from(buffer)
+            if unique & protocol.RESENT:
+                again.add(unique & ~protocol.RESENT)
+            elif opcode not in protocol.UNANSWERED:
+                break
+        with self._modes_lock:
+            for backing in self._modes.settle(again):
+                self._backings.close(backing)
+            self._backings.find_lost()
+        return requests
 
     def _take(self, request: memoryview, payload: memoryview) -> None:
         """Answer a request or pass it on."""
@@ -266,8 +304,6 @@ class Channel:
 
     def _struck(self, opcode: int, unique: int) -> bool:
         """A request that a dead worker had: whether it has taken enough of them down."""
-        with self._modes_lock:
-            self._close_backing(self._modes.came(unique & ~protocol.RESENT))
         self._metrics.resends.inc()
         strikes = self._board.strike(unique & ~protocol.RESENT)
         if strikes:
@@ -350,16 +386,17 @@ class Channel:
         fh, _ = protocol.parse_open(reply)
         backing = self._modes.backing(ino)
         if backing is None:
-            backing = self._register(fh)
+            backing = self._backings.register(self._files.whole(fh))
         if not self._modes.opened(plain, ino, backing):
-            self._close_backing(backing)
+            self._backings.close(backing)
             log.error("too many files are open", extra={"inodes": len(self._modes)})
             self._write(protocol.failure(unique, errno.ENFILE))
         else:
             if backing:
                 self._files.passed(fh)
             if not self._write(protocol.with_backing(reply, backing) if backing else reply):
-                self._close_backing(self._modes.released(plain, ino))  # nobody got the handle
+                self._backings.close(self._modes.released(plain, ino))
+                self._unwanted(fh)
             elif backing:
                 self._metrics.passthrough_opens.inc()
         self._modes.settled()
@@ -367,29 +404,10 @@ class Channel:
     def _release(self, unique: int, ino: int, reply: memoryview) -> None:
         unused = self._modes.released(unique & ~protocol.RESENT, ino)
         self._write(reply)
+        self._backings.close(unused)
         self._modes.settled()
-        self._close_backing(unused)
         if self._modes.backing(ino) is None:
             self._closed(ino)
-
-    def _register(self, fh: int) -> int:
-        """Let the kernel read the file of a handle itself; 0 when it is not whole or the kernel can't."""
-        fd = self._files.whole(fh) if self._passthrough else -1
-        if fd < 0:
-            return 0
-        try:
-            backing: int = fcntl.ioctl(self._device, BACKING_OPEN, bytearray(_BACKING.pack(fd, 0, 0)))
-            return backing
-        except OSError as error:
-            self._passthrough = False
-            log.warning(
-                "the kernel refuses passthrough; files are read through the channel", extra={"reason": error.strerror}
-            )
-            return 0
-
-    def _close_backing(self, backing: int) -> None:
-        if backing:
-            fcntl.ioctl(self._device, BACKING_CLOSE, struct.pack("<I", backing))
 
     # --- inside ---
 

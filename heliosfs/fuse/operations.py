@@ -312,7 +312,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return await opener(node)
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
-        want = _blob_ref(node.entry, node.repo, node.commit, node.path)
+        want = _blob_ref(node.entry, node.repo, node.commit, node.path, node.also)
         handle = await self._blobs.open(want)
         self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
@@ -435,5 +435,5 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return out
 
 
-def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str) -> BlobRef:
-    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe)
+def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str, also: tuple[RepoId, ...] = ()) -> BlobRef:
+    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe, also)

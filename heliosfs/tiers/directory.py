@@ -94,7 +94,7 @@ class TierDirectory:
             ) from None
         try:
             self._own()
-            self._drop_halves()
+            self._drop_leftovers()
             self._sync_removals()
             self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
         except OSError as error:
@@ -352,21 +352,26 @@ class TierDirectory:
         finally:
             os.close(fd)
 
-    def _drop_halves(self) -> None:
-        """Remove partial files that are of no use: half of a pair or a copy, which a kill left, and what is whole as
-        well, when a power cut undid the removal of the older one."""
-        pairs: dict[str, set[str]] = {}
+    def _drop_leftovers(self) -> None:
+        """Remove what is of no use. A kill leaves half of a pair or of a copy, and what was being written; a power cut
+        may undo the removal of the older when a blob is both whole and partial."""
+        useless: list[Path] = []
+        pairs: dict[str, list[Path]] = {}
         for path in (self.root / "partial").iterdir():
-            pairs.setdefault(path.stem, set()).add(path.suffix)
-        for stem, suffixes in pairs.items():
-            half = suffixes & {".data", ".map"}
-            useless = len(half) == 1 or os.path.lexists(self.whole_path(stem))
-            for suffix in suffixes & {".moving"} | (half if useless else set()):
-                path = self.root / "partial" / (stem + suffix)
-                try:
-                    path.unlink()
-                except OSError as error:  # it is not believed, whether it can be removed or not
-                    log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
+            pairs.setdefault(path.stem, []).append(path)
+        for stem, paths in pairs.items():
+            pair = [path for path in paths if path.suffix in (".data", ".map")]
+            if len(pair) != 2 or os.path.lexists(self.whole_path(stem)):
+                useless += pair
+            useless += [path for path in paths if path not in pair]
+        for path in (self.root / "sums").glob("*/*"):
+            if not os.path.lexists(self.whole_path(path.name)):
+                useless.append(path)
+        for path in useless:
+            try:
+                path.unlink()
+            except OSError as error:  # it is not believed, whether it can be removed or not
+                log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
 
     def _sync_removals(self) -> None:
         """What was removed before stays removed."""

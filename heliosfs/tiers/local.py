@@ -25,7 +25,7 @@ from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback, sync_directory
+from heliosfs.store.syscalls import open_cached, replace_file, start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.sums import Sums, Tally
 
@@ -122,6 +122,25 @@ class LocalBlob:
             if self.fd >= 0 or self._users or self._closed:
                 return self._places is places
             self._places = places
+            return True
+
+    def load_at_once(self) -> bool:
+        """Open the whole file if that takes no time and it is as it should be; says whether it did. Else ``load``."""
+        with self._lock:
+            fd, beside = open_cached(self._places.whole_path(self.sha256)), -1
+            try:
+                if fd < 0 or (beside := open_cached(self._places.sums_path(self.sha256))) < 0:
+                    return False
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+                    return False
+                self._sums_bytes = os.fstat(beside).st_size
+                self.fd, self.whole, fd = fd, True, -1
+            finally:
+                for each in (fd, beside):
+                    if each >= 0:
+                        os.close(each)
+            _advise(self.fd)
             return True
 
     def adopt(self, recipe: Recipe) -> bool:
@@ -444,13 +463,9 @@ def save_sums(path: str, sums: Sums) -> int:
     temporary = f"{path}.{threading.get_native_id()}"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.rename(temporary, path)
+        replace_file(Path(path), data, Path(temporary), lasting=False)
     except OSError as error:
         log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         return 0
     return len(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -52,18 +53,20 @@ async def settled(store: BlobStore, timeout_s: float = 30.0) -> None:
 
 
 def on_disk(cache: Path) -> int:
-    """Bytes that removing the blobs' names would free, as the filesystem says; with those of what lies beside them."""
-    total = 0
+    """Bytes that removing the blobs would free, as the filesystem says; a link to the store's object frees nothing."""
+    sizes: dict[Path, int] = {}
+    linked = set()
     for place in ("blobs", "partial", "sums"):
         for path in (cache / place).rglob("*"):
             try:
                 status = path.lstat()
-                blob = path if place != "sums" else cache / "blobs" / path.relative_to(cache / place)
-                alone = path.is_file() and blob.lstat().st_nlink == 1
             except FileNotFoundError:
                 continue
-            total += status.st_blocks * 512 if alone else 0
-    return total
+            if stat.S_ISREG(status.st_mode):
+                sizes[path] = status.st_blocks * 512
+                if status.st_nlink > 1:
+                    linked.add(path.name)
+    return sum(size for path, size in sizes.items() if path.name not in linked)
 
 
 def descriptors() -> int:

@@ -40,6 +40,7 @@ Kind = Literal[
     "chunked",  # the right bytes in a coding without a length
     "redirect",  # to itself
     "unranged",  # status 200, as if no range had been asked for
+    "changed",  # what ``change`` makes of the body
 ]
 
 
@@ -51,6 +52,7 @@ class Strike:
     after: int = 0
     status: int = 503
     wait_s: float = 0.5
+    change: Callable[[bytes], bytes] = bytes
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class Front:
                 headers["content-range"] = f"bytes {int(first) + 1}-{int(last) + 1}/{size}"
             case "shorter":
                 body = body[: len(body) // 2]
+            case "changed":
+                body = strike.change(body)
             case "longer":
                 body += b"x"
             case "unranged":

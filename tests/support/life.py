@@ -49,7 +49,7 @@ DATA = {name: random.Random(name).randbytes(SIZE) for name in ("fill", "part", "
 KIND = {"part": "json", "late": "json"}
 """Weight files are filled as soon as they are open; the others when they are read."""
 
-SETTINGS = MountSettings(request_deadline_s=60.0, connections=1, buffer_mib=16)
+SETTINGS = MountSettings(request_deadline_s=60.0, connections=1, buffer_mib=16, pool_mib=0)
 RATE = 8.0
 """How much faster than time a life passes."""
 
@@ -264,6 +264,7 @@ def check(root: Path, wants: dict[str, BlobRef], promises: Promises, recipes: di
         assert {n.removesuffix(".data") for n in names if n.endswith(".data")} == {
             n.removesuffix(".map") for n in names if n.endswith(".map")
         }, f"half of a pair is left: {names}"
+        assert not list((root / "cache").glob("sums/*/*.*"))
     pins = {pin.revision for pin in KeepingFiles(root / "cache").load_pins()}
     assert pins in promises.pins, f"{pins} are pinned, not one of {promises.pins}"
     loaded = VolumeFiles(root / "cache" / "volumes").load()

@@ -51,7 +51,7 @@ class Days:
 
     async def live(self) -> None:
         end = trio.current_time() + DAYS * 86400
-        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0)
+        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0, pool_mib=4)
         while trio.current_time() < end:
             async with running(self.cache, [self.origin.url], settings) as store:
                 until_s = trio.current_time() + self.random.uniform(3, 16) * 3600
@@ -149,7 +149,7 @@ class Days:
         assert there <= policy.used + policy.reserved, self.differences(store)
         assert policy.used >= 0 <= policy.reserved
         assert policy.used == sum(entry.cost for entry in policy.entries.values())
-        assert store.pool.used <= 64 * MIB
+        assert store.pool.used <= store.pool.report().limit
 
     def differences(self, store: BlobStore) -> str:
         """What the disk and the accounts say of each blob that they differ in."""

@@ -361,3 +361,24 @@ def test_finish_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert l1.usage().blobs == 1
         assert not Path(l1.map_path(recipe.blob)).exists()
         blob.close()
+
+
+def test_a_whole_file_that_the_kernel_knows_is_opened_at_once_and_nothing_else_is(tmp_path: Path) -> None:
+    chunks = content()
+    recipe = recipe_of(chunks)
+    l1 = TierDirectory("l1", tmp_path)
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once(), "there is none"
+    fill(l1, chunks).close()
+    blob = l1.blob(recipe.blob, recipe.size)
+    assert blob.load_at_once()
+    assert blob.whole
+    assert read(blob, 0, recipe.size) == b"".join(chunks)
+    blob.close()
+    other = l1.blob(recipe.blob, recipe.size + 1)
+    assert not other.load_at_once(), "it is not the blob's size: load says so and removes it"
+    path = Path(l1.whole_path(recipe.blob))
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once()
+    l1.close()
