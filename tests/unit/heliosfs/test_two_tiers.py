@@ -128,6 +128,7 @@ async def test_an_open_blob_keeps_its_file_while_it_is_copied(disks: Disks, orig
             await read(store, one, 0, 1)
         whole = disks.l1 / "blobs" / one.sha256[:2] / one.sha256
         await until(whole.exists)
+        await until((disks.l1 / "sums" / one.sha256[:2] / one.sha256).exists)  # what the scrubber needs comes along
         assert os.fstat(handle.local_fd() or -1).st_ino == inode
         assert tier(store, one) == "l2", "as long as it is open"
         assert await handle.read(MIB, 100) == origin.data(one, MIB, 100)
