@@ -102,7 +102,7 @@ class Mover:
             loan = to.policy.ticket(wish)
             if answer.verdict is not Verdict.GRANTED or loan is None or not still():
                 return False
-            if not await to.receive(directory.whole_path(key), key, size, loan, still):
+            if not await to.receive(directory, key, size, loan, still):
                 return False
         except Stopped:
             return False
