@@ -93,6 +93,11 @@ class BlobHandle:
             self._told = offset
             self._store.progressed_soon(self._blob, self._number, offset + count)
 
+    @property
+    def tier(self) -> str:
+        """The tier whose disk has what is local of it."""
+        return self._blob.local.places.name
+
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
 

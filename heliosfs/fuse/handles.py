@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -25,6 +25,10 @@ class FileHandle(Protocol):
     def want(self) -> BlobRef | None:
         """Which file it was opened as; None for one made on the spot."""
 
+    @property
+    def tier(self) -> str:
+        """The tier whose disk has its local bytes."""
+
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
 
@@ -44,8 +48,10 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[float], None]) -> None:
-        """``count`` is told of the bytes that were read from a whole local file."""
+    def __init__(
+        self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Mapping[str, Callable[[float], None]]
+    ) -> None:
+        """``count``, by tier, is told of the bytes that were read from a whole local file."""
         self._handle, self._local, self.want, self._count = handle, local, want, count
 
     async def read(self, offset: int, size: int) -> Buffer:
@@ -58,9 +64,13 @@ class BlobReader:
                 if held is not None:
                     return b"".join(held)
             else:
-                self._count(len(data))
+                self._count[self.tier](len(data))
                 return data
         return await self._handle.read(offset, size)
+
+    @property
+    def tier(self) -> str:
+        return self._handle.tier
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         return self._handle.local(offset, size)
@@ -80,6 +90,7 @@ class TextReader:
     """An open file made on the spot."""
 
     want = None
+    tier = "l1"
 
     def __init__(self, content: bytes) -> None:
         self._content = content

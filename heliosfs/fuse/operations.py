@@ -121,7 +121,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
-        self._local_bytes = metrics.read_bytes.labels("l1").inc
+        self._local_bytes = {tier: metrics.read_bytes.labels(tier).inc for tier in ("l1", "l2")}
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
@@ -163,6 +163,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.held(offset, size)
+
+    def tier(self, fh: int) -> str:
+        """The tier whose disk has what ``local`` gives of a handle; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return "l1" if handle is None else handle.tier
 
     def whole(self, fh: int) -> int:
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
