@@ -77,6 +77,16 @@ def small_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     return {"50_ms_to_p99": 0.05 / result["worst_p99_s"], "memory": allowed / result["memory_bytes"]}
 
 
+def first_tensor_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """The allowed time to the time until the first tensor, for each tier and way of publishing."""
+    allowed, median = {"l1": 0.1, "l2": 0.5}, result["median"]
+    return {
+        f"{limit * 1000:.0f}_ms_to_{way}_{tier}": limit / median[tier][way]
+        for tier, limit in allowed.items()
+        for way in ("ref", "volume")
+    }
+
+
 BENCHMARKS = {
     "ingest": Benchmark(("--gb", "10"), ("--gb", "1", "--rounds", "1"), median_of("ratio"), {"ratio": 0.5}),
     "whole_path": Benchmark(
@@ -110,6 +120,12 @@ BENCHMARKS = {
         metadata_ratios,
         {"open_p50": 0.5, "open_p99": 0.5, "find": 0.5, "100_ms_to_ref": 1.0, "100_ms_to_volume": 1.0, "memory": 1.0},
     ),
+    "first_tensor": Benchmark(
+        (),
+        ("--gb", "0.2", "--rounds", "2"),
+        first_tensor_ratios,
+        {"100_ms_to_ref_l1": 1.0, "100_ms_to_volume_l1": 1.0, "500_ms_to_ref_l2": 1.0, "500_ms_to_volume_l2": 1.0},
+    ),
     "safetensors_load": Benchmark(
         ("--gb", "2"),
         ("--gb", "0.3", "--rounds", "1"),
@@ -121,6 +137,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*VLLM),
         {name: VLLM_TARGETS[name.rpartition("_")[2]] for name in VLLM},
+    ),
+    "shadow": Benchmark(
+        (),
+        ("--gb", "0.2", "--rounds", "3"),
+        lambda result: {way: float(result["median"][f"{way}_1"]) for way in result["gb_s"]},
+        {"read": 0.95, "passthrough": 0.95},
     ),
     "small_files": Benchmark(
         (),

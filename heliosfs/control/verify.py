@@ -66,7 +66,8 @@ class VerifyWork:
         self._local += bool(found.bytes or found.reason)
         if found.reason:
             path = self._paths.get(sha256)
-            self._bad.append({"sha256": sha256, "path": path, "reason": found.reason, "outcome": found.outcome})
+            what = {"reason": found.reason, "outcome": found.outcome, "in_use": found.in_use}
+            self._bad.append({"sha256": sha256, "path": path} | what)
 
     async def _looked(self, count: int) -> None:
         self._bytes_done += count

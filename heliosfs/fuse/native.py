@@ -75,12 +75,15 @@ class NativeMount:
             if ino in inherited:
                 token.run_sync_soon(self._begin_let_go, ino)
 
+        def released(fh: int) -> None:
+            token.run_sync_soon(self._begin_release, fh)
+
         board = self._attachment.board
         board.limit_ns = int(self._patience_s * 1e9)
-        ledger = Ledger(board)
+        ledger = Ledger(board, self._attachment.generation)
         inherited = frozenset(ledger.files())
         fd = self._attachment.fuse_fd
-        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, ended)
+        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, released, ended)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
         operations = self._operations
         try:
@@ -137,6 +140,10 @@ class NativeMount:
     def _begin_let_go(self, ino: int) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(self._operations.let_go, ino)
+
+    def _begin_release(self, fh: int) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._operations.release, fh)
 
     async def _read(self, channel: Channel, unique: int, fh: int, offset: int, size: int) -> None:
         """A READ that must wait for its bytes. One that is cancelled stays unanswered: the next worker gets it."""

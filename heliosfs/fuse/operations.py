@@ -169,6 +169,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
 
+    def lasting(self, fh: int) -> bool:
+        """Whether the entries of an open directory never change; any thread may ask."""
+        handle = self._handles.directories.get(fh)
+        return handle is not None and handle.node.lifetime == FOREVER
+
     def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
         """A READ was answered with these bytes; any thread may say so."""
         handle = None if self._shadow is None else self._handles.files.get(fh)
