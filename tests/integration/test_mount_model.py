@@ -594,7 +594,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             assert time.monotonic() < end, "a file that was closed stays open in the mount"
             time.sleep(0.1)
         scene.registry.close()
-    assert [line for path in home.logs.glob("*.log") for line in error_lines(path)] == []
+    lines = [line for path in home.logs.glob("*.log") for line in error_lines(path)]
+    # workers that are killed one after the other look like one that crashes
+    assert [line for line in lines if '"status": -9' not in line] == []
 
 
 def open_handles(mount: Mount) -> float:
