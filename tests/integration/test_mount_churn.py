@@ -30,7 +30,7 @@ pytestmark = [
 MIB = 1 << 20
 FILES = {f"part-{n}.bin": random.Random(n).randbytes(12 * MIB + n) for n in range(4)} | {"small.txt": b"x" * 5000}
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-KILLS = int(os.environ.get("HELIOS_STORM_KILLS", "8"))
+KILLS = 60 if os.environ.get("HELIOS_EVERY_CRASH") else 8
 MAPPED = "part-0.bin"
 
 
