@@ -147,7 +147,7 @@ class Days:
 
     def look(self, store: BlobStore) -> None:
         """What holds at any moment."""
-        policy = store.room.policy
+        policy = store.room.l1.policy
         if (there := on_disk(self.cache)) > policy.used + policy.reserved:
             there = on_disk(self.cache)  # what was renamed during the first look may have been seen twice
         assert there <= LIMIT
