@@ -165,7 +165,7 @@ class Tier:
         if not local.closed:
             cost = local.cost if local.fd >= 0 else None
         else:
-            cost = self._left(sha256) if self.policy.holds(sha256) == 1 else None
+            cost = self._left(sha256)
         if cost is not None:
             grown = self.policy.put(sha256, local.size, cost, local.whole)
             if loan is not None:
@@ -224,7 +224,7 @@ class Tier:
             return None
         ticket = self.policy.ticket(local.sha256)
         if ticket is not None:
-            return self.policy.split(ticket, count)
+            return self.policy.split(ticket, count + CHUNK_SLACK)
         try:
             return self.policy.borrow(count + CHUNK_SLACK, self.directory.disk())
         except OSError:
