@@ -74,7 +74,7 @@ class Channel:
 
         ``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
-        ``released(fh)`` is called for a handle that the kernel let go, or whose opener was killed meanwhile,
+        ``released(fh)`` is called for a handle that the kernel let go, or did not want (it asked once more),
         ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed. All
         are called from the channel's threads.
         """
