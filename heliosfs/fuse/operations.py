@@ -280,7 +280,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
     # --- files ---
 
     @operation
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: RequestContext | None) -> FileInfo:
         node = (await self._slot(inode)).node
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
