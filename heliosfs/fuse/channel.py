@@ -50,6 +50,9 @@ class Files(Protocol):
         The descriptor stays open as long as the handle.
         """
 
+    def tier(self, fh: int) -> str:
+        """Which local tier ``local`` reads from."""
+
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """These bytes from memory, verified, in pieces; None when some are not there."""
 
@@ -130,7 +133,7 @@ class Channel:
         self._offer: protocol.Offer | None = None
         self._init = b""
         self._metrics = metrics
-        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory")}
         self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
         self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -282,7 +285,7 @@ class Channel:
         self._files.adopt(fh, ino)
         found = self._files.local(fh, offset, size)
         parts: list[memoryview] | None = None
-        if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+        if found is not None and self._at_once(unique, fh, found[0], payload[: found[1]], offset):
             parts = [payload[: found[1]]]
         elif (parts := self._files.held(fh, offset, size)) is not None:
             self._reply(unique, parts, "memory")
@@ -316,7 +319,7 @@ class Channel:
             self._write(protocol.failure(unique))
         return True
 
-    def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
+    def _at_once(self, unique: int, fh: int, fd: int, view: memoryview, offset: int) -> bool:
         """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
@@ -324,7 +327,7 @@ class Channel:
             return False
         if count < len(view):
             return False
-        self._reply(unique, [view], "l1")
+        self._reply(unique, [view], self._files.tier(fh))
         return True
 
     def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
@@ -350,7 +353,7 @@ class Channel:
             log.warning("a cached file can't be read", extra={"reason": error.strerror})
             self._read(unique, fh, offset, size)
         else:
-            self._read_bytes["l1"].inc(size)
+            self._read_bytes[self._files.tier(fh)].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
             self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)

@@ -88,6 +88,7 @@ def test_two_tiers_in_a_portable_mount(helios_home: Home, tmp_path: Path, wait_f
         fetched = s.mount.metric("helios_mount_fetched_bytes_total")
         assert s.path("a").read_bytes() == DATA["a"]
         assert s.mount.metric("helios_mount_fetched_bytes_total") == fetched, "nothing is fetched again"
+        assert s.mount.metric("helios_mount_read_bytes_total", tier="l2") > 0
         tiers = {tier["tier"]: tier for tier in s.call("GET", "cache")["tiers"]}
         assert [tier["state"] for tier in tiers.values()] == ["works", "works"]
         assert tiers["l2"]["directory"] == str(s.l2.path / "tier")
