@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from helios.errors import Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fuse import protocol
 from heliosfs.fuse.backing import Backings
-from heliosfs.fuse.modes import IoModes, Records
+from heliosfs.fuse.modes import IoModes
+from heliosfs.fuse.sides import Board, Files
 
 log = logging.getLogger("heliosfs.fuse")
 
@@ -39,55 +40,6 @@ ALIVE_MS: Final = 500
 
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 """Errors of an answer that nobody waits for any more: interrupted, or unmounted."""
-
-
-class Files(Protocol):
-    """What the channel asks about open files. Called from its threads; plain functions that never wait."""
-
-    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds these bytes, verified, and how many there are; None when some are not here.
-
-        The descriptor stays open as long as the handle.
-        """
-
-    def tier(self, fh: int) -> str:
-        """Which local tier ``local`` reads from."""
-
-    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
-        """These bytes from memory, verified, in pieces; None when some are not there."""
-
-    def whole(self, fh: int) -> int:
-        """A descriptor of the whole verified file on a plain filesystem, else -1."""
-
-    def answered(self, fh: int, offset: int, parts: Sequence[bytes | memoryview], seconds: float) -> None:
-        """A READ was answered with these bytes, so many seconds after it came."""
-
-    def passed(self, fh: int) -> None:
-        """The kernel is about to be told to read this handle's file itself."""
-
-    def adopt(self, fh: int, ino: int) -> None:
-        """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
-
-
-class Board(Records, Protocol):
-    """What outlives this process."""
-
-    @property
-    def init(self) -> bytes:
-        """The kernel's INIT request, empty before it was answered."""
-
-    @init.setter
-    def init(self, request: bytes) -> None: ...
-
-    def strike(self, unique: int) -> int:
-        """Count a crash that this request survived, if the last worker did crash; returns how many it survived."""
-
-    def forgive(self, unique: int) -> None:
-        """The request was answered."""
-
-    @property
-    def dropped(self) -> bool:
-        """Whether the mount is another process's by now."""
 
 
 class Dropped(Unavailable):
@@ -114,17 +66,17 @@ class Channel:
         metrics: MountMetrics,
         read: Callable[[int, int, int, int], None],
         closed: Callable[[int], None],
-        unwanted: Callable[[int], None],
+        released: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
         """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
-        ``closed(ino)`` is called when the last handle of an inode was released, ``unwanted(fh)`` for a handle whose
-        opener was killed meanwhile, ``ended`` when the mount is gone (None) or a thread failed. All are called from the
-        channel's threads.
+        ``released(fh)`` is called for a handle that the kernel let go, or whose opener was killed meanwhile,
+        ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed. All
+        are called from the channel's threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._closed, self._unwanted, self._ended = read, closed, unwanted, ended
+        self._read, self._closed, self._released, self._ended = read, closed, released, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
         self._backings = Backings(device, self._modes)
         self._pending: dict[int, Pending] = {}
@@ -268,6 +220,9 @@ class Channel:
         if opcode == protocol.READ:
             self._take_read(unique, ino, request, payload)
             return
+        if opcode == protocol.RELEASE:
+            self._take_release(unique, ino, request)
+            return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
         elif opcode == protocol.INTERRUPT and not self._relayed(protocol.parse_handle(request)):
@@ -299,6 +254,21 @@ class Channel:
             self._read(unique, fh, offset, size)
         else:
             self._pool.submit(self._from_disk, unique, fh, *found, offset, since)
+
+    def _take_release(self, unique: int, ino: int, request: memoryview) -> None:
+        """A handle goes: nobody waits for that, and pyfuse3 need not know."""
+        since = time.monotonic_ns()
+        with self._modes_lock:
+            unused = self._modes.released(unique & ~protocol.RESENT, ino)
+            self._write(protocol.failure(unique, 0))
+            self._backings.close(unused)
+            self._modes.settled()
+            last = self._modes.backing(ino) is None
+        self._done(unique)
+        self._released(protocol.parse_handle(request))
+        if last:
+            self._closed(ino)
+        self._latency[protocol.RELEASE].observe((time.monotonic_ns() - since) / 1e9)
 
     def _relayed(self, unique: int) -> bool:
         """Whether pyfuse3 has the request that is interrupted: READs and what was answered meanwhile it never saw."""
@@ -376,9 +346,8 @@ class Channel:
             elif opcode == protocol.OPEN and request is not None and not error:
                 with self._modes_lock:
                     self._open(unique, request.ino, reply)
-            elif opcode == protocol.RELEASE and request is not None:
-                with self._modes_lock:
-                    self._release(unique, request.ino, reply)
+            elif opcode == protocol.OPENDIR and not error and self._files.lasting(protocol.parse_open(reply)[0]):
+                self._write(protocol.with_listing_kept(reply))
             else:
                 self._write(reply)
             self._done(unique)
@@ -399,18 +368,10 @@ class Channel:
                 self._files.passed(fh)
             if not self._write(protocol.with_backing(reply, backing) if backing else reply):
                 self._backings.close(self._modes.released(plain, ino))
-                self._unwanted(fh)
+                self._released(fh)
             elif backing:
                 self._metrics.passthrough_opens.inc()
         self._modes.settled()
-
-    def _release(self, unique: int, ino: int, reply: memoryview) -> None:
-        unused = self._modes.released(unique & ~protocol.RESENT, ino)
-        self._write(reply)
-        self._backings.close(unused)
-        self._modes.settled()
-        if self._modes.backing(ino) is None:
-            self._closed(ino)
 
     # --- inside ---
 

@@ -75,7 +75,7 @@ class NativeMount:
             if ino in inherited:
                 token.run_sync_soon(self._begin_let_go, ino)
 
-        def unwanted(fh: int) -> None:
+        def released(fh: int) -> None:
             token.run_sync_soon(self._begin_release, fh)
 
         board = self._attachment.board
@@ -83,7 +83,7 @@ class NativeMount:
         ledger = Ledger(board, self._attachment.generation)
         inherited = frozenset(ledger.files())
         fd = self._attachment.fuse_fd
-        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, unwanted, ended)
+        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, released, ended)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
         operations = self._operations
         try:

@@ -43,6 +43,9 @@ KEPT_S: Final = 365 * 86400.0
 
 XATTR: Final = "user.helios."
 
+LONGEST_LINK: Final = 4095
+"""Most bytes of a link's target that the kernel takes; one below very many directories of ``.hub`` has more."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 N = TypeVar("N", bound=Node)
@@ -174,6 +177,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
 
+    def lasting(self, fh: int) -> bool:
+        """Whether the entries of an open directory never change; any thread may ask."""
+        handle = self._handles.directories.get(fh)
+        return handle is not None and handle.node.lifetime == FOREVER
+
     def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
         """A READ was answered with these bytes; any thread may say so."""
         handle = None if self._shadow is None else self._handles.files.get(fh)
@@ -234,7 +242,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return (await self._node(inode, Link)).target.encode()
+        target = (await self._node(inode, Link)).target.encode()
+        if len(target) > LONGEST_LINK:
+            raise FUSEError(errno.ENAMETOOLONG)
+        return target
 
     # --- directories ---
 

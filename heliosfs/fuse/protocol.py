@@ -22,6 +22,7 @@ OPEN: Final = 14
 READ: Final = 15
 RELEASE: Final = 18
 INIT: Final = 26
+OPENDIR: Final = 27
 READDIR: Final = 28
 INTERRUPT: Final = 36
 BATCH_FORGET: Final = 42
@@ -72,6 +73,8 @@ RESENT: Final = 1 << 63
 
 NOTIFY_RESEND: Final = 7
 
+FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
@@ -168,6 +171,13 @@ def with_backing(reply: bytes | bytearray | memoryview, backing: int) -> bytes:
     length, error, unique = REPLY.unpack_from(reply)
     fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
     return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags & FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, backing)
+
+
+def with_listing_kept(reply: bytes | bytearray | memoryview) -> bytes:
+    """The OPENDIR reply made one of a directory whose listing the kernel keeps and does not ask for again."""
+    length, error, unique = REPLY.unpack_from(reply)
+    fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
+    return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags | FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR, 0)
 
 
 def failure(unique: int, code: int = errno.EIO) -> bytes:

@@ -30,6 +30,9 @@ log = logging.getLogger("heliosfs.tiers")
 
 T = TypeVar("T")
 
+QUARANTINED: Final = 8
+"""At most one in so many bytes of a tier's limit is kept in quarantine."""
+
 LOOK_S: Final = 1.0
 SCAN_S: Final = 60.0
 """How often bounds and the disk's health are looked at, and every file is measured, in seconds."""
@@ -358,6 +361,8 @@ class Tier:
 
     def _take(self, directory: TierDirectory, found: dict[str, Found], aside: int, writable: bool) -> None:
         self.directory = self._remover.directory = self._places = directory
+        if self.policy.bounds.limit is not None:
+            directory.quarantine.bound(self.policy.bounds.limit // QUARANTINED)
         self.health.works(self._now())
         for key, each in found.items():
             if not self.policy.holds(key):

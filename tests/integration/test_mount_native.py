@@ -113,6 +113,25 @@ def test_whole_files_are_read_by_the_kernel(mount: Mount, wait_for: Any) -> None
     assert mount.metric("helios_mount_passthrough_opens_total") >= len(FILES)
 
 
+def test_the_kernel_keeps_listings_that_never_change_and_no_others(mount: Mount) -> None:
+    def asked() -> float:
+        return mount.metric("helios_mount_operation_seconds_count", operation="readdir")
+
+    assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    before = asked()
+    for _ in range(3):
+        assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    assert asked() == before
+    serving = worker(mount)
+    serving.send(signal.SIGKILL)
+    next_worker(mount, serving)
+    assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    before = asked()
+    os.listdir(mount.files.parent)
+    os.listdir(mount.files.parent)
+    assert asked() >= before + 2
+
+
 def test_one_inode_opened_twice_and_while_it_fills(mount: Mount) -> None:
     """safetensors opens each file twice; a file that was open before it was whole stays as it is until it is closed."""
     path = mount.files / "part-1.bin"

@@ -82,3 +82,11 @@ def test_an_open_gets_its_backing_file(unique: int, fh: int, flags: int, backing
 def test_errors_and_the_resend_notice() -> None:
     assert protocol.REPLY.unpack(protocol.failure(7)) == (16, -errno.EIO, 7)
     assert protocol.REPLY.unpack(protocol.resend()) == (16, 7, 0), "unique 0: a notification, error: its code"
+
+
+@given(U64, U64, U32)
+def test_a_listing_that_is_kept_keeps_its_handle_and_flags(unique: int, fh: int, flags: int) -> None:
+    reply = protocol.REPLY.pack(32, 0, unique) + struct.pack("<QIi", fh, flags, 0)
+    kept = protocol.with_listing_kept(reply)
+    assert kept[:24] == reply[:24]
+    assert protocol.parse_open(kept) == (fh, flags | 0b1010)

@@ -446,3 +446,20 @@ def test_an_l2_of_another_process_is_refused(tmp_path: Path) -> None:
             open_store(tmp_path / "one", [], QUICK, MountMetrics(), l2=tmp_path / "l3")
     finally:
         store.close()
+
+
+@pytest.mark.trio
+async def test_while_draining_nothing_is_brought_up(disks: Disks, origin: Origin) -> None:
+    wants = [add(origin, 10 * MIB, seed) for seed in range(3)]
+    async with disks.running(origin, bounds(23, 100)) as store:
+        for want in (*wants[1:], wants[0]):
+            await fill(store, want)
+        assert tier(store, wants[0]) == "l2"
+        store.halt()
+        for _ in range(4):
+            assert await read(store, wants[0], MIB, 100) == origin.data(wants[0], MIB, 100)
+        await trio.sleep(2.5)
+        assert tier(store, wants[0]) == "l2"
+        await until(lambda: store.pending().nothing)
+        store.resume()
+        await until(lambda: tier(store, wants[0]) == "l1")
