@@ -39,9 +39,11 @@ from benchmarks.scene import helios, mounted, percentile, read_through, registry
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.names import RepoId
+from helios.publish import publish
 from helios.registry_client import RegistryClient
 from tests.support.mounts import Mount
 
+PUSHERS = 8
 READERS = 32
 OPENS = 5000
 SMALL = 400
@@ -60,6 +62,19 @@ def make_files(directory: Path, models: int, files: int) -> list[Path]:
             (path / f"part-{number:03d}.json").write_text(json.dumps({"model": model, "file": number}) * 20)
         out.append(path)
     return out
+
+
+def push_all(url: str, directories: list[Path]) -> float:
+    """Publish each as ``bench/<its name>``, a few at a time: their fsyncs share a disk's journal. Returns seconds."""
+
+    def push(path: Path) -> None:
+        with closing(HttpClient(url)) as http:
+            publish(RegistryClient(http), path, RepoId.parse(f"bench/{path.name}"), "main")
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(PUSHERS) as pool:
+        list(pool.map(push, directories))
+    return time.perf_counter() - start
 
 
 def opens(paths: list[Path]) -> list[float]:
@@ -175,10 +190,7 @@ def run(gigabytes: float, rounds: int, models: int, files: int, directory: Path)
         (big,) = make_model(work / "big", int(gigabytes * 1e9), 1)
         with registry(home) as url:
             print(f"publishing {models} models", file=sys.stderr)
-            start = time.perf_counter()
-            for path in directories:
-                helios(home, "push", path, f"bench/{path.name}")
-            pushes_s = time.perf_counter() - start
+            pushes_s = push_all(url, directories)
             helios(home, "push", big.parent, BIG)
             with mounted(home, work / "mnt") as mount:
                 sampler = Sampler(worker(mount))

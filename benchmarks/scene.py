@@ -149,10 +149,10 @@ def read_through(path: Path, size: int | None = None) -> None:
             left -= count
 
 
-def wait_until_whole(path: Path, limit_s: float = 60.0) -> None:
-    """Wait until the local tier has the whole file as a plain one."""
+def wait_until_whole(path: Path, limit_s: float = 60.0, tier: str = "l1") -> None:
+    """Wait until a local tier has the whole file as a plain one."""
     until = time.monotonic() + limit_s
-    while attribute(path, "tier") != "l1":
+    while attribute(path, "tier") != tier:
         if time.monotonic() > until:
             raise SystemExit(f"{path} is not whole after {limit_s:g} s: {attribute(path, 'progress')}")
         time.sleep(0.05)

@@ -10,6 +10,8 @@ page; 1 reader and 8. In each round:
   gets. READ requests that Python answers meanwhile are counted; with passthrough there are none;
 - ``again``: the same reads once more, with what the kernel kept of them.
 
+``CPU x`` is what a byte costs the readers' CPU through the mount beside direct: on a busy machine that says more.
+
 ``partial`` is one reader of the local half of a file whose other half is still on its way, beside the same bytes read
 from the local tier's sparse file. With --peers the same readers read a smaller object through `rclone mount
 --vfs-cache-mode full` and `s3fs`, each with a warm cache of its own on the disk, its kernel pages dropped as ours.
@@ -90,6 +92,7 @@ def cell(
         "ratio": first.rate / plain.rate,
         "again_ratio": again.rate / plain.rate,
         "reads": asked,
+        "cpu_ratio": (first.cpu_s / first.bytes) / (plain.cpu_s / plain.bytes),
     }
 
 
@@ -102,14 +105,15 @@ def whole(home: Home, work: Path, rounds: int, counts: list[int], memory: Backed
         wait_until_whole(path)
         direct = local_file(mount, path)
         print(f"mode {mount.state['mode']} ({mount.state['reason']})")
-        print(f"{'GB/s':10}{'readers':>8}{'direct':>9}{'mount':>9}{'again':>9}{'mount x':>9}{'again x':>9}{'READs':>8}")
+        heads = ("direct", "mount", "again", "mount x", "again x")
+        print(f"{'GB/s':10}{'readers':>8}{''.join(f'{head:>9}' for head in heads)}{'READs':>8}{'CPU x':>7}")
         for number in range(rounds):
             for way in BLOCKS:
                 for count in counts:
                     row = cell(way, count, number, mount, path, direct, memory)
                     rows[f"{way}_{count}"].append(row)
                     rates = "".join(f"{row[key]:9.2f}" for key in ("direct", "mount", "again", "ratio", "again_ratio"))
-                    print(f"{way:10}{count:8}{rates}{row['reads']:8.0f}", flush=True)
+                    print(f"{way:10}{count:8}{rates}{row['reads']:8.0f}{row['cpu_ratio']:7.2f}", flush=True)
         return {"mode": mount.state["mode"], "reason": mount.state["reason"], "cells": rows}
 
 
@@ -180,6 +184,9 @@ def run(gigabytes: float, rounds: int, counts: list[int], directory: Path, *, pe
             result["peers"] = beside_peers(work, gigabytes, counts, memory)
         cells = result["cells"].items()
         result["median"] = {name: statistics.median(row["ratio"] for row in rows) for name, rows in cells}
+        result["cpu"] = {
+            name: statistics.median(row["cpu_ratio"] for row in rows) for name, rows in cells if name != "partial"
+        }
         result["reads"] = sum(row["reads"] for name, rows in cells if name != "partial" for row in rows)
         return {"benchmark": "warm_read", "bytes": int(gigabytes * 1e9), "time": int(time.time()), **result}
     finally:

@@ -52,6 +52,12 @@ class MountSettings(Section, frozen=True):
     """Most that the cached blobs take on disk, in GiB; 0: bounded only by free space."""
     cache_min_free: float = 0.05
     """Share of the cache's disk that stays free, 0 to 1: what is used least goes for it."""
+    l2: str = ""
+    """Directory of a second tier (L2) on another, larger disk: what L1 has no room for; empty: none."""
+    l2_limit_gib: float = 0.0
+    """Most that the blobs in L2 take on disk, in GiB; 0: bounded only by free space."""
+    l2_min_free: float = 0.05
+    """Share of L2's disk that stays free, 0 to 1."""
     scrub_mb_s: float = 8.0
     """How fast cached files are looked at again for bytes that rotted on the disk, in MB/s; 0: not at all."""
     request_deadline_s: float = 30.0

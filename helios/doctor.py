@@ -203,6 +203,8 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     yield check_native(release, native.read_kernel_config(release), native.may_mount(), config.mount.mode)
     yield check_memory(_read("/proc/meminfo"))
     yield check_space("local tier", cache)
+    if config.mount.l2:
+        yield check_space("second tier", Path(config.mount.l2))
     yield check_vllm(_version("vllm"), gpus)
     yield check_gpu(gpus)
     yield check_port(config.router.host, config.router.port)

@@ -83,17 +83,24 @@ class MountMetrics(Metrics):
         self.quarantined = Gauge("helios_mount_quarantine_files", "Files in quarantine", registry=r)
         self.fills = Gauge("helios_mount_fills", "Blobs being filled", registry=r)
         self.evictions = Counter(
-            "helios_mount_cache_evictions_total", "Blobs removed from the local tier", ["reason"], registry=r
-        )  # reason: room, bounds, asked
+            "helios_mount_cache_evictions_total", "Blobs removed from a local tier", ["tier", "reason"], registry=r
+        )  # reason: room, bounds, asked, moved (the other tier has it), damaged
         self.evicted_bytes = Counter(
-            "helios_mount_cache_evicted_bytes_total", "Disk bytes that evictions freed", ["reason"], registry=r
+            "helios_mount_cache_evicted_bytes_total", "Disk bytes that evictions freed", ["tier", "reason"], registry=r
         )
-        self.cache_used = Gauge("helios_mount_cache_used_bytes", "Disk bytes of the local tier's blobs", registry=r)
+        self.cache_used = Gauge("helios_mount_cache_used_bytes", "Disk bytes of a tier's blobs", ["tier"], registry=r)
         self.cache_reserved = Gauge(
-            "helios_mount_cache_reserved_bytes", "Disk bytes promised to what is being written", registry=r
+            "helios_mount_cache_reserved_bytes", "Disk bytes promised to what is being written", ["tier"], registry=r
         )
         self.cache_limit = Gauge(
-            "helios_mount_cache_limit_bytes", "Most bytes of the local tier (0: bounded by free space)", registry=r
+            "helios_mount_cache_limit_bytes", "Most bytes of a tier (0: bounded by free space)", ["tier"], registry=r
+        )
+        self.cache_up = Gauge("helios_mount_cache_up", "Whether a tier can be read and written", ["tier"], registry=r)
+        self.cache_moves = Counter(
+            "helios_mount_cache_moves_total", "Blobs moved between tiers", ["move"], registry=r
+        )  # move: promotion (to L1), demotion (to L2)
+        self.cache_moved_bytes = Counter(
+            "helios_mount_cache_moved_bytes_total", "Bytes of blobs moved between tiers", ["move"], registry=r
         )
         self.pool_used = Gauge("helios_mount_pool_used_bytes", "Memory that the pool takes", ["kind"], registry=r)
         # kind: small, header, recipe, chunk

@@ -8,6 +8,7 @@ ids such as ``gpt2``, ``models/gpt2``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,9 @@ from helios.errors import InvalidInput
 KINDS: Final = ("models", "datasets")
 MAX_PART: Final = 96
 """Longest organisation or repository name, as on the Hugging Face Hub."""
+
+MAX_OTHERS: Final = 7
+"""Repositories that are remembered to hold a content, beside the one it was found in."""
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -65,6 +69,11 @@ class RepoId:
         """Read the canonical text ``kind/org/name``; raises InvalidInput."""
         kind, _, rest = text.partition("/")
         return cls.parse(rest, kind)
+
+
+def others(repo: RepoId, seen: Iterable[RepoId]) -> tuple[RepoId, ...]:
+    """The first few of the repositories, each once, without ``repo``."""
+    return tuple(dict.fromkeys(each for each in seen if each != repo))[:MAX_OTHERS]
 
 
 def is_commit(text: str) -> bool:

@@ -44,6 +44,9 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             "logical": usage.logical if usage else None,
         },
         "cache": {"path": str(cache), "bytes": disk_usage(cache, shared=False)},
+        "l2": {"path": config.mount.l2, "bytes": disk_usage(Path(config.mount.l2), shared=False)}
+        if config.mount.l2
+        else None,
         "mounts": mounts_of(home),
         "processes": [
             {
@@ -74,6 +77,7 @@ def mounts_of(home: Home) -> list[dict[str, Any]]:
             "socket": state.socket,
             "log": state.log,
             "volumes": volumes["volumes"] if (volumes := _ask(state, alive, "volumes")) else None,
+            "tiers": cache["tiers"] if (cache := _ask(state, alive, "cache")) else None,
             "activity": _ask(state, alive, "activity"),
             "pool": status["pool"] if (status := _ask(state, alive, "status")) else None,
             "shadow": shadow if (shadow := _ask(state, alive, "shadow")) and shadow["percent"] else None,

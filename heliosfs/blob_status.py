@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heliosfs.tiers.evictor import Evictor
-from heliosfs.tiers.l1 import L1, L1Usage
+from heliosfs.tiers.directory import TierDirectory, TierUsage
+from heliosfs.tiers.tier import Tier as Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +13,13 @@ class Tier:
     """A directory that holds blobs, by the name that people and metrics know it by; ``room`` looks after its bounds."""
 
     name: str
-    files: L1
-    room: Evictor
+    files: TierDirectory
+    room: Room
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStatus:
-    """How much of a blob is here. ``tier``: ``l1`` (all of it), ``partial`` or ``remote``; sizes in bytes.
+    """How much of a blob is here. ``tier``: ``l1`` or ``l2`` (all of it), ``partial`` or ``remote``; sizes in bytes.
 
     ``verified`` says that everything there is was checked against the blob's identity; what is local always was.
     ``size`` is None where nobody has the blob open and nothing of it is here.
@@ -39,9 +39,10 @@ class BlobStatus:
 
 @dataclass(frozen=True, slots=True)
 class BlobsUsage:
-    """What the store holds and does: the local tier, blobs being filled and queued, bytes in flight and in memory."""
+    """What the store holds and does: its tiers, by name, those that are there; blobs being filled and queued, bytes in
+    flight and in memory."""
 
-    l1: L1Usage
+    tiers: dict[str, TierUsage]
     filling: int
     queued: int
     in_flight: int
@@ -50,15 +51,16 @@ class BlobsUsage:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet, and
-    blobs that are being flushed or finished."""
+    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet,
+    blobs that are being flushed or finished, and those that are copied from one tier to the other."""
 
     fills: int
     jobs: int
     unflushed: int
     settling: int
+    copying: int
 
     @property
     def nothing(self) -> bool:
         """Whether it could be stopped without losing anything."""
-        return not (self.fills or self.jobs or self.unflushed or self.settling)
+        return not (self.fills or self.jobs or self.unflushed or self.settling or self.copying)

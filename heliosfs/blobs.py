@@ -1,6 +1,6 @@
 """Blobs for whoever reads them: the mount now, loaders without a mount later.
 
-``BlobStore`` puts the local tier, the sources, the planner and the engine together. Its tasks live in ``run``; all
+``BlobStore`` puts the local tiers, the sources, the planner and the engine together. Its tasks live in ``run``; all
 other methods are called from the same trio loop. What was verified is shared: any number of handles, one fetch a chunk.
 """
 
@@ -17,9 +17,10 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import HeliosError, IntegrityError, UsageError
+from helios.errors import HeliosError, IntegrityError
 from helios.metrics import MountMetrics
 from helios.names import RepoId
+from heliosfs.blob_handle import BlobHandle
 from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.ahead import Ahead
 from heliosfs.fetch.blob import Blob
@@ -31,11 +32,9 @@ from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
 from heliosfs.store.recipe import Recipe
-from heliosfs.tiers.evictor import Evictor
-from heliosfs.tiers.l1 import L1
 from heliosfs.tiers.local import Loaded
-from heliosfs.tiers.policy import Bounds
 from heliosfs.tiers.pool import Pool
+from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.snapshot import WEIGHTS
 
 __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "open_store"]
@@ -45,9 +44,6 @@ log = logging.getLogger("heliosfs.fetch")
 DISK_THREADS: Final = 8
 EMPTY: Final = hashlib.sha256().hexdigest()
 """The blob without bytes: always whole, never kept."""
-
-TELL_BYTES: Final = 8 << 20
-"""A reader that needs no help from the loop tells it where it is this often, in bytes: what is ahead comes first."""
 
 FIRST_READ_S: Final = 0.005
 """The fill of an opened file waits for so many seconds: the first READ says where to begin."""
@@ -63,37 +59,56 @@ def open_store(
     metrics: MountMetrics,
     revive: Callable[[], None] | None = None,
     beside: Path | None = None,
+    l2: Path | None = None,
 ) -> BlobStore:
-    """A store over the registries at ``urls``, in order of preference, with its local tier in ``cache``.
+    """A store over the registries at ``urls``, in order of preference, with its local tiers in ``cache`` and ``l2``.
 
     ``revive`` is called, in a thread, when one can't be reached: it may start it again. ``beside`` is the directory of
-    their object store where that is on this machine (see L1). Raises
-    HeliosError when the directory can't be used or another process owns it.
+    their object store where that is on this machine (see TierDirectory). Raises HeliosError when ``cache`` can't
+    be used, or another process owns one of the directories.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
     most = max(settings.connections, settings.max_connections)
     sources = [RegistrySource(url, timeout_s=timeout_s, connections=most, revive=revive) for url in urls]
-    return BlobStore(L1(cache, beside), sources, settings, metrics)
+    try:
+        return BlobStore(cache, l2, sources, settings, metrics, beside=beside)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
 
 
 class BlobStore:
-    """Opens blobs by reference. Owns the local tier and the sources it was given: ``close`` closes them."""
+    """Opens blobs by reference. Owns the local tiers and the sources it was given: ``close`` closes them."""
 
     def __init__(
         self,
-        l1: L1,
+        cache: Path,
+        l2: Path | None,
         sources: Sequence[Source],
         settings: MountSettings,
         metrics: MountMetrics,
         clock: Callable[[], float] = trio.current_time,
+        beside: Path | None = None,
     ) -> None:
-        self._l1, self._clock = l1, clock
+        self._clock = clock
+        self._blobs: dict[str, Blob] = {}
         self._disk = trio.CapacityLimiter(DISK_THREADS)
         connections = (settings.connections, settings.max_connections)
         self._lanes = Lanes(sources, connections, settings.request_deadline_s, metrics, clock)
         self._ahead = Ahead(self._lanes, clock)
-        self.room = Evictor(l1, bounds_of(settings), self._disk, metrics, clock, made_room=self._made_room)
-        """The local tier's room: what is kept, what goes."""
+        self.room = Tiers(
+            cache,
+            l2,
+            settings,
+            self._disk,
+            metrics,
+            clock,
+            beside=beside,
+            made_room=self._made_room,
+            lost=self._lost_tier,
+        )
+        """The local tiers' room: what is kept, what goes."""
         self.pool = Pool(settings.pool_mib << 20, metrics, time.monotonic)
         """Verified bytes in memory."""
         self._engine = Engine(
@@ -122,8 +137,8 @@ class BlobStore:
             settings.request_deadline_s,
             len(sources),
             self._prepare,
+            self._broke,
         )
-        self._blobs: dict[str, Blob] = {}
         self._healed: set[str] = set()
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
@@ -146,13 +161,13 @@ class BlobStore:
                 await self.room.save()
 
     def close(self) -> None:
-        """Close files and connections and give the cache directory up; call it after ``run`` ended."""
+        """Close files and connections and give the cache directories up; call it after ``run`` ended."""
         for blob in self._blobs.values():
             for local in (blob.local, *blob.retired):
                 local.close()
         self._blobs.clear()
         self._lanes.close()
-        self._l1.close()
+        self.room.close()
 
     async def open(self, want: BlobRef) -> BlobHandle:
         """Open a blob. Nothing is fetched for it, but a weight file starts to be filled.
@@ -160,7 +175,7 @@ class BlobStore:
         Raises HeliosError.
         """
         blob = self._blob_of(want)
-        blob.want = want
+        blob.want = want.beside(blob.want)
         blob.handles += 1
         try:
             await self._load(blob)
@@ -182,8 +197,9 @@ class BlobStore:
 
     @property
     def tiers(self) -> list[Tier]:
-        """The directories that hold blobs."""
-        return [Tier("l1", self._l1, self.room)]
+        """The directories that hold blobs, those that are there now."""
+        tiers = self.room.all()
+        return [Tier(tier.name, tier.directory, tier) for tier in tiers if tier.directory is not None]
 
     @property
     def patience_s(self) -> float:
@@ -230,12 +246,14 @@ class BlobStore:
     def halt(self) -> None:
         """Fetch only for READs from now on, until ``resume``; what is here of blobs being filled is made durable."""
         self._filler.halt()
+        self.room.halt(True)
         for blob in list(self._blobs.values()):
             self._flush(blob)
 
     def resume(self) -> None:
         """The opposite of ``halt``."""
         self._filler.resume()
+        self.room.halt(False)
         self._engine.pump()
 
     def _flush(self, blob: Blob) -> None:
@@ -250,6 +268,7 @@ class BlobStore:
             jobs=self._engine.planner.background_jobs,
             unflushed=sum(blob.unflushed_bytes for blob in blobs),
             settling=sum(blob.settling for blob in blobs),
+            copying=self.room.copying,
         )
 
     def status(self, sha256: str) -> BlobStatus:
@@ -259,11 +278,12 @@ class BlobStore:
             size: int | None = blob.want.size
             complete = blob.whole
             local = blob.want.size if complete else self._engine.planner.local_bytes(blob.key) if blob.planned else 0
+            name = blob.local.places.name
         elif sha256 == EMPTY:
-            local, size, complete = 0, 0, True
+            name, local, size, complete = "l1", 0, 0, True
         else:
-            local, size, complete = self._l1.held(sha256)
-        tier = "l1" if complete else "partial" if local else "remote"
+            name, local, size, complete = self.room.held(sha256)
+        tier = name if complete else "partial" if local else "remote"
         return BlobStatus(tier, local, size, complete, complete)
 
     def fills(self) -> list[tuple[BlobRef, int]]:
@@ -278,7 +298,8 @@ class BlobStore:
     def usage(self) -> BlobsUsage:
         """What is held and under way now."""
         engine, filler = self._engine, self._filler
-        return BlobsUsage(self._l1.usage(), filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
+        held = self.room.usage()
+        return BlobsUsage(held, filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
 
     # --- what is wrong on the disk ---
 
@@ -289,8 +310,8 @@ class BlobStore:
             return None
         return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
 
-    async def gone_wrong(self, sha256: str, inode: int) -> None:
-        """The whole file with this inode number was wrong and is taken away: who has it open reads right bytes again.
+    async def gone_wrong(self, sha256: str, file: tuple[int, int]) -> None:
+        """The whole file, by device and inode, was wrong and is taken away: who has it open reads right bytes again.
 
         Descriptors of it that were handed out stay what they are.
         """
@@ -299,8 +320,8 @@ class BlobStore:
         if blob is None:
             return
         async with blob.preparing:  # who is just looking at the disk may have found it before it went
-            if self._blobs.get(sha256) is blob and blob.whole and blob.local.inode == inode:
-                blob.renew(self._new_key(blob.want), self._l1.blob(sha256, blob.want.size))
+            if self._blobs.get(sha256) is blob and blob.whole and blob.local.identity == file:
+                blob.renew(self._new_key(blob.want), self.room.instead(blob.local))
                 if blob.handles:
                     self._begin_fill(blob)
 
@@ -318,10 +339,9 @@ class BlobStore:
     def _blob_of(self, want: BlobRef) -> Blob:
         blob = self._blobs.get(want.sha256)
         if blob is None:
-            blob = Blob(self._new_key(want), want, self._l1.blob(want.sha256, want.size))
+            blob = Blob(self._new_key(want), want, self.room.blob(want.sha256, want.size))
             blob.loaded = blob.whole = not want.size
             self._blobs[want.sha256] = blob
-            self.room.hold(want.sha256)
         elif blob.want.size != want.size:
             raise IntegrityError(
                 f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
@@ -337,12 +357,13 @@ class BlobStore:
             if blob.loaded:
                 return
             await self.room.settled(blob.want.sha256)
-            try:
-                found = await trio.to_thread.run_sync(blob.local.load, blob.want.recipe_digest, limiter=self._disk)
-            except OSError as error:
-                fields = {"file": blob.want.path, "model": str(blob.want.repo), "reason": error.strerror}
-                log.warning("a cached file can't be opened; it is fetched instead", extra=fields)
-                found = Loaded()
+            load, digest, places = blob.local.load, blob.want.recipe_digest, self.room.places()
+            found = Loaded(whole=blob.local.load_at_once())
+            if not found.whole:
+                found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._disk)
+            for place, error in found.failed:
+                fields = {"file": blob.want.path, "tier": place.name, "reason": error.strerror}
+                log.warning("a cached file can't be opened; it is looked for elsewhere", extra=fields)
             blob.loaded, blob.whole = True, found.whole
             self.room.loaded(blob.local)
             if found.recipe is not None:
@@ -421,9 +442,9 @@ class BlobStore:
         if self._blobs.get(blob.want.sha256) is blob:
             del self._blobs[blob.want.sha256]
             self._engine.remove(blob)
-            self.room.closed(blob.local)
             for local in blob.retired:
                 local.close()
+            self.room.closed(blob.local)
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -441,6 +462,20 @@ class BlobStore:
         self.room.grew(blob.local, None)
         self._filler.stop(blob)
 
+    def _broke(self, blob: Blob, error: OSError) -> None:
+        """A whole file can't be read any more: the blob is fetched again. Who has the file open keeps it."""
+        fields = {"file": blob.want.path, "tier": blob.local.places.name, "reason": error.strerror}
+        log.warning("a cached file can't be read; it is fetched again", extra=fields)
+        blob.renew(self._new_key(blob.want), self.room.instead(blob.local, broken=True))
+        blob.loaded = True  # the disk would only give the same file again
+
+    def _lost_tier(self) -> None:
+        """Nothing can be written to a tier now: what is filled there stops, and asks for room again."""
+        for blob in list(self._blobs.values()):
+            if not blob.whole and not self.room.writable(blob.local):
+                self._filler.refuse(blob)
+                self._released(blob)
+
     async def _housekeeping(self, nursery: trio.Nursery) -> None:
         """Once a second: flushes that are due, fills that may fit now."""
         try:
@@ -452,101 +487,3 @@ class BlobStore:
                 self._engine.pump()
         finally:
             self._nursery = None  # cancelled: nothing new is started
-
-
-class BlobHandle:
-    """An open blob. Reads may run side by side; ``close`` comes after them."""
-
-    def __init__(self, store: BlobStore, reads: Reads, blob: Blob, number: int) -> None:
-        self._store, self._reads, self._blob, self._number = store, reads, blob, number
-        self._closed = False
-        self._told = -TELL_BYTES
-
-    @property
-    def size(self) -> int:
-        """Bytes in the blob."""
-        return self._blob.want.size
-
-    async def read(self, offset: int, size: int) -> memoryview:
-        """Up to ``size`` bytes from ``offset``, fewer only at the end of the blob; the caller's to keep.
-
-        Every byte was verified. Raises IntegrityError when no source has the right bytes, Unavailable or
-        DeadlineExceeded when none gave any in time.
-        """
-        view = memoryview(bytearray(max(0, min(size, self.size - offset))))
-        await self.read_into(offset, view)
-        return view
-
-    async def read_into(self, offset: int, view: memoryview) -> int:
-        """Like ``read``, into the caller's buffer; returns how many bytes it filled.
-
-        The buffer is the callee's until this returns or raises.
-        """
-        if offset < 0:
-            raise ValueError("a negative offset")
-        count = max(0, min(len(view), self.size - offset))
-        if count:
-            await self._reads.read(self._blob, self._number, view[:count], offset)
-        else:
-            await trio.lowlevel.checkpoint()
-        return count
-
-    def local(self, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds ``size`` bytes from ``offset``, fewer at the end, verified, and how many there are.
-
-        None when some of them are not here. Any thread may ask while the handle is open, which keeps the descriptor;
-        ``read`` need not be called then.
-        """
-        blob, count = self._blob, min(size, self.size - offset)
-        local = blob.local
-        fd = local.fd
-        if fd < 0 or count <= 0:
-            return None
-        if not blob.whole:
-            if not self._store.has(blob, offset, count) or blob.local is not local:
-                return None
-            self._tell(offset, count)
-        return fd, count
-
-    def held(self, offset: int, size: int) -> list[memoryview] | None:
-        """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
-
-        Any thread may ask while the handle is open.
-        """
-        blob, count = self._blob, min(size, self.size - offset)
-        parts = self._store.held(blob, offset, count) if count > 0 else None
-        if parts is not None and blob.planned:
-            self._tell(offset, count)
-        return parts
-
-    def _tell(self, offset: int, count: int) -> None:
-        """Let the loop know now and then how far the reader is."""
-        if not 0 <= offset - self._told < TELL_BYTES:
-            self._told = offset
-            self._store.progressed_soon(self._blob, self._number, offset + count)
-
-    def local_fd(self) -> int | None:
-        """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.
-
-        It belongs to the handle: valid until ``close``.
-        """
-        blob = self._blob
-        return blob.local.fd if blob.whole and blob.local.fd >= 0 else None
-
-    async def close(self) -> None:
-        """Let go of the blob; what is being fetched or filled goes on."""
-        if not self._closed:
-            self._closed = True
-            self._store.release(self._blob, self._number)
-        await trio.lowlevel.checkpoint()
-
-
-def bounds_of(settings: MountSettings) -> Bounds:
-    """The local tier's bounds. Raises UsageError."""
-    limit_gib, min_free = settings.cache_limit_gib, settings.cache_min_free
-    if limit_gib < 0 or not 0 <= min_free < 1:
-        raise UsageError(
-            f"mount.cache_limit_gib is {limit_gib:g} and mount.cache_min_free {min_free:g}",
-            hint="The limit is 0 (none) or more, the share that stays free at least 0 and less than 1.",
-        )
-    return Bounds(int(limit_gib * (1 << 30)) or None, min_free)

@@ -11,6 +11,7 @@ waits, and one question is asked once however many tasks wait for it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -210,24 +211,24 @@ class Catalog:
         commits |= dict.fromkeys(reversed(self._commits.get(repo, {})))
         return Known(tuple(commits), refs.at)
 
-    async def remembered(self, most: int) -> list[Snapshot]:
-        """Commits that were seen and whose manifest is here, at most so many of them. Asks nobody."""
-        records = [record for commits in self._commits.values() for record in reversed(commits.values())][:most]
-        known = {key: held.snapshot for key, held in self._snapshots.items()}
-        missing = [record for record in records if (record.repo, record.commit) not in known]
+    def commits(self, most: int) -> list[tuple[RepoId, str]]:
+        """Commits that were seen, the latest of each repository first, at most so many of them."""
+        found = ((repo, commit) for repo, commits in self._commits.items() for commit in reversed(commits))
+        return list(itertools.islice(found, most))
 
-        def load() -> list[Snapshot]:
-            found = []
-            for record in missing:
-                data = self._recorded(record.manifest) if record.manifest not in self._refused else None
-                if data is not None:
-                    with suppress(Unusable):  # whoever asks for it is told
-                        found.append(_snapshot(record, data).snapshot)
-            return found
+    async def told(self, repo: RepoId, commit: str, summary: Callable[[Snapshot], T]) -> T | None:
+        """What a function says of a seen commit, in a thread; None where its files are not known. Asks nobody."""
+        held, record = self._snapshots.get((repo, commit)), self._commits.get(repo, {}).get(commit)
 
-        if not missing:
-            return list(known.values())
-        return list(known.values()) + await trio.to_thread.run_sync(load, limiter=self._one_at_a_time)
+        def tell() -> T | None:
+            if held is not None:
+                return summary(held.snapshot)
+            data = self._recorded(record.manifest) if record and record.manifest not in self._refused else None
+            with suppress(Unusable):  # whoever asks for it is told
+                return summary(_snapshot(record, data).snapshot) if record and data is not None else None
+            return None
+
+        return await self._in_thread(tell)
 
     def refs_at(self, repo: RepoId, commit: str) -> list[str]:
         """The refs that named this commit when they were last asked for, sorted."""

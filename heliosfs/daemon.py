@@ -63,6 +63,9 @@ RECONNECT_S: Final = 1.0
 ORPHAN_S: Final = 10.0
 """How long a worker waits for another keeper, in seconds."""
 
+EXTERNAL_S: Final = 900.0
+"""The same where somebody else starts keepers: an image may have to be fetched."""
+
 CACHE_S: Final = 3.0
 """How long a worker waits for the one before it to give the cache up, in seconds."""
 
@@ -90,6 +93,12 @@ class Plan:
         return Path(os.path.abspath(configured)) if configured else self.home.cache
 
     @property
+    def l2(self) -> Path | None:
+        """The second tier's directory, if there is one."""
+        configured = self.config.mount.l2
+        return Path(os.path.abspath(configured)) if configured else None
+
+    @property
     def name(self) -> str:
         """A short name that no other mount has."""
         return f"{hash_text(str(self.mountpoint)):016x}"
@@ -101,8 +110,8 @@ def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | No
     With a keeper the mount is there already, and stays when this ends. Raises HeliosError when it can't be mounted.
     """
     with contextlib.ExitStack() as stack:
-        write: Callable[[bytes], object] = mounts.state_path(plan.home, plan.mountpoint).write_bytes
-        if keeper is None:
+        write: Callable[[bytes], object] = partial(mounts.write_state, mounts.state_path(plan.home, plan.mountpoint))
+        if keeper is None or keeper.external:
             write = stack.enter_context(_claimed(plan)).write
         urls, revive, beside = list(plan.config.registry.urls), None, None
         if not urls:
@@ -133,7 +142,7 @@ class _Daemon:
         self._metrics = MountMetrics()
         self._stop = trio.Event()
         self._stopped_by: signal.Signals | None = None
-        self._answers = False
+        self._answers = self._alone = False
         self._new_state: Callable[[], MountState]
 
     async def main(self) -> int:
@@ -142,7 +151,7 @@ class _Daemon:
         with contextlib.ExitStack() as stack:
             if keeper is not None:
                 await self._wait_for_cache()
-            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside)
+            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside, plan.l2)
             blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             volumes = Volumes(VolumeFiles(plan.cache / "volumes"), keeper=store.room.pins)
@@ -193,6 +202,10 @@ class _Daemon:
             if keeper is not None and nodes is not None and mount.unmounted:
                 nodes.remove()
                 keeper.ended("unmounted")
+            elif keeper is not None:
+                if self._alone and not keeper.dropped:  # it would be dead
+                    await trio.to_thread.run_sync(mounts.detach, plan.mountpoint)
+                keeper.ended("stopped")
         return 0 if self._stopped_by in (None, signal.SIGTERM) else 128 + self._stopped_by
 
     def _shadow(self, stack: contextlib.ExitStack) -> Shadow | None:
@@ -229,11 +242,13 @@ class _Daemon:
                 await trio.lowlevel.wait_readable(keeper)
             else:
                 await trio.sleep(RECONNECT_S)
+                if keeper.dropped:
+                    self._stop.set()
+                    return
                 if await trio.to_thread.run_sync(keeper.reconnect):
-                    lost_at = None
-                elif trio.current_time() - lost_at > ORPHAN_S:
+                    lost_at, self._alone = None, False
+                elif trio.current_time() - lost_at > (EXTERNAL_S if keeper.external else ORPHAN_S):
                     log.error("the keeper is gone and no other one came; the mount is let go")
-                    await trio.to_thread.run_sync(mounts.detach, self._plan.mountpoint)
                     self._stop.set()
                     return
             while lost_at is None and (event := keeper.event()) is not None:
@@ -243,18 +258,21 @@ class _Daemon:
                 elif event is Event.KEEPER:
                     log.info("another keeper holds the mount", extra={"keeper": keeper.keeper})
                     self._write(msgspec.json.encode(self._new_state()))
-                elif not self._stop.is_set():
-                    log.warning("the keeper is gone; another one is started")
-                    lost_at = trio.current_time()
-                    await trio.to_thread.run_sync(self._start_keeper)
-                else:
+                elif self._stop.is_set():
                     return
+                else:
+                    log.warning("the keeper is gone; another one is awaited")
+                    lost_at, self._alone = trio.current_time(), True
+                    if not keeper.external and not keeper.dropped:
+                        await trio.to_thread.run_sync(self._start_keeper)
 
     async def _wait_for_cache(self) -> None:
         """The last worker may just be ending: the kernel drops its lock a moment after the process is gone."""
         with trio.move_on_after(CACHE_S):
-            while held(self._plan.cache / "lock"):  # noqa: ASYNC110 - a file lock has no event
-                await trio.sleep(0.02)
+            for tier in filter(None, (self._plan.cache, self._plan.l2)):
+                with contextlib.suppress(OSError):  # a disk that fails: whoever opens the tier says what is wrong
+                    while held(tier / "lock"):  # noqa: ASYNC110 - a file lock has no event
+                        await trio.sleep(0.02)
 
     def _start_keeper(self) -> None:
         """Start a keeper that takes the mount over from this worker. In a thread."""
@@ -312,7 +330,8 @@ class _Daemon:
 
     def _state(self, url: str | None, mount: PortableMount | NativeMount) -> MountState:
         plan = self._plan
-        me = ProcessId.of(self._keeper.keeper) if self._keeper else ProcessId.current()
+        own = self._keeper is None or self._keeper.external
+        me = ProcessId.current() if own or self._keeper is None else ProcessId.of(self._keeper.keeper)
         if me is None:
             raise Unavailable("the keeper of this mount is gone")
         return MountState(
@@ -326,7 +345,7 @@ class _Daemon:
             log=plan.log,
             created=plan.created,
             url=url,
-            worker=ProcessId.current() if self._keeper else None,
+            worker=None if own else ProcessId.current(),
             mode=mount.mode,
             reason=mount.reason,
         )

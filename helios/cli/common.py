@@ -17,6 +17,9 @@ from helios.names import KINDS, RepoId, split_spec
 if TYPE_CHECKING:
     from helios.embedded import AttachedRegistry
 
+LABEL = 32
+"""Most characters before a progress bar."""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 kind_option = click.option(
     "--kind", type=click.Choice(KINDS), default="models", show_default=True, help="What the repository holds."
@@ -84,6 +87,7 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    what = what if len(what) <= LABEL else f"{what[: LABEL - 1]}…"
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)

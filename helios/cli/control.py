@@ -67,6 +67,8 @@ def verify(model: str | None, kind: str, mountpoint: Path | None, as_json: bool)
         click.echo(f"{job['local']} of {job['blobs']} files are here, {size_text(job['bytes_done'])} verified")
         for bad in job["bad"]:
             click.echo(f"BAD {bad['path'] or bad['sha256']}: {bad['reason']}; {bad['outcome']}")
+            if bad["in_use"]:
+                click.echo("    it is open: who has it mapped, or in a native mount, must open it again", err=True)
     return _ended(job, detach=False)
 
 

@@ -108,11 +108,12 @@ def _heading(document: dict[str, Any]) -> list[tuple[str, str]]:
     store = document["store"]
     kept = f"{size_text(store['stored'])} in {store['path']}" if store["stored"] is not None else "unknown"
     saved = f", for {size_text(store['logical'])} of models" if store["logical"] is not None else ""
+    tiers = [(name, document[name]) for name in ("cache", "l2") if document[name]]
     return [
         ("home", document["home"]),
         ("registry", _registry(document["registry"])),
         ("store", f"{kept}{saved}"),
-        ("cache", f"{size_text(document['cache']['bytes'])} in {document['cache']['path']}"),
+        *((name, f"{size_text(tier['bytes'])} in {tier['path']}") for name, tier in tiers),
     ]
 
 

@@ -108,7 +108,7 @@ def _tiers(tiers: list[dict[str, Any]], wide: bool) -> Table:
         limit = tier["limit"]
         bound = limit or tier["used"] + max(0, tier["free"] - int(tier["min_free"] * tier["total"]))
         row = [
-            tier["name"],
+            tier["name"] if tier["state"] == "works" else Text.assemble(f"{tier['name']} ", (tier["state"], "red")),
             str(tier["blobs"]),
             size_text(tier["used"]),
             size_text(tier["reserved"]),

@@ -2,8 +2,8 @@
 
 A cache directory belongs to one process. Where the home's own is free the client takes it. Where a mount or another
 client has it, the client keeps its chunks in ``<cache>/clients/<n>``, the first that nobody has, and reads what the
-owner has: whole files in ``<cache>/blobs``, which are verified, read-only and never change, straight from there; files
-that a mount has in part, through that mount, which fetches them once for everybody.
+owner has: whole files in ``<cache>/blobs``, and in those of its second tier, which are verified, read-only and never
+change, straight from there; files that a mount has in part, through that mount, which fetches them once for everybody.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ log = logging.getLogger("heliosfs.client")
 MAX_CLIENTS: Final = 64
 """Clients of one home at a time that have no cache directory of their own choosing."""
 
-OpenStore = Callable[[Path], BlobStore]
-"""Opens the store in a directory; raises Conflict where another process has it."""
+OpenStore = Callable[[Path, Path | None], BlobStore]
+"""Opens the store in a directory, with a second tier or none; raises Conflict where another process has either."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Where chunks are kept. ``shared`` is the directory of another owner, ``mountpoint`` of the mount that it is."""
+    """Where chunks are kept. ``shared`` is the directory of another owner, ``shared_l2`` that one's second tier,
+    ``mountpoint`` of the mount that it is."""
 
     root: Path
     store: BlobStore
     shared: Path | None = None
     mountpoint: Path | None = None
+    shared_l2: Path | None = None
 
     def open_shared(self, want: BlobRef) -> Descriptor | None:
         """The file of the other owner, if that has all of it. Blocks.
@@ -47,19 +49,10 @@ class Cache:
         It was verified before it got its name; one that is writable or of another size is not what it should be, and
         left alone.
         """
-        if self.shared is None:
-            return None
-        path = self.shared / "blobs" / want.sha256[:2] / want.sha256
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # not there, not ours to read, or not readable now: then it is fetched
-            return None
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o222 or status.st_size != want.size:
-            os.close(fd)
-            log.warning("a cached file of another process is not what it should be", extra={"path": str(path)})
-            return None
-        return Descriptor(fd, want.path, want.size)
+        for tier in (self.shared, self.shared_l2):
+            if tier is not None and (found := _whole_file(tier, want)) is not None:
+                return found
+        return None
 
     def mounted(self, want: BlobRef) -> Path | None:
         """Where the mount shows a file, if there is a mount."""
@@ -69,27 +62,41 @@ class Cache:
         return top / (want.repo.org or NO_ORG) / want.repo.name / want.commit / want.path
 
 
-def choose(home: Home, configured: Path, chosen: Path | None, open_store: OpenStore) -> Cache:
-    """Open the store in ``chosen``, or else in ``configured`` or a directory of our own below it.
+def _whole_file(tier: Path, want: BlobRef) -> Descriptor | None:
+    path = tier / "blobs" / want.sha256[:2] / want.sha256
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # not there, not ours to read, or not readable now: then it is fetched
+        return None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o222 or status.st_size != want.size:
+        os.close(fd)
+        log.warning("a cached file of another process is not what it should be", extra={"path": str(path)})
+        return None
+    return Descriptor(fd, want.path, want.size)
+
+
+def choose(home: Home, configured: Path, l2: Path | None, chosen: Path | None, open_store: OpenStore) -> Cache:
+    """Open the store in ``chosen``, or else in ``configured`` with ``l2``, or a directory of our own below it.
 
     Raises Conflict when another process has ``chosen``, Unavailable or NoSpace when nothing can be used.
     """
     if chosen is not None:
-        return Cache(chosen, open_store(chosen))
+        return Cache(chosen, open_store(chosen, None))
     try:
-        return Cache(configured, open_store(configured))
+        return Cache(configured, open_store(configured, l2))
     except Conflict as error:
         owned = error
     for number in range(MAX_CLIENTS):
         root = configured / "clients" / str(number)
         try:
-            store = open_store(root)
+            store = open_store(root, None)
         except Conflict:
             continue
         mountpoint = _mount_of(home, configured)
         fields = {"cache": str(root), "mount": str(mountpoint), "reason": owned.message}
         log.info("the cache is in use; what its owner has is shared", extra=fields)
-        return Cache(root, store, shared=configured, mountpoint=mountpoint)
+        return Cache(root, store, shared=configured, mountpoint=mountpoint, shared_l2=l2)
     raise Conflict(
         f"{MAX_CLIENTS} clients use {configured / 'clients'} already",
         hint="Close some, or give this one a directory of its own: connect(cache=...).",

@@ -60,6 +60,12 @@ class Plan:
         configured = self.config.mount.cache
         return Path(os.path.abspath(configured)) if configured else self.home.cache
 
+    @property
+    def configured_l2(self) -> Path | None:
+        """The second tier of the home's own cache, if there is one."""
+        configured = self.config.mount.l2
+        return Path(os.path.abspath(configured)) if configured else None
+
 
 def plan(
     *,
@@ -105,10 +111,10 @@ def assemble(plan: Plan, stack: ExitStack) -> Parts:
         shown = tuple(registry.urls)
     settings = plan.config.mount
 
-    def open_in(root: Path) -> BlobStore:
-        return open_store(root, urls, settings, MountMetrics(), revive, beside)
+    def open_in(root: Path, l2: Path | None) -> BlobStore:
+        return open_store(root, urls, settings, MountMetrics(), revive, beside, l2)
 
-    cache = choose(plan.home, plan.configured_cache, plan.cache, open_in)
+    cache = choose(plan.home, plan.configured_cache, plan.configured_l2, plan.cache, open_in)
     stack.enter_context(closing(cache.store))
     metadata = stack.enter_context(closing(MetadataClient(urls, revive)))
     records = stack.enter_context(closing(Records(cache.root / "catalog.db")))
@@ -187,6 +193,7 @@ class Store:
         self._calls.check()
         await trio.lowlevel.checkpoint()
         cache, usage = self.cache, self.cache.store.usage()
+        tiers, disk = usage.tiers.values(), usage.tiers.get("l1")
         return StoreStatus(
             cache=cache.root,
             own_cache=cache.shared is None,
@@ -194,12 +201,12 @@ class Store:
             mountpoint=cache.mountpoint,
             registry=self._parts.urls,
             registry_answers=self._catalog.answering,
-            blobs=usage.l1.blobs,
-            blob_bytes=usage.l1.blob_bytes,
-            partials=usage.l1.partials,
-            partial_bytes=usage.l1.partial_bytes,
-            disk_free=usage.l1.free,
-            disk_total=usage.l1.total,
+            blobs=sum(tier.blobs for tier in tiers),
+            blob_bytes=sum(tier.blob_bytes for tier in tiers),
+            partials=sum(tier.partials for tier in tiers),
+            partial_bytes=sum(tier.partial_bytes for tier in tiers),
+            disk_free=disk.free if disk else 0,
+            disk_total=disk.total if disk else 0,
             filling=usage.filling,
             queued=usage.queued,
             in_flight=usage.in_flight,

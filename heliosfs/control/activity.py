@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -11,13 +10,14 @@ from prometheus_client import Counter, Gauge
 
 from helios.metrics import MountMetrics, rss_bytes
 from helios.names import RepoId
-from heliosfs.blob_status import Tier
 from heliosfs.blobs import BlobStore
 from heliosfs.catalog import Catalog
 from heliosfs.control.drain import Drain
 from heliosfs.control.jobs import ACTIVE, Jobs
 from heliosfs.control.rates import Rates
 from heliosfs.scrub import Scrubber
+from heliosfs.tiers.directory import TierDirectory
+from heliosfs.tiers.tier import Tier
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.volumes.service import Volumes
 
@@ -26,6 +26,9 @@ SAMPLE_S: Final = 2.0
 
 MAX_SEEN: Final = 200
 """Commits whose files are counted."""
+
+MAX_FILES: Final = 50_000
+"""Their files that are remembered for it, in all; a commit of more is not counted."""
 
 MAX_MODELS: Final = 100
 MAX_FILLS: Final = 100
@@ -55,7 +58,8 @@ class Activity:
         self._metrics, self._clock = metrics, clock
         self._rates = Rates(clock)
         self._since = 0.0
-        self._snapshots: OrderedDict[tuple[RepoId, str], Snapshot] = OrderedDict()
+        self._blobs: dict[tuple[RepoId, str], dict[str, int]] = {}
+        """Sizes of the blobs of commits that were seen; nothing for those that are too many."""
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -72,7 +76,7 @@ class Activity:
             "draining": self._drain.draining,
             "registry_answers": self._catalog.answering,
             "models": await self._models(),
-            "tiers": [await trio.to_thread.run_sync(_tier, tier) for tier in self._store.tiers],
+            "tiers": [await trio.to_thread.run_sync(_tier, tier) for tier in self._store.room.all()],
             "reads": self._ratio(self._metrics.read_bytes, "read"),
             "opens": self._ratio(self._metrics.opens, "open"),
             "passthrough_opens": sum(_values(self._metrics.passthrough_opens).values()),
@@ -140,26 +144,29 @@ class Activity:
         return [*active, *reversed(ended)][:MAX_JOBS]
 
     async def _models(self) -> list[dict[str, Any]]:
-        for snapshot in await self._catalog.remembered(MAX_SEEN):
-            self._snapshots[snapshot.repo, snapshot.commit] = snapshot
-        while len(self._snapshots) > MAX_SEEN:
-            self._snapshots.popitem(last=False)
-        snapshots = list(self._snapshots.values())
-        here = await trio.to_thread.run_sync(self._local_bytes, snapshots)
+        keys = self._catalog.commits(MAX_SEEN)
+        self._blobs = {key: self._blobs[key] for key in keys if key in self._blobs}
+        for repo, commit in keys:
+            if (repo, commit) not in self._blobs:
+                found = await self._catalog.told(repo, commit, _blobs)
+                if found is not None:
+                    room = MAX_FILES - sum(map(len, self._blobs.values()))
+                    self._blobs[repo, commit] = found if len(found) <= room else {}
+        tiers = [(tier.files, set(tier.room.policy.entries)) for tier in self._store.tiers]
+        here = await trio.to_thread.run_sync(_local_bytes, list(self._blobs.values()), tiers)
         volumes = {(record.repo, record.commit) for record in self._volumes.known().value.values()}
         pins = {(pin.repo, pin.commit): pin.priority for pin in self._store.room.pins.all()}
         models: list[dict[str, Any]] = []
-        for snapshot in snapshots:
-            files = {entry.sha256: entry.size for entry in snapshot.files.values()}
+        for (repo, commit), files in self._blobs.items():
             local = sum(here.get(sha256, 0) for sha256 in files)
-            key = (str(snapshot.repo), snapshot.commit)
+            key = (str(repo), commit)
             if not local and key not in pins and key not in volumes:
                 continue
             models.append(
                 {
                     "repo": key[0],
-                    "commit": snapshot.commit,
-                    "refs": self._catalog.refs_at(snapshot.repo, snapshot.commit),
+                    "commit": commit,
+                    "refs": self._catalog.refs_at(repo, commit),
                     "files": len(files),
                     "local_files": sum(here.get(sha256, 0) == size for sha256, size in files.items()),
                     "bytes": sum(files.values()),
@@ -171,33 +178,41 @@ class Activity:
         models.sort(key=lambda model: (-model["local"], model["repo"], model["commit"]))
         return models[:MAX_MODELS]
 
-    def _local_bytes(self, snapshots: Iterable[Snapshot]) -> dict[str, int]:
-        """Local bytes of the blobs of these commits. In a thread."""
-        here = {}
-        sizes = {entry.sha256: entry.size for snapshot in snapshots for entry in snapshot.files.values()}
-        entries = [set(tier.room.policy.entries) for tier in self._store.tiers]
-        for sha256, size in sizes.items():
-            for tier, known in zip(self._store.tiers, entries, strict=True):
-                if tier.files.is_whole(sha256):
-                    here[sha256] = size
-                elif sha256 in known:
-                    here[sha256] = max(here.get(sha256, 0), tier.files.held(sha256)[0])
-        return here
+
+def _local_bytes(
+    commits: Iterable[Mapping[str, int]], tiers: Sequence[tuple[TierDirectory, set[str]]]
+) -> dict[str, int]:
+    """Local bytes of the blobs of these commits; with each tier what it has. In a thread."""
+    here = {}
+    sizes = {sha256: size for files in commits for sha256, size in files.items()}
+    for sha256, size in sizes.items():
+        for files, known in tiers:
+            if files.is_whole(sha256):
+                here[sha256] = size
+            elif sha256 in known:
+                here[sha256] = max(here.get(sha256, 0), files.held(sha256)[0])
+    return here
+
+
+def _blobs(snapshot: Snapshot) -> dict[str, int]:
+    """A commit's blobs and their sizes."""
+    return {entry.sha256: entry.size for entry in snapshot.files.values() if entry.size}
 
 
 def _tier(tier: Tier) -> dict[str, Any]:
     """In a thread."""
-    policy, disk = tier.room.policy, tier.files.disk()
-    files, size = tier.files.quarantine.usage()
+    policy, disk, directory = tier.policy, tier.disk(), tier.directory
+    files, size = (0, 0) if directory is None or disk is None else directory.quarantine.usage()
     return {
         "name": tier.name,
-        "path": str(tier.files.root),
+        "path": str(tier.root),
+        "state": tier.health.state.value,
         "used": policy.used,
         "reserved": policy.reserved,
         "limit": policy.bounds.limit,
         "min_free": policy.bounds.min_free,
-        "free": disk.free,
-        "total": disk.total,
+        "free": 0 if disk is None else disk.free,
+        "total": 0 if disk is None else disk.total,
         "blobs": len(policy.entries),
         "quarantined": files,
         "quarantined_bytes": size,

@@ -15,8 +15,9 @@ from heliosfs.warming import Note, Tally, in_loading_order, select, warm
 MAX_NAMED: Final = 1000
 """Files that one answer names."""
 
-PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 0.0)
-"""A file that no source gives now is asked for again after these many seconds each, and then counts as failed."""
+PAUSE_S: Final = 0.5
+PATIENCE_S: Final = 60.0
+"""A file that no source gives now is asked for again after a pause, doubled each time, for this long, in seconds."""
 
 LOOKS: Final = 50
 """Files whose state is looked up before others get a turn."""
@@ -89,7 +90,8 @@ class WarmWork:
     async def _fetch(self, want: BlobRef, note: Note) -> bool:
         if not want.size or self._store.status(want.sha256).complete:
             return True
-        for pause in PAUSES_S:
+        end, pause = trio.current_time() + PATIENCE_S, PAUSE_S
+        while True:
             try:
                 await self._store.fill(want, note)
                 return True
@@ -97,8 +99,8 @@ class WarmWork:
                 self._no_room[want.path] = error.message
                 return False
             except HeliosError as error:
-                if not isinstance(error, Unavailable) or not pause:
+                if not isinstance(error, Unavailable) or trio.current_time() + pause > end:
                     self._errors[want.path] = error.message
                     return False
             await trio.sleep(pause)
-        return False
+            pause *= 2

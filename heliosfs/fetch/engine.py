@@ -277,11 +277,17 @@ class Engine:
 
     def disk_failed(self, blob: Blob, error: OSError) -> None:
         """The disk refused something: go on without it for a while."""
+        if self._room.failed(blob.local, error):
+            return
         if self.disk.failed(self._clock()) and self.disk.failures == 1:
             log.warning(
                 "the cache can't be written; reads go on without it, filling stops",
                 extra={"reason": error.strerror, "file": blob.want.path, "model": str(blob.want.repo)},
             )
+
+    def can_store(self, blob: Blob) -> bool:
+        """Whether the blob's disk takes anything now."""
+        return self.disk.ready(self._clock()) and self._room.writable(blob.local)
 
     def _disk_worked(self) -> None:
         if self.disk.failures:

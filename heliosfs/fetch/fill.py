@@ -47,7 +47,8 @@ MAX_GROUPS: Final = 64
 """Models of which is remembered what is not filled: a model that does not fit pushes nothing out."""
 
 STALL_S: Final = 300.0
-"""A fill that somebody waits for fails when not a byte came for this long, in seconds."""
+REFUSED_S: Final = 30.0
+"""A fill that somebody waits for fails when not a byte came for this long, in seconds; sooner when it is the disk."""
 
 POLL_S: Final = 0.05
 """How often it is looked how far such a fill is, in seconds."""
@@ -147,6 +148,13 @@ class Filler:
             self._engine.planner.fill(blob.key, None)
         self._give_up(blob)
 
+    def refuse(self, blob: Blob) -> None:
+        """Where the blob lies nothing can be written now: it is filled again when there is room somewhere."""
+        if blob in self._filling:
+            self.stop(blob)
+            if blob.handles:
+                self._refused.add(blob)
+
     def keeps(self, blob: Blob) -> bool:
         """Whether the blob must stay open for being filled."""
         return blob in self._filling
@@ -218,10 +226,10 @@ class Filler:
             and self._engine.planner.backlog(BACKLOG) < BACKLOG
         ):
             self._starting = True
-            nursery.start_soon(self._start_next, now)
+            _, want = self._queue.popitem(last=False)
+            nursery.start_soon(self._start_next, want, now)
 
-    async def _start_next(self, now: float) -> None:
-        _, want = self._queue.popitem(last=False)
+    async def _start_next(self, want: BlobRef, now: float) -> None:
         try:
             await self._start(want)
             self._pause.worked()
@@ -271,6 +279,8 @@ class Filler:
             while not blob.whole:
                 self._queue.pop(want.sha256, None)
                 await self._admit(blob, number)
+                if self._filling.get(blob, (QUEUED, number)) > (QUEUED, number):  # it came by the queue first
+                    self._rank(blob, QUEUED, number)
                 self._engine.pump()
                 if blob not in self._filling and blob.planned:
                     raise self._refusal(blob)
@@ -299,6 +309,8 @@ class Filler:
                 note(local)
             elif planner.stuck(blob.key) and planner.held_for(blob.key, now) > LONGEST_PAUSE_S:
                 raise IntegrityError(f"{blob.want.path}: no source has all of it right; the log says why")
+            elif self._engine.disk.failures and now - since > REFUSED_S:
+                raise Unavailable(f"{blob.want.path}: the cache's disk takes nothing; the log says why")
             elif now - since > STALL_S:
                 raise Unavailable(f"{blob.want.path}: no source gave a byte for {STALL_S:g} s; the log says why")
             await trio.sleep(POLL_S)

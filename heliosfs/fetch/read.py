@@ -42,12 +42,14 @@ class Reads:
         deadline_s: float,
         sources: int,
         prepare: Callable[[Blob], Awaitable[None]],
+        broke: Callable[[Blob, OSError], None],
     ) -> None:
+        self._broke = broke
         self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
         self._deadline_s, self._sources, self._prepare = deadline_s, sources, prepare
         self.patience_s = 2 * deadline_s * (sources + 1)
         self._nowait = True
-        self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory", "remote")}
+        self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory", "remote")}
 
     async def read(self, blob: Blob, reader: int, view: memoryview, offset: int) -> None:
         """Fill the view, which lies within the blob.
@@ -56,9 +58,8 @@ class Reads:
         remote read; twice that for each source, and once more, is the last resort against whatever else may stall.
         """
         try:
-            if blob.whole:
-                await self._read_local(blob, view, offset)
-                self._bytes["l1"].inc(len(view))
+            if blob.whole and await self._read_whole(blob, view, offset):
+                self._bytes[blob.local.places.name].inc(len(view))
                 return
             with trio.move_on_after(self.patience_s) as scope:
                 tier = await self._read_partial(blob, reader, view, offset)
@@ -78,13 +79,14 @@ class Reads:
             self._engine.pump()
 
     async def _read_partial(self, blob: Blob, reader: int, view: memoryview, offset: int) -> str:
-        """Returns where the bytes came from: ``l1``, ``memory`` or ``remote``."""
-        if not blob.planned and not blob.whole:
-            await self._prepare_patiently(blob)
+        """Returns where the bytes came from: ``l1``, ``l2``, ``memory`` or ``remote``."""
         waiter = Waiter(view, offset, self._clock())
-        tier = "l1"
+        tier = disk = blob.local.places.name
         tries = 0
         while True:
+            if not blob.planned and not blob.whole:
+                await self._prepare_patiently(blob)
+            local = blob.local
             missing: list[int] = []
             if not blob.whole:
                 missing = self._missing(blob, reader, waiter)
@@ -92,15 +94,18 @@ class Reads:
                 tier = "remote"
                 await self._wait(blob, waiter, missing)
                 continue
-            if waiter.copied and tier == "l1":
+            if waiter.copied and tier == disk:
                 tier = "memory"
             try:
                 await self._read_stored(blob, waiter)
             except OSError as error:
                 tries += 1
-                if blob.whole or tries == LOCAL_TRIES:
+                if tries == LOCAL_TRIES:
                     raise
-                self._lost(blob, waiter, error)
+                if not blob.whole:
+                    self._lost(blob, waiter, error)
+                elif blob.local is local:
+                    self._broke(blob, error)
                 continue
             return tier
 
@@ -144,6 +149,17 @@ class Reads:
                 start, stop = blob.recipe.span(index)
                 first, last = max(start, waiter.offset), min(stop, end)
                 await self._read_local(blob, waiter.view[first - waiter.offset : last - waiter.offset], first)
+
+    async def _read_whole(self, blob: Blob, view: memoryview, offset: int) -> bool:
+        """Read from the whole file. One that can't be read is given up: False, and the blob is fetched again."""
+        local = blob.local
+        try:
+            await self._read_local(blob, view, offset)
+        except OSError as error:
+            if blob.local is local:
+                self._broke(blob, error)
+            return False
+        return True
 
     async def _read_local(self, blob: Blob, view: memoryview, offset: int) -> None:
         """On the spot when the pages are in the page cache, else in a thread. Raises OSError."""

@@ -67,8 +67,12 @@ DISTANT_S: Final = 0.003
 MAX_CHUNK_PLACE: Final = 8 << 10
 """Most bytes of a placement for one chunk: an object's presigned address, and a run."""
 
-GONE: Final = frozenset({403, 404, 410, 416})
-"""Answers to an object request that a new placement may cure: deleted, moved, a signature that expired."""
+PASSING: Final = frozenset({408, 425, 429})
+"""Answers below 500 that the same request may get over. A new placement may cure the others: deleted, moved, a
+signature that expired, an address that never was one."""
+
+MAX_ERROR: Final = 1 << 20
+"""Longest error answer of an object store that is read, in bytes."""
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ class RegistrySource:
             if known is not None:
                 self._recipe_bytes -= len(known)
                 return known
-        return self._get("/api/v1/recipe", timeout_s, {"repo": str(want.repo), "blob": want.sha256}, MAX_RECORD)
+        return self._get("/api/v1/recipe", want, timeout_s, MAX_RECORD)
 
     def fetch(
         self,
@@ -141,10 +145,15 @@ class RegistrySource:
         for segment in self._placed(want, recipe, timeout_s).segments(chunks):
             client, path = self._route(segment.object.url)
             pieces = self._pieces(client) if urgent else 1
-            if pieces > 1 and segment.length >= 2 * PIECE:
-                self._fetch_pieces(client, path, recipe, segment, pieces, buffer, deliver, timeout_s, watch)
-            else:
-                self._fetch_segment(client, path, recipe, segment, buffer, deliver, timeout_s, watch)
+            try:
+                if pieces > 1 and segment.length >= 2 * PIECE:
+                    self._fetch_pieces(client, path, recipe, segment, pieces, buffer, deliver, timeout_s, watch)
+                else:
+                    self._fetch_segment(client, path, recipe, segment, buffer, deliver, timeout_s, watch)
+            except Unavailable:
+                if not segment.object.url.startswith("/"):
+                    self._doubt(want.sha256)
+                raise
             self._sent_now(segment.length)
 
     def warm(self) -> None:
@@ -157,7 +166,7 @@ class RegistrySource:
             return self._single_until - asked
         try:
             params = {"repo": str(repo), "commit": commit}
-            content = CommitContent.decode(self._get("/api/v1/content", timeout_s, params, MAX_CONTENT))
+            content = CommitContent.decode(self._call("/api/v1/content", timeout_s, params, MAX_CONTENT))
         except NotFound as error:
             if not isinstance(error, (RepoNotFound, RevisionNotFound)):  # an older registry has no such call
                 self._single_until = asked + SINGLE_S
@@ -207,6 +216,12 @@ class RegistrySource:
             assert slot.placed is not None
             return slot.placed
 
+    def _doubt(self, sha256: str) -> None:
+        """Another host fails, which may be the wrong one by now: the next one to ask gets a new placement."""
+        slot = self._slot(sha256)
+        with slot.lock:
+            slot.until = float("-inf")
+
     def _slot(self, sha256: str) -> _Slot:
         with self._lock:
             slot = self._slots.setdefault(sha256, _Slot())
@@ -217,9 +232,8 @@ class RegistrySource:
 
     def _ask(self, slot: _Slot, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
         now = self._clock()
-        params = {"repo": str(want.repo), "blob": want.sha256}
         limit = min(MAX_RECORD, MAX_CHUNK_PLACE * (len(recipe) + 8))
-        placement = Placement.decode(self._get("/api/v1/placements", timeout_s, params, limit))
+        placement = Placement.decode(self._get("/api/v1/placements", want, timeout_s, limit))
         slot.placed = PlacedBlob(recipe, placement)
         slot.placement, slot.fetched, slot.until = placement, now, now + placement.lease_s
 
@@ -232,7 +246,16 @@ class RegistrySource:
                 _, old = self._recipes.popitem(last=False)
                 self._recipe_bytes -= len(old)
 
-    def _get(self, path: str, timeout_s: float, params: Mapping[str, str], limit: int) -> bytes:
+    def _get(self, path: str, want: BlobRef, timeout_s: float, limit: int) -> bytes:
+        """The answer about a blob, through the first of its repositories that still has it."""
+        for repo in (want.repo, *want.also):
+            try:
+                return self._call(path, timeout_s, {"repo": str(repo), "blob": want.sha256}, limit)
+            except NotFound as error:
+                failure = error
+        raise failure
+
+    def _call(self, path: str, timeout_s: float, params: Mapping[str, str], limit: int) -> bytes:
         with self._send(self._client, path, timeout_s, params=params) as response:
             data = response.read(limit)
         if response.status >= 400:
@@ -331,10 +354,10 @@ class RegistrySource:
 
     def _check(self, response: Response, segment: Segment, span: range) -> None:
         where = f"{self.name}: object {segment.object.key}"
-        if response.status in GONE:
+        if 400 <= response.status < 500 and response.status not in PASSING:
             raise NotFound(f"{where}: status {response.status}")
         if response.status >= 400:
-            raise _not_final(error_of(response.status, response.read(MAX_RECORD), where))
+            raise _not_final(error_of(response.status, response.read(MAX_ERROR), where))
         if response.status != 206 or response.headers.get("content-length") != str(len(span)):
             raise Unavailable(
                 f"{where}: asked for {len(span)} bytes, it answers {response.status} with "

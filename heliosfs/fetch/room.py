@@ -37,3 +37,9 @@ class Room(Protocol):
 
     def give_back(self, loan: Reservation) -> None:
         """Nothing more will be written with it."""
+
+    def failed(self, local: LocalBlob, error: OSError) -> bool:
+        """A disk refused something; whether that is seen to, and concerns only blobs that lie where this one does."""
+
+    def writable(self, local: LocalBlob) -> bool:
+        """Whether the blob's disk takes anything now."""

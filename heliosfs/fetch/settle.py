@@ -64,7 +64,7 @@ class Settler:
 
         Returns whether something is under way.
         """
-        if blob.settling or not blob.planned or not self._engine.disk.ready(self._clock()):
+        if blob.settling or not blob.planned or not self._engine.can_store(blob):
             return blob.settling
         if self._engine.planner.complete(blob.key):
             self._begin(blob)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from helios.errors import IntegrityError
 from helios.http.response import Watch
-from helios.names import RepoId
+from helios.names import RepoId, others
 from heliosfs.store.recipe import Recipe
 
 
@@ -17,7 +17,8 @@ class BlobRef:
     """One file of a snapshot, as a manifest names it; ``size`` in bytes.
 
     ``repo``, ``commit`` and ``path`` say through which name it is read (a registry checks the repository; logs name the
-    file); ``sha256`` alone is the content's identity.
+    file); ``sha256`` alone is the content's identity. ``also`` are other repositories that were seen to hold it, for
+    the case that this one is removed.
     """
 
     repo: RepoId
@@ -26,6 +27,12 @@ class BlobRef:
     sha256: str
     size: int
     recipe_digest: str
+    also: tuple[RepoId, ...] = ()
+
+    def beside(self, other: BlobRef) -> BlobRef:
+        """This reference, which knows of another one's repositories too."""
+        also = others(self.repo, (*self.also, other.repo, *other.also))
+        return self if also == self.also else replace(self, also=also)
 
 
 class CorruptChunk(IntegrityError):

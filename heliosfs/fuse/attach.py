@@ -14,6 +14,7 @@ After ``Event.LOST`` the mount goes on without a keeper; ``reconnect`` every sec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -27,6 +28,9 @@ from heliosfs.keeper.board import Board
 
 ATTACH_S: Final = 30.0
 """How long the keeper may take to be there and to answer, in seconds; in a pod it may start after the worker."""
+
+NAME: Final = "HELIOS_WORKER"
+"""Names this worker in the environment: one with another name takes the mount over (in a pod: the pod's uid)."""
 
 RETRY_S: Final = 0.1
 SEND_S: Final = 1.0
@@ -56,13 +60,20 @@ class Attachment:
         self.device = str(welcome["dev"])
         """``major:minor`` of the mount."""
         self.generation = int(welcome["generation"])
-        self.keeper = int(welcome["keeper"])
-        """The keeper's pid."""
+        self.keeper = wire.peer(sock)[0]
+        """The keeper's pid; 0: in a namespace that this process can't see into."""
+        self.external = bool(welcome.get("external"))
+        """Whether somebody else than the keeper started this process, and will start the next keeper."""
         self._ready: dict[str, object] = {"ready": False, "state": None}
 
     def fileno(self) -> int:
         """The socket to watch; another one after ``reconnect``."""
         return self._sock.fileno()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the keeper gave up on this process. It must not touch the mount any more."""
+        return self.board.generation != self.generation
 
     def ready(self, state: object = None) -> None:
         """Say that the mount is served; ``state`` (for JSON) goes to whoever started the keeper."""
@@ -87,7 +98,7 @@ class Attachment:
         if message is None:
             return Event.LOST
         if "keeper" in message:
-            self.keeper = int(message["keeper"])
+            self.keeper, self.external = wire.peer(self._sock)[0], bool(message.get("external"))
             return Event.KEEPER
         if message.get("stop"):
             return Event.STOP
@@ -104,7 +115,7 @@ class Attachment:
             return False
         about = {"mountpoint": self.mountpoint, "dev": self.device, "generation": self.generation}
         try:
-            wire.send(sock, {"hello": 1, **about, **self._ready}, [self.fuse_fd, self.board.fd])
+            wire.send(sock, {**_hello(), **about, **self._ready}, [self.fuse_fd, self.board.fd])
         except OSError:
             sock.close()
             return False
@@ -122,14 +133,14 @@ class Attachment:
     def _say(self, message: Mapping[str, object]) -> None:
         try:
             wire.send(self._sock, message)
-        except (BrokenPipeError, ConnectionError):
+        except ConnectionError:
             return  # the next event is LOST
 
 
 def attach(path: str | None = None, timeout_s: float = ATTACH_S) -> Attachment:
     """Connect to the keeper at a socket ($HELIOS_KEEPER), say hello and receive the mount. Blocks.
 
-    A keeper that still ends the last worker answers when that one is gone. Raises DeadlineExceeded, Unavailable.
+    A keeper answers when the last worker is gone. Raises DeadlineExceeded, Unavailable.
     """
     path = path or os.environ.get(wire.ENVIRON, "")
     if not path:
@@ -145,11 +156,15 @@ def attach(path: str | None = None, timeout_s: float = ATTACH_S) -> Attachment:
             continue
         try:
             sock.settimeout(max(RETRY_S, end - time.monotonic()))
-            wire.send(sock, {"hello": 1})
-            welcome, fds = wire.receive(sock)
+            welcome: dict[str, Any] | None = None
+            fds: list[int] = []
+            with contextlib.suppress(ConnectionError):  # it hung up at once
+                wire.send(sock, _hello())
+                welcome, fds = wire.receive(sock)
             if welcome is None or len(fds) != 2:
                 raise Unavailable(
-                    f"the keeper at {path} does not want this worker", hint="Only the one that it started may attach."
+                    f"the keeper at {path} does not want this worker",
+                    hint="It wants the one that it started, or with --external those of an allowed user.",
                 )
             sock.setblocking(False)
             return Attachment(path, sock, welcome, fds)
@@ -161,13 +176,17 @@ def attach(path: str | None = None, timeout_s: float = ATTACH_S) -> Attachment:
             raise
 
 
+def _hello() -> dict[str, object]:
+    return {"hello": 1, "name": os.environ.get(NAME, "")}
+
+
 def _connect(path: str) -> socket.socket:
     """Raises OSError when nobody listens there, or somebody else does."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(SEND_S)
     try:
         sock.connect(path)
-        if (uid := wire.peer(sock)[1]) != os.getuid():
+        if (uid := wire.peer(sock)[1]) not in (0, os.getuid()):
             raise PermissionError(f"the socket {path} belongs to user {uid}")
     except BaseException:
         sock.close()

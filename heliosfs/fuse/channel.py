@@ -1,31 +1,32 @@
 """The channel: /dev/fuse in front of pyfuse3. Passthrough for whole blobs, local READs answered on the spot.
 
-pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a READ of
-bytes that are here is answered at once, any other READ goes to the trio loop, everything else to pyfuse3. A second
-thread takes pyfuse3's replies, adds to INIT and OPEN what pyfuse3 can't say, and hands them to the kernel. All that
-must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and what the board says
-in step.
+pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a RELEASE,
+and a READ of bytes that are here, are answered at once, OPEN and any other READ go to the trio loop, everything else to
+pyfuse3. A second thread takes pyfuse3's replies, adds to INIT and OPENDIR what pyfuse3 can't say, and hands them to the
+kernel. All that must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and
+what the board says in step.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
+from helios.errors import Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fuse import protocol
-from heliosfs.fuse.modes import IoModes, Records
+from heliosfs.fuse.backing import Backings
+from heliosfs.fuse.modes import IoModes
+from heliosfs.fuse.sides import Board, Files
 
 log = logging.getLogger("heliosfs.fuse")
 
@@ -37,54 +38,12 @@ STRIKES: Final = 3
 ALIVE_MS: Final = 500
 """The requests' thread shows that it lives at least this often, in milliseconds."""
 
-BACKING_OPEN: Final = 0x4010E501
-BACKING_CLOSE: Final = 0x4004E502
-_BACKING = struct.Struct("<iIQ")
-
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 """Errors of an answer that nobody waits for any more: interrupted, or unmounted."""
 
 
-class Files(Protocol):
-    """What the channel asks about open files. Called from its threads; plain functions that never wait."""
-
-    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds these bytes, verified, and how many there are; None when some are not here.
-
-        The descriptor stays open as long as the handle.
-        """
-
-    def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
-        """These bytes from memory, verified, in pieces; None when some are not there."""
-
-    def whole(self, fh: int) -> int:
-        """A descriptor of the whole verified file on a plain filesystem, else -1."""
-
-    def answered(self, fh: int, offset: int, parts: Sequence[bytes | memoryview], seconds: float) -> None:
-        """A READ was answered with these bytes, so many seconds after it came."""
-
-    def passed(self, fh: int) -> None:
-        """The kernel is about to be told to read this handle's file itself."""
-
-    def adopt(self, fh: int, ino: int) -> None:
-        """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
-
-
-class Board(Records, Protocol):
-    """What outlives this process."""
-
-    @property
-    def init(self) -> bytes:
-        """The kernel's INIT request, empty before it was answered."""
-
-    @init.setter
-    def init(self, request: bytes) -> None: ...
-
-    def strike(self, unique: int) -> int:
-        """Count a crash that this request survived, if the last worker did crash; returns how many it survived."""
-
-    def forgive(self, unique: int) -> None:
-        """The request was answered."""
+class Dropped(Unavailable):
+    """The keeper took this process for hanging and could not end it; the mount is another one's by now."""
 
 
 @dataclass(slots=True)
@@ -105,26 +64,31 @@ class Channel:
         board: Board,
         files: Files,
         metrics: MountMetrics,
+        opening: Callable[[int, int, int], None],
         read: Callable[[int, int, int, int], None],
         closed: Callable[[int], None],
+        released: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
-        """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
+        """``opening(unique, ino, flags)`` is called for an OPEN; ``opened`` or ``fail`` ends it.
 
-        ``closed(ino)`` is called when the last handle of an inode was released, ``ended`` when the mount is gone (None)
-        or a thread failed. All are called from the channel's threads.
+        ``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
+
+        ``released(fh)`` is called for a handle that the kernel let go, or did not want (it asked once more),
+        ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed. All
+        are called from the channel's threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._closed, self._ended = read, closed, ended
+        self._opening, self._read, self._closed, self._released, self._ended = opening, read, closed, released, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
+        self._backings = Backings(device, self._modes)
         self._pending: dict[int, Pending] = {}
         self._suspects: set[int] = set()
         self._replayed: int | None = None
         self._offer: protocol.Offer | None = None
         self._init = b""
-        self._passthrough = True
         self._metrics = metrics
-        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory")}
         self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
         self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -189,9 +153,36 @@ class Channel:
         self._writev([head, data])
 
     def fail(self, unique: int, code: int) -> None:
-        """The errno of a READ that had to wait. Any thread."""
+        """The errno of an OPEN, or of a READ that had to wait. Any thread."""
         self._done(unique)
         self._write(protocol.failure(unique, code))
+
+    def opened(self, unique: int, ino: int, fh: int, *, keep: bool) -> None:
+        """The handle for an OPEN: decide how it reads, write that down, answer. Any thread.
+
+        ``keep``: whether pages that the kernel has of the file are still right.
+        """
+        plain, wanted = unique & ~protocol.RESENT, False
+        with self._modes_lock:
+            backing = self._modes.backing(ino)
+            if backing is None:
+                backing = self._backings.register(self._files.whole(fh))
+            if not self._modes.opened(plain, ino, backing):
+                self._backings.close(backing)
+                log.error("too many files are open", extra={"inodes": len(self._modes)})
+                self._write(protocol.failure(unique, errno.ENFILE))
+            else:
+                if backing:
+                    self._files.passed(fh)
+                wanted = self._write(protocol.opened(unique, fh, keep=keep, backing=backing))
+                if not wanted:
+                    self._backings.close(self._modes.released(plain, ino))
+            self._modes.settled()
+        self._done(unique)
+        if not wanted:
+            self._released(fh)
+        elif backing:
+            self._metrics.passthrough_opens.inc()
 
     # --- requests ---
 
@@ -202,6 +193,8 @@ class Channel:
         poller.register(self._device, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         payload = memoryview(bytearray(protocol.MAX_READ))
+        for request in self._sent_again(view):
+            self._take(request, payload)
         while True:
             self.alive_ns = time.monotonic_ns()
             try:
@@ -217,7 +210,37 @@ class Channel:
                     self._ended(None)
                     return
                 raise
+            if self._board.dropped:  # we were stopped, or blocked, and somebody else serves the mount
+                self._write(protocol.resend())  # that one gets what was taken just now
+                self._ended(Dropped("the keeper gave up on this process"))
+                return
             self._take(view[:length], payload)
+
+    def _sent_again(self, buffer: memoryview) -> list[memoryview]:
+        """What earlier workers took and did not answer: it lies ahead of all that is new (fuse_resend). All of it is
+        read before anything is done, to settle what the last worker was doing."""
+        requests: list[memoryview] = []
+        again: set[int] = set()
+        while self._board.init:
+            try:
+                length = os.readv(self._device, [buffer])
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if error.errno in (errno.EAGAIN, errno.ENODEV):
+                    break
+                raise
+            requests.append(memoryview(bytes(buffer[:length])))
+            _, opcode, unique, *_ = protocol.REQUEST.unpack_from(buffer)
+            if unique & protocol.RESENT:
+                again.add(unique & ~protocol.RESENT)
+            elif opcode not in protocol.UNANSWERED:
+                break
+        with self._modes_lock:
+            for backing in self._modes.settle(again):
+                self._backings.close(backing)
+            self._backings.find_lost()
+        return requests
 
     def _take(self, request: memoryview, payload: memoryview) -> None:
         """Answer a request or pass it on."""
@@ -226,6 +249,13 @@ class Channel:
             return
         if opcode == protocol.READ:
             self._take_read(unique, ino, request, payload)
+            return
+        if opcode == protocol.RELEASE:
+            self._take_release(unique, ino, request)
+            return
+        if opcode == protocol.OPEN:
+            self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+            self._opening(unique, ino, protocol.parse_flags(request))
             return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
@@ -244,7 +274,7 @@ class Channel:
         self._files.adopt(fh, ino)
         found = self._files.local(fh, offset, size)
         parts: list[memoryview] | None = None
-        if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+        if found is not None and self._at_once(unique, fh, found[0], payload[: found[1]], offset):
             parts = [payload[: found[1]]]
         elif (parts := self._files.held(fh, offset, size)) is not None:
             self._reply(unique, parts, "memory")
@@ -259,15 +289,28 @@ class Channel:
         else:
             self._pool.submit(self._from_disk, unique, fh, *found, offset, since)
 
+    def _take_release(self, unique: int, ino: int, request: memoryview) -> None:
+        """A handle goes: nobody waits for that, and pyfuse3 need not know."""
+        since = time.monotonic_ns()
+        with self._modes_lock:
+            unused = self._modes.released(unique & ~protocol.RESENT, ino)
+            self._write(protocol.failure(unique, 0))
+            self._backings.close(unused)
+            self._modes.settled()
+            last = self._modes.backing(ino) is None
+        self._done(unique)
+        self._released(protocol.parse_handle(request))
+        if last:
+            self._closed(ino)
+        self._latency[protocol.RELEASE].observe((time.monotonic_ns() - since) / 1e9)
+
     def _relayed(self, unique: int) -> bool:
-        """Whether pyfuse3 has the request that is interrupted: READs and what was answered meanwhile it never saw."""
+        """Whether pyfuse3 has the request that is interrupted: not what it never sees, nor what was answered."""
         request = self._pending.get(unique)
-        return request is not None and request.opcode != protocol.READ
+        return request is not None and request.opcode not in (protocol.OPEN, protocol.READ)
 
     def _struck(self, opcode: int, unique: int) -> bool:
         """A request that a dead worker had: whether it has taken enough of them down."""
-        with self._modes_lock:
-            self._close_backing(self._modes.came(unique & ~protocol.RESENT))
         self._metrics.resends.inc()
         strikes = self._board.strike(unique & ~protocol.RESENT)
         if strikes:
@@ -280,7 +323,7 @@ class Channel:
             self._write(protocol.failure(unique))
         return True
 
-    def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
+    def _at_once(self, unique: int, fh: int, fd: int, view: memoryview, offset: int) -> bool:
         """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
@@ -288,7 +331,7 @@ class Channel:
             return False
         if count < len(view):
             return False
-        self._reply(unique, [view], "l1")
+        self._reply(unique, [view], self._files.tier(fh))
         return True
 
     def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
@@ -314,7 +357,7 @@ class Channel:
             log.warning("a cached file can't be read", extra={"reason": error.strerror})
             self._read(unique, fh, offset, size)
         else:
-            self._read_bytes["l1"].inc(size)
+            self._read_bytes[self._files.tier(fh)].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
             self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)
@@ -334,62 +377,11 @@ class Channel:
             if opcode == protocol.INIT and self._offer is not None:
                 self._write(protocol.agree(reply, self._offer))
                 self._board.init = self._init
-            elif opcode == protocol.OPEN and request is not None and not error:
-                with self._modes_lock:
-                    self._open(unique, request.ino, reply)
-            elif opcode == protocol.RELEASE and request is not None:
-                with self._modes_lock:
-                    self._release(unique, request.ino, reply)
+            elif opcode == protocol.OPENDIR and not error and self._files.lasting(protocol.parse_open(reply)[0]):
+                self._write(protocol.with_listing_kept(reply))
             else:
                 self._write(reply)
             self._done(unique)
-
-    def _open(self, unique: int, ino: int, reply: memoryview) -> None:
-        """Decide how the new handle reads, write that down, answer."""
-        plain = unique & ~protocol.RESENT
-        fh, _ = protocol.parse_open(reply)
-        backing = self._modes.backing(ino)
-        if backing is None:
-            backing = self._register(fh)
-        if not self._modes.opened(plain, ino, backing):
-            self._close_backing(backing)
-            log.error("too many files are open", extra={"inodes": len(self._modes)})
-            self._write(protocol.failure(unique, errno.ENFILE))
-        else:
-            if backing:
-                self._files.passed(fh)
-            if not self._write(protocol.with_backing(reply, backing) if backing else reply):
-                self._close_backing(self._modes.released(plain, ino))  # nobody got the handle
-            elif backing:
-                self._metrics.passthrough_opens.inc()
-        self._modes.settled()
-
-    def _release(self, unique: int, ino: int, reply: memoryview) -> None:
-        unused = self._modes.released(unique & ~protocol.RESENT, ino)
-        self._write(reply)
-        self._modes.settled()
-        self._close_backing(unused)
-        if self._modes.backing(ino) is None:
-            self._closed(ino)
-
-    def _register(self, fh: int) -> int:
-        """Let the kernel read the file of a handle itself; 0 when it is not whole or the kernel can't."""
-        fd = self._files.whole(fh) if self._passthrough else -1
-        if fd < 0:
-            return 0
-        try:
-            backing: int = fcntl.ioctl(self._device, BACKING_OPEN, bytearray(_BACKING.pack(fd, 0, 0)))
-            return backing
-        except OSError as error:
-            self._passthrough = False
-            log.warning(
-                "the kernel refuses passthrough; files are read through the channel", extra={"reason": error.strerror}
-            )
-            return 0
-
-    def _close_backing(self, backing: int) -> None:
-        if backing:
-            fcntl.ioctl(self._device, BACKING_CLOSE, struct.pack("<I", backing))
 
     # --- inside ---
 

@@ -1,27 +1,33 @@
-"""The channel's part of the keeper's board: open files, changes in doubt, requests that crashes survived.
+"""The channel's part of the keeper's board: open files, the change under way, requests that crashes survived.
 
-Beside the tables of keeper/board.py it uses its spare words:
+Beside the tables of keeper/board.py it uses two spare words:
 
-    328  u64 unique, u64 ino, u64 backing | opens << 32   the change of an open file that is under way (modes.Doubt)
-    352  u64 crashes                                      how many crashes the last worker knew of
+    352  u64 registering  not 0: a backing id may have been made that is written nowhere yet (modes.py)
+    360  u64 crashes      how many crashes the last worker knew of
 """
 
 from __future__ import annotations
 
-from heliosfs.fuse.modes import Doubt
-from heliosfs.keeper.board import Board, BoardFullError
+from heliosfs.fuse.modes import Change
+from heliosfs.fuse.tables import BoardFullError, deliveries, open_files
+from heliosfs.keeper.board import CHANGE, Board
 
-_DOUBT, _CRASHES_SEEN = 328 // 8, 352 // 8
+_REGISTERING, _CRASHES_SEEN = 352 // 8, 360 // 8
 
 
 class Ledger:
     """``Board`` of channel.py. The tables are read once: one ledger to a worker; the channel's lock makes turns."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._open, self._deliveries = board.open_files(), board.deliveries()
+    def __init__(self, board: Board, generation: int) -> None:
+        self._board, self._generation = board, generation
+        self._open, self._deliveries = open_files(board), deliveries(board)
         self._crashed = board.crashes > board.words[_CRASHES_SEEN]
         board.words[_CRASHES_SEEN] = board.crashes
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the keeper gave up on this process: the mount is another one's."""
+        return self._board.generation != self._generation
 
     @property
     def init(self) -> bytes:
@@ -44,16 +50,26 @@ class Ledger:
     def remove(self, ino: int) -> None:
         self._open.remove(ino)
 
-    def doubt(self) -> Doubt | None:
-        unique, ino, state = self._board.words[_DOUBT : _DOUBT + 3]
-        return Doubt(unique, ino, state & 0xFFFFFFFF, state >> 32) if unique else None
+    @property
+    def change(self) -> Change | None:
+        unique, ino, state = self._board.words[CHANGE : CHANGE + 3]
+        return Change(unique, ino, state & 0xFFFFFFFF, state >> 32) if unique else None
 
-    def set_doubt(self, doubt: Doubt | None) -> None:
+    @change.setter
+    def change(self, change: Change | None) -> None:
         words = self._board.words
-        words[_DOUBT] = 0  # a process killed in between leaves none
-        if doubt is not None:
-            words[_DOUBT + 1], words[_DOUBT + 2] = doubt.ino, doubt.opens << 32 | doubt.backing
-            words[_DOUBT] = doubt.unique
+        words[CHANGE] = 0  # a process killed in between leaves none
+        if change is not None:
+            words[CHANGE + 1], words[CHANGE + 2] = change.ino, change.opens << 32 | change.backing
+            words[CHANGE] = change.unique
+
+    @property
+    def registering(self) -> bool:
+        return bool(self._board.words[_REGISTERING])
+
+    @registering.setter
+    def registering(self, now: bool) -> None:
+        self._board.words[_REGISTERING] = now
 
     def strike(self, unique: int) -> int:
         count = self._deliveries.get(unique) or 0

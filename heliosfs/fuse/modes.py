@@ -5,18 +5,29 @@ page cache can't be opened for passthrough, nor the other way round, and passthr
 backing file; a mistake is an EIO in somebody's open(). So the first handle decides, later ones repeat it, and the last
 one to go frees the decision and the backing file.
 
-    CLOSED -> open, whole file at hand -> PASSTHROUGH(backing, n)   -> last release -> CLOSED, backing to be closed
+    CLOSED -> open, whole file at hand -> PASSTHROUGH(backing, n)   -> last release -> CLOSED, backing is closed
     CLOSED -> open, otherwise          -> CACHED(n)                 -> last release -> CLOSED
 
-A worker may die between writing down a change and answering the kernel. So before each change the *doubt* is written:
-which request, which inode, and what was recorded before. When the kernel sends that request again, it never saw the
-answer: the record is put back and the request starts over. When it does not, the change stands.
+A worker may die between any two instructions. So a *change* is written before it begins: which request, which inode,
+what was recorded before; and it is taken away when the kernel has the answer and the backing file is closed. The next
+worker settles what it finds, before it does anything else (``settle``). Either the kernel sends that request again, so
+it never saw the answer: the record is put back and the request starts over. Or it does not, so it saw the answer: the
+record is right, and only the backing id that it freed may not have been closed. (Or who asked was killed meanwhile:
+then one handle too many is counted until the unmount.)
+
+Closing a backing id twice does no harm: the kernel counts them up to 2^31 before it gives one out again. That also
+finds the id of a worker that died between getting it and writing it down (``registering``): it is among the last ones
+before the next that the kernel gives out, and whatever is open has a known one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+LOST: Final = 8
+"""So many ids are looked at: one for each worker in a row that died while it registered a file or looked for one."""
 
 
 @dataclass(slots=True)
@@ -28,8 +39,11 @@ class OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
-    """The change that was under way when a worker died: ``unique`` names the request; what was recorded before."""
+class Change:
+    """A change under way: ``unique`` names the request, ``opens`` is the number of handles before it.
+
+    ``backing`` is the inode's, for a first handle the one that it will have.
+    """
 
     unique: int
     ino: int
@@ -40,6 +54,13 @@ class Doubt:
 class Records(Protocol):
     """Where the state is kept so that the next worker knows it (the keeper's board)."""
 
+    @property
+    def registering(self) -> bool:
+        """Whether a backing id may have been made that is written nowhere."""
+
+    @registering.setter
+    def registering(self, now: bool) -> None: ...
+
     def files(self) -> dict[int, tuple[int, int]]:
         """Backing id and open handles of each open inode."""
 
@@ -49,11 +70,12 @@ class Records(Protocol):
     def remove(self, ino: int) -> None:
         """The inode is closed."""
 
-    def doubt(self) -> Doubt | None:
-        """The change that was under way, if any."""
+    @property
+    def change(self) -> Change | None:
+        """The change that is under way, if any."""
 
-    def set_doubt(self, doubt: Doubt | None) -> None:
-        """Write down the change that begins, or that none is under way."""
+    @change.setter
+    def change(self, change: Change | None) -> None: ...
 
 
 class IoModes:
@@ -62,34 +84,45 @@ class IoModes:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._files = {ino: OpenFile(*state) for ino, state in records.files().items()}
-        self._doubt = records.doubt()
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def came(self, unique: int) -> int:
-        """A request was sent again: what a dead worker may have recorded for it did not happen.
+    def settle(self, again: Container[int]) -> Iterator[int]:
+        """Settle the change that a dead worker left; ``again``: all requests that the kernel has sent again.
 
-        Returns the backing id that nobody uses now, else 0.
+        Called once, before anything else. Yields backing ids that nobody uses, each to be closed before the next step.
         """
-        doubt = self._doubt
-        if doubt is None or doubt.unique != unique:
-            return 0
-        self._doubt = None
-        if doubt.opens:
-            self._files[doubt.ino] = OpenFile(doubt.backing, doubt.opens)
-            self._records.put(doubt.ino, doubt.backing, doubt.opens)
-            return 0
-        file = self._files.pop(doubt.ino, None)
-        if file is None:
-            return 0
-        self._records.remove(doubt.ino)
-        return file.backing
+        change = self._records.change
+        if change is None:
+            return
+        if change.unique in again and change.opens:
+            self._files[change.ino] = OpenFile(change.backing, change.opens)
+            self._records.put(change.ino, change.backing, change.opens)
+        elif change.unique in again and self._files.pop(change.ino, None) is not None:
+            self._records.remove(change.ino)
+        if change.backing and change.ino not in self._files:
+            yield change.backing
+        self._records.change = None
+
+    def lost(self, following: int) -> list[int]:
+        """Backing ids that a dead worker may have got and not written down, given the next one. Asked at the start."""
+        known = {file.backing for file in self._files.values()}
+        return [backing for backing in range(max(1, following - LOST), following) if backing not in known]
 
     def backing(self, ino: int) -> int | None:
         """The backing id that a new handle must have: 0 for none; None when the inode is closed and may choose."""
         file = self._files.get(ino)
         return None if file is None else file.backing
+
+    @property
+    def registering(self) -> bool:
+        """Whether a backing id may have been made that is written nowhere; ``opened`` writes it down."""
+        return self._records.registering
+
+    @registering.setter
+    def registering(self, now: bool) -> None:
+        self._records.registering = now
 
     def opened(self, unique: int, ino: int, backing: int) -> bool:
         """A handle is about to be given to the kernel; its mode must be the inode's. False: there is no room for it.
@@ -97,27 +130,28 @@ class IoModes:
         ``settled`` follows once the answer is written.
         """
         file = self._files.get(ino)
+        if file is not None and file.backing != backing:
+            raise ValueError(f"inode {ino} is open with backing {file.backing}, not {backing}")
+        opens = 0 if file is None else file.opens
+        self._records.change = Change(unique, ino, backing, opens)
         if file is None:
-            self._records.set_doubt(Doubt(unique, ino, 0, 0))
+            self._records.registering = False
             if not self._records.put(ino, backing, 1):
                 return False
             self._files[ino] = OpenFile(backing, 1)
             return True
-        if file.backing != backing:
-            raise ValueError(f"inode {ino} is open with backing {file.backing}, not {backing}")
-        self._records.set_doubt(Doubt(unique, ino, file.backing, file.opens))
         file.opens += 1
         return self._records.put(ino, backing, file.opens)
 
     def released(self, unique: int, ino: int) -> int:
         """A handle went. Returns the backing id that nobody uses any more, else 0; unknown inodes are none of ours.
 
-        ``settled`` follows once the answer is written.
+        ``settled`` follows once the answer is written and the backing id is closed.
         """
         file = self._files.get(ino)
         if file is None:
             return 0
-        self._records.set_doubt(Doubt(unique, ino, file.backing, file.opens))
+        self._records.change = Change(unique, ino, file.backing, file.opens)
         file.opens -= 1
         if file.opens > 0:
             self._records.put(ino, file.backing, file.opens)
@@ -127,5 +161,5 @@ class IoModes:
         return file.backing
 
     def settled(self) -> None:
-        """The kernel has the answer."""
-        self._records.set_doubt(None)
+        """The kernel has the answer, and nothing is left to be closed."""
+        self._records.change = None

@@ -45,6 +45,9 @@ KEPT_S: Final = 365 * 86400.0
 
 XATTR: Final = "user.helios."
 
+LONGEST_LINK: Final = 4095
+"""Most bytes of a link's target that the kernel takes; one below very many directories of ``.hub`` has more."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 N = TypeVar("N", bound=Node)
@@ -120,7 +123,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
-        self._local_bytes = metrics.read_bytes.labels("l1").inc
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2")}
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
@@ -158,6 +161,14 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
 
+    def tier(self, fh: int) -> str:
+        """Which local tier a handle's bytes are in; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return "l1" if handle is None else handle.tier
+
+    def _count_local(self, tier: str, count: int) -> None:
+        self._read_bytes[tier].inc(count)
+
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
         handle = self._handles.files.get(fh)
@@ -167,6 +178,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """A descriptor of a handle's whole local file, else -1; any thread may ask."""
         handle = self._handles.files.get(fh)
         return -1 if handle is None else handle.whole_fd()
+
+    def lasting(self, fh: int) -> bool:
+        """Whether the entries of an open directory never change; any thread may ask."""
+        handle = self._handles.directories.get(fh)
+        return handle is not None and handle.node.lifetime == FOREVER
 
     def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
         """A READ was answered with these bytes; any thread may say so."""
@@ -229,7 +245,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return (await self._node(inode, Link)).target.encode()
+        target = (await self._node(inode, Link)).target.encode()
+        if len(target) > LONGEST_LINK:
+            raise FUSEError(errno.ENAMETOOLONG)
+        return target
 
     # --- directories ---
 
@@ -267,7 +286,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
     # --- files ---
 
     @operation
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: RequestContext | None) -> FileInfo:
         node = (await self._slot(inode)).node
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
@@ -323,11 +342,11 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         self._expect(node)
-        want = _blob_ref(node.entry, node.repo, node.commit, node.path)
+        want = _blob_ref(node.entry, node.repo, node.commit, node.path, node.also)
         handle = await self._blobs.open(want)
         self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
-        return BlobReader(handle, self._local, want, self._local_bytes)
+        return BlobReader(handle, self._local, want, self._count_local)
 
     async def _shards(self, node: BlobFile) -> list[BlobRef]:
         """The other shards of a weight file: whoever opens one will read them next."""
@@ -446,5 +465,5 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         return out
 
 
-def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str) -> BlobRef:
-    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe)
+def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str, also: tuple[RepoId, ...] = ()) -> BlobRef:
+    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe, also)

@@ -1,4 +1,4 @@
-"""``python -m heliosfs.keeper``: mounts, holds the mount, and starts and replaces the worker that serves it."""
+"""``python -m heliosfs.keeper``: mounts, holds the mount, and sees to the worker that serves it (see the package)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import json
 import os
 import signal
 import sys
-import time
 
-from heliosfs.keeper import kernel, takeover, wire
-from heliosfs.keeper.board import Board
-from heliosfs.keeper.keeper import Keeper
-from heliosfs.keeper.state import Held, Settings, log
+from heliosfs.keeper import kernel
+from heliosfs.keeper.held import Held, Moot, log, mount, take_over
+from heliosfs.keeper.keeper import Keeper, Settings
 
 
 def main() -> int:
@@ -37,78 +35,75 @@ def main() -> int:
     signal.set_wakeup_fd(write_end)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    settings = Settings(
-        socket=os.path.abspath(args.socket),
-        argv=args.worker,
-        pid_file=args.worker_pid_file,
-        lock_fd=args.lock_fd,
-        created=args.created,
-        stall_s=args.stall,
-        patience_s=args.patience,
-        grace_s=args.grace,
-        start_s=args.start,
-    )
     try:
-        if args.take_over:
-            taken = takeover.take_over(settings.socket)
-            held = taken.held
-            settings = dataclasses.replace(settings, lock_fd=settings.lock_fd or taken.lock_fd)
-        else:
-            held = _mount(args.mountpoint, args.options, settings.socket)
+        held = _come_by(args)
+    except Moot as error:
+        log("info", f"{args.mountpoint} is not taken over: {error}")
+        return 0
     except OSError as error:
         reason = f"{args.mountpoint} can't be {'taken over' if args.take_over else 'mounted'}: {error}"
         log("error", reason)
         say("error", {"code": "Unavailable", "message": reason, "hint": "`helios doctor` checks this machine."})
         return 1
+    held.lock_fd = args.lock_fd or held.lock_fd
     os.chdir("/")
+    settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
     keeper = Keeper(settings, held, signals, say)
-    if held.worker is not None and held.worker.sock is not None:
-        wire.send(held.worker.sock, keeper.welcome())
     if held.served:
         say("state", held.state)
     return keeper.run()
 
 
-def _mount(mountpoint: str, options: str, socket: str) -> Held:
-    listener = takeover.listen(socket)
-    place = os.path.realpath(mountpoint)
-    try:
-        fuse_fd = kernel.mount(place, options)
-        device = kernel.device(place)
-        if device is None:
-            raise FileNotFoundError(f"the new mount is not in /proc/self/mountinfo as {place}")
-    except OSError:
-        os.unlink(socket)
-        raise
-    board = Board.create()
-    board.mounted_ns = time.time_ns()
-    log("info", "mounted", mountpoint=place, dev=device)
-    return Held(place, device, fuse_fd, board, listener)
+def _come_by(args: argparse.Namespace) -> Held:
+    """Take over, or mount; a keeper that is started again by somebody else does whichever is to be done."""
+    place, mode = os.path.realpath(args.mountpoint), 0o600 if args.uids == [os.getuid()] else 0o666
+    if args.take_over:
+        return take_over(place, args.socket, mode, args.uids, args.orphan)
+    if args.external and kernel.device(place):
+        try:
+            return take_over(place, args.socket, mode, args.uids, args.orphan)
+        except ConnectionError:
+            raise  # a living keeper has it
+        except OSError as error:
+            log("warning", "nobody holds this mount any more; it is made anew", mountpoint=place, reason=str(error))
+        while (number := kernel.device(place)) is not None:
+            kernel.detach(place, number)
+    return mount(place, args.options, args.socket, mode)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m heliosfs.keeper", epilog="After --: the worker's command.")
     parser.add_argument("mountpoint")
-    parser.add_argument("--socket", required=True, help="where workers and successors connect")
+    parser.add_argument("--socket", required=True, type=os.path.abspath, help="where workers and successors connect")
     parser.add_argument("--options", default=kernel.OPTIONS, help="mount options beside those of the descriptor")
     parser.add_argument("--ready-fd", type=int, help="an inherited pipe for one line of JSON")
     parser.add_argument("--lock-fd", type=int, help="an inherited lock, held and removed with the mount")
-    parser.add_argument("--worker-pid-file")
+    parser.add_argument("--worker-pid-file", dest="pid_file")
     parser.add_argument("--created", action="store_true", help="remove the mount point with the mount")
     parser.add_argument("--take-over", action="store_true", help="take the mount from the keeper that has it")
-    parser.add_argument("--no-spawn", action="store_true", help="somebody else starts the worker")
-    parser.add_argument("--stall", type=float, default=10.0, help="a worker silent for so long is replaced (seconds)")
-    parser.add_argument("--patience", type=float, default=60.0, help="requests fail after so long without a worker")
-    parser.add_argument("--grace", type=float, default=5.0, help="how long a worker may take to end")
-    parser.add_argument("--start", type=float, default=150.0, help="how long a worker may take to be ready")
+    parser.add_argument("--external", action="store_true", help="somebody else starts the workers, and this keeper")
+    parser.add_argument(
+        "--worker-uid", dest="uids", type=int, action="append", help="users whose workers may come (our own)"
+    )
+    parser.add_argument("--orphan", type=float, default=15.0, help="how long a worker without keeper may take to come")
+    parser.add_argument(
+        "--stall", dest="stall_s", type=float, default=10.0, help="a worker silent for so long is replaced (seconds)"
+    )
+    parser.add_argument(
+        "--patience", dest="patience_s", type=float, default=60.0, help="requests fail after so long without a worker"
+    )
+    parser.add_argument("--grace", dest="grace_s", type=float, default=5.0, help="how long a worker may take to end")
+    parser.add_argument(
+        "--start", dest="start_s", type=float, default=150.0, help="how long a worker may take to be ready"
+    )
     argv, marker, worker = sys.argv[1:], "--", []
     if marker in argv:
         at = argv.index(marker)
         argv, worker = argv[:at], argv[at + 1 :]
     args = parser.parse_args(argv)
-    args.worker = worker
-    if args.no_spawn == bool(args.worker):
-        parser.error("give either a worker's command after -- or --no-spawn")
+    args.argv, args.uids = worker, args.uids or [os.getuid()]
+    if args.external == bool(worker):
+        parser.error("give either a worker's command after -- or --external")
     return args
 
 

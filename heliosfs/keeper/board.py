@@ -3,7 +3,7 @@
 A memfd that the keeper makes and holds and every worker maps; numbers are little endian (every machine that we run on):
 
     0      magic "HBRD", u32 version
-    8      u64 generation   counts workers
+    8      u64 generation   counts workers; one that finds another number than its own is dropped
     16     u64 loop_ns      CLOCK_MONOTONIC: when the worker's trio loop was last alive
     24     u64 channel_ns   the same for the threads of its channel
     32     u64 oldest_ns    when the oldest request that it took and did not answer came; 0: none
@@ -11,13 +11,15 @@ A memfd that the keeper makes and holds and every worker maps; numbers are littl
     48     u64 crashes      deaths of workers that count against the requests that were pending then
     56     u32 init_len, u32 0, then 256 bytes at 64: the kernel's INIT request, for later workers to replay
     320    u64 mounted_ns   CLOCK_REALTIME: when the mount was made
-    328    4 x u64          the worker's own (fuse/ledger.py)
+    328    u64 unique, ino, state                     the change of an open file that is under way: what was before
+    352    2 x u64          the worker's own (fuse/ledger.py)
     4096   1024 x (u64 unique, u64 count)             deliveries of requests that survived a crash
-    20480  16384 x (u64 ino, u32 backing, u32 opens)  regular files that are open in the kernel
+    20480  16384 x (u64 ino, u64 state)               regular files that are open in the kernel
 
-Each number is written with one aligned store, so a reader in the other process sees the old or the new one. The tables
-belong to one process at a time: the worker, or the keeper while there is none. A row's key is written last and removed
-first, so that a process killed in between leaves a whole row or none.
+``state`` is backing id | open handles << 32. Each number is written with one aligned store, so a reader in the other
+process sees the old or the new one. The tables belong to one process at a time: the worker, which knows them by
+fuse/tables.py, or the keeper while there is none. A row's key is written last and removed first, so that a process
+killed in between leaves a whole row or none.
 """
 
 from __future__ import annotations
@@ -26,29 +28,20 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Container
+from typing import Final
 
 VERSION: Final = 1
-SIZE: Final = 20480 + 16384 * 16
 INIT_MAX: Final = 256
+INIT: Final = 64
+CHANGE: Final = 328 // 8
+"""The word where the change that is under way begins."""
+
+DELIVERIES, DELIVERY_ROWS = 4096, 1024
+FILES, FILE_ROWS = 20480, 16384
+SIZE: Final = FILES + FILE_ROWS * 16
 
 _MAGIC = b"HBRD" + struct.pack("<I", VERSION)
-_INIT = 64
-_DELIVERIES, _DELIVERY_ROWS = 4096, 1024
-_FILES, _FILE_ROWS = 20480, 16384
-
-
-class BoardFullError(OSError):
-    """A table of the board has no free row."""
-
-
-class OpenFile(NamedTuple):
-    """A file that is open in the kernel. ``backing``: its passthrough id, 0 for none; ``opens``: its handles."""
-
-    ino: int
-    backing: int
-    opens: int
 
 
 class _Word:
@@ -89,13 +82,20 @@ class Board:
         self.words = memoryview(self._map).cast("Q")
 
     @classmethod
-    def create(cls) -> Board:
-        """An empty board, which can neither grow nor shrink."""
+    def create(cls, content: bytes = _MAGIC) -> Board:
+        """An empty board, or one that says the same as another; it can neither grow nor shrink."""
         fd = os.memfd_create("helios-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, SIZE)
-        os.pwrite(fd, _MAGIC, 0)
+        os.pwrite(fd, content, 0)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd)
+
+    def copied(self) -> Board:
+        """Another board that says the same, once this one does not change for the time that copying takes."""
+        content = self._map[:]
+        while content != (again := self._map[:]):
+            content = again
+        return Board.create(content)
 
     def close(self) -> None:
         """Unmap it and close the descriptor. Tables that were made from it must not be used any more."""
@@ -106,90 +106,48 @@ class Board:
     @property
     def init(self) -> bytes:
         """The kernel's INIT request with its header; empty before it came."""
-        return self._map[_INIT : _INIT + self._init_len]
+        return self._map[INIT : INIT + self._init_len]
 
     @init.setter
     def init(self, request: bytes) -> None:
         if len(request) > INIT_MAX:
             raise ValueError(f"an INIT request of {len(request)} bytes is longer than {INIT_MAX}")
-        self._map[_INIT : _INIT + len(request)] = request
+        self._map[INIT : INIT + len(request)] = request
         self._init_len = len(request)
 
-    def deliveries(self) -> Table:
-        """The table of deliveries, read now: ``unique`` of a request without the resend bit -> how often it came."""
-        return Table(self.words, _DELIVERIES // 8, _DELIVERY_ROWS)
+    def forgive(self) -> None:
+        """Forget all deliveries."""
+        self._map[DELIVERIES:FILES] = bytes(FILES - DELIVERIES)
 
-    def open_files(self) -> OpenFiles:
-        """The table of open files, read now."""
-        return OpenFiles(Table(self.words, _FILES // 8, _FILE_ROWS))
+    def put_back(self, again: Container[int]) -> int:
+        """Settle the change that a dead worker left, as fuse/modes.py does; ``again``: what the kernel sent again.
 
+        Returns the backing id that nobody uses, else 0.
+        """
+        unique, ino, state = self.words[CHANGE : CHANGE + 3]
+        if unique in again:
+            self._put(ino, state if state >> 32 else 0)
+        self.words[CHANGE] = 0
+        return state & 0xFFFFFFFF if unique and self._row(ino) is None else 0
 
-class Table:
-    """Rows of a key, never 0, and a value, both u64. An index in this process finds them."""
+    def released(self, ino: int) -> int:
+        """One handle less. Returns the backing id that nobody uses any more, else 0."""
+        row = self._row(ino)
+        state = self.words[row + 1] if row is not None else 0
+        last = state >> 32 <= 1
+        self._put(ino, 0 if last else state - (1 << 32))
+        return state & 0xFFFFFFFF if last else 0
 
-    def __init__(self, words: memoryview, first: int, rows: int) -> None:
-        self._words = words
-        keys = words[first : first + 2 * rows : 2].tolist()
-        self._at = {key: first + 2 * row for row, key in enumerate(keys) if key}
-        self._free = [first + 2 * row for row in reversed(range(rows)) if not keys[row]]
+    def _row(self, ino: int) -> int | None:
+        keys = self.words[FILES // 8 : SIZE // 8 : 2].tolist()
+        return FILES // 8 + 2 * keys.index(ino) if ino in keys else None
 
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((key, self._words[at + 1]) for key, at in list(self._at.items()))
-
-    def get(self, key: int) -> int | None:
-        at = self._at.get(key)
-        return None if at is None else self._words[at + 1]
-
-    def put(self, key: int, value: int) -> None:
-        """Add the row or change its value. Raises BoardFullError."""
-        at = self._at.get(key)
-        if at is not None:
-            self._words[at + 1] = value
+    def _put(self, ino: int, state: int) -> None:
+        row = self._row(ino)
+        if not state:
+            if row is not None:
+                self.words[row] = 0
             return
-        if not key:
-            raise ValueError("0 marks a free row")
-        if not self._free:
-            raise BoardFullError(f"all {len(self._at)} rows are taken")
-        at = self._free.pop()
-        self._words[at + 1] = value
-        self._words[at] = key
-        self._at[key] = at
-
-    def remove(self, key: int) -> None:
-        """Remove the row if there is one."""
-        at = self._at.pop(key, None)
-        if at is not None:
-            self._words[at] = 0
-            self._free.append(at)
-
-
-class OpenFiles:
-    """Which regular files the kernel has open, by inode number."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __iter__(self) -> Iterator[OpenFile]:
-        return (_open_file(ino, value) for ino, value in self._table)
-
-    def get(self, ino: int) -> OpenFile | None:
-        value = self._table.get(ino)
-        return None if value is None else _open_file(ino, value)
-
-    def put(self, ino: int, backing: int, opens: int) -> None:
-        """Add the file or change what is said of it. Raises BoardFullError."""
-        self._table.put(ino, opens << 32 | backing)
-
-    def remove(self, ino: int) -> None:
-        """Forget the file if it is known."""
-        self._table.remove(ino)
-
-
-def _open_file(ino: int, value: int) -> OpenFile:
-    return OpenFile(ino, value & 0xFFFFFFFF, value >> 32)
+        row = self._row(0) if row is None else row  # a free one
+        if row is not None:
+            self.words[row + 1], self.words[row] = state, ino

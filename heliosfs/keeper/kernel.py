@@ -81,6 +81,12 @@ def connected(fuse_fd: int) -> bool:
     return not poller.poll(0)
 
 
+def oom_kills() -> int:
+    """How many processes of this machine ran out of memory, or of their control group's, and were killed for it."""
+    with open("/proc/vmstat") as counters:
+        return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), 0)
+
+
 def resend(fuse_fd: int) -> None:
     """Have the kernel queue again what a worker took and did not answer (Linux 6.9)."""
     os.write(fuse_fd, _REPLY.pack(_REPLY.size, _NOTIFY_RESEND, 0))
@@ -89,42 +95,31 @@ def resend(fuse_fd: int) -> None:
 def refuse(fuse_fd: int, board: Board) -> int:
     """Answer EIO to every request that waits; returns how many. The descriptor must not block.
 
-    FORGET and INTERRUPT have no answer. Closing a file succeeds. A RELEASE is taken off the board, because nobody
-    will hear of it again; one that was sent before may have been taken off by the worker that died.
+    FORGET and INTERRUPT have no answer. Closing a file succeeds, and is taken off the board, because nobody will hear
+    of it again.
     """
     buffer = memoryview(bytearray(_READ_BYTES))
-    refused = 0
+    taken: list[tuple[int, int, int]] = []
     while True:
         try:
             os.readv(fuse_fd, [buffer])
-        except BlockingIOError:
-            return refused
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):  # the caller was killed meanwhile
                 continue
-            if error.errno == errno.ENODEV:  # unmounted
-                return refused
+            if error.errno in (errno.EAGAIN, errno.ENODEV):  # that is all; unmounted
+                break
             raise
         _, opcode, unique, node, *_ = _REQUEST.unpack_from(buffer)
-        if opcode in (_FORGET, _BATCH_FORGET, _INTERRUPT):
-            continue
-        if opcode == _RELEASE and not unique & _RESENT:
-            _closed(fuse_fd, board, node)
+        if opcode not in (_FORGET, _BATCH_FORGET, _INTERRUPT):
+            taken.append((opcode, unique, node))
+    unused = [board.put_back({unique & ~_RESENT for _, unique, _ in taken})]
+    for opcode, unique, node in taken:
         code = 0 if opcode in (_RELEASE, _RELEASEDIR, _FLUSH) else -errno.EIO
         with contextlib.suppress(FileNotFoundError):  # the caller was killed meanwhile
             os.write(fuse_fd, _REPLY.pack(_REPLY.size, code, unique))
-        refused += 1
-
-
-def _closed(fuse_fd: int, board: Board, node: int) -> None:
-    files = board.open_files()
-    file = files.get(node)
-    if file is None:
-        return
-    if file.opens > 1:
-        files.put(node, file.backing, file.opens - 1)
-        return
-    files.remove(node)
-    if file.backing:
+        if opcode == _RELEASE:
+            unused.append(board.released(node))
+    for backing in filter(None, unused):
         with contextlib.suppress(OSError):  # it is not the kernel's any more
-            fcntl.ioctl(fuse_fd, _BACKING_CLOSE, struct.pack("<I", file.backing))
+            fcntl.ioctl(fuse_fd, _BACKING_CLOSE, struct.pack("<I", backing))
+    return len(taken)

@@ -14,64 +14,50 @@ LONGEST_DELAY_S: Final = 5.0
 HEALTHY_S: Final = 10.0
 """A worker that served this long ends the growth of the delay."""
 
-QUICK_S: Final = 2.0
-QUICK_DEATHS: Final = 5
-"""That many kills in a row, each so soon after the start, are not somebody's doing: it is the memory limit."""
-
 
 class Death(Enum):
     """How a worker ended."""
 
     ASKED = auto()  # by us, and not because it hung
-    CLEAN = auto()  # exit status 0
+    CLEAN = auto()  # it said so, or exit status 0
     KILLED = auto()  # SIGKILL or SIGTERM from outside
-    CRASH = auto()  # anything else, or replaced because it hung
+    CRASH = auto()  # anything else, or replaced because it hung; counts against the requests that were pending
 
 
-def death(code: int | None, asked: bool, hung: bool) -> Death:
-    """Name an end: ``code`` is the exit status, -n for signal n, None when only its parent knows: nobody is blamed."""
+def death(
+    code: int | None, *, asked: bool = False, hung: bool = False, ended: bool = False, oom: bool = False
+) -> Death:
+    """Name an end. ``code``: exit status, -n for signal n, None when only its parent knows.
+
+    ``ended``: it said that it would. ``oom``: a process was killed for want of memory just then, most likely this one.
+    """
     if hung:
         return Death.CRASH
     if asked:
         return Death.ASKED
-    if code == 0:
+    if code == 0 or ended:
         return Death.CLEAN
-    return Death.KILLED if code in (None, -signal.SIGKILL, -signal.SIGTERM) else Death.CRASH
+    if code == -signal.SIGTERM or (code == -signal.SIGKILL and not oom):
+        return Death.KILLED
+    return Death.CRASH
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """``counts``: the death counts against the requests that were pending; the next worker starts in ``delay_s``."""
-
-    counts: bool
-    delay_s: float
-
-
+@dataclass
 class Restarts:
     """How soon the next worker starts: at once after one that served, later and later after those that fail."""
 
-    def __init__(self) -> None:
-        self._failures = self._quick = 0
+    failures: int = 0
 
-    def died(self, how: Death, served_s: float | None) -> Verdict:
-        """Judge a death; ``served_s``: how long it was ready, None for never."""
+    def died(self, how: Death, served_s: float | None) -> float:
+        """The delay after a death, in seconds; ``served_s``: how long it was ready, None for never."""
         if served_s is not None and served_s >= HEALTHY_S:
-            self._failures = 0
-        self._quick = self._quick + 1 if how is Death.KILLED and (served_s or 0.0) < QUICK_S else 0
-        counts = how is Death.CRASH or self._quick >= QUICK_DEATHS
-        if self._quick >= QUICK_DEATHS:
-            self._quick = 0
-        if how is Death.ASKED or (served_s is not None and not counts):
-            return Verdict(counts, 0.0)
-        if how is Death.KILLED and not counts:
-            return Verdict(counts, FIRST_DELAY_S)
-        self._failures += 1
-        return Verdict(counts, _delay(self._failures))
-
-
-def _delay(failures: int) -> float:
-    """0 the first time, then 0.1 s doubling to 5 s."""
-    return 0.0 if failures == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 2, 10))
+            self.failures = 0
+        if how is Death.ASKED or (served_s is not None and how is not Death.CRASH):
+            return 0.0
+        if how is Death.KILLED:  # whoever kills workers at their start does not lengthen the delay
+            return FIRST_DELAY_S
+        self.failures += 1
+        return 0.0 if self.failures == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.failures - 2, 10))
 
 
 def hang(board: Board, now: float, since: float, stall_s: float) -> str | None:

@@ -26,9 +26,8 @@ class ProtocolError(OSError):
 
 def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
     """Send a message; an OSError means that the other side is gone or does not take it."""
-    data = json.dumps(message).encode()
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    sock.sendmsg([json.dumps(message).encode()], rights, socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -38,35 +37,39 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """
     fds = array.array("i")
     try:
-        data, rights, flags, _ = sock.recvmsg(
-            MESSAGE_MAX, socket.CMSG_SPACE(FDS_MAX * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-        )
+        space = socket.CMSG_SPACE(FDS_MAX * fds.itemsize)
+        data, rights, flags, _ = sock.recvmsg(MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None, []
     for level, kind, content in rights:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if not data:
         return None, []
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ProtocolError("a message of keeper and worker is too long")
         message = json.loads(data)
-        if type(message) is not dict:
-            raise ProtocolError(f"not a message of keeper and worker: {data[:100]!r}")
     except ValueError:
-        close(fds)
-        raise ProtocolError(f"not a message of keeper and worker: {data[:100]!r}") from None
-    except ProtocolError:
-        close(fds)
-        raise
-    return message, list(fds)
+        message = None
+    if type(message) is dict and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        return message, list(fds)
+    close(fds)
+    raise ProtocolError(f"not a message of keeper and worker, or too long: {data[:100]!r}")
 
 
 def peer(sock: socket.socket) -> tuple[int, int]:
-    """Pid and user id of who made the other end (SO_PEERCRED)."""
+    """Pid and user id of who made the other end (SO_PEERCRED); pid 0: it is in a namespace that we can't see into."""
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other side is gone; what it said before is not touched."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def close(fds: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The local tier's part of the control API (docs/control-api.md): what it holds, what goes, what is pinned."""
+"""The local tiers' part of the control API (docs/control-api.md): what it holds, what goes, what is pinned."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import trio
 from helios.errors import InvalidInput
 from helios.names import RepoId, check_revision
 from heliosfs.routing import Page, Request, Route, json_page
-from heliosfs.tiers.evictor import Evictor
 from heliosfs.tiers.keeping import Pin
+from heliosfs.tiers.policy import Disk, Entry
+from heliosfs.tiers.tier import Tier
+from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.source import Source
 from heliosfs.volumes.record import MAIN
 from heliosfs.volumes.service import find
@@ -44,11 +46,12 @@ class Which(Named, frozen=True, forbid_unknown_fields=True):
     priority: str = "pinned"
 
 
-def routes(cache: Evictor, source: Source) -> list[Route]:
+def routes(cache: Tiers, source: Source) -> list[Route]:
     """``source`` is where revisions are looked up."""
 
     async def show(request: Request) -> Page:
-        return json_page(_shown(cache) | {"disk": await trio.to_thread.run_sync(cache.disk)})
+        disks = await trio.to_thread.run_sync(lambda: {tier.name: tier.disk() for tier in cache.all()})
+        return json_page(_shown(cache, disks))
 
     async def evict(request: Request) -> Page:
         which = request.json(Which)
@@ -77,31 +80,44 @@ def routes(cache: Evictor, source: Source) -> list[Route]:
     ]
 
 
-def _shown(cache: Evictor) -> dict[str, Any]:
-    policy, now = cache.policy, cache.now()
-    largest = sorted(policy.entries.items(), key=lambda item: (-item[1].size, item[0]))[:MAX_ENTRIES]
-    entries = []
-    for sha256, entry in largest:
-        use = policy.uses.get(sha256)
-        entries.append(
-            {
-                "sha256": sha256,
-                "size": entry.size,
-                "bytes": entry.cost,
-                "class": policy.priority(sha256).name.lower(),
-                "hits": use.hits if use else 0,
-                "idle_s": round(now - use.last, 3) if use else None,
-                "in_use": policy.holds(sha256) > 0,
-            }
-        )
+def _shown(cache: Tiers, disks: dict[str, Disk | None]) -> dict[str, Any]:
+    held = [(tier, sha256, entry) for tier in cache.all() for sha256, entry in tier.policy.entries.items()]
+    largest = sorted(held, key=lambda item: (-item[2].size, item[1]))[:MAX_ENTRIES]
     return {
+        "tiers": [_tier(tier, disks[tier.name]) for tier in cache.all()],
+        "entries": [_entry(cache, *item) for item in largest],
+        "pins": [_pin(pin) for pin in cache.pins.all()[:MAX_ENTRIES]],
+    }
+
+
+def _tier(tier: Tier, disk: Disk | None) -> dict[str, Any]:
+    policy = tier.policy
+    return {
+        "tier": tier.name,
+        "directory": str(tier.root),
+        "state": tier.health.state.value,
+        "reason": tier.health.reason or None,
         "limit": policy.bounds.limit,
         "min_free": policy.bounds.min_free,
         "used": policy.used,
         "reserved": policy.reserved,
         "blobs": len(policy.entries),
-        "entries": entries,
-        "pins": [_pin(pin) for pin in cache.pins.all()[:MAX_ENTRIES]],
+        "disk": None if disk is None else {"free": disk.free, "total": disk.total},
+    }
+
+
+def _entry(cache: Tiers, tier: Tier, sha256: str, entry: Entry) -> dict[str, Any]:
+    use = cache.history.uses.get(sha256)
+    return {
+        "sha256": sha256,
+        "tier": tier.name,
+        "whole": entry.whole,
+        "size": entry.size,
+        "bytes": entry.cost,
+        "class": tier.policy.priority(sha256).name.lower(),
+        "hits": use.hits if use else 0,
+        "idle_s": round(cache.now() - use.last, 3) if use else None,
+        "in_use": tier.policy.holds(sha256) > 0,
     }
 
 

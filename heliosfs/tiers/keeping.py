@@ -19,7 +19,7 @@ from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.manifest import canonical
 from heliosfs.store.syscalls import replace_file
-from heliosfs.tiers.policy import Use
+from heliosfs.tiers.history import Use
 
 log = logging.getLogger("heliosfs.tiers")
 

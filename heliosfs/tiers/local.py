@@ -19,13 +19,13 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import start_writeback, sync_directory
+from heliosfs.store.syscalls import open_cached, replace_file, start_writeback, sync_directory
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.sums import Sums, Tally
 
@@ -36,8 +36,10 @@ _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Places(Protocol):
-    """Where a blob's files lie, and who counts them."""
+    """Where a blob's files lie, and who counts them: one tier's directory."""
 
+    @property
+    def name(self) -> str: ...
     def whole_path(self, sha256: str) -> str: ...
     def object_path(self, sha256: str) -> str | None: ...
     def data_path(self, sha256: str) -> str: ...
@@ -51,17 +53,25 @@ class Places(Protocol):
     def may_return(self, sha256: str) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded:
-    """What was found on disk. ``have`` has one byte a chunk, 1 where the chunk is here; None without a recipe."""
+    """What was found on disk. ``have`` has one byte a chunk, 1 where the chunk is here; None without a recipe.
+
+    ``failed``: places that could not be read, and why.
+    """
 
     whole: bool = False
     recipe: Recipe | None = None
     have: bytearray | None = None
+    failed: list[tuple[Places, OSError]] = field(default_factory=list)
 
 
 class LocalBlob:
-    """The files of one blob of ``size`` bytes; ``fd`` is -1 while there is none, and the same across ``finish``."""
+    """The files of one blob of ``size`` bytes; ``fd`` is -1 while there is none, and the same across ``finish``.
+
+    They lie in one place; which one is open until there are some (``load``, ``go_to``), and stays while the blob is
+    open, whatever is copied elsewhere meanwhile.
+    """
 
     def __init__(self, places: Places, sha256: str, size: int) -> None:
         self._places, self.sha256, self.size = places, sha256, size
@@ -81,13 +91,57 @@ class LocalBlob:
         self._users = 0
         self._closed = False
 
-    def load(self, recipe_digest: str) -> Loaded:
-        """Open what the disk has. Files that contradict themselves or the digest are removed, with a warning."""
+    @property
+    def places(self) -> Places:
+        """Where its files are, or would be made."""
+        return self._places
+
+    def load(self, recipe_digest: str, *others: Places) -> Loaded:
+        """Open what the disk has: a whole file before a partial one, in its place before ``others``.
+
+        Files that contradict themselves or the digest are removed, with a warning. A place that fails costs only
+        itself: ``failed`` names it.
+        """
         with self._lock:
-            if self._open_whole():
-                return Loaded(whole=True)
-            journal = self._open_partial(recipe_digest)
-            return Loaded() if journal is None else Loaded(recipe=journal.recipe, have=journal.have)
+            found, home = Loaded(), self._places
+            for look in (self._look_whole, self._look_partial):
+                for places in dict.fromkeys((home, *others)):
+                    if all(places is not failed for failed, _ in found.failed):
+                        self._places = places
+                        try:
+                            if look(recipe_digest, found):
+                                return found
+                        except OSError as error:
+                            found.failed.append((places, error))
+            self._places = home
+            return found
+
+    def go_to(self, places: Places) -> bool:
+        """Make its files there, if any are ever made; returns whether it could still be decided."""
+        with self._lock:
+            if self.fd >= 0 or self._users or self._closed:
+                return self._places is places
+            self._places = places
+            return True
+
+    def load_at_once(self) -> bool:
+        """Open the whole file if that takes no time and it is as it should be; says whether it did. Else ``load``."""
+        with self._lock:
+            fd, beside = open_cached(self._places.whole_path(self.sha256)), -1
+            try:
+                if fd < 0 or (beside := open_cached(self._places.sums_path(self.sha256))) < 0:
+                    return False
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+                    return False
+                self._sums_bytes = os.fstat(beside).st_size
+                self.fd, self.whole, fd = fd, True, -1
+            finally:
+                for each in (fd, beside):
+                    if each >= 0:
+                        os.close(each)
+            _advise(self.fd)
+            return True
 
     def adopt(self, recipe: Recipe) -> bool:
         """Link the store's object, unverified, where there is one and nothing else is here; returns whether it did."""
@@ -180,10 +234,7 @@ class LocalBlob:
                 os.fsync(fd)
                 os.fchmod(fd, 0o444)
                 path = self._places.whole_path(self.sha256)
-                directory = os.path.dirname(path)
-                if not os.path.isdir(directory):
-                    os.makedirs(directory, exist_ok=True)
-                    sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
+                make_fan(path)
                 read_only = os.open(self._places.data_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     os.rename(self._places.data_path(self.sha256), path)
@@ -237,9 +288,12 @@ class LocalBlob:
             self._map_end = len(data)
 
     @property
-    def inode(self) -> int:
-        """The inode number of the open data file; 0 where there is none."""
-        return os.fstat(self.fd).st_ino if self.fd >= 0 else 0
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the open data file; None where there is none."""
+        if self.fd < 0:
+            return None
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
 
     @property
     def cost(self) -> int:
@@ -297,6 +351,20 @@ class LocalBlob:
         if self.damaged and not self.whole:
             self._remove_partial()
 
+    def _forget_files(self) -> None:
+        self._close_files()
+        self.sealed = False
+
+    def _look_whole(self, _: str, found: Loaded) -> bool:
+        found.whole = self._open_whole()
+        return found.whole
+
+    def _look_partial(self, recipe_digest: str, found: Loaded) -> bool:
+        journal = self._open_partial(recipe_digest)
+        if journal is not None:
+            found.recipe, found.have = journal.recipe, journal.have
+        return journal is not None
+
     def _open_whole(self) -> bool:
         path = self._places.whole_path(self.sha256)
         try:
@@ -330,16 +398,16 @@ class LocalBlob:
             if os.fstat(self.fd).st_size != self.size:
                 raise IntegrityError(f"the partial file of {self.sha256} has the wrong size")
         except FileNotFoundError:
-            self._close_files()
+            self._forget_files()
             self._remove_partial()  # half of a pair says nothing
             return None
         except IntegrityError as error:
             log.warning("a partial blob is started anew", extra={"blob": self.sha256, "reason": str(error)})
-            self._close_files()
+            self._forget_files()
             self._remove_partial()
             return None
         except OSError:
-            self._close_files()
+            self._forget_files()
             raise
         os.ftruncate(self._map_fd, journal.end)
         self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
@@ -398,13 +466,9 @@ def save_sums(path: str, sums: Sums) -> int:
     temporary = f"{path}.{threading.get_native_id()}"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.rename(temporary, path)
+        replace_file(Path(path), data, Path(temporary), lasting=False)
     except OSError as error:
         log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         return 0
     return len(data)
 
@@ -412,6 +476,15 @@ def save_sums(path: str, sums: Sums) -> int:
 def _blocks(length: int) -> int:
     """Bytes on disk of a file that was written from its start."""
     return -(-length // 4096) * 4096
+
+
+def make_fan(path: str) -> None:
+    """Make the directory that a blob's file is put in; where the one above is not there, it is no tier's any more."""
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)
+        sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
 
 
 def unlink(path: str) -> bool:

@@ -6,10 +6,8 @@ Least Frequently Used Policies", IEEE Transactions on Computers 50(12), 2001): e
 request's latency included, as Greedy-Dual-Size-Frequency does (L. Cherkasova, HP Labs report HPL-98-69R1, 1998), so
 that small files stay. A blob that would have to push out one of more worth is not taken in (the idea of TinyLFU:
 G. Einziger et al., ACM Transactions on Storage 13(4), 2017). Uses are remembered longer than blobs, so a refused one
-gets in when it is asked for often enough. tests/unit/heliosfs/test_policy_traces.py compares this with others.
-
-Values are kept as logarithms of "weight now, had it been counted at time 0": they change only with a use, never with
-time, and their order is the order of the weights at any time.
+gets in when it is asked for often enough. Uses are counted in history.py, for all tiers of a node.
+tests/unit/heliosfs/test_policy_traces.py compares this with others.
 
 Room is *used* (on the disk, by what the caller measured), *reserved* (promised to what is being written) or free. What
 must go *leaves*: its room counts as coming, and is promised to the reservation that waits for it.
@@ -19,23 +17,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-HALF_LIFE_S: Final = 86400.0
-"""A use counts half as much after this long, in seconds of the caller's clock."""
-
-REQUEST_BYTES: Final = 64 << 20
-"""What one more request costs, as bytes that could have been fetched meanwhile."""
-
-CORRELATED_S: Final = 60.0
-"""Opens of one blob within this long, in seconds, are one use: a loader opens a file several times."""
-
-MAX_USES: Final = 16384
-"""Blobs whose uses are remembered, beyond those that are here."""
+from heliosfs.tiers.history import History
 
 LOW: Final = 0.95
 """Low watermark, as a share of the limit: how far a tier that went over its bounds is emptied."""
@@ -81,19 +68,10 @@ class Entry:
 
     size: int
     cost: int
+    whole: bool = True
     leaving: bool = False
     stuck: bool = False
     """It could not be removed; it is left alone until it is measured again."""
-
-
-@dataclass(slots=True)
-class Use:
-    """``weight``: log2 of the decayed number of uses, scaled to time 0; ``last`` and ``counted``: times in seconds."""
-
-    weight: float
-    hits: int
-    last: float
-    counted: float
 
 
 @dataclass(slots=True, eq=False)
@@ -115,27 +93,26 @@ class Answer:
 class Policy:
     """The state of one tier and its decisions; the same calls give the same answers."""
 
-    def __init__(self, bounds: Bounds, clock: Callable[[], float]) -> None:
-        self.bounds, self._clock = bounds, clock
+    def __init__(self, bounds: Bounds, history: History) -> None:
+        self.bounds, self.history = bounds, history
         self.entries: dict[str, Entry] = {}
-        self.uses: OrderedDict[str, Use] = OrderedDict()
-        """The least recently used first."""
         self.used = self.reserved = self.leaving = 0
         """Bytes."""
         self._holds: dict[str, int] = {}
         self._classes: dict[str, Priority] = {}
         self._groups: dict[str, str] = {}
         self._tickets: dict[str, tuple[Reservation, bool]] = {}
+        history.join(self)
 
     # --- what is here ---
 
-    def put(self, key: str, size: int, cost: int) -> int:
+    def put(self, key: str, size: int, cost: int, whole: bool = True) -> int:
         """The blob is here and takes ``cost`` bytes now; returns by how much that is more than before."""
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = Entry(size, 0)
         grown = cost - entry.cost
-        entry.size, entry.cost, entry.stuck = size, cost, False
+        entry.size, entry.cost, entry.whole, entry.stuck = size, cost, whole, False
         self.used += grown
         if entry.leaving:
             self.leaving += grown
@@ -160,19 +137,20 @@ class Policy:
 
     def use(self, key: str, group: str = "") -> None:
         """The blob was opened; ``group`` names the model it was opened for."""
-        now = self._clock()
         self._groups[key] = group
-        use = self.uses.get(key)
-        if use is None:
-            self.uses[key] = Use(now / HALF_LIFE_S, 1, now, now)
-            self._forget_uses()
-            return
-        self.uses.move_to_end(key)
-        use.last = now
-        if now - use.counted >= CORRELATED_S:
-            use.counted = now
-            use.hits += 1
-            use.weight = _added(use.weight, now / HALF_LIFE_S)
+        self.history.use(key)
+
+    def belongs(self, key: str, group: str) -> None:
+        """The blob, which is held, was opened for this model; another tier counts the use."""
+        self._groups[key] = group
+
+    def group(self, key: str) -> str:
+        """The model that the blob was opened for last, as far as known."""
+        return self._groups.get(key, "")
+
+    def knows(self, key: str) -> bool:
+        """Whether the blob is here or held."""
+        return key in self.entries or key in self._holds
 
     def hold(self, key: str) -> None:
         """Somebody has the blob open, fills or measures it: it stays."""
@@ -185,6 +163,11 @@ class Policy:
             del self._holds[key]
             if key not in self.entries:
                 self._groups.pop(key, None)
+
+    @property
+    def held(self) -> int:
+        """Blobs that somebody holds."""
+        return len(self._holds)
 
     def holds(self, key: str) -> int:
         """How many hold the blob."""
@@ -206,9 +189,12 @@ class Policy:
             room = min(room, self.bounds.limit - self.used)
         return room - self.reserved
 
-    def ask(self, key: str, size: int, need: int, disk: Disk, group: str = "", group_need: int = 0) -> Answer:
+    def ask(
+        self, key: str, size: int, need: int, disk: Disk, group: str = "", group_need: int = 0, blob: str = ""
+    ) -> Answer:
         """May ``need`` bytes be written for the blob of ``size`` bytes? Asked again, it answers for the same wish.
 
+        ``blob`` is whose uses and class count where ``key`` names but the wish: a copy that another tier gives.
         ``group_need``: bytes that the whole model needs, this blob included. A model that does not fit pushes nothing
         out: it may take what is free. Granted: ``ticket`` has the reservation until ``end``.
         """
@@ -229,12 +215,12 @@ class Policy:
         lacking = need - self.room(disk) - self.leaving
         victims: list[str] = []
         if lacking > 0:
-            priority = self.priority(key)
+            priority = self.priority(blob or key)
             order = self._order(priority, group)
             if max(need, group_need) - need + lacking > sum(self.entries[other].cost for other in order):
                 return Answer(Verdict.TOO_LARGE)
             victims = self._enough(order, lacking)
-            worth = self._worth(key, size)
+            worth = self.history.worth(blob or key, size)
             if any(self.priority(v) == priority and self._value(v) > worth for v in victims):
                 return Answer(Verdict.NOT_WORTH)
             self._leave(victims)
@@ -245,6 +231,10 @@ class Policy:
         """The blob's reservation, once it was granted."""
         ticket, granted = self._tickets.get(key, (None, False))
         return ticket if granted else None
+
+    def wants(self, key: str) -> bool:
+        """Whether room was promised to the blob, or granted."""
+        return key in self._tickets
 
     def waiting(self, key: str) -> bool:
         """Whether the blob was promised room that others have to leave first."""
@@ -311,6 +301,14 @@ class Policy:
         self._leave(go)
         return tuple(go), kept
 
+    def leave(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Blobs of which nothing is lost here, because they are elsewhere or damaged: those that go, whatever their
+        class, marked as leaving. What is held stays."""
+        entries = self.entries
+        go = tuple(k for k in keys if k in entries and not entries[k].leaving and k not in self._holds)
+        self._leave(go)
+        return go
+
     def condemn(self, key: str) -> bool:
         """The blob must go, whatever its class; False where it is not here or goes already."""
         entry = self.entries.get(key)
@@ -361,21 +359,4 @@ class Policy:
         return [key for key, before in zip(order, freed, strict=False) if before < lacking]
 
     def _value(self, key: str) -> float:
-        return self._worth(key, self.entries[key].size)
-
-    def _worth(self, key: str, size: int) -> float:
-        use = self.uses.get(key)
-        return -math.inf if use is None else use.weight + math.log2((REQUEST_BYTES + size) / max(size, 1))
-
-    def _forget_uses(self) -> None:
-        if len(self.uses) > MAX_USES + len(self.entries):
-            for key in self.uses:
-                if key not in self.entries and key not in self._holds:
-                    del self.uses[key]
-                    return
-
-
-def _added(weight: float, other: float) -> float:
-    """log2(2**weight + 2**other)."""
-    high, low = max(weight, other), min(weight, other)
-    return high + math.log2(1 + 2 ** (low - high))
+        return self.history.worth(key, self.entries[key].size)

@@ -73,7 +73,8 @@ class Pool:
     @property
     def used(self) -> int:
         """Bytes held, tables included."""
-        return self._policy.used
+        with self._lock:
+            return self._policy.used
 
     def offer(self, path: str, recipe: Recipe, index: int, data: memoryview, *, stored: bool) -> memoryview | None:
         """A verified chunk of a file came; ``stored``: the disk has it too. Returns the copy that is kept, if any."""

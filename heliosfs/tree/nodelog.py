@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from helios.errors import IntegrityError
+from heliosfs.store.syscalls import REFUSED, write_all
 
 log = logging.getLogger("heliosfs.tree")
 
@@ -76,6 +77,14 @@ LAZY_BYTES: Final = 1 << 14
 """What the kernel gave back is written with the next answer, or when it has grown to this."""
 
 
+UNRECORDED: Final = "inodes can't be recorded: a restart of the worker will disturb those that use them"
+
+_APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+
+PIECE_BYTES: Final = 1 << 20
+"""A log that is compacted is written in pieces of about this length."""
+
+
 class Record(NamedTuple):
     """Where an inode was found last: under ``name`` in the directory ``parent``.
 
@@ -108,8 +117,20 @@ class NodeLog:
 
     @classmethod
     def open(cls, path: Path, mount: int, *, compact_bytes: int = COMPACT_BYTES) -> NodeLog:
-        """Take up the log of a mount, or start one. ``mount`` is a number that no other mount had. Raises OSError."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        """Take up the log of a mount, or start one. ``mount`` is a number that no other mount had.
+
+        On a disk that takes nothing it goes on in memory, from what is there. Raises OSError.
+        """
+        try:
+            return cls._open(path, os.open(path, _APPEND | os.O_CREAT, 0o600), mount, compact_bytes)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            log.warning(UNRECORDED, extra={"path": str(path), "reason": error.strerror})
+            return cls._open(path, _in_memory(path), mount, compact_bytes)
+
+    @classmethod
+    def _open(cls, path: Path, fd: int, mount: int, compact_bytes: int) -> NodeLog:
         try:
             replayed = _read_or_start(path, fd, mount)
             os.ftruncate(fd, replayed.end)
@@ -218,10 +239,18 @@ class NodeLog:
             self._unwritten.clear()
         if not self._complained:
             self._complained = True
-            log.warning(
-                "inodes can't be recorded: a restart of the worker will disturb those that use them",
-                extra={"path": str(self._path), "reason": error.strerror},
-            )
+            log.warning(UNRECORDED, extra={"path": str(self._path), "reason": error.strerror})
+
+
+def _in_memory(path: Path) -> int:
+    """A file without a name that holds what the log says; open for appending."""
+    fd = os.memfd_create("helios-nodes", os.MFD_CLOEXEC)
+    try:
+        with suppress(OSError):
+            write_all(fd, path.read_bytes())
+        return os.open(f"/proc/self/fd/{fd}", _APPEND)
+    finally:
+        os.close(fd)
 
 
 class _Index:
@@ -292,7 +321,7 @@ def _read_or_start(path: Path, fd: int, mount: int) -> _Replayed:
         if os.fstat(fd).st_size:
             log.info("the node log is started anew", extra={"path": str(path), "reason": str(error)})
     os.ftruncate(fd, 0)
-    os.write(fd, _head(mount))
+    write_all(fd, _head(mount))
     return _read(fd, mount)
 
 
@@ -342,19 +371,19 @@ def _compact(path: Path, fd: int, mount: int, old: _Replayed) -> int:
     temporary = path.with_name(path.name + ".new")
     new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        with (
-            closing(mmap.mmap(fd, 0, prot=mmap.PROT_READ)) as data,
-            memoryview(data) as view,
-            open(new, "wb", closefd=False) as file,
-        ):
-            file.write(_head(mount))
+        out = bytearray(_head(mount))
+        with closing(mmap.mmap(fd, 0, prot=mmap.PROT_READ)) as data, memoryview(data) as view:
             for at in _needed(index, view):
                 offset = index.offsets[at] & ~DEAD
                 (_, _, length, ino) = _START.unpack_from(view, offset + _CRC.size)
-                file.write(view[offset : offset + LONG_BYTES + length])
+                out += view[offset : offset + LONG_BYTES + length]
                 if index.offsets[at] & DEAD:
                     body = _START.pack(FORGOTTEN, 0, 0, ino)
-                    file.write(_CRC.pack(zlib.crc32(body, old.seed)) + body)
+                    out += _CRC.pack(zlib.crc32(body, old.seed)) + body
+                if len(out) > PIECE_BYTES:
+                    write_all(new, out)
+                    out.clear()
+        write_all(new, out)
         os.rename(temporary, path)
     except BaseException:
         os.close(new)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from helios.names import RepoId, others
 from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import FOREVER, NAME_TTL_S, Source
@@ -41,19 +42,29 @@ class Node:
         """The ``user.helios.*`` attributes that the tree knows, without that prefix."""
         return {}
 
+    def succeed(self, earlier: Node) -> None:
+        """Take the place of the node that had this key before: what that knew and this one doesn't, it may keep."""
+
 
 class BlobFile(Node):
     """A file of a repository. Its inode belongs to the content and the executable bit, wherever it was found.
 
-    ``snapshot`` and ``path`` say where: a blob may be in many places.
+    The size is part of it, though the hash decides it: a manifest that lies must not change a file of another one.
+
+    ``snapshot`` and ``path`` say where: a blob may be in many places. ``also`` are other repositories it was found in.
     """
 
-    __slots__ = ("commit", "entry", "path", "repo")
+    __slots__ = ("also", "commit", "entry", "path", "repo")
 
     def __init__(self, entry: FileEntry, snapshot: Snapshot, path: str, *, executable: bool) -> None:
-        key = ("blob", entry.sha256, "x" if executable else "-")
+        key = ("blob", entry.sha256, str(entry.size), "x" if executable else "-")
         super().__init__(key, EXECUTABLE if executable else REGULAR, size=entry.size, mtime=snapshot.time)
         self.entry, self.repo, self.commit, self.path = entry, snapshot.repo, snapshot.commit, path
+        self.also: tuple[RepoId, ...] = ()
+
+    def succeed(self, earlier: Node) -> None:
+        if isinstance(earlier, BlobFile) and (earlier.also or earlier.repo != self.repo):
+            self.also = others(self.repo, (*self.also, earlier.repo, *earlier.also))
 
     def xattrs(self) -> Mapping[str, str]:
         return {"sha256": self.entry.sha256, "repo": str(self.repo), "commit": self.commit}

@@ -76,6 +76,8 @@ class NodeTable:
         if slot is None:
             slot = self._slot_of(node)
             self._by_ino[slot.ino] = self._by_key[node.key] = slot
+        elif slot.node is not node:
+            node.succeed(slot.node)
         slot.node = node
         slot.count += 1
         if self._log is not None:

@@ -96,7 +96,9 @@ async def test_what_was_published_is_read_back(
             await filled(store, want)
             assert await handle.read(0, want.size) == data
             await handle.close()
-        assert store.usage().l1.blob_bytes == sum(want.size for want in {w.sha256: w for w in wants.values()}.values())
+        assert store.usage().tiers["l1"].blob_bytes == sum(
+            want.size for want in {w.sha256: w for w in wants.values()}.values()
+        )
 
 
 @pytest.mark.trio

@@ -8,22 +8,13 @@ import pytest
 
 from helios.errors import InvalidInput, RepoNotFound
 from helios.home import Home
-from helios.http.client import HttpClient
-from tests.support.mounts import mounted, push, write
+from tests.support.mounts import call, mounted, push, write
 
 pytestmark = pytest.mark.fuse
 
 DATA = random.Random(3).randbytes(6_000_000)
 FILES = {"config.json": b"{}", "weights.bin": DATA}
 WEIGHTS = hashlib.sha256(DATA).hexdigest()
-
-
-def call(mount, method, path, body=None):
-    client = HttpClient(f"unix:{mount.state['socket']}", timeout_s=30)
-    try:
-        return client.json(method, f"/api/v1/{path}", body=body)
-    finally:
-        client.close()
 
 
 def entry(mount):

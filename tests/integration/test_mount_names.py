@@ -42,6 +42,19 @@ def absent(path):
         return False
 
 
+def test_a_manifest_that_is_too_long_is_eio_and_harms_no_other(helios_home, mnt, fake):
+    huge = fake.publish("org/huge", {"a": b"x"})
+    good = fake.publish("org/good", {f"file-{number}": b"" for number in range(100)})
+    record = fake.records[RepoId.parse("org/huge"), huge]
+    fake.manifests[record.manifest] = b"x" * (33 << 20)  # a million files would have 300 MB
+    with mounted(helios_home, mnt, HELIOS_REGISTRY__URLS=fake.url) as mount:
+        with fails(errno.EIO):
+            os.listdir(mnt / "org/huge" / huge)
+        assert len(os.listdir(mnt / "org/good" / good)) == 100
+        assert "the manifest of models/org/huge" in mount.log()
+        assert json.loads(mount.page("/api/v1/status"))["manifest_bytes"] < 1 << 20
+
+
 def test_a_push_moves_the_link_and_leaves_the_old_commit(helios_home, mnt, tmp_path, wait_for):
     first = push(helios_home, write(tmp_path / "one", {"w.bin": OLD}), "org/name")
     with mounted(helios_home, mnt):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
 import os
 import random
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -22,6 +25,9 @@ import pytest
 from helios.home import Home
 from helios.mounts import find_mount, state_of
 from helios.process import ProcessId
+from heliosfs.fuse.backing import BACKING_CLOSE
+from heliosfs.fuse.tables import open_files
+from heliosfs.keeper.board import CHANGE, Board
 from tests.support.mounts import MODES, Mount, fails, mounted, next_worker, push, run, worker, write
 
 pytestmark = [
@@ -30,6 +36,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
+PIDFD_GETFD = 438
 FILES = {f"part-{n}.bin": random.Random(n).randbytes(24 * MIB + n) for n in range(3)} | {"config.json": b"{}"}
 PATHS = [path for path in (os.environ.get("PYTHONPATH"),) if path]
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
@@ -104,6 +111,25 @@ def test_whole_files_are_read_by_the_kernel(mount: Mount, wait_for: Any) -> None
     assert mount.metric("helios_mount_operation_seconds_count", operation="read") == before
     assert mount.metric("helios_mount_channel_reads_total") == native
     assert mount.metric("helios_mount_passthrough_opens_total") >= len(FILES)
+
+
+def test_the_kernel_keeps_listings_that_never_change_and_no_others(mount: Mount) -> None:
+    def asked() -> float:
+        return mount.metric("helios_mount_operation_seconds_count", operation="readdir")
+
+    assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    before = asked()
+    for _ in range(3):
+        assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    assert asked() == before
+    serving = worker(mount)
+    serving.send(signal.SIGKILL)
+    next_worker(mount, serving)
+    assert sorted(os.listdir(mount.files)) == sorted(FILES)
+    before = asked()
+    os.listdir(mount.files.parent)
+    os.listdir(mount.files.parent)
+    assert asked() >= before + 2
 
 
 def test_one_inode_opened_twice_and_while_it_fills(mount: Mount) -> None:
@@ -281,6 +307,87 @@ def test_a_disk_that_refuses_the_channel_is_asked_once_more_by_the_loop(
             assert os.pread(file.fileno(), MIB, 20 * MIB) == FILES[name][20 * MIB : 21 * MIB]
             assert worker(mount) == serving, "the mount goes on with the same process"
         assert "a cached file can't be read" in mount.log()
+
+
+DEATHS = """
+import os, sys
+if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
+    from heliosfs.fuse.backing import Backings
+    from heliosfs.fuse.modes import IoModes
+    def once(name):
+        marker = os.path.join({markers!r}, name)
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os._exit(9)
+    register, opened, close = Backings.register, IoModes.opened, Backings.close
+    def registered(self, fd):
+        backing = register(self, fd)
+        if backing:
+            once("registered")
+        return backing
+    def recorded(self, unique, ino, backing):
+        done = opened(self, unique, ino, backing)
+        if backing:
+            once("recorded")
+        return done
+    def closing(self, *ids):
+        if any(ids) and os.path.exists(os.path.join({markers!r}, "recorded")):
+            once("closing")
+        close(self, *ids)
+    Backings.register, IoModes.opened, Backings.close = registered, recorded, closing
+"""
+
+
+def test_no_backing_file_stays_registered_wherever_workers_die(
+    helios_home: Home, tmp_path: Path, expected_log_errors: Any, wait_for: Any
+) -> None:
+    """Between the kernel's call and its record, between record and answer, between the last answer and the close."""
+    expected_log_errors("the worker ended")
+    commit = push(helios_home, write(tmp_path / "model", FILES), "org/name")
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    write(tmp_path / "poison", {"sitecustomize.py": DEATHS.format(markers=str(markers)).encode()})
+    path = f"{tmp_path}/poison:{os.environ.get('PYTHONPATH', '')}"
+    with mounted(helios_home, tmp_path / "mnt", PYTHONPATH=path) as m:
+        m.files = m.path / "org/name" / commit
+        with (m.files / "part-0.bin").open("rb") as file:
+            file.read()  # before it is whole it has no backing file
+            wait_for(lambda: m.metric("helios_mount_fills") == 0, what="the files to be whole")
+        for name, data in FILES.items():
+            assert (m.files / name).read_bytes() == data
+        wait_for(lambda: len(os.listdir(markers)) == 3, what="the deaths")
+        assert (m.files / "part-0.bin").read_bytes() == FILES["part-0.bin"]  # the last worker has closed what it found
+        board = board_of(m)
+        wait_for(lambda: not len(open_files(board)) and not board.words[CHANGE], what="the last RELEASE")
+        board.close()
+        assert registered_backings(m) == []
+
+
+def board_of(mount: Mount) -> Board:
+    state = state_of(mount.home, mount.path)
+    assert state is not None
+    fd = next(fd for fd in Path(f"/proc/{state.pid}/fd").iterdir() if "helios-board" in os.readlink(fd))
+    return Board(os.open(fd, os.O_RDWR | os.O_CLOEXEC))
+
+
+def registered_backings(mount: Mount) -> list[int]:
+    """The backing ids that the kernel knows; they are closed."""
+    state = state_of(mount.home, mount.path)
+    assert state is not None
+    pidfd = os.pidfd_open(state.pid)
+    links = {int(fd.name): os.readlink(fd) for fd in Path(f"/proc/{state.pid}/fd").iterdir()}
+    device = next(number for number, target in links.items() if target == "/dev/fuse")
+    fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, device, 0)
+    found = []
+    try:
+        for backing in range(1, 30):
+            with contextlib.suppress(FileNotFoundError):
+                fcntl.ioctl(fd, BACKING_CLOSE, struct.pack("<I", backing))
+                found.append(backing)
+    finally:
+        os.close(fd)
+        os.close(pidfd)
+    return found
 
 
 def test_no_request_is_lost_in_the_foreground_mode(helios: Any, helios_home: Home, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.support.stores import until
 
 def open_accounts(store: BlobStore) -> dict[str, int]:
     """Everything that is not zero and should be, by name."""
-    engine, policy = store._engine, store.room.policy
+    engine, policies = store._engine, [tier.policy for tier in store.room.all()]
     lanes = engine._lanes._lanes
     counts = {
         "blobs": len(store._blobs),
@@ -21,15 +22,16 @@ def open_accounts(store: BlobStore) -> dict[str, int]:
         "opening": store._filler.opening,
         "planner's chunks in flight": engine.planner.in_flight,
         "engine's blobs": len(engine._blobs),
-        "buffers": engine._pool.count - engine._pool.free,
+        "buffers": engine._buffers.count - engine._buffers.free,
         "jobs": sum(lane.running for lane in lanes),
         "threads at sources": sum(int(lane.limiter.borrowed_tokens) for lane in lanes),
         "threads at the disk": int(store._disk.borrowed_tokens),
-        "holds": len(policy._holds),
-        "reserved": policy.reserved,
-        "leaving": policy.leaving,
-        "tickets": len(policy._tickets),
-        "removals": len(store.room._queue),
+        "holds": sum(policy.held for policy in policies),
+        "reserved": sum(policy.reserved for policy in policies),
+        "leaving": sum(policy.leaving for policy in policies),
+        "tickets": sum(len(policy._tickets) for policy in policies),
+        "loans": len(store.room._loans),
+        "removals": sum(len(tier._remover._queue) for tier in store.room.all()),
     }
     return {name: count for name, count in counts.items() if count}
 
@@ -51,16 +53,20 @@ async def settled(store: BlobStore, timeout_s: float = 30.0) -> None:
 
 
 def on_disk(cache: Path) -> int:
-    """Bytes that removing the blobs' names would free, as the filesystem says."""
-    total = 0
-    for place in ("blobs", "partial"):
+    """Bytes that removing the blobs would free, as the filesystem says; a link to the store's object frees nothing."""
+    sizes: dict[Path, int] = {}
+    linked = set()
+    for place in ("blobs", "partial", "sums"):
         for path in (cache / place).rglob("*"):
             try:
                 status = path.lstat()
             except FileNotFoundError:
                 continue
-            total += status.st_blocks * 512 if path.is_file() and status.st_nlink == 1 else 0
-    return total
+            if stat.S_ISREG(status.st_mode):
+                sizes[path] = status.st_blocks * 512
+                if status.st_nlink > 1:
+                    linked.add(path.name)
+    return sum(size for path, size in sizes.items() if path.name not in linked)
 
 
 def descriptors() -> int:

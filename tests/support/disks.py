@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,5 +83,66 @@ def _takes(fd: int, size: int) -> bool:
         return False
 
 
-def _do(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _do(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+SHUTDOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN: from now on everything fails with EIO, as when a disk is pulled out."""
+
+
+class LoopDisk:
+    """An ext4 filesystem on a device of its own, mounted at ``path``."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self._device = path, device
+        path.mkdir()
+        self.mount()
+
+    def mount(self, *options: str) -> None:
+        _do("mount", *options, self._device, str(self.path))
+
+    def unmount(self, *options: str) -> None:
+        _do("umount", *options, str(self.path))
+
+    def make_read_only(self, really: bool = True) -> None:
+        remount(self.path, "ro" if really else "rw")
+
+    def pull_out(self) -> None:
+        """The disk is gone: what is open, cached pages included, can't be read any more."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", 2))
+        finally:
+            os.close(fd)
+
+    def free_device(self) -> None:
+        while os.path.ismount(self.path):
+            _do("umount", "-l", str(self.path))
+        _do("losetup", "-d", self._device)
+
+
+@contextlib.contextmanager
+def loop_disk(directory: Path, mib: int) -> Iterator[LoopDisk]:
+    """A new one, gone afterwards; skips where that can't be."""
+    if os.getuid() != 0:
+        pytest.skip("mounting a filesystem needs root")
+    image = directory / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    _do("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image))
+    try:
+        device = _do("losetup", "--find", "--show", str(image))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there are no loop devices: {error}")
+    disk = None
+    try:
+        disk = LoopDisk(directory / "disk", device)
+        yield disk
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            if disk is not None:
+                disk.free_device()
+            else:
+                _do("losetup", "-d", device)
+        image.unlink()

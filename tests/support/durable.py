@@ -156,8 +156,8 @@ class Shim:
     def _below(self, path: Any) -> str | None:
         if isinstance(path, int):
             return None
-        text = os.path.abspath(os.fsdecode(path))
-        return text.removeprefix(self._root) if text.startswith(self._root) else None
+        text = f"{os.path.abspath(os.fsdecode(path))}/"
+        return text.removeprefix(self._root).rstrip("/") if text.startswith(self._root) else None
 
     def _enter(self, call: str, name: str, file: int = 0, offset: int = 0, other: object = None) -> Step:
         self.log.append(step := Step(len(self.log), call, name, file, offset, other))
@@ -240,6 +240,7 @@ class Disk:
     """What a disk holds for certain, and what was asked of it since."""
 
     def __init__(self) -> None:
+        self._root = _Node(None)
         self._now: dict[str, _Node] = {}
         self._last: dict[str, _Node] = {}
         self._changes: list[_Change] = []
@@ -251,7 +252,7 @@ class Disk:
         if step.call in ("create", "empty", "open"):
             if step.call == "create":
                 self._change("create", step.name, None, _Node())
-            node = self._now.get(step.name)
+            node = self._now.get(step.name) if step.name else self._root
             if node is None:
                 return  # it was there before the log
             self._open[step.file], self._names[step.file] = node, step.name
@@ -352,10 +353,12 @@ FATES = ("whole", "lost", "torn", "zeros")
 
 
 def crashes(log: list[Step], rng: random.Random, tries: int = 6) -> Iterator[tuple[int, State]]:
-    """Of each moment of a log: states that a power cut then can leave, each once. Yields (steps made, state)."""
+    """Of each moment of a log: states that a power cut then can leave, each once between
+    two marks. Yields (steps made, state)."""
     disk, seen = Disk(), set()
     for done, step in enumerate(log, 1):
         if step.call.startswith("#"):
+            seen.clear()  # more is promised of the same state
             continue
         disk.take(step)
         states = [

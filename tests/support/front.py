@@ -29,7 +29,7 @@ Kind = Literal[
     "stall",  # a part of the answer, then nothing
     "truncate",  # the connection is closed in the middle of the body
     "reset",  # or reset
-    "corrupt",  # one bit is flipped
+    "corrupt",  # a bit is flipped, and then one in every page
     "late",  # the answer comes, after a while
     "trickle",  # the head, and from some byte on the body, comes byte by byte
     "shifted",  # other bytes than those that were asked for, said to be the right ones
@@ -40,6 +40,7 @@ Kind = Literal[
     "chunked",  # the right bytes in a coding without a length
     "redirect",  # to itself
     "unranged",  # status 200, as if no range had been asked for
+    "changed",  # what ``change`` makes of the body
 ]
 
 
@@ -51,6 +52,7 @@ class Strike:
     after: int = 0
     status: int = 503
     wait_s: float = 0.5
+    change: Callable[[bytes], bytes] = bytes
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Front:
         return self._send(client, strike, status, headers, body)
 
     def _send(self, client: socket.socket, strike: Strike, status: int, headers: dict[str, str], body: bytes) -> bool:
-        after = min(strike.after, max(0, len(body) - 1))
+        after = strike.after % max(1, len(body))
         match strike.kind:
             case "stall":
                 client.sendall(_head(status, headers, len(body)) + body[:after])
@@ -188,12 +190,16 @@ class Front:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
             case "corrupt" if body:
-                body = body[:after] + bytes([body[after] ^ 0x10]) + body[after + 1 :]
+                wrong = bytearray(body)
+                wrong[after::4096] = bytes(byte ^ 0x10 for byte in wrong[after::4096])
+                body = bytes(wrong)
             case "elsewhere" if "content-range" in headers:
                 first, last, size = re.findall(r"\d+", headers["content-range"])
                 headers["content-range"] = f"bytes {int(first) + 1}-{int(last) + 1}/{size}"
             case "shorter":
                 body = body[: len(body) // 2]
+            case "changed":
+                body = strike.change(body)
             case "longer":
                 body += b"x"
             case "unranged":

@@ -31,8 +31,8 @@ from heliosfs.fetch import engine, settle
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.keeping import KeepingFiles
-from heliosfs.tiers.l1 import L1
 from heliosfs.tiers.local import LocalBlob
 from heliosfs.volumes.files import VolumeFiles
 from heliosfs.volumes.record import VolumeRecord, frozen_refs
@@ -49,7 +49,7 @@ DATA = {name: random.Random(name).randbytes(SIZE) for name in ("fill", "part", "
 KIND = {"part": "json", "late": "json"}
 """Weight files are filled as soon as they are open; the others when they are read."""
 
-SETTINGS = MountSettings(request_deadline_s=60.0, connections=1, buffer_mib=16)
+SETTINGS = MountSettings(request_deadline_s=60.0, connections=1, buffer_mib=16, pool_mib=0)
 RATE = 8.0
 """How much faster than time a life passes."""
 
@@ -111,7 +111,7 @@ class Promises:
 @contextlib.contextmanager
 def told(mark: Mark) -> Iterator[None]:
     """Have the local tier tell what it keeps, and do everything soon."""
-    record, finish, remove = LocalBlob.record, LocalBlob.finish, L1.remove
+    record, finish, remove = LocalBlob.record, LocalBlob.finish, TierDirectory.remove
 
     def recorded(self: LocalBlob, chunks: list[int]) -> None:
         record(self, chunks)
@@ -121,14 +121,14 @@ def told(mark: Mark) -> Iterator[None]:
         finish(self)
         mark("whole", self.sha256, None)
 
-    def removed(self: L1, sha256: str) -> None:
+    def removed(self: TierDirectory, sha256: str) -> int:
         mark("removing", sha256, None)
-        remove(self, sha256)
+        return remove(self, sha256)
 
     with (
         patch.object(LocalBlob, "record", recorded),
         patch.object(LocalBlob, "finish", finished),
-        patch.object(L1, "remove", removed),
+        patch.object(TierDirectory, "remove", removed),
         patch.object(settle, "FLUSH_BYTES", 1),
         patch.object(engine, "DISK_PAUSE_S", 0.05),
         patch.object(engine, "DISK_LONGEST_PAUSE_S", 0.1),
@@ -242,7 +242,7 @@ def _borne(disk: Refused) -> Iterator[None]:
 
 def check(root: Path, wants: dict[str, BlobRef], promises: Promises, recipes: dict[str, Recipe]) -> None:
     """A disk after a crash: it can be started from, nothing on it is wrong, and what was promised is there."""
-    with L1(root / "cache") as l1:
+    with TierDirectory("l1", root / "cache") as l1:
         for name, want in wants.items():
             blob = l1.blob(want.sha256, want.size)
             try:
@@ -264,6 +264,7 @@ def check(root: Path, wants: dict[str, BlobRef], promises: Promises, recipes: di
         assert {n.removesuffix(".data") for n in names if n.endswith(".data")} == {
             n.removesuffix(".map") for n in names if n.endswith(".map")
         }, f"half of a pair is left: {names}"
+        assert not list((root / "cache").glob("sums/*/*.*"))
     pins = {pin.revision for pin in KeepingFiles(root / "cache").load_pins()}
     assert pins in promises.pins, f"{pins} are pinned, not one of {promises.pins}"
     loaded = VolumeFiles(root / "cache" / "volumes").load()
@@ -288,7 +289,7 @@ async def _start_again(root: Path, url: str, wants: dict[str, BlobRef]) -> None:
         for want in wants.values():
             await filled(store, want, PATIENCE_S)
         await settled(store, PATIENCE_S)
-        assert store.room.policy.used == on_disk(root / "cache")
+        assert store.room.l1.policy.used == on_disk(root / "cache")
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------------

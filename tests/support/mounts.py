@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from helios.http.client import HttpClient
 from helios.mounts import find_mount, state_of
 from helios.native import reasons_against
 from helios.process import ProcessId
+from heliosfs.keeper.board import Board
 
 HELIOS = Path(sys.executable).parent / "helios"
 
@@ -56,6 +58,15 @@ class Mount:
         return Path(str(self.state["log"])).read_text()
 
 
+def call(mount: Mount, method: str, path: str, body: object = None) -> Any:
+    """Ask the mount's control API."""
+    client = HttpClient(f"unix:{mount.state['socket']}", timeout_s=30)
+    try:
+        return client.json(method, f"/api/v1/{path}", body=body)
+    finally:
+        client.close()
+
+
 def worker(mount: Mount) -> ProcessId:
     """The process that serves the mount now."""
     state = state_of(mount.home, mount.path)
@@ -71,6 +82,21 @@ def next_worker(mount: Mount, last: ProcessId, timeout_s: float = 30.0) -> Proce
         assert time.monotonic() < end, "the worker was not replaced"
         time.sleep(0.02)
     return now
+
+
+def board(mount: Mount) -> Board:
+    """What the keeper and the worker of a native mount share; to be closed."""
+    for link in Path(f"/proc/{mount.state['pid']}/fd").iterdir():
+        if "helios-board" in os.readlink(link):
+            return Board(os.open(link, os.O_RDWR | os.O_CLOEXEC))
+    raise AssertionError("the keeper has no board")
+
+
+def forget_names(mount: Mount) -> None:
+    """Have the kernel forget every name and inode that nobody uses: a remount does that."""
+    flags = 32 | 1 | 2 | 4 | 1024  # MS_REMOUNT, and the mount's own
+    if ctypes.CDLL(None, use_errno=True).mount(None, os.fsencode(mount.path), None, ctypes.c_ulong(flags), None):
+        raise OSError(ctypes.get_errno(), "the mount can't be remounted")
 
 
 def kill(state: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """A worker for the keeper's tests: one file over raw FUSE (linux/fuse.h), with faults on command. One thread.
 
 ``raw_worker.py BACKING FAULTS``: serves BACKING as ``/file``. A file in the directory FAULTS is a fault: its name says
-which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``; it is
-removed when it strikes, so it strikes once. ``start-exit``, which stays, ends the worker before it attaches.
+which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``, ``any-oom`` (in
+the control group RAW_WORKER_CGROUP); it is removed when it strikes, so it strikes once. ``start-exit``, which stays,
+ends the worker before it attaches. RAW_WORKER_UID in the environment: whom it works as.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 from heliosfs.fuse.attach import Attachment, Event, attach
+from heliosfs.fuse.tables import open_files
 
 REQUEST = struct.Struct("<IIQQIIIHH")
 REPLY = struct.Struct("<IiQ")
@@ -26,6 +28,7 @@ OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 27, 28, 29, 36, 42
 ASYNC_READ, MAX_PAGES, INIT_EXT, HAS_RESEND = 1 << 0, 1 << 22, 1 << 30, 1 << 7
 HEARTBEAT_S, LIMIT_S, ORPHAN_S = 0.2, 3.0, 10.0
 ROOT, FILE = 1, 2
+CGROUP = Path(os.environ.get("RAW_WORKER_CGROUP", "/"))
 
 
 class Worker:
@@ -35,8 +38,9 @@ class Worker:
         self.size = os.fstat(self.backing).st_size
         self.faults = faults
         self.buffer = bytearray(1 << 20 | 1 << 16)
-        self.files = self.board.open_files()
+        self.files = open_files(self.board)
         self.hanging = False
+        self.eaten: list[bytes] = []
 
     def run(self) -> int:
         now = time.monotonic_ns()
@@ -55,6 +59,9 @@ class Worker:
             if lost_at is None:
                 poller.register(self.attachment, select.POLLIN)
             ready = dict(poller.poll(HEARTBEAT_S * 1000))
+            if self.attachment.dropped:
+                os.write(self.fuse, REPLY.pack(16, 7, 0))  # what was taken after the next one's
+                return 4
             if lost_at is not None:
                 if self.attachment.reconnect():
                     lost_at = None
@@ -141,6 +148,10 @@ class Worker:
                     os._exit(9)
                 if what == "hang":
                     return None
+                if what == "oom":
+                    (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
+                    for _ in range(64):
+                        self.eaten.append(os.urandom(1 << 20))
                 os.kill(os.getpid(), signal.SIGSTOP)
         return os.pread(self.backing, size, offset)
 
@@ -153,4 +164,5 @@ if __name__ == "__main__":
     faults = Path(sys.argv[2])
     if (faults / "start-exit").exists():
         sys.exit(3)
+    os.setuid(int(os.environ.get("RAW_WORKER_UID", os.getuid())))
     sys.exit(Worker(attach(), Path(sys.argv[1]), faults).run())

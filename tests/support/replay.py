@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from heliosfs.tiers.history import History
 from heliosfs.tiers.policy import Bounds, Disk, Policy, Verdict
 from tests.support.traces import Access
 
@@ -31,7 +32,7 @@ class Kept:
 
     def __init__(self, capacity: int) -> None:
         self._at = 0.0
-        self.policy = Policy(Bounds(capacity), lambda: self._at)
+        self.policy = Policy(Bounds(capacity), History(lambda: self._at))
 
     def access(self, number: int, access: Access) -> bool:
         self._at, policy, key = access.at, self.policy, access.key

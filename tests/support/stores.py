@@ -23,9 +23,10 @@ async def running(
     settings: MountSettings = QUICK,
     metrics: MountMetrics | None = None,
     beside: Path | None = None,
+    l2: Path | None = None,
 ) -> AsyncIterator[BlobStore]:
     """A store that works while the block runs; then everything of it must end within seconds."""
-    store = open_store(cache, urls, settings, metrics or MountMetrics(), beside=beside)
+    store = open_store(cache, urls, settings, metrics or MountMetrics(), beside=beside, l2=l2)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
@@ -57,3 +58,24 @@ async def read(store: BlobStore, want: BlobRef, offset: int, size: int) -> bytes
         return bytes(await handle.read(offset, size))
     finally:
         await handle.close()
+
+
+async def idle(store: BlobStore) -> None:
+    """Wait until nothing is open, filled or measured."""
+    await until(
+        lambda: (
+            not store._blobs and not store.usage().filling and not any(tier.policy.held for tier in store.room.all())
+        )
+    )
+
+
+def on_disk(cache: Path) -> int:
+    """Bytes that blobs take, as the filesystem says."""
+    total = 0
+    for place in ("blobs", "partial", "sums"):
+        for path in (cache / place).rglob("*"):
+            try:
+                total += path.lstat().st_blocks * 512 if path.is_file() else 0
+            except FileNotFoundError:
+                continue
+    return total

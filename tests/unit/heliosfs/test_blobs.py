@@ -62,7 +62,7 @@ async def test_empty_and_tiny_blobs(tmp_path: Path, origin: Origin) -> None:
     async with running(tmp_path, [origin.url]) as store:
         assert await read(store, empty, 0, 100) == b""
         assert store.status(empty.sha256).complete
-        assert store.usage().l1.blobs == 0, "there is nothing to keep"
+        assert store.usage().tiers["l1"].blobs == 0, "there is nothing to keep"
         assert await read(store, tiny, 0, 4096) == b"{}"
         assert await read(store, tiny, 2, 4096) == b""
         assert await read(store, tiny, 1, 1) == b"}"
@@ -94,7 +94,7 @@ async def test_what_was_fetched_is_there_after_a_restart(tmp_path: Path, origin:
     async with running(tmp_path, [origin.url]) as store:
         assert await read(store, want, 0, 10) == data[:10]
         await filled(store, want)
-        assert store.usage().l1.blobs == 1
+        assert store.usage().tiers["l1"].blobs == 1
     asked = len(origin.requests)
     async with running(tmp_path, ["http://127.0.0.1:1"]) as store:
         assert store.status(want.sha256).complete
@@ -225,7 +225,7 @@ async def test_a_fill_goes_on_after_the_last_close_and_lets_go_in_the_end(tmp_pa
         for want in wants:
             await filled(store, want)
         await until(lambda: not store.usage().filling)
-        assert store.usage().l1.blobs == 24
+        assert store.usage().tiers["l1"].blobs == 24
     await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)  # the origin's side of connections, too
     assert origin.sent() == 24 * 6 * MIB
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from heliosfs.tiers import bitmap
-from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.directory import TierDirectory
 from tests.support.origin import Made, Origin
 from tests.support.stores import filled, running, until
 
@@ -61,7 +61,7 @@ async def test_sigkill_while_filling(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.stdout.close()
-            with L1(tmp_path) as l1:
+            with TierDirectory("l1", tmp_path) as l1:
                 kept = l1.held(want.sha256)[0]
             assert kept >= local, "what was recorded stays"
             refetched += await trio.to_thread.run_sync(origin.settled) - before - (kept - local)

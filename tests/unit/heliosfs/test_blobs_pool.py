@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from helios.config import MountSettings
-from helios.errors import Unavailable
+from helios.errors import IntegrityError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.fuse.handles import BlobReader
@@ -88,10 +89,8 @@ async def test_small_files_are_read_when_the_disk_gives_them_back_no_more(
         await handle.close()
         await until(lambda: not store._blobs)
         monkeypatch.setattr(LocalBlob, "load", fail)
+        origin.fault("status", lambda request: True, times=None)
         assert await read(store, config, 0, 700) == origin.data(config, 0, 700)
-        assert await read(store, other, CHUNK, 10) == origin.data(other, CHUNK, 10), "a known file comes from afar"
-        with pytest.raises(Unavailable, match="can't be read"):
-            await store.open(origin.add(Made(100, seed=9), "unknown.json"))
 
 
 async def test_without_a_pool_reads_go_on(tmp_path: Path, origin: Origin) -> None:
@@ -105,3 +104,18 @@ async def test_without_a_pool_reads_go_on(tmp_path: Path, origin: Origin) -> Non
         await handle.close()
         assert store.pool.used == 0
         await trio.lowlevel.checkpoint()
+
+
+async def test_wrong_bytes_never_get_into_the_pool(
+    tmp_path: Path, origin: Origin, expected_log_errors: Callable[[str], None]
+) -> None:
+    expected_log_errors("a chunk is corrupt")
+    want = origin.add(Made(700, seed=1), "config.json")
+    fault = origin.fault("corrupt", times=None, after=100)
+    async with running(tmp_path, [origin.url], NO_ROOM) as store:
+        with pytest.raises(IntegrityError):
+            await read(store, want, 0, 700)
+        assert store.pool.report().bytes["small"] == 0
+        fault.times = 0
+        assert await read(store, want, 0, 700) == origin.data(want, 0, 700)
+        assert store.pool.report().bytes["small"] > 0

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
+import trio.testing
 
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.care import Care, Checked
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.tiers import quarantine
+from heliosfs.tiers import examine, quarantine
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import load_sums
-from heliosfs.tiers.l1 import L1
-from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.local import LocalBlob, Places
 from heliosfs.tiers.quarantine import Quarantine
 from tests.support.damage import flip
 from tests.support.origin import Made, Origin
-from tests.support.stores import filled, read, running, until
+from tests.support.stores import QUICK, filled, read, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -56,7 +59,7 @@ def whole(cache: Path, want: BlobRef) -> Path:
 async def filled_and_closed(store: BlobStore, want: BlobRef) -> None:
     await read(store, want, 0, want.size)
     await filled(store, want)
-    await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
+    await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
 
 
 async def scrubbed(store: BlobStore, care: Care, want: BlobRef) -> Checked | None:
@@ -80,7 +83,7 @@ async def test_sums_are_there_as_soon_as_a_blob_is_whole(tmp_path: Path, origin:
         assert sums.recipe.digest == want.recipe_digest
         assert sums.values is not None
         assert await scrubbed(store, care_of(store), want) == Checked(SIZE)
-        assert store.room.policy.used == on_disk(tmp_path)
+        assert store.room.l1.policy.used == on_disk(tmp_path)
         assert (await store.room.evict([want.sha256])).removed == 1
         assert on_disk(tmp_path) == 0, "they go with the blob"
 
@@ -104,7 +107,7 @@ async def test_chunks_of_an_earlier_life_get_their_sums_at_the_first_look(tmp_pa
         path.unlink()
         assert await scrubbed(store, care_of(store), want) == Checked(SIZE)
         assert load_sums(str(path), want.sha256) is not None, "made from the name alone"
-        await until(lambda: store.room.policy.used == on_disk(tmp_path))
+        await until(lambda: store.room.l1.policy.used == on_disk(tmp_path))
 
 
 @pytest.mark.parametrize("strong", [True, False])
@@ -125,14 +128,14 @@ async def test_a_rotten_blob_goes_to_the_quarantine_and_the_next_reader_gets_the
         assert lost == [want.sha256]
         assert care.bad == 1
         assert not store.status(want.sha256).complete
-        assert store.room.policy.used == on_disk(tmp_path)
+        assert store.room.l1.policy.used == on_disk(tmp_path)
         assert await read(store, want, 0, SIZE) == origin.data(want, 0, SIZE)
         await filled(store, want)
         assert await care.check(want.sha256, at_once) == Checked(SIZE)
-        await until(lambda: store.room.policy.used == on_disk(tmp_path))
+        await until(lambda: store.room.l1.policy.used == on_disk(tmp_path))
     async with running(tmp_path, [origin.url]) as store:
-        assert store.room.policy.used == on_disk(tmp_path), "also after a restart"
-        assert store.usage().l1.blobs == 1
+        assert store.room.l1.policy.used == on_disk(tmp_path), "also after a restart"
+        assert store.usage().tiers["l1"].blobs == 1
 
 
 async def test_who_has_it_open_reads_the_right_bytes_again(
@@ -158,8 +161,8 @@ async def test_who_has_it_open_reads_the_right_bytes_again(
         assert store.was_wrong(want.sha256)
         await handle.close()
         await again.close()
-        await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
-        assert store.room.policy.used == on_disk(tmp_path)
+        await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
+        assert store.room.l1.policy.used == on_disk(tmp_path)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
@@ -171,8 +174,8 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     found, go = threading.Event(), threading.Event()
     load = LocalBlob.load
 
-    def slowly(self: LocalBlob, recipe_digest: str) -> object:
-        result = load(self, recipe_digest)
+    def slowly(self: LocalBlob, recipe_digest: str, *others: Places) -> object:
+        result = load(self, recipe_digest, *others)
         found.set()
         go.wait(20)
         return result
@@ -180,21 +183,23 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     async with running(tmp_path, [origin.url]) as store:
         await filled_and_closed(store, want)
         flip(whole(tmp_path, want), 5)
+        monkeypatch.setattr(LocalBlob, "load_at_once", lambda self: False)
         monkeypatch.setattr(LocalBlob, "load", slowly)
-        data = b""
+        handles = []
 
-        async def reader() -> None:
-            nonlocal data
-            data = await read(store, want, 0, 100)
+        async def opener() -> None:
+            handles.append(await store.open(want))
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(reader)
+            nursery.start_soon(opener)
             await until(found.is_set)
             nursery.start_soon(care_of(store).check, want.sha256, at_once)
             await until(lambda: in_quarantine(tmp_path))
+            await trio.testing.wait_all_tasks_blocked(0.05)
             go.set()
-        assert data == origin.data(want, 0, 100) or store.was_wrong(want.sha256)
-        assert await read(store, want, 0, SIZE) == origin.data(want, 0, SIZE)
+        (handle,) = handles
+        assert await handle.read(0, SIZE) == origin.data(want, 0, SIZE)
+        await handle.close()
 
 
 async def test_wrong_chunks_of_an_open_partial_blob_are_fetched_again(
@@ -206,11 +211,12 @@ async def test_wrong_chunks_of_an_open_partial_blob_are_fetched_again(
         store._filler._fits = lambda blob: False  # type: ignore[method-assign]
         handle = await store.open(want)
         await handle.read(0, CHUNK + 1)
+        await until(lambda: store.tiers[0].files.held(want.sha256)[0] == 2 * CHUNK)  # in the journal
         flip(tmp_path / "partial" / f"{want.sha256}.data", 50)
         found = await care_of(store).check(want.sha256, at_once)
         assert found == Checked(2 * CHUNK, "chunk 0 of 3 does not have its hash", "those chunks are fetched again")
         assert store.status(want.sha256).local_bytes == CHUNK
-        held = L1.held(store._l1, want.sha256)
+        held = TierDirectory.held(store.room.l1.directory, want.sha256)
         assert held[0] <= CHUNK, "a kill now does not bring it back"
         assert await handle.read(0, 100) == origin.data(want, 0, 100)
         await handle.close()
@@ -229,12 +235,12 @@ async def test_a_wrong_partial_blob_that_nobody_has_open_is_removed(
     async with running(tmp_path, [origin.url]) as store:
         store._filler._fits = lambda blob: False  # type: ignore[method-assign]
         await read(store, want, 0, CHUNK + 1)
-        await until(lambda: not store._blobs and not store.room.policy.holds(want.sha256))
+        await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))
         flip(tmp_path / "partial" / f"{want.sha256}.data", 50)
         found = await care_of(store).check(want.sha256, at_once)
         assert found.outcome == "what was here of it was removed"
         assert store.status(want.sha256).local_bytes == 0
-        assert store.room.policy.used == on_disk(tmp_path) == 0
+        assert store.room.l1.policy.used == on_disk(tmp_path) == 0
         assert await read(store, want, 0, 100) == origin.data(want, 0, 100)
 
 
@@ -286,3 +292,56 @@ async def test_the_quarantine_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     assert place.take(str(path), "b" * 64, path.stat().st_ino + 1) is None
     assert path.exists(), "another file has its name by now"
+
+
+SMALL = msgspec.structs.replace(QUICK, cache_limit_gib=12 / 1024, cache_min_free=0.0, l2_min_free=0.0)
+
+
+async def test_a_rotten_blob_in_the_second_tier_is_healed_as_one_in_the_first(
+    tmp_path: Path, origin: Origin, expected_log_errors: Expect
+) -> None:
+    expected_log_errors("a cached blob is damaged")
+    first, second = (origin.add(Made(SIZE, seed), f"{seed}.bin") for seed in (1, 2))
+    l1, l2 = tmp_path / "l1", tmp_path / "l2"
+    async with running(l1, [origin.url], SMALL, l2=l2) as store:
+        for want in (first, second):  # L1 has room for one of them
+            await filled_and_closed(store, want)
+        places = {name: directory for directory in (l1, l2) for name in here(directory)}
+        assert sorted(places.values()) == [l1, l2]
+        handles = [await store.open(want) for want in (first, second)]
+        for want in (first, second):
+            flip(whole(places[want.sha256], want), CHUNK)
+            found = await care_of(store).check(want.sha256, at_once)
+            assert (found.taken, found.in_use) == (True, True)
+            kept = [] if places[want.sha256] == l1 else [f"{want.sha256}.1"]  # L1's limit is too small for that
+            assert [path.name for path in in_quarantine(places[want.sha256])] == kept
+        for want, handle in zip((first, second), handles, strict=True):
+            assert await handle.read(0, SIZE) == origin.data(want, 0, SIZE)
+            await handle.close()
+        await until(lambda: not store._blobs and not store.pending().copying)
+        for tier in store.tiers:
+            await until(lambda tier=tier: tier.room.policy.used == on_disk(tier.files.root))  # type: ignore[misc]
+
+
+async def test_what_a_disk_that_is_gone_says_is_held_against_no_blob(
+    tmp_path: Path, origin: Origin, want: BlobRef, monkeypatch: pytest.MonkeyPatch, expected_log_errors: Expect
+) -> None:
+    async with running(tmp_path, [origin.url]) as store:
+        await filled_and_closed(store, want)
+
+        def refuse(*args: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(examine.DiskReader, "read", refuse)
+            patch.setattr(TierDirectory, "check", refuse)
+            found = await care_of(store).check(want.sha256, at_once)
+            assert (found.taken, found.outcome) == (False, "it stays: its disk does not answer")
+        assert await care_of(store).check(want.sha256, at_once) == Checked(SIZE)
+        expected_log_errors("a cached blob is damaged")
+        monkeypatch.setattr(examine.DiskReader, "read", refuse)  # one file that can't be read on a disk that works
+        assert (await care_of(store).check(want.sha256, at_once)).taken
+
+
+def here(root: Path) -> set[str]:
+    return {path.name for path in (root / "blobs").glob("*/*")}

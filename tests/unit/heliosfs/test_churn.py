@@ -29,6 +29,9 @@ from tests.support.stores import QUICK, running
 MIB = 1 << 20
 DAYS = 2
 LIMIT = 12 * MIB
+SUMS = 16 << 10
+"""The sums of blobs that are just being finished are counted when they are."""
+
 SEEDS = range(20) if os.environ.get("HELIOS_EVERY_CRASH") else range(1)
 
 
@@ -51,7 +54,7 @@ class Days:
 
     async def live(self) -> None:
         end = trio.current_time() + DAYS * 86400
-        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0)
+        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0, pool_mib=4)
         while trio.current_time() < end:
             async with running(self.cache, [self.origin.url], settings) as store:
                 until_s = trio.current_time() + self.random.uniform(3, 16) * 3600
@@ -91,7 +94,7 @@ class Days:
                 self.give_room()
         if self.random.random() < 0.6:
             await trio.sleep(0.01)
-            self.clock.jump(self.random.choice([1, 20, 120, 900, 3600]) * self.random.random())
+            self.clock.jump(self.random.choice([1, 120, 900, 3600, 7200]) * self.random.random())
         if self.random.random() < 0.1:
             self.wall = self.random.uniform(-1e9, 1e9)
 
@@ -144,16 +147,18 @@ class Days:
 
     def look(self, store: BlobStore) -> None:
         """What holds at any moment."""
-        policy, there = store.room.policy, on_disk(self.cache)
+        policy = store.room.l1.policy
+        if (there := on_disk(self.cache)) > policy.used + policy.reserved:
+            there = on_disk(self.cache)  # what was renamed during the first look may have been seen twice
         assert there <= LIMIT
-        assert there <= policy.used + policy.reserved, self.differences(store)
+        assert there <= policy.used + policy.reserved + SUMS, self.differences(store)
         assert policy.used >= 0 <= policy.reserved
         assert policy.used == sum(entry.cost for entry in policy.entries.values())
-        assert store._engine.memory.used <= 32 * MIB
+        assert store.pool.used <= store.pool.report().limit
 
     def differences(self, store: BlobStore) -> str:
         """What the disk and the accounts say of each blob that they differ in."""
-        found, known = store._l1.scan(), store.room.policy.entries
+        found, known = store.room.l1.directory.scan(), store.room.l1.policy.entries
         return "; ".join(
             f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} in the accounts, open: {store._blobs.get(key)}"
             for key in found.keys() | known.keys()
@@ -163,14 +168,14 @@ class Days:
     async def over(self, store: BlobStore) -> None:
         """Everybody went home."""
         await settled(store, 300)
-        assert store.room.policy.used == on_disk(self.cache)
+        assert store.room.l1.policy.used == on_disk(self.cache)
         for pin in store.room.pins.all():
             await store.room.pins.unpin(pin.repo, pin.revision)
-        answer = await store.room.evict(list(store.room.policy.entries))
+        answer = await store.room.evict(list(store.room.l1.policy.entries))
         assert not answer.kept
         await settled(store)
-        assert store.room.policy.used == on_disk(self.cache) == 0
-        assert not store.usage().l1.blobs
+        assert store.room.l1.policy.used == on_disk(self.cache) == 0
+        assert not store.usage().tiers["l1"].blobs
 
 
 @pytest.fixture
@@ -179,6 +184,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_two_days(disk: Path, origin: Origin, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files, threads, clock = descriptors(), busy_threads(), MockClock(rate=1.0)
@@ -193,4 +199,3 @@ def test_two_days(disk: Path, origin: Origin, seed: int, monkeypatch: pytest.Mon
         time.sleep(0.05)
     assert descriptors() <= files
     assert busy_threads() <= threads
-    print(days.reads, days.refused)

@@ -19,14 +19,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.moving import copy
 from tests.support import life
 from tests.support.durable import Shim, Step, crashes, put
 from tests.support.life import Job, Promises
 from tests.support.origin import Origin
 
 EVERY = bool(os.environ.get("HELIOS_EVERY_CRASH"))
+pytestmark = pytest.mark.timeout(7200 if EVERY else 300)
 
 
 class Scene:
@@ -78,13 +80,13 @@ def test_a_power_cut_at_any_step(scene: Scene) -> None:
     shim = Shim(root := scene.root())
     scene.live(root, shim)
     rng, promises, at, states = random.Random(5), Promises(), 0, 0
-    for done, state in crashes(shim.log, rng, 12 if EVERY else 2):
+    for done, state in crashes(shim.log, rng, 5 if EVERY else 1):
         for step in shim.log[at:done]:
             if step.call.startswith("#"):
                 promises.take(step.call[1:], step.name, step.other)
         at = done
         states += 1
-        if not EVERY and rng.random() > 0.15:
+        if not EVERY and rng.random() > 0.1:
             continue
         again = scene.root()
         put(state, again)
@@ -101,26 +103,15 @@ def test_a_power_cut_at_any_step(scene: Scene) -> None:
 
 def test_an_old_journal_never_comes_back(scene: Scene) -> None:
     """A blob was whole, went, and is fetched again: no part of the power cut brings its first journal back."""
-    root, want, recipe = scene.root(), scene.wants["fill"], scene.recipes["fill"]
-
-    def store(l1: L1, chunks: list[int]) -> LocalBlob:
-        blob = l1.blob(want.sha256, want.size)
-        blob.load(want.recipe_digest)
-        for index in chunks:
-            start, end = recipe.span(index)
-            blob.write(recipe, index, memoryview(life.DATA["fill"][start:end]))
-        blob.sync()
-        blob.record(chunks)
-        return blob
-
-    with (shim := Shim(root)), life.told(shim.mark), L1(root / "cache") as l1:
-        blob = store(l1, [0, 1, 2, 3])
+    want, shim = scene.wants["fill"], Shim(root := scene.root())
+    with shim, life.told(shim.mark), TierDirectory("l1", root / "cache") as l1:
+        blob = stored(scene, l1, [0, 1, 2, 3])
         blob.finish()
         blob.close()
         l1.remove(want.sha256)
-        store(l1, [2]).close()
+        stored(scene, l1, [2]).close()
     promises, at = Promises(), 0
-    for done, state in crashes(shim.log, random.Random(2), 100):
+    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 4):
         for step in shim.log[at:done]:
             if step.call.startswith("#"):
                 promises.take(step.call[1:], step.name, step.other)
@@ -128,6 +119,73 @@ def test_an_old_journal_never_comes_back(scene: Scene) -> None:
         put(state, again := scene.root())
         scene.check(again, promises)
         shutil.rmtree(again)
+
+
+def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
+    """A chunk that was taken out of the journal does not come back into it; the others stay."""
+    want, shim = scene.wants["fill"], Shim(root := scene.root())
+    with shim, TierDirectory("l1", root / "cache") as l1:
+        blob = stored(scene, l1, [0, 1, 2])
+        shim.mark("recorded", "")
+        blob.forget([1])
+        shim.mark("forgotten", "")
+        blob.sync()
+        blob.close()
+    marks = [step.number for step in shim.log if step.call.startswith("#")]
+    for done, state in crashes(shim.log, random.Random(2), 100 if EVERY else 4):
+        put(state, again := scene.root())
+        with TierDirectory("l1", again / "cache") as l1:
+            blob = l1.blob(want.sha256, want.size)
+            have = blob.load(want.recipe_digest).have
+            blob.close()
+            assert {path.suffix for path in (again / "cache" / "partial").iterdir()} <= {".data", ".map"}
+        if done > marks[1]:
+            assert have == b"\1\0\1\0", shim.log[done - 1]
+        elif done > marks[0]:
+            assert have in (b"\1\1\1\0", b"\1\0\1\0"), shim.log[done - 1]
+        shutil.rmtree(again)
+
+
+def test_a_move_to_another_tier_is_whole_at_any_step(scene: Scene) -> None:
+    """The blob is in one tier or in both, whole and right; of a copy that was not done nothing is left."""
+    want, data, shim = scene.wants["fill"], life.DATA["fill"], Shim(root := scene.root())
+    with shim, TierDirectory("l1", root / "cache") as l1, TierDirectory("l2", root / "l2") as l2:
+        blob = stored(scene, l1, [0, 1, 2, 3])
+        blob.finish()
+        blob.close()
+        shim.mark("whole", "")
+        copy(l1.whole_path(want.sha256), l2, want.sha256, want.size, lambda taken: True)
+        l2.place(want.sha256, want.size)
+        l1.remove(want.sha256)
+    whole = next(step.number for step in shim.log if step.call == "#whole")
+    for done, state in crashes(shim.log, random.Random(3), 100 if EVERY else 3):
+        put(state, again := scene.root())
+        found = 0
+        with TierDirectory("l1", again / "cache") as l1, TierDirectory("l2", again / "l2") as l2:
+            for tier in (l1, l2):
+                blob = tier.blob(want.sha256, want.size)
+                if blob.load(want.recipe_digest).whole:
+                    found += 1
+                    view = memoryview(bytearray(want.size))
+                    blob.read_into(view, 0)
+                    assert view == data, f"{tier.root.name} has other bytes after {shim.log[done - 1]}"
+                blob.close()
+                assert not list(tier.root.glob("partial/*.moving"))
+        assert found or done <= whole, f"it is gone after {shim.log[done - 1]}"
+        shutil.rmtree(again)
+
+
+def stored(scene: Scene, l1: TierDirectory, chunks: list[int]) -> LocalBlob:
+    """A blob with these chunks written, flushed and recorded."""
+    want, recipe = scene.wants["fill"], scene.recipes["fill"]
+    blob = l1.blob(want.sha256, want.size)
+    blob.load(want.recipe_digest)
+    for index in chunks:
+        start, end = recipe.span(index)
+        blob.write(recipe, index, memoryview(life.DATA["fill"][start:end]))
+    blob.sync()
+    blob.record(chunks)
+    return blob
 
 
 # --- kills ---

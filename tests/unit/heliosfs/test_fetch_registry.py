@@ -12,10 +12,11 @@ import pytest
 
 from helios.errors import DeadlineExceeded, IntegrityError, NotFound, Unavailable
 from helios.http.response import Watch
+from helios.names import RepoId
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.source import BlobRef, CorruptChunk
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
-from tests.support.origin import Made, Origin
+from tests.support.origin import REPO, Made, Origin
 
 CHUNK = MAX_CHUNK
 
@@ -67,6 +68,17 @@ def test_the_placement_is_asked_for_once(origin: Origin, source: RegistrySource)
     assert origin.count("/placements") == 1
     source.refresh(want, recipe, 2.0)
     assert origin.count("/placements") == 2
+
+
+def test_another_repository_that_holds_the_blob_will_do(origin: Origin, source: RegistrySource) -> None:
+    want = replace(origin.add(Made(2 * CHUNK)), repo=RepoId.parse("org/removed"))
+    with pytest.raises(NotFound):
+        source.recipe(want, 2.0)
+    twin = want.beside(replace(want, repo=REPO, also=(RepoId.parse("org/gone"), want.repo)))
+    assert twin.also == (REPO, RepoId.parse("org/gone"))
+    assert fetch(source, twin, Recipe.decode(source.recipe(twin, 2.0)), range(2)) == [
+        origin.data(want, i * CHUNK, CHUNK) for i in range(2)
+    ]
 
 
 def test_an_exception_of_the_receiver_ends_the_read(origin: Origin, source: RegistrySource) -> None:

@@ -12,6 +12,9 @@ import trio
 
 from helios.errors import Conflict, EntryNotFound, IntegrityError, NoSpace
 from heliosfs.blobs import BlobRef
+from heliosfs.control.warm import WarmWork
+from heliosfs.store.manifest import FileEntry
+from heliosfs.tree.snapshot import Snapshot
 from heliosfs.warming import LARGE, Note, Tally, in_loading_order, select, warm
 from tests.support.origin import Made, Origin
 from tests.support.stores import QUICK, filled, read, running, until
@@ -35,13 +38,25 @@ async def test_fill_returns_when_the_blob_is_whole_and_tells_how_far_it_is(tmp_p
     assert origin.sent() == want.size
 
 
+async def test_what_was_queued_may_be_taken_back_at_any_moment(tmp_path: Path, origin: Origin) -> None:
+    wants = [origin.add(Made(MIB, seed), f"{seed}.bin") for seed in range(4)]
+    async with running(tmp_path, [origin.url]) as store:
+        store.prefetch(wants[:1])
+        store.drop_queued(wants[:1])  # its turn came in the same moment
+        store.prefetch(wants)
+        async with trio.open_nursery() as nursery:
+            for want in wants:
+                nursery.start_soon(store.fill, want)
+        assert all(store.status(want.sha256).complete for want in wants)
+
+
 async def test_fill_says_that_there_is_no_room(tmp_path: Path, origin: Origin) -> None:
     settings = msgspec.structs.replace(QUICK, cache_limit_gib=8 / 1024)
     want = origin.add(Made(9 * MIB), "large.bin")
     async with running(tmp_path, [origin.url], settings) as store:
         with pytest.raises(NoSpace, match=r"no room for large.bin \(9437184 bytes\): it does not fit"):
             await store.fill(want)
-        assert store.room.policy.reserved == 0
+        assert store.room.l1.policy.reserved == 0
         await until(lambda: not store._blobs)
 
 
@@ -87,7 +102,7 @@ async def test_halted_it_fills_nothing_keeps_what_it_has_and_answers_reads(tmp_p
         store.halt()
         assert store.pending().fills == 0
         await until(lambda: store.pending().nothing)
-        journalled = store._l1.held(first.sha256)[0]
+        journalled = store.room.l1.directory.held(first.sha256)[0]
         assert journalled == store.status(first.sha256).local_bytes >= CHUNK, "what is here is safe"
         origin.throttle.rate = None
         sent = origin.sent()
@@ -154,6 +169,37 @@ async def test_small_files_come_first_and_weights_in_loading_order() -> None:
     assert announced == begun[2:]
     now = tally.now()
     assert (now.files_done, now.bytes_done, now.path) == (5, sum(sizes.values()), "")
+
+
+def commit_of(*wants: BlobRef) -> Snapshot:
+    files = {want.path: FileEntry(want.sha256, want.size, "0" * 40, want.recipe_digest) for want in wants}
+    return Snapshot(wants[0].repo, wants[0].commit, 0, files)
+
+
+async def test_a_warm_bears_sources_that_fail_for_a_while_and_names_what_it_could_not_have(
+    tmp_path: Path, origin: Origin, expected_log_errors: Expect
+) -> None:
+    expected_log_errors("a chunk is corrupt")
+    good, bad = origin.add(Made(5 * MIB, 1), "good.bin"), origin.add(Made(5 * MIB, 2), "bad.bin")
+    small = origin.add(b"{}", "config.json")
+    origin.fault("status", lambda request: "/recipe" in request.path, times=4)
+    origin.fault("corrupt", lambda request: bad.sha256 in request.path, times=None, after=5)
+    async with running(tmp_path, [origin.url]) as store:
+        work = WarmWork(store, commit_of(good, bad, small), "main", [])
+        with trio.fail_after(60):
+            await work.run()
+        shown = work.shown()
+        assert work.failed
+        assert list(shown["errors"]) == ["bad.bin"]
+        assert "no source has all of it right" in shown["errors"]["bad.bin"]
+        assert (shown["files"], shown["files_done"], shown["bytes_done"]) == (3, 2, good.size + 2)
+        assert store.status(good.sha256).complete
+        again = WarmWork(store, commit_of(good, small), "main", ["*.json", "good.bin"])
+        await again.run()
+        assert not again.failed
+        assert again.shown()["found_bytes"] == good.size + 2
+        with pytest.raises(EntryNotFound, match=r"has no file '\*.txt'"):
+            WarmWork(store, commit_of(good), "main", ["*.txt"])
 
 
 async def test_patterns_choose_files_and_one_that_names_nothing_is_an_error() -> None:

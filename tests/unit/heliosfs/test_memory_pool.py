@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 import tracemalloc
 from collections.abc import Sequence
 
@@ -216,6 +218,38 @@ def test_the_bound_counts_the_tables_too() -> None:
         tracemalloc.stop()
     assert pool.report().entries == len(parts)
     assert taken <= pool.used
+
+
+def test_threads_that_offer_and_read_at_once_get_right_bytes_within_the_bound() -> None:
+    parts = [bytes([number]) * (1000 + number) for number in range(60)]
+    recipe, pool = recipe_of(parts), pool_of(40 * KIB)
+    wrong: list[int] = []
+    found = 0
+
+    def work(seed: int) -> None:
+        nonlocal found
+        draw = random.Random(seed)
+        for _ in range(2000):
+            index = draw.randrange(60)
+            pool.offer("model.bin", recipe, index, memoryview(parts[index]), stored=draw.random() < 0.1)
+            other = draw.randrange(59)
+            start = recipe.span(other)[0]
+            pieces = pool.read(recipe, start + 10, len(parts[other]))  # ends in the next chunk
+            if pieces is not None:
+                found += 1
+                expected = parts[other][10:] + parts[other + 1][:10]
+                wrong.extend([other] if b"".join(pieces) != expected else [])
+            if pool.used > 40 * KIB:
+                wrong.append(-1)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert found > 100
+    assert len(pool._data) == len(pool._policy) == pool.report().entries
 
 
 def test_memory_goes_back_when_chunks_go() -> None:

@@ -1,8 +1,11 @@
 """The node log: what was written is found again, whatever happened to the end of the file; nothing else is believed."""
 
+import errno
+import itertools
 import os
 import random
 import resource
+import shutil
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from heliosfs.tree import nodelog
 from heliosfs.tree.nodelog import NodeLog, Record
+from tests.support.disks import remount, small_disk
+from tests.support.durable import FATES, Disk, Shim, put
 
 MOUNT = 1234567890
 NUMBERS = st.integers(2, (1 << 63) - 1)
@@ -293,3 +298,81 @@ def test_only_the_owner_reads_it_and_it_goes_with_the_mount(tmp_path):
     log.remove()
     log.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+# --- crashes, and disks that refuse ---
+
+
+def lived(path, mark=lambda *_: None):
+    """A worker's life: it hands inodes out, gets some back, and its log is compacted as it grows."""
+    log = NodeLog.open(path, MOUNT, compact_bytes=64)
+    for number in range(2, 90):
+        log.held(record(number, b"n%d" % number))
+        log.flush()
+        mark("handed", str(number))
+        if number % 8:
+            mark("back", str(number))
+            log.forgotten(number)
+    log.close()
+
+
+def look(path, inos):
+    """The next worker finds every inode that the kernel may name."""
+    log = NodeLog.open(path, MOUNT, compact_bytes=1 << 20)
+    lost = {ino for ino in inos if log.find(ino) is None}
+    log.close()
+    assert not lost
+
+
+def test_a_kill_at_any_step_loses_no_inode_that_the_kernel_has(tmp_path):
+    """A write that was under way may be torn; what was answered is there. Of a power cut anything may be left: the
+    mount is gone then, but the log of another one is opened."""
+    (root := tmp_path / "run").mkdir()
+    with Shim(root) as shim:
+        lived(root / "nodes", shim.mark)
+    assert any(step.call == "rename" for step in shim.log), "it was compacted"
+    disk, held, rng = Disk(), set(), random.Random(4)
+    for number, step in enumerate(shim.log):
+        if step.call == "#handed":
+            held.add(int(step.name))
+        elif step.call == "#back":
+            held.discard(int(step.name))
+        else:
+            disk.take(step)
+            states = [(disk.crash(lambda: True, lambda: "whole"), held)]
+            if number % 5 == 0:
+                states.append((disk.crash(lambda: rng.random() < 0.5, lambda: rng.choice(FATES)), set()))
+            for state, inos in states:
+                (again := tmp_path / "again").mkdir()
+                put(state, again)
+                look(again / "nodes", inos)
+                shutil.rmtree(again)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_any_step_stops_no_worker(tmp_path, code):
+    with Shim(tmp_path) as shim:
+        lived(tmp_path / "count")
+    for at in range(0, len(shim.log), 7):
+        (root := tmp_path / f"at-{at}").mkdir()
+        made = itertools.count()
+
+        def refuse(step, made=made, at=at):
+            if next(made) >= at:
+                raise OSError(code, os.strerror(code))
+
+        with Shim(root, refuse):
+            lived(root / "nodes")
+        look(root / "nodes", set())
+
+
+def test_a_read_only_log_is_gone_on_with_in_memory(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", 3) as disk:
+        written(disk / "nodes", record(7), record(8))
+        remount(disk, "ro")
+        log = reopened(disk / "nodes")
+        assert log.find(7) == record(7)
+        log.held(record(9))
+        log.flush()
+        log.close()
+        assert "inodes can't be recorded" in caplog.text

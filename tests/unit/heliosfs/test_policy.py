@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from heliosfs.tiers.policy import CORRELATED_S, HALF_LIFE_S, Bounds, Disk, Policy, Priority, Reservation, Verdict
+from heliosfs.tiers.history import CORRELATED_S, HALF_LIFE_S, History
+from heliosfs.tiers.policy import Bounds, Disk, Policy, Priority, Reservation, Verdict
 
 MIB, GIB = 1 << 20, 1 << 30
 ROOMY = Disk(1 << 50, 1 << 50)
@@ -26,7 +27,7 @@ class Clock:
 
 def make(limit: int | None = 100, min_free: float = 0.0) -> tuple[Policy, Clock]:
     clock = Clock()
-    return Policy(Bounds(limit, min_free), clock), clock
+    return Policy(Bounds(limit, min_free), History(clock)), clock
 
 
 def ask(policy: Policy, key: str, size: int, disk: Disk = ROOMY, **options: Any) -> Verdict:
@@ -74,10 +75,10 @@ def test_opens_at_once_are_one_use() -> None:
     for _ in range(50):
         clock.now += 0.1
         policy.use("a")
-    assert policy.uses["a"].hits == 1
+    assert policy.history.uses["a"].hits == 1
     clock.now += CORRELATED_S
     policy.use("a")
-    assert policy.uses["a"].hits == 2
+    assert policy.history.uses["a"].hits == 2
 
 
 def test_a_refused_blob_gets_in_when_it_is_asked_for_often_enough() -> None:

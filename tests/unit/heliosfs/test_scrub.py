@@ -43,7 +43,7 @@ async def store_with(store: BlobStore, origin: Origin, sizes: list[int]) -> list
     for want in wants:
         await read(store, want, 0, want.size)
         await filled(store, want)
-    await until(lambda: not store._blobs and not any(map(store.room.policy.holds, store.room.policy.entries)))
+    await until(lambda: not store._blobs and not any(map(store.room.l1.policy.holds, store.room.l1.policy.entries)))
     return sorted(want.sha256 for want in wants)
 
 
@@ -74,7 +74,7 @@ async def test_every_blob_comes_once_a_pass_by_name_but_those_in_use_only_now_an
     async with running(tmp_path, [origin.url]) as store:
         names = await store_with(store, origin, [MIB, 2 * MIB, 3 * MIB])
         scrubber, care = scrubber_of(store, 4e11)
-        store.room.policy.hold(names[1])
+        store.room.l1.policy.hold(names[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scrubber.run)
             await until(lambda: len(care.looked) >= IN_USE_EVERY * 3 - 1)
@@ -82,7 +82,7 @@ async def test_every_blob_comes_once_a_pass_by_name_but_those_in_use_only_now_an
         looked = [sha256 for sha256, _ in care.looked]
         idle = [names[0], names[2]]
         assert looked[: IN_USE_EVERY * 3 - 1][: 2 * (IN_USE_EVERY - 1) + 3] == idle * (IN_USE_EVERY - 1) + names
-        store.room.policy.let_go(names[1])
+        store.room.l1.policy.let_go(names[1])
 
 
 @pytest.mark.trio

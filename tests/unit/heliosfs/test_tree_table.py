@@ -3,9 +3,12 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from heliosfs.tree.nodes import REGULAR, Node
+from helios.names import RepoId
+from heliosfs.tree.nodes import REGULAR, BlobFile, Node
 from heliosfs.tree.root import root
+from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.table import ROOT, NodeTable, hash_key
+from tests.support.tree import file
 
 
 def node(name: str, mtime: int = 0) -> Node:
@@ -32,6 +35,16 @@ def test_an_inode_keeps_its_first_time_until_it_is_forgotten():
     assert slot.mtime == 1
     table.forget(slot.ino, 2)
     assert table.hold(node("a", mtime=2), ROOT, b"x").mtime == 2
+
+
+def test_an_inode_knows_every_repository_it_was_found_in():
+    table, entry = NodeTable(root()), file(1)
+    repos = [RepoId.parse(f"org/m{number}") for number in range(10)]
+    for repo in (*repos, repos[9], repos[0]):
+        found = BlobFile(entry, Snapshot(repo, "1" * 40, 1, {"a": entry}), "a", executable=False)
+        held = table.hold(found, ROOT, b"x").node
+    assert held.repo == repos[0]
+    assert held.also == tuple(reversed(repos[3:])), "the last ones, the latest first"
 
 
 def test_forgetting_what_is_unknown_changes_nothing():

@@ -1,8 +1,9 @@
-"""The local tier: a directory of blobs that one process owns.
+"""One tier: a directory of blobs that one process owns.
 
     blobs/ab/<sha256>        a whole, verified blob: a plain read-only file
     partial/<sha256>.data    a sparse file of the blob's size, or a link to the object that is the blob
     partial/<sha256>.map     the journal of the chunks that are safely in it (bitmap.py)
+    partial/<sha256>.moving  a copy from another tier that is not done; removed at start
     sums/ab/<sha256>         what the scrubber compares a whole blob with (sums.py)
     quarantine/              blobs whose bytes were found to be wrong (quarantine.py)
     lock                     held with flock by the owner; the text in it is for people
@@ -10,34 +11,43 @@
 Where the object store is a directory beside it, on the same filesystem, an object that is a whole blob is not copied:
 it is hard-linked, verified chunk by chunk in place, and takes no room.
 
-A file under ``blobs/`` was verified chunk by chunk before it got there and is not hashed again when it is opened.
+A file under ``blobs/`` was verified, chunk by chunk or as a whole, before it got there and is not hashed again when it
+is opened.
+
+The path may come to mean another directory, because something was unmounted, mounted or removed: ``check`` compares the
+lock file. Nothing is made below the root but when the directory is taken, so that nothing goes to whatever lies there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
+from helios.errors import IntegrityError, NoSpace, Unavailable
+from heliosfs.store.directory import FULL
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.store.syscalls import REFUSED, sync_directory
-from heliosfs.tiers import bitmap
-from heliosfs.tiers.local import LocalBlob, unlink
+from heliosfs.store.syscalls import sync_directory
+from heliosfs.tiers import bitmap, ownership
+from heliosfs.tiers.leases import open_elsewhere
+from heliosfs.tiers.local import LocalBlob, make_fan, unlink
 from heliosfs.tiers.policy import Disk
 from heliosfs.tiers.quarantine import Quarantine, Taken
 
 log = logging.getLogger("heliosfs.tiers")
 
+SETTING: Final = {"l1": "mount.cache", "l2": "mount.l2"}
+"""What says where a tier's directory is, by the tier's name."""
+
 
 @dataclass(frozen=True, slots=True)
-class L1Usage:
-    """What the local tier holds, in blobs and bytes; ``free`` and ``total`` are its filesystem's."""
+class TierUsage:
+    """What a tier holds, in blobs and bytes; ``free`` and ``total`` are its filesystem's."""
 
     blobs: int
     blob_bytes: int
@@ -49,48 +59,49 @@ class L1Usage:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A blob on the disk: its size, and the bytes of room that removing it frees."""
+    """A blob on the disk: its size, the bytes of room that removing it frees, whether it is whole."""
 
     size: int
     cost: int
+    whole: bool = True
 
 
-class L1:
+class Busy(Exception):
+    """Somebody else has the file open."""
+
+
+class TierDirectory:
     """The directory, while this process owns it. Threads may share it; every call blocks."""
 
-    def __init__(self, root: Path, beside: Path | None = None) -> None:
-        """Take the directory over, making it if needed; ``beside`` is an object store's directory.
+    def __init__(self, name: str, root: Path, beside: Path | None = None, *, create: bool = True) -> None:
+        """Take the directory over, making it if needed and ``create``; ``beside`` is an object store's directory.
 
-        Raises Conflict when another process owns it, NoSpace or Unavailable when it can't be made or used.
+        One on a read-only filesystem that has been a tier before is taken as it is. Raises Conflict when another
+        process owns it, NoSpace or Unavailable when it can't be made or used.
         """
-        self.root, self._beside = root, beside
+        self.name, self.root, self._beside = name, root, beside
         self.quarantine = Quarantine(root)
         self._lock = threading.Lock()
         self._unlinked: set[str] = set()
         try:
-            for name in ("blobs", "partial"):
-                if not (root / name).is_dir():
-                    (root / name).mkdir(parents=True, exist_ok=True)
-                    for directory in (root, root.parent):
-                        sync_directory(directory)
-            self._lock_fd = _open_lock(root / "lock")
+            self._lock_fd = ownership.open_lock(root, create)
         except OSError as error:
-            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+            kind = NoSpace if error.errno in FULL else Unavailable
             raise kind(
                 f"the cache directory {root} can't be used: {error.strerror}",
-                hint="Choose another with mount.cache in the configuration.",
+                hint=f"Choose another with {SETTING[name]} in the configuration.",
             ) from None
         try:
-            self._own()
+            ownership.take(self._lock_fd, root, SETTING[name])
+            ownership.drop_leftovers(root, self.whole_path)
+            self._sync_removals()
+            self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
+        except OSError as error:
+            os.close(self._lock_fd)
+            raise Unavailable(f"the cache directory {root} can't be read: {error.strerror}") from error
         except BaseException:
             os.close(self._lock_fd)
             raise
-        self._drop_halves()
-        try:
-            self.sync_partial()  # what was removed before stays removed
-        except OSError as error:
-            log.warning("the cache directory can't be synced", extra={"reason": error.strerror})
-        self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
 
     def close(self) -> None:
         """Give the directory up."""
@@ -98,7 +109,7 @@ class L1:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def __enter__(self) -> L1:
+    def __enter__(self) -> TierDirectory:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -107,6 +118,22 @@ class L1:
     def blob(self, sha256: str, size: int) -> LocalBlob:
         """One blob's files; nothing is touched until its ``load`` is called."""
         return LocalBlob(self, sha256, size)
+
+    def check(self) -> bool:
+        """See that the directory is still this one, and answers; returns whether it can be written. Raises OSError."""
+        fd = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not os.path.sameopenfile(fd, self._lock_fd):
+                raise OSError(errno.ESTALE, "another directory is in its place")
+        finally:
+            os.close(fd)
+        with os.scandir(self.root / "partial") as entries:
+            next(entries, None)
+        return not os.statvfs(self.root).f_flag & os.ST_RDONLY
+
+    def try_writing(self) -> None:
+        """See that something can be written to the disk. Raises OSError."""
+        ownership.write_owner(self.root)
 
     def held(self, sha256: str) -> tuple[int, int | None, bool]:
         """Of a blob that nobody has open: bytes that are here, its size if known, and whether it is whole."""
@@ -138,34 +165,65 @@ class L1:
 
     def measure(self, sha256: str) -> Found | None:
         """The room that a blob's files take, or None where there are none."""
-        try:
-            whole = os.lstat(self.whole_path(sha256))
-        except FileNotFoundError:
-            pass
-        else:
-            cost = _cost(whole)
-            return Found(whole.st_size, cost + _size_on_disk(self.sums_path(sha256)) if cost else 0)
-        try:
-            data = os.lstat(self.data_path(sha256))
-        except FileNotFoundError:
+        whole, data = _status(self.whole_path(sha256)), _status(self.data_path(sha256))
+        journal, sums = _status(self.map_path(sha256)), _status(self.sums_path(sha256))
+        known = whole or data
+        if known is None:
             return None
-        try:
-            return Found(data.st_size, _cost(data) + _cost(os.lstat(self.map_path(sha256))))
-        except FileNotFoundError:
-            return Found(data.st_size, _cost(data))
+        if whole is None or not _cost(whole):
+            sums = None
+        cost = sum(_cost(status) for status in (whole, sums, data, journal) if status is not None)
+        return Found(known.st_size, cost, whole is not None)
 
-    def remove(self, sha256: str) -> None:
-        """Remove a blob's files, whole and partial; who has one open keeps it. Raises OSError.
+    def remove(self, sha256: str) -> int:
+        """Remove a blob's files, whole and partial. Raises Busy when somebody else has the whole one open; OSError.
 
-        Nobody may load or write the blob meanwhile: a partial one is removed in two steps.
+        Nobody of this process may load or write the blob meanwhile: a partial one is removed in two steps. Who opened
+        it in the very moment keeps it: then its descriptor is returned, to be watched and closed, else -1.
         """
-        whole = self.whole_path(sha256)
-        if unlink(whole):
-            self.went(sha256)
+        fd = self._gone(sha256)
         unlink(self.sums_path(sha256))
         if unlink(self.map_path(sha256)):
             self.sync_partial()  # an old journal must never come back beside a new data file
         unlink(self.data_path(sha256))
+        return fd
+
+    def is_open(self, sha256: str) -> bool:
+        """Whether anybody has the whole file of a blob open; this process must not. Raises OSError."""
+        fd = os.open(self.whole_path(sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return open_elsewhere(fd)
+        finally:
+            os.close(fd)
+
+    def _gone(self, sha256: str) -> int:
+        """Remove the whole file."""
+        path = self.whole_path(sha256)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return -1
+        try:
+            takes_room = _cost(os.fstat(fd)) > 0
+            if takes_room and open_elsewhere(fd):
+                raise Busy
+            unlink(path)
+            self.went(sha256)
+            if takes_room and open_elsewhere(fd):
+                fd, kept = -1, fd
+                return kept
+            return -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def place(self, sha256: str, size: int) -> None:
+        """A copy is whole, verified and flushed: give it the blob's name, durably. Raises OSError."""
+        path = self.whole_path(sha256)
+        make_fan(path)
+        os.rename(self.moving_path(sha256), path)
+        self.became_whole(sha256, size)
+        self.sync_whole(sha256)
 
     def take_away(self, sha256: str, inode: int) -> Taken | None:
         """Put a whole file aside whose bytes are wrong, if it is still this one. Raises OSError."""
@@ -185,7 +243,7 @@ class L1:
         disk = os.statvfs(self.root)
         return Disk(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
 
-    def usage(self) -> L1Usage:
+    def usage(self) -> TierUsage:
         """What is here now."""
         partials = partial_bytes = 0
         with os.scandir(self.root / "partial") as entries:
@@ -199,7 +257,7 @@ class L1:
         disk = self.disk()
         with self._lock:
             blobs, blob_bytes = len(self._whole), sum(self._whole.values())
-        return L1Usage(blobs, blob_bytes, partials, partial_bytes, disk.free, disk.total)
+        return TierUsage(blobs, blob_bytes, partials, partial_bytes, disk.free, disk.total)
 
     def whole_path(self, sha256: str) -> str:
         return f"{self.root}/blobs/{sha256[:2]}/{sha256}"
@@ -212,6 +270,9 @@ class L1:
 
     def map_path(self, sha256: str) -> str:
         return f"{self.root}/partial/{sha256}.map"
+
+    def moving_path(self, sha256: str) -> str:
+        return f"{self.root}/partial/{sha256}.moving"
 
     def sums_path(self, sha256: str) -> str:
         return f"{self.root}/sums/{sha256[:2]}/{sha256}"
@@ -248,35 +309,12 @@ class L1:
         with self._lock:
             return sha256 in self._unlinked
 
-    def _own(self) -> None:
+    def _sync_removals(self) -> None:
+        """What was removed before stays removed."""
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock_fd, 200, 0).decode(errors="replace").strip() or "another process"
-            raise Conflict(
-                f"the cache directory {self.root} is in use by {holder}",
-                hint="Unmount that one first, or choose another directory with mount.cache in the configuration.",
-            ) from None
-        try:
-            os.ftruncate(self._lock_fd, 0)
-            os.pwrite(self._lock_fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
-        except OSError as error:  # the lock counts, the text in it does not
-            log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
-
-    def _drop_halves(self) -> None:
-        """Remove partial files that are of no use: half of a pair, which a kill left, and what is whole as well, when
-        a power cut undid the removal of the older one."""
-        pairs: dict[str, set[str]] = {}
-        for path in (self.root / "partial").iterdir():
-            pairs.setdefault(path.stem, set()).add(path.suffix)
-        for stem, suffixes in pairs.items():
-            if suffixes != {".data", ".map"} or os.path.lexists(self.whole_path(stem)):
-                for suffix in suffixes & {".data", ".map"}:
-                    path = self.root / "partial" / (stem + suffix)
-                    try:
-                        path.unlink()
-                    except OSError as error:  # it is not believed, whether it can be removed or not
-                        log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
+            self.sync_partial()
+        except OSError as error:
+            log.warning("the cache directory can't be synced", extra={"reason": error.strerror})
 
     def _whole_entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.root / "blobs") as fans:
@@ -286,32 +324,17 @@ class L1:
                         yield from entries
 
 
-def _open_lock(path: Path) -> int:
-    """A lock can be held on a read-only disk, too, if it was there before."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
 def _cost(status: os.stat_result) -> int:
     """Bytes that removing this name frees: none while the file has another one."""
     return status.st_blocks * 512 if status.st_nlink == 1 else 0
 
 
-def _size_on_disk(path: str) -> int:
+def _status(path: str) -> os.stat_result | None:
     try:
-        return os.lstat(path).st_blocks * 512
+        return os.lstat(path)
     except FileNotFoundError:
-        return 0
+        return None
 
 
 def _set(have: bytearray) -> Iterator[int]:
     return (index for index, flag in enumerate(have) if flag)
-
-
-def _command() -> str:
-    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    return b" ".join(words[:4]).decode(errors="replace").strip()[:120]

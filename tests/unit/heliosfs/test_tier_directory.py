@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from helios.errors import Conflict, Unavailable
 from heliosfs.store.recipe import Recipe
-from heliosfs.tiers.l1 import L1
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.local import LocalBlob
 
 CHUNKS = 9
@@ -41,7 +41,7 @@ def store(blob: LocalBlob, recipe: Recipe, chunks: list[bytes], which: list[int]
         blob.write(recipe, index, memoryview(chunks[index]))
 
 
-def fill(l1: L1, chunks: list[bytes]) -> LocalBlob:
+def fill(l1: TierDirectory, chunks: list[bytes]) -> LocalBlob:
     recipe = recipe_of(chunks)
     blob = l1.blob(recipe.blob, recipe.size)
     blob.load(recipe.digest)
@@ -71,14 +71,14 @@ class Crashes(RuleBasedStateMachine):
         self.recipe = recipe_of(self.chunks)
         self.whole = b"".join(self.chunks)
         self.root = Path(tempfile.mkdtemp(prefix="helios-l1-"))
-        self.l1: L1 | None = None
+        self.l1: TierDirectory | None = None
 
     @initialize()
     def start(self) -> None:
         self.boot()
 
     def boot(self) -> None:
-        self.l1 = L1(self.root)
+        self.l1 = TierDirectory("l1", self.root)
         self.blob = self.l1.blob(self.recipe.blob, self.recipe.size)
         found = self.blob.load(self.recipe.digest)
         have = found.have or bytearray(CHUNKS)
@@ -165,11 +165,11 @@ TestCrashes = Crashes.TestCase
 WRITER = """
 import sys
 from pathlib import Path
-from tests.unit.heliosfs.test_l1 import content, recipe_of
-from heliosfs.tiers.l1 import L1
+from tests.unit.heliosfs.test_tier_directory import content, recipe_of
+from heliosfs.tiers.directory import TierDirectory
 chunks = content(seed=1, count=400)
 recipe = recipe_of(chunks)
-l1 = L1(Path(sys.argv[1]))
+l1 = TierDirectory("l1", Path(sys.argv[1]))
 blob = l1.blob(recipe.blob, recipe.size)
 found = blob.load(recipe.digest)
 have = found.have or bytearray(400)
@@ -202,7 +202,7 @@ def test_sigkill_while_writing(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
         code = process.wait()
         process.stdout.close()
-        with L1(tmp_path) as l1:
+        with TierDirectory("l1", tmp_path) as l1:
             blob = l1.blob(recipe.blob, recipe.size)
             found = blob.load(recipe.digest)
             have = found.have if found.have is not None else bytearray(b"\1" * 400 if found.whole else b"\0" * 400)
@@ -217,23 +217,23 @@ def test_sigkill_while_writing(tmp_path: Path) -> None:
 
 
 def test_one_owner(tmp_path: Path) -> None:
-    with L1(tmp_path / "cache"):
+    with TierDirectory("l1", tmp_path / "cache"):
         with pytest.raises(Conflict, match=rf"in use by process {os.getpid()} \("):
-            L1(tmp_path / "cache")
-    with L1(tmp_path / "cache"):
+            TierDirectory("l1", tmp_path / "cache")
+    with TierDirectory("l1", tmp_path / "cache"):
         pass
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="can't be used: Not a directory"):
-        L1(tmp_path / "file" / "cache")
+        TierDirectory("l1", tmp_path / "file" / "cache")
 
 
 def test_a_whole_blob_is_found_again_and_counted(tmp_path: Path) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = fill(l1, chunks)
         assert read(blob, 0, recipe.size) == b"".join(chunks)
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -242,7 +242,7 @@ def test_a_whole_blob_is_found_again_and_counted(tmp_path: Path) -> None:
         usage = l1.usage()
         assert (usage.blobs, usage.blob_bytes, usage.partials) == (1, recipe.size, 0)
         assert l1.held(recipe.blob) == (recipe.size, recipe.size, True)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         assert (l1.usage().blobs, l1.usage().blob_bytes) == (1, recipe.size)
         again = l1.blob(recipe.blob, recipe.size)
         assert again.load(recipe.digest).whole
@@ -252,7 +252,7 @@ def test_a_whole_blob_is_found_again_and_counted(tmp_path: Path) -> None:
 def test_a_partial_blob_is_counted_without_being_opened(tmp_path: Path) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         blob.load(recipe.digest)
         store(blob, recipe, chunks, [0, 3])
@@ -267,7 +267,7 @@ def test_a_partial_blob_is_counted_without_being_opened(tmp_path: Path) -> None:
 def test_a_whole_file_of_another_size_is_fetched_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         fill(l1, chunks).close()
         path = Path(l1.whole_path(recipe.blob))
         path.chmod(0o644)
@@ -283,7 +283,7 @@ def test_a_whole_file_of_another_size_is_fetched_anew(tmp_path: Path, caplog: py
 def test_what_contradicts_itself_is_started_anew(tmp_path: Path, damage: str) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         blob.load(recipe.digest)
         store(blob, recipe, chunks, [0, 1])
@@ -302,7 +302,7 @@ def test_what_contradicts_itself_is_started_anew(tmp_path: Path, damage: str) ->
         journal.write_bytes(b"\0" * 300)
     else:
         digest = "e" * 64
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         found = blob.load(digest)
         assert found.have is None
@@ -318,14 +318,14 @@ def test_a_read_only_file_without_its_journal_is_written_anew(tmp_path: Path) ->
     """A kill between the last two steps of ``finish``, then a power cut that spoiled the journal."""
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         blob.load(recipe.digest)
         store(blob, recipe, chunks, list(range(CHUNKS)))
         blob.close()
         Path(l1.data_path(recipe.blob)).chmod(0o444)
         Path(l1.map_path(recipe.blob)).write_bytes(b"\0" * 100)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         assert blob.load(recipe.digest).have is None
         assert not blob.sealed
@@ -337,7 +337,7 @@ def test_a_read_only_file_without_its_journal_is_written_anew(tmp_path: Path) ->
 def test_a_late_write_after_close_harms_nobody(tmp_path: Path) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = fill(l1, chunks)
         blob.write(recipe, 0, memoryview(b"z" * len(chunks[0])))  # a given-up thread: the blob is whole already
         assert read(blob, 0, recipe.size) == b"".join(chunks)
@@ -349,15 +349,36 @@ def test_a_late_write_after_close_harms_nobody(tmp_path: Path) -> None:
 def test_finish_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
-    with L1(tmp_path) as l1:
+    with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
         blob.load(recipe.digest)
         store(blob, recipe, chunks, list(range(CHUNKS)))
         with monkeypatch.context() as patch:
-            patch.setattr(L1, "sync_whole", lambda self, sha256: (_ for _ in ()).throw(OSError(28, "full")))
+            patch.setattr(TierDirectory, "sync_whole", lambda self, sha256: (_ for _ in ()).throw(OSError(28, "full")))
             with pytest.raises(OSError, match="full"):
                 blob.finish()
         blob.finish()
         assert l1.usage().blobs == 1
         assert not Path(l1.map_path(recipe.blob)).exists()
         blob.close()
+
+
+def test_a_whole_file_that_the_kernel_knows_is_opened_at_once_and_nothing_else_is(tmp_path: Path) -> None:
+    chunks = content()
+    recipe = recipe_of(chunks)
+    l1 = TierDirectory("l1", tmp_path)
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once(), "there is none"
+    fill(l1, chunks).close()
+    blob = l1.blob(recipe.blob, recipe.size)
+    assert blob.load_at_once()
+    assert blob.whole
+    assert read(blob, 0, recipe.size) == b"".join(chunks)
+    blob.close()
+    other = l1.blob(recipe.blob, recipe.size + 1)
+    assert not other.load_at_once(), "it is not the blob's size: load says so and removes it"
+    path = Path(l1.whole_path(recipe.blob))
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once()
+    l1.close()

@@ -1,0 +1,205 @@
+"""A store that lies: about sizes, ranges, recipes, placements and manifests. Each lie ends as EIO with a reason in the
+log, or does no harm; never as a wrong byte; and another model on the same mount notices nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from helios.config import Config
+from helios.embedded import attach
+from helios.home import Home
+from helios.names import RepoId
+from helios.publish import publish, scan
+from helios.registry_client import RegistryClient
+from heliosfs.store.manifest import Manifest
+from heliosfs.store.recipe import MAX_CHUNK
+from tests.support.front import LIES, Asked, Front, Strike, nothing
+from tests.support.mounts import MODES, Mount, mounted, write
+from tests.support.reading import drop_names, outcome, within
+
+pytestmark = pytest.mark.fuse
+
+MADE = random.Random(11)
+DEADLINE_S = 0.5
+SIZE = MAX_CHUNK + 5000
+"""Two chunks."""
+
+
+@dataclass
+class Scene:
+    mount: Mount
+    front: Front
+    registry: RegistryClient
+    base: Path
+    untouched: dict[str, bytes]
+    """Files of ``org/good`` that nobody has read."""
+
+    def publish(self, name: str, files: dict[str, bytes]) -> str:
+        directory = write(self.base / name, files)
+        return publish(self.registry, directory, RepoId.parse(name), "main", files=scan(directory)).commit
+
+    def read(self, path: Path) -> bytes | int:
+        def call() -> bytes:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                return file.read()
+
+        return within(60, lambda: outcome(call))
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """In one mode: what is read is the same in both."""
+    base = tmp_path_factory.mktemp("lies")
+    home = Home(base / "home")
+    environ = {**os.environ, "HELIOS_HOME": str(home.root)}
+    settings = {"HELIOS_MOUNT__MODE": MODES[0], "HELIOS_MOUNT__REQUEST_DEADLINE_S": f"{DEADLINE_S:g}"}
+    with (
+        attach(Config(), home, environ) as registry,
+        Front(registry.urls[0]) as front,
+        contextlib.closing(registry.client()) as client,
+        mounted(home, base / "mnt", "--registry", front.url, **settings) as mount,
+    ):
+        scene = Scene(mount, front, client, base, {f"{n}.txt": MADE.randbytes(50_000 + n) for n in range(60)})
+        scene.publish("org/good", scene.untouched)
+        yield scene
+
+
+@pytest.fixture
+def good(scene: Scene) -> Iterator[None]:
+    """Another model can be read whatever is said of one: its names, and bytes that were never fetched."""
+    yield
+    name, data = scene.untouched.popitem()
+    assert scene.read(scene.mount.path / "org/good/@main" / name) == data
+    scene.front.plan = nothing
+
+
+def lie_about(part: str, subject: str, strike: Strike) -> Callable[[Asked], Strike | None]:
+    return lambda asked: strike if part in asked.path and subject in asked.path else None
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        *(("/objects/", kind) for kind in LIES),
+        *((part, kind) for part in ("/placements", "/recipe", "/manifest") for kind in ("endless", "longer")),
+        ("/commits", "redirect"),
+    ],
+)
+def test_an_answer_that_lies_is_eio(scene: Scene, part: str, kind: Any) -> None:
+    name = f"bad/{part.strip('/')}-{kind}-{MADE.randrange(1 << 30)}"
+    data = MADE.randbytes(SIZE)
+    commit = scene.publish(name, {"data.txt": data})
+    subject = hashlib.sha256(data).hexdigest() if part == "/objects/" else name.replace("/", "%2F")
+    scene.front.plan = lie_about(part, subject, Strike(kind, after=40))
+    struck = scene.front.struck[kind]
+    found = scene.read(scene.mount.path / name / commit / "data.txt")
+    assert found == errno.EIO
+    assert scene.front.struck[kind] > struck
+    scene.front.plan = nothing
+    right_at_last(scene, scene.mount.path / name / commit / "data.txt", data)
+
+
+def right_at_last(scene: Scene, path: Path, data: bytes) -> None:
+    """Once nobody lies the file can be read."""
+    end = time.monotonic() + 30
+    while (found := scene.read(path)) == errno.EIO:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert found == data
+
+
+HUGE = 10**30
+PLACEMENTS: dict[str, Callable[[Any], Any]] = {
+    "overlap": lambda p: p | {"runs": [p["runs"][0] | {"count": 2}, p["runs"][0] | {"first": 1, "count": 1}]},
+    "gap": lambda p: p | {"runs": [p["runs"][0] | {"count": 1}]},
+    "no run": lambda p: p | {"runs": []},
+    "empty run": lambda p: p | {"runs": [p["runs"][0] | {"count": 0}]},
+    "beyond the object": lambda p: p | {"runs": [p["runs"][0] | {"offset": SIZE}]},
+    "before the object": lambda p: p | {"runs": [p["runs"][0] | {"offset": -1}]},
+    "a little shifted": lambda p: (
+        p | {"runs": [p["runs"][0] | {"offset": 1}], "objects": [p["objects"][0] | {"size": SIZE + 1}]}
+    ),
+    "huge offset": lambda p: (
+        p | {"runs": [p["runs"][0] | {"offset": 1 << 62}], "objects": [p["objects"][0] | {"size": (1 << 63) - 1}]}
+    ),
+    "larger than a number": lambda p: p | {"runs": [p["runs"][0] | {"offset": HUGE}]},
+    "huge count": lambda p: p | {"runs": [p["runs"][0] | {"count": (1 << 62)}]},
+    "a smaller object": lambda p: p | {"objects": [p["objects"][0] | {"size": SIZE - 1}]},
+    "an object that is not there": lambda p: p | {"objects": [p["objects"][0] | {"url": "/api/v1/objects/no"}]},
+    "a host that is not there": lambda p: p | {"objects": [p["objects"][0] | {"url": "http://127.0.0.1:1/x"}]},
+    "another blob": lambda p: p | {"blob": "0" * 64},
+    "a lease of nothing": lambda p: p | {"lease_s": 0},
+    "very many objects": lambda p: p | {"objects": p["objects"] * 5_000},
+    "no object": lambda p: [],
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize("lie", PLACEMENTS)
+def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) -> None:
+    name = f"bad/placement-{sorted(PLACEMENTS).index(lie)}"
+    data = MADE.randbytes(SIZE)
+    commit = scene.publish(name, {"data.txt": data})
+    change = PLACEMENTS[lie]
+    strike = Strike("changed", change=lambda body: json.dumps(change(json.loads(body))).encode())
+    scene.front.plan = lie_about("/placements", name.replace("/", "%2F"), strike)
+    found = scene.read(scene.mount.path / name / commit / "data.txt")
+    assert found == (data if lie == "a lease of nothing" else errno.EIO)
+    if found == errno.EIO:
+        assert f"models/{name} data.txt at byte 0" in scene.mount.log()
+    scene.front.plan = nothing
+    right_at_last(scene, scene.mount.path / name / commit / "data.txt", data)
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE + 1, SIZE + (1 << 40), (1 << 63) - 1])
+def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size: int) -> None:
+    """The manifest and the commit's record agree with each other; the file's recipe does not. Who has the same content
+    under an honest manifest sees its own size and its own bytes."""
+    name = f"bad/manifest-{size}"
+    data = MADE.randbytes(SIZE)
+    commit, twin = (scene.publish(each, {"data.txt": data}) for each in (name, f"{name}-twin"))
+    honest = scene.mount.path / f"{name}-twin" / twin / "data.txt"
+    assert honest.stat().st_size == SIZE
+    entry = Manifest.decode(scene.registry.manifest(RepoId.parse(name), commit)).files["data.txt"]
+    forged = Manifest({"data.txt": msgspec.structs.replace(entry, size=size)})
+
+    def plan(asked: Asked) -> Strike | None:
+        if f"repo=models%2F{name.replace('/', '%2F')}&" not in asked.path:
+            return None
+        if "/manifest" in asked.path:
+            return Strike("changed", change=lambda body: forged.encode())
+        if "/commits" in asked.path:
+            true = Manifest({"data.txt": entry}).digest.encode()
+            return Strike("changed", change=lambda body: body.replace(true, forged.digest.encode()))
+        return None
+
+    scene.front.plan = plan
+    path = scene.mount.path / name / commit / "data.txt"
+    assert within(30, path.stat).st_size == size
+
+    def some() -> bytes:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), 4096, max(0, size // 2 - 10))
+
+    assert within(60, lambda: outcome(some)) == (errno.EIO if size else b"")
+    assert honest.stat().st_size == SIZE
+    assert scene.read(honest) == data
+    drop_names(scene.mount.path)
+    assert within(30, path.stat).st_size == size
+    assert (honest.stat().st_size, scene.read(honest)) == (SIZE, data)
