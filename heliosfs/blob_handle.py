@@ -35,6 +35,11 @@ class BlobHandle:
         """Bytes in the blob."""
         return self._blob.want.size
 
+    @property
+    def tier(self) -> str:
+        """The tier in which its files are, or would be made."""
+        return self._blob.local.places.name
+
     async def read(self, offset: int, size: int) -> memoryview:
         """Up to ``size`` bytes from ``offset``, fewer only at the end of the blob; the caller's to keep.
 
@@ -92,11 +97,6 @@ class BlobHandle:
         if not 0 <= offset - self._told < TELL_BYTES:
             self._told = offset
             self._store.progressed_soon(self._blob, self._number, offset + count)
-
-    @property
-    def tier(self) -> str:
-        """The tier whose disk has what is local of it."""
-        return self._blob.local.places.name
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.

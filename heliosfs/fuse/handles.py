@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -27,7 +27,7 @@ class FileHandle(Protocol):
 
     @property
     def tier(self) -> str:
-        """The tier whose disk has its local bytes."""
+        """Which local tier it is read from, where that has it."""
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
@@ -49,10 +49,14 @@ class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
     def __init__(
-        self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Mapping[str, Callable[[float], None]]
+        self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[str, int], None]
     ) -> None:
-        """``count``, by tier, is told of the bytes that were read from a whole local file."""
+        """``count`` is told of the bytes that were read from a whole local file, and of its tier."""
         self._handle, self._local, self.want, self._count = handle, local, want, count
+
+    @property
+    def tier(self) -> str:
+        return self._handle.tier
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
@@ -64,13 +68,9 @@ class BlobReader:
                 if held is not None:
                     return b"".join(held)
             else:
-                self._count[self.tier](len(data))
+                self._count(self.tier, len(data))
                 return data
         return await self._handle.read(offset, size)
-
-    @property
-    def tier(self) -> str:
-        return self._handle.tier
 
     def local(self, offset: int, size: int) -> tuple[int, int] | None:
         return self._handle.local(offset, size)
@@ -91,6 +91,7 @@ class TextReader:
 
     want = None
     tier = "l1"
+    """Nothing is ever read from there."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -18,7 +18,7 @@ class Files(Protocol):
         """
 
     def tier(self, fh: int) -> str:
-        """Which tier's disk has the bytes that ``local`` gives."""
+        """Which local tier ``local`` reads from."""
 
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """These bytes from memory, verified, in pieces; None when some are not there."""

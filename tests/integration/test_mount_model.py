@@ -46,7 +46,7 @@ from helios.registry_client import RegistryClient
 from heliosfs.tree.names import ref_name
 from tests.conftest import error_lines
 from tests.support.mounts import MODES, Mount, mounted
-from tests.support.promise import File, Repo, World
+from tests.support.promise import NAME_S, SLACK_S, File, Repo, World
 from tests.support.reading import drop_names, getdents, pread, touch, within
 from tests.support.slow_link import SlowLink
 from tests.support.writes import WRITES
@@ -160,6 +160,15 @@ class Machine(RuleBasedStateMachine):
         self.replaced = 0
 
     def teardown(self) -> None:
+        """In the end nothing is too fresh to be judged, and everything is looked at."""
+        time.sleep(NAME_S + SLACK_S)
+        for short in NAMES:
+            self.list_a_repository(short)
+            for ref in REFS:
+                self.read_a_ref(short, ref)
+            for pick in range(8):
+                self.read_a_commit(short, pick, mapped=pick % 2 == 0)
+        self.list_repositories(hub=True)
         for path in self.locals:
             path.unlink()
         for each in (*self.handles, *self.listings):
@@ -585,7 +594,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             assert time.monotonic() < end, "a file that was closed stays open in the mount"
             time.sleep(0.1)
         scene.registry.close()
-    assert [line for path in home.logs.glob("*.log") for line in error_lines(path)] == []
+    lines = [line for path in home.logs.glob("*.log") for line in error_lines(path)]
+    # workers that are killed one after the other look like one that crashes
+    assert [line for line in lines if '"status": -9' not in line] == []
 
 
 def open_handles(mount: Mount) -> float:
@@ -603,7 +614,7 @@ def test_the_mount_is_what_it_promises_to_be(scene: Scene) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Here,
         settings=settings(
-            max_examples=EXAMPLES or 6,
+            max_examples=EXAMPLES or 5,
             stateful_step_count=100 if EXAMPLES else 30,
             phases=list(Phase) if EXAMPLES else [Phase.generate],
             suppress_health_check=list(HealthCheck),

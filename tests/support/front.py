@@ -29,7 +29,7 @@ Kind = Literal[
     "stall",  # a part of the answer, then nothing
     "truncate",  # the connection is closed in the middle of the body
     "reset",  # or reset
-    "corrupt",  # one bit is flipped
+    "corrupt",  # a bit is flipped, and then one in every page
     "late",  # the answer comes, after a while
     "trickle",  # the head, and from some byte on the body, comes byte by byte
     "shifted",  # other bytes than those that were asked for, said to be the right ones
@@ -179,7 +179,7 @@ class Front:
         return self._send(client, strike, status, headers, body)
 
     def _send(self, client: socket.socket, strike: Strike, status: int, headers: dict[str, str], body: bytes) -> bool:
-        after = min(strike.after, max(0, len(body) - 1))
+        after = strike.after % max(1, len(body))
         match strike.kind:
             case "stall":
                 client.sendall(_head(status, headers, len(body)) + body[:after])
@@ -190,7 +190,9 @@ class Front:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
             case "corrupt" if body:
-                body = body[:after] + bytes([body[after] ^ 0x10]) + body[after + 1 :]
+                wrong = bytearray(body)
+                wrong[after::4096] = bytes(byte ^ 0x10 for byte in wrong[after::4096])
+                body = bytes(wrong)
             case "elsewhere" if "content-range" in headers:
                 first, last, size = re.findall(r"\d+", headers["content-range"])
                 headers["content-range"] = f"bytes {int(first) + 1}-{int(last) + 1}/{size}"

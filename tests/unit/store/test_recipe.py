@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,34 @@ def test_a_newer_version_asks_for_an_upgrade() -> None:
 def test_no_chunk_is_empty_or_too_long(length: int) -> None:
     with pytest.raises(IntegrityError, match=f"a chunk of {length} bytes"):
         Recipe.build(BLOB, [(b"a" * 32, length)])
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value", "why"),
+    [
+        (
+            40,
+            "<Q",
+            29,
+            "says 29 bytes but its chunks hold 30",
+        ),
+        (40, "<Q", 31, "says 31 bytes but its chunks hold 30"),
+        (40, "<Q", (1 << 64) - 1, "says 18446744073709551615 bytes"),
+        (48, "<I", 1, "says 1 chunks"),
+        (48, "<I", 3, "says 3 chunks"),
+        (48, "<I", (1 << 32) - 1, "says 4294967295 chunks"),
+        (84, "<I", 0, "a chunk of 0 bytes"),
+        (84, "<I", 9, "says 30 bytes but its chunks hold 29"),
+        (84, "<I", (1 << 32) - 1, "a chunk of 4294967295 bytes"),
+        (6, "<H", 1, "upgrade"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(at: int, form: str, value: int, why: str) -> None:
+    """By its form it has no gaps and no overlaps: what it can lie about are lengths, their number and their sum."""
+    record = bytearray(Recipe.build(BLOB, [(b"a" * 32, 10), (b"b" * 32, 20)]).encode())
+    struct.pack_into(form, record, at, value)
+    with pytest.raises(IntegrityError, match=why):
+        Recipe.decode(bytes(record))
 
 
 @given(st.lists(st.integers(1, 7), max_size=12), st.integers(0, 90), st.integers(0, 90))
