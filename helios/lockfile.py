@@ -55,13 +55,20 @@ class LockFile:
         return os.pread(self._fd, 1 << 20, 0)
 
     def write(self, data: bytes) -> None:
-        """Replace the content; whoever reads at the same time may see it cut short."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, data, 0)
+        """Replace the content; whoever reads at the same time may see a part of each."""
+        overwrite(self._fd, data)
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def overwrite(fd: int, data: bytes) -> None:
+    """Replace the content of a file in the blocks that it has, which a full disk takes, too. Raises OSError."""
+    written = os.pwrite(fd, data, 0)
+    if written < len(data):
+        os.pwrite(fd, data[written:], written)
+    os.ftruncate(fd, len(data))
 
 
 def held(path: Path) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 
 from helios.errors import Unavailable
 from helios.home import Home, hash_text
-from helios.lockfile import LockFile, held
+from helios.lockfile import LockFile, held, overwrite
 from helios.process import ProcessId
 
 FSTYPE: Final = "fuse.helios"
@@ -108,6 +108,15 @@ def claim(home: Home, mountpoint: Path) -> LockFile | None:
     home.ensure_run()
     path.parent.mkdir(mode=0o700, exist_ok=True)
     return LockFile.acquire(path)
+
+
+def write_state(path: Path, data: bytes) -> None:
+    """Say in a state file, whose lock somebody else holds, what is true now. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        overwrite(fd, data)
+    finally:
+        os.close(fd)
 
 
 def parse_state(data: bytes) -> MountState | None:

@@ -35,6 +35,11 @@ class BlobHandle:
         """Bytes in the blob."""
         return self._blob.want.size
 
+    @property
+    def tier(self) -> str:
+        """The tier in which its files are, or would be made."""
+        return self._blob.local.places.name
+
     async def read(self, offset: int, size: int) -> memoryview:
         """Up to ``size`` bytes from ``offset``, fewer only at the end of the blob; the caller's to keep.
 

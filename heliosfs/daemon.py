@@ -110,7 +110,7 @@ def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | No
     With a keeper the mount is there already, and stays when this ends. Raises HeliosError when it can't be mounted.
     """
     with contextlib.ExitStack() as stack:
-        write: Callable[[bytes], object] = mounts.state_path(plan.home, plan.mountpoint).write_bytes
+        write: Callable[[bytes], object] = partial(mounts.write_state, mounts.state_path(plan.home, plan.mountpoint))
         if keeper is None or keeper.external:
             write = stack.enter_context(_claimed(plan)).write
         urls, revive, beside = list(plan.config.registry.urls), None, None

@@ -16,7 +16,7 @@ kills the worker of one native mount that often under eight readers and one that
     .venv/bin/python scripts/soak.py --crashes
 
 kills a worker, cuts its power and has its disk refuse at every single step that it makes there, and lets many small
-caches live through two days; tests that `make test` runs in part (tests/unit/heliosfs/test_crashes.py, test_churn.py).
+caches live through two days; tests that `make test` runs in part (test_crashes.py, test_churn.py, test_mount_churn.py).
 """
 
 from __future__ import annotations
@@ -205,6 +205,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.crashes:
         tests = [f"tests/unit/heliosfs/test_{name}.py" for name in ("crashes", "churn")]
+        tests.append("tests/integration/test_mount_churn.py")
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations", "10", *tests]
         return subprocess.run(command, cwd=ROOT, env={**os.environ, "HELIOS_EVERY_CRASH": "1"}, check=False).returncode
     print(f"soak: {arguments.minutes:g} minutes, seed {arguments.seed}", flush=True)

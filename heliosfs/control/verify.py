@@ -10,6 +10,10 @@ import trio
 from heliosfs.blobs import BlobStore
 from heliosfs.care import Care
 from heliosfs.tree.snapshot import Snapshot
+from heliosfs.warming import each
+
+AT_ONCE: Final = 2
+"""Files that are looked at side by side: one is read while the other is hashed."""
 
 MAX_NAMED: Final = 1000
 """Damaged blobs that one answer names."""
@@ -54,20 +58,19 @@ class VerifyWork:
         self._blobs = len(names)
         sizes = await trio.to_thread.run_sync(self._sizes, names)
         self._bytes = sum(sizes.values())
-        for sha256 in names:
-            self._blob = sha256
-            if sizes[sha256]:
-                await self._check(sha256)
-            self._blobs_done += 1
+        self._blobs_done = sum(not size for size in sizes.values())
+        await each([name for name in names if sizes[name]], AT_ONCE, self._check)
         self._blob = ""
 
     async def _check(self, sha256: str) -> None:
+        self._blob = sha256
         found = await self._care.check(sha256, self._looked)
         self._local += bool(found.bytes or found.reason)
         if found.reason:
             path = self._paths.get(sha256)
             what = {"reason": found.reason, "outcome": found.outcome, "in_use": found.in_use}
             self._bad.append({"sha256": sha256, "path": path} | what)
+        self._blobs_done += 1
 
     async def _looked(self, count: int) -> None:
         self._bytes_done += count

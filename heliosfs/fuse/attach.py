@@ -62,7 +62,7 @@ class Attachment:
         self.generation = int(welcome["generation"])
         self.keeper = wire.peer(sock)[0]
         """The keeper's pid; 0: in a namespace that this process can't see into."""
-        self.external = bool(welcome["external"])
+        self.external = bool(welcome.get("external"))
         """Whether somebody else than the keeper started this process, and will start the next keeper."""
         self._ready: dict[str, object] = {"ready": False, "state": None}
 
@@ -98,7 +98,7 @@ class Attachment:
         if message is None:
             return Event.LOST
         if "keeper" in message:
-            self.keeper, self.external = wire.peer(self._sock)[0], bool(message["external"])
+            self.keeper, self.external = wire.peer(self._sock)[0], bool(message.get("external"))
             return Event.KEEPER
         if message.get("stop"):
             return Event.STOP

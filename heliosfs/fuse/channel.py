@@ -1,10 +1,10 @@
 """The channel: /dev/fuse in front of pyfuse3. Passthrough for whole blobs, local READs answered on the spot.
 
-pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a READ of
-bytes that are here is answered at once, any other READ goes to the trio loop, everything else to pyfuse3. A second
-thread takes pyfuse3's replies, adds to INIT and OPEN what pyfuse3 can't say, and hands them to the kernel. All that
-must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and what the board says
-in step.
+pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a RELEASE,
+and a READ of bytes that are here, are answered at once, OPEN and any other READ go to the trio loop, everything else to
+pyfuse3. A second thread takes pyfuse3's replies, adds to INIT and OPENDIR what pyfuse3 can't say, and hands them to the
+kernel. All that must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and
+what the board says in step.
 """
 
 from __future__ import annotations
@@ -64,19 +64,22 @@ class Channel:
         board: Board,
         files: Files,
         metrics: MountMetrics,
+        opening: Callable[[int, int, int], None],
         read: Callable[[int, int, int, int], None],
         closed: Callable[[int], None],
         released: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
-        """``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
+        """``opening(unique, ino, flags)`` is called for an OPEN; ``opened`` or ``fail`` ends it.
 
-        ``released(fh)`` is called for a handle that the kernel let go, or whose opener was killed meanwhile,
+        ``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
+
+        ``released(fh)`` is called for a handle that the kernel let go, or did not want (it asked once more),
         ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed. All
         are called from the channel's threads.
         """
         self._device, self._board, self._files = device, board, files
-        self._read, self._closed, self._released, self._ended = read, closed, released, ended
+        self._opening, self._read, self._closed, self._released, self._ended = opening, read, closed, released, ended
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
         self._backings = Backings(device, self._modes)
         self._pending: dict[int, Pending] = {}
@@ -85,7 +88,7 @@ class Channel:
         self._offer: protocol.Offer | None = None
         self._init = b""
         self._metrics = metrics
-        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "memory")}
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory")}
         self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
         self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -150,9 +153,36 @@ class Channel:
         self._writev([head, data])
 
     def fail(self, unique: int, code: int) -> None:
-        """The errno of a READ that had to wait. Any thread."""
+        """The errno of an OPEN, or of a READ that had to wait. Any thread."""
         self._done(unique)
         self._write(protocol.failure(unique, code))
+
+    def opened(self, unique: int, ino: int, fh: int, *, keep: bool) -> None:
+        """The handle for an OPEN: decide how it reads, write that down, answer. Any thread.
+
+        ``keep``: whether pages that the kernel has of the file are still right.
+        """
+        plain, wanted = unique & ~protocol.RESENT, False
+        with self._modes_lock:
+            backing = self._modes.backing(ino)
+            if backing is None:
+                backing = self._backings.register(self._files.whole(fh))
+            if not self._modes.opened(plain, ino, backing):
+                self._backings.close(backing)
+                log.error("too many files are open", extra={"inodes": len(self._modes)})
+                self._write(protocol.failure(unique, errno.ENFILE))
+            else:
+                if backing:
+                    self._files.passed(fh)
+                wanted = self._write(protocol.opened(unique, fh, keep=keep, backing=backing))
+                if not wanted:
+                    self._backings.close(self._modes.released(plain, ino))
+            self._modes.settled()
+        self._done(unique)
+        if not wanted:
+            self._released(fh)
+        elif backing:
+            self._metrics.passthrough_opens.inc()
 
     # --- requests ---
 
@@ -223,6 +253,10 @@ class Channel:
         if opcode == protocol.RELEASE:
             self._take_release(unique, ino, request)
             return
+        if opcode == protocol.OPEN:
+            self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
+            self._opening(unique, ino, protocol.parse_flags(request))
+            return
         if opcode not in protocol.UNANSWERED:
             self._pending[unique] = Pending(opcode, ino, time.monotonic_ns())
         elif opcode == protocol.INTERRUPT and not self._relayed(protocol.parse_handle(request)):
@@ -240,7 +274,7 @@ class Channel:
         self._files.adopt(fh, ino)
         found = self._files.local(fh, offset, size)
         parts: list[memoryview] | None = None
-        if found is not None and self._at_once(unique, found[0], payload[: found[1]], offset):
+        if found is not None and self._at_once(unique, fh, found[0], payload[: found[1]], offset):
             parts = [payload[: found[1]]]
         elif (parts := self._files.held(fh, offset, size)) is not None:
             self._reply(unique, parts, "memory")
@@ -271,9 +305,9 @@ class Channel:
         self._latency[protocol.RELEASE].observe((time.monotonic_ns() - since) / 1e9)
 
     def _relayed(self, unique: int) -> bool:
-        """Whether pyfuse3 has the request that is interrupted: READs and what was answered meanwhile it never saw."""
+        """Whether pyfuse3 has the request that is interrupted: not what it never sees, nor what was answered."""
         request = self._pending.get(unique)
-        return request is not None and request.opcode != protocol.READ
+        return request is not None and request.opcode not in (protocol.OPEN, protocol.READ)
 
     def _struck(self, opcode: int, unique: int) -> bool:
         """A request that a dead worker had: whether it has taken enough of them down."""
@@ -289,7 +323,7 @@ class Channel:
             self._write(protocol.failure(unique))
         return True
 
-    def _at_once(self, unique: int, fd: int, view: memoryview, offset: int) -> bool:
+    def _at_once(self, unique: int, fh: int, fd: int, view: memoryview, offset: int) -> bool:
         """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
         try:
             count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
@@ -297,7 +331,7 @@ class Channel:
             return False
         if count < len(view):
             return False
-        self._reply(unique, [view], "l1")
+        self._reply(unique, [view], self._files.tier(fh))
         return True
 
     def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
@@ -323,7 +357,7 @@ class Channel:
             log.warning("a cached file can't be read", extra={"reason": error.strerror})
             self._read(unique, fh, offset, size)
         else:
-            self._read_bytes["l1"].inc(size)
+            self._read_bytes[self._files.tier(fh)].inc(size)
             self._metrics.channel_reads.inc()
             self.answer(unique, view)
             self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)
@@ -343,35 +377,11 @@ class Channel:
             if opcode == protocol.INIT and self._offer is not None:
                 self._write(protocol.agree(reply, self._offer))
                 self._board.init = self._init
-            elif opcode == protocol.OPEN and request is not None and not error:
-                with self._modes_lock:
-                    self._open(unique, request.ino, reply)
             elif opcode == protocol.OPENDIR and not error and self._files.lasting(protocol.parse_open(reply)[0]):
                 self._write(protocol.with_listing_kept(reply))
             else:
                 self._write(reply)
             self._done(unique)
-
-    def _open(self, unique: int, ino: int, reply: memoryview) -> None:
-        """Decide how the new handle reads, write that down, answer."""
-        plain = unique & ~protocol.RESENT
-        fh, _ = protocol.parse_open(reply)
-        backing = self._modes.backing(ino)
-        if backing is None:
-            backing = self._backings.register(self._files.whole(fh))
-        if not self._modes.opened(plain, ino, backing):
-            self._backings.close(backing)
-            log.error("too many files are open", extra={"inodes": len(self._modes)})
-            self._write(protocol.failure(unique, errno.ENFILE))
-        else:
-            if backing:
-                self._files.passed(fh)
-            if not self._write(protocol.with_backing(reply, backing) if backing else reply):
-                self._backings.close(self._modes.released(plain, ino))
-                self._released(fh)
-            elif backing:
-                self._metrics.passthrough_opens.inc()
-        self._modes.settled()
 
     # --- inside ---
 

@@ -25,6 +25,10 @@ class FileHandle(Protocol):
     def want(self) -> BlobRef | None:
         """Which file it was opened as; None for one made on the spot."""
 
+    @property
+    def tier(self) -> str:
+        """Which local tier it is read from, where that has it."""
+
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
 
@@ -44,9 +48,15 @@ class FileHandle(Protocol):
 class BlobReader:
     """An open blob: read from the local file where there is one, else through the blob store."""
 
-    def __init__(self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[float], None]) -> None:
-        """``count`` is told of the bytes that were read from a whole local file."""
+    def __init__(
+        self, handle: BlobHandle, local: LocalReader, want: BlobRef, count: Callable[[str, int], None]
+    ) -> None:
+        """``count`` is told of the bytes that were read from a whole local file, and of its tier."""
         self._handle, self._local, self.want, self._count = handle, local, want, count
+
+    @property
+    def tier(self) -> str:
+        return self._handle.tier
 
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
@@ -58,7 +68,7 @@ class BlobReader:
                 if held is not None:
                     return b"".join(held)
             else:
-                self._count(len(data))
+                self._count(self.tier, len(data))
                 return data
         return await self._handle.read(offset, size)
 
@@ -80,6 +90,8 @@ class TextReader:
     """An open file made on the spot."""
 
     want = None
+    tier = "l1"
+    """Nothing is ever read from there."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

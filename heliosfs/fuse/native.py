@@ -65,6 +65,9 @@ class NativeMount:
         """Serve until ``stop`` or until the mount is gone; the mount itself stays. Started once it answers."""
         token = trio.lowlevel.current_trio_token()
 
+        def open_file(unique: int, ino: int, flags: int) -> None:
+            token.run_sync_soon(self._begin_open, channel, unique, ino, flags)
+
         def wait_for(unique: int, fh: int, offset: int, size: int) -> None:
             token.run_sync_soon(self._begin_read, channel, unique, fh, offset, size)
 
@@ -83,7 +86,7 @@ class NativeMount:
         ledger = Ledger(board, self._attachment.generation)
         inherited = frozenset(ledger.files())
         fd = self._attachment.fuse_fd
-        channel = Channel(fd, ledger, self._operations, self._metrics, wait_for, closed, released, ended)
+        channel = Channel(fd, ledger, self._operations, self._metrics, open_file, wait_for, closed, released, ended)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
         operations = self._operations
         try:
@@ -133,6 +136,10 @@ class NativeMount:
             board.channel_ns, board.oldest_ns = channel.alive_ns, channel.oldest_ns()
             await trio.sleep(PULSE_S)
 
+    def _begin_open(self, channel: Channel, unique: int, ino: int, flags: int) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._open, channel, unique, ino, flags)
+
     def _begin_read(self, channel: Channel, unique: int, fh: int, offset: int, size: int) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(self._read, channel, unique, fh, offset, size)
@@ -144,6 +151,15 @@ class NativeMount:
     def _begin_release(self, fh: int) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(self._operations.release, fh)
+
+    async def _open(self, channel: Channel, unique: int, ino: int, flags: int) -> None:
+        """An OPEN. One that is cancelled stays unanswered, as a READ does."""
+        try:
+            info = await self._operations.open(ino, flags, None)
+        except pyfuse3.FUSEError as error:
+            channel.fail(unique, error.errno)
+        else:
+            channel.opened(unique, ino, info.fh, keep=info.keep_cache)
 
     async def _read(self, channel: Channel, unique: int, fh: int, offset: int, size: int) -> None:
         """A READ that must wait for its bytes. One that is cancelled stays unanswered: the next worker gets it."""

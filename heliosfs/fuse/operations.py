@@ -121,7 +121,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
         self._local = LocalReader()
-        self._local_bytes = metrics.read_bytes.labels("l1").inc
+        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2")}
         self._openers: dict[type[Node], Callable[[Any], Awaitable[FileHandle]]] = {
             BlobFile: self._open_blob,
             TextFile: self._open_text,
@@ -158,6 +158,14 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         """Where a READ's bytes are on the local disk, verified, as ``BlobHandle.local``; any thread may ask."""
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
+
+    def tier(self, fh: int) -> str:
+        """Which local tier a handle's bytes are in; any thread may ask."""
+        handle = self._handles.files.get(fh)
+        return "l1" if handle is None else handle.tier
+
+    def _count_local(self, tier: str, count: int) -> None:
+        self._read_bytes[tier].inc(count)
 
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
@@ -275,7 +283,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
     # --- files ---
 
     @operation
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: RequestContext | None) -> FileInfo:
         node = (await self._slot(inode)).node
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
@@ -327,7 +335,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         handle = await self._blobs.open(want)
         self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
         self._blobs.prefetch(await self._shards(node))
-        return BlobReader(handle, self._local, want, self._local_bytes)
+        return BlobReader(handle, self._local, want, self._count_local)
 
     async def _shards(self, node: BlobFile) -> list[BlobRef]:
         """The other shards of a weight file: whoever opens one will read them next."""

@@ -100,6 +100,7 @@ _INIT_OUT = struct.Struct("<IIIIHHIIHHIIH")
 _OPEN_OUT = struct.Struct("<QIi")
 _READ_IN = struct.Struct("<QQI")
 _HANDLE = struct.Struct("<Q")
+_FLAGS = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,20 @@ def parse_open(reply: bytes | bytearray | memoryview) -> tuple[int, int]:
     return fh, flags
 
 
-def with_backing(reply: bytes | bytearray | memoryview, backing: int) -> bytes:
-    """The OPEN reply made one of passthrough to a registered backing file.
+def parse_flags(request: bytes | bytearray | memoryview) -> int:
+    """The flags of open(2) in an OPEN request."""
+    flags: int = _FLAGS.unpack_from(request, REQUEST.size)[0]
+    return flags
 
-    Most other flags go: the kernel refuses passthrough beside KEEP_CACHE (FOPEN_PASSTHROUGH_MASK in fs/fuse/iomode.c).
+
+def opened(unique: int, fh: int, *, keep: bool, backing: int) -> bytes:
+    """The answer to an OPEN: passthrough to a registered backing file, or (0) through the page cache.
+
+    Nothing is ever written, so there is nothing to flush when it is closed. The kernel refuses passthrough beside
+    KEEP_CACHE (FOPEN_PASSTHROUGH_MASK in fs/fuse/iomode.c).
     """
-    length, error, unique = REPLY.unpack_from(reply)
-    fh, flags, _ = _OPEN_OUT.unpack_from(reply, REPLY.size)
-    return REPLY.pack(length, error, unique) + _OPEN_OUT.pack(fh, flags & FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, backing)
+    flags = FOPEN_NOFLUSH | (FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE if keep else 0)
+    return REPLY.pack(REPLY.size + _OPEN_OUT.size, 0, unique) + _OPEN_OUT.pack(fh, flags, backing)
 
 
 def with_listing_kept(reply: bytes | bytearray | memoryview) -> bytes:

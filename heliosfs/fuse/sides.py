@@ -17,6 +17,9 @@ class Files(Protocol):
         The descriptor stays open as long as the handle.
         """
 
+    def tier(self, fh: int) -> str:
+        """Which local tier ``local`` reads from."""
+
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """These bytes from memory, verified, in pieces; None when some are not there."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -46,17 +47,7 @@ def main() -> int:
         return 1
     held.lock_fd = args.lock_fd or held.lock_fd
     os.chdir("/")
-    settings = Settings(
-        socket=args.socket,
-        argv=args.worker,
-        uids=args.worker_uid,
-        pid_file=args.worker_pid_file,
-        created=args.created,
-        stall_s=args.stall,
-        patience_s=args.patience,
-        grace_s=args.grace,
-        start_s=args.start,
-    )
+    settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
     keeper = Keeper(settings, held, signals, say)
     if held.served:
         say("state", held.state)
@@ -65,12 +56,12 @@ def main() -> int:
 
 def _come_by(args: argparse.Namespace) -> Held:
     """Take over, or mount; a keeper that is started again by somebody else does whichever is to be done."""
-    place, mode = os.path.realpath(args.mountpoint), 0o600 if args.worker_uid == [os.getuid()] else 0o666
+    place, mode = os.path.realpath(args.mountpoint), 0o600 if args.uids == [os.getuid()] else 0o666
     if args.take_over:
-        return take_over(place, args.socket, mode, args.worker_uid, args.orphan)
+        return take_over(place, args.socket, mode, args.uids, args.orphan)
     if args.external and kernel.device(place):
         try:
-            return take_over(place, args.socket, mode, args.worker_uid, args.orphan)
+            return take_over(place, args.socket, mode, args.uids, args.orphan)
         except ConnectionError:
             raise  # a living keeper has it
         except OSError as error:
@@ -87,23 +78,31 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--options", default=kernel.OPTIONS, help="mount options beside those of the descriptor")
     parser.add_argument("--ready-fd", type=int, help="an inherited pipe for one line of JSON")
     parser.add_argument("--lock-fd", type=int, help="an inherited lock, held and removed with the mount")
-    parser.add_argument("--worker-pid-file")
+    parser.add_argument("--worker-pid-file", dest="pid_file")
     parser.add_argument("--created", action="store_true", help="remove the mount point with the mount")
     parser.add_argument("--take-over", action="store_true", help="take the mount from the keeper that has it")
     parser.add_argument("--external", action="store_true", help="somebody else starts the workers, and this keeper")
-    parser.add_argument("--worker-uid", type=int, action="append", help="users whose workers may come (our own)")
+    parser.add_argument(
+        "--worker-uid", dest="uids", type=int, action="append", help="users whose workers may come (our own)"
+    )
     parser.add_argument("--orphan", type=float, default=15.0, help="how long a worker without keeper may take to come")
-    parser.add_argument("--stall", type=float, default=10.0, help="a worker silent for so long is replaced (seconds)")
-    parser.add_argument("--patience", type=float, default=60.0, help="requests fail after so long without a worker")
-    parser.add_argument("--grace", type=float, default=5.0, help="how long a worker may take to end")
-    parser.add_argument("--start", type=float, default=150.0, help="how long a worker may take to be ready")
+    parser.add_argument(
+        "--stall", dest="stall_s", type=float, default=10.0, help="a worker silent for so long is replaced (seconds)"
+    )
+    parser.add_argument(
+        "--patience", dest="patience_s", type=float, default=60.0, help="requests fail after so long without a worker"
+    )
+    parser.add_argument("--grace", dest="grace_s", type=float, default=5.0, help="how long a worker may take to end")
+    parser.add_argument(
+        "--start", dest="start_s", type=float, default=150.0, help="how long a worker may take to be ready"
+    )
     argv, marker, worker = sys.argv[1:], "--", []
     if marker in argv:
         at = argv.index(marker)
         argv, worker = argv[:at], argv[at + 1 :]
     args = parser.parse_args(argv)
-    args.worker, args.worker_uid = worker, args.worker_uid or [os.getuid()]
-    if args.external == bool(args.worker):
+    args.argv, args.uids = worker, args.uids or [os.getuid()]
+    if args.external == bool(worker):
         parser.error("give either a worker's command after -- or --external")
     return args
 

@@ -21,7 +21,6 @@ lock file. Nothing is made below the root but when the directory is taken, so th
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -30,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from helios.errors import Conflict, IntegrityError, NoSpace, Unavailable
+from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.store.syscalls import REFUSED, sync_directory
-from heliosfs.tiers import bitmap
+from heliosfs.store.syscalls import sync_directory
+from heliosfs.tiers import bitmap, ownership
 from heliosfs.tiers.leases import open_elsewhere
 from heliosfs.tiers.local import LocalBlob, make_fan, unlink
 from heliosfs.tiers.policy import Disk
@@ -85,7 +84,7 @@ class TierDirectory:
         self._lock = threading.Lock()
         self._unlinked: set[str] = set()
         try:
-            self._lock_fd = self._open_lock(create)
+            self._lock_fd = ownership.open_lock(root, create)
         except OSError as error:
             kind = NoSpace if error.errno in FULL else Unavailable
             raise kind(
@@ -93,8 +92,8 @@ class TierDirectory:
                 hint=f"Choose another with {SETTING[name]} in the configuration.",
             ) from None
         try:
-            self._own()
-            self._drop_leftovers()
+            ownership.take(self._lock_fd, root, SETTING[name])
+            ownership.drop_leftovers(root, self.whole_path)
             self._sync_removals()
             self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
         except OSError as error:
@@ -134,7 +133,7 @@ class TierDirectory:
 
     def try_writing(self) -> None:
         """See that something can be written to the disk. Raises OSError."""
-        self._write_owner()
+        ownership.write_owner(self.root)
 
     def held(self, sha256: str) -> tuple[int, int | None, bool]:
         """Of a blob that nobody has open: bytes that are here, its size if known, and whether it is whole."""
@@ -310,69 +309,6 @@ class TierDirectory:
         with self._lock:
             return sha256 in self._unlinked
 
-    def _open_lock(self, create: bool) -> int:
-        """For reading only, which a lock needs: the filesystem can be made read-only meanwhile."""
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        try:
-            if create:
-                for name in ("blobs", "partial"):
-                    if not (self.root / name).is_dir():
-                        (self.root / name).mkdir(parents=True, exist_ok=True)
-                        for directory in (self.root, self.root.parent):
-                            sync_directory(directory)
-            return os.open(self.root / "lock", flags | os.O_CREAT * create, 0o644)
-        except OSError as error:
-            if error.errno not in REFUSED:
-                raise
-            try:
-                return os.open(self.root / "lock", flags)
-            except FileNotFoundError:
-                raise error from None
-
-    def _own(self) -> None:
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock_fd, 200, 0).decode(errors="replace").strip() or "another process"
-            raise Conflict(
-                f"the cache directory {self.root} is in use by {holder}",
-                hint=f"Unmount that one first, or choose another directory with {SETTING[self.name]} in the "
-                "configuration.",
-            ) from None
-        try:
-            self._write_owner()
-        except OSError as error:  # the lock counts, the text in it does not
-            log.info("the owner can't be written into the lock", extra={"reason": error.strerror})
-
-    def _write_owner(self) -> None:
-        fd = os.open(self.root / "lock", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, f"process {os.getpid()} ({_command()})\n".encode(), 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _drop_leftovers(self) -> None:
-        """Remove what is of no use. A kill leaves half of a pair or of a copy, and what was being written; a power cut
-        may undo the removal of the older when a blob is both whole and partial."""
-        useless: list[Path] = []
-        pairs: dict[str, list[Path]] = {}
-        for path in (self.root / "partial").iterdir():
-            pairs.setdefault(path.stem, []).append(path)
-        for stem, paths in pairs.items():
-            pair = [path for path in paths if path.suffix in (".data", ".map")]
-            if len(pair) != 2 or os.path.lexists(self.whole_path(stem)):
-                useless += pair
-            useless += [path for path in paths if path not in pair]
-        for path in (self.root / "sums").glob("*/*"):
-            if not os.path.lexists(self.whole_path(path.name)):
-                useless.append(path)
-        for path in useless:
-            try:
-                path.unlink()
-            except OSError as error:  # it is not believed, whether it can be removed or not
-                log.warning("a leftover stays", extra={"path": str(path), "reason": error.strerror})
-
     def _sync_removals(self) -> None:
         """What was removed before stays removed."""
         try:
@@ -402,8 +338,3 @@ def _status(path: str) -> os.stat_result | None:
 
 def _set(have: bytearray) -> Iterator[int]:
     return (index for index, flag in enumerate(have) if flag)
-
-
-def _command() -> str:
-    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    return b" ".join(words[:4]).decode(errors="replace").strip()[:120]

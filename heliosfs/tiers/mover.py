@@ -15,11 +15,12 @@ import trio
 
 from helios.errors import IntegrityError
 from helios.metrics import MountMetrics
+from heliosfs.tiers.measuring import LOOK_S
 from heliosfs.tiers.moves import doubles, downward, upward
 from heliosfs.tiers.moving import Stopped, room_for
 from heliosfs.tiers.policy import Verdict
 from heliosfs.tiers.removing import Evicted
-from heliosfs.tiers.tier import LOOK_S, MOVING, Tier
+from heliosfs.tiers.tier import MOVING, Tier
 
 log = logging.getLogger("heliosfs.tiers")
 

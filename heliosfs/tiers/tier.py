@@ -1,7 +1,7 @@
-"""One tier: what its disk really holds, the room in it, whether the disk can be relied on.
+"""One tier: the room in it, and whether its disk can be relied on.
 
-All methods run on the trio loop, which alone touches the policy; disk work is done in threads. What goes, the policy
-says and removing.py does.
+All methods run on the trio loop, which alone touches the policy; disk work is done in threads. What is there,
+measuring.py finds out; what goes, the policy says and removing.py does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -19,23 +19,21 @@ from helios.errors import HeliosError, NoSpace, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.tiers.directory import Found, TierDirectory
 from heliosfs.tiers.examine import load_sums
-from heliosfs.tiers.health import Health, State
+from heliosfs.tiers.health import State
 from heliosfs.tiers.history import History
 from heliosfs.tiers.local import LocalBlob, Places, save_sums, unlink
+from heliosfs.tiers.measuring import LOOK_S, Measured
 from heliosfs.tiers.moving import copy
 from heliosfs.tiers.policy import Answer, Bounds, Disk, Policy, Reservation, Verdict
-from heliosfs.tiers.removing import Events, Evicted, Removal, Remover
+from heliosfs.tiers.removing import Events, Evicted, Removal
 
 log = logging.getLogger("heliosfs.tiers")
-
-T = TypeVar("T")
 
 QUARANTINED: Final = 8
 """At most one in so many bytes of a tier's limit is kept in quarantine."""
 
-LOOK_S: Final = 1.0
 SCAN_S: Final = 60.0
-"""How often bounds and the disk's health are looked at, and every file is measured, in seconds."""
+"""How often every file is measured, in seconds."""
 
 RETRY_S: Final = 15.0
 """A blob that would have to push out others is refused without a new look for this long, in seconds."""
@@ -47,7 +45,7 @@ MOVING: Final = ".moving"
 """Appended to a blob's name: what a copy of it that is under way is kept as."""
 
 
-class Tier:
+class Tier(Measured):
     """Keeps one directory within its bounds."""
 
     def __init__(
@@ -64,19 +62,11 @@ class Tier:
         needed: bool = True,
     ) -> None:
         """Take the directory. Raises what TierDirectory raises; one that is not ``needed`` may be away."""
-        self.name, self.root, self.policy = name, root, Policy(bounds, history)
-        self.health = Health()
-        self._beside = beside
-        self.directory: TierDirectory | None = None
-        """None while there is none at ``root`` that is ours."""
+        super().__init__(name, Policy(bounds, history), limiter, metrics, events)
+        self.root, self._beside = root, beside
         self._places: Places
-        self._now, self._limiter, self._metrics, self._events = history.clock, limiter, metrics, events
+        self._now, self._metrics, self._events = history.clock, metrics, events
         self._refused: dict[str, tuple[float, Answer]] = {}
-        self._changed: set[str] = set()
-        self._grown: set[str] = set()
-        self._aside = 0
-        self._remover = Remover(name, self.policy, limiter, metrics, events, self._changed)
-        self._nursery: trio.Nursery | None = None
         metrics.cache_used.labels(name).set_function(lambda: self.policy.used)
         metrics.cache_reserved.labels(name).set_function(lambda: self.policy.reserved)
         metrics.cache_limit.labels(name).set(bounds.limit or 0)
@@ -132,55 +122,10 @@ class Tier:
         """Have the blob's files made here, if they are not here; returns whether that is so now."""
         return self.directory is not None and local.go_to(self.directory)
 
-    def hold(self, sha256: str) -> None:
-        """The blob is in use from now on."""
-        self.policy.hold(sha256)
-        self._changed.add(sha256)
-
-    def let_go(self, sha256: str) -> None:
-        """The blob, whose files were elsewhere, is not in use any more."""
-        self._changed.add(sha256)
-        self.policy.let_go(sha256)
-        if self.directory is None and not self.policy.holds(sha256):
-            self.policy.drop(sha256)
-
     async def settled(self, sha256: str) -> None:
         """Wait while the blob, which is held, is being removed. One that only was to be removed stays."""
         while (done := self._remover.busy.get(sha256)) is not None:
             await done.wait()
-
-    def loaded(self, local: LocalBlob) -> None:
-        """The blob's files were opened, or there are none."""
-        self._changed.add(local.sha256)
-        if local.fd < 0:
-            self.policy.drop(local.sha256)
-        else:
-            self.policy.put(local.sha256, local.size, local.cost, local.whole)
-
-    def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """Something was written for the blob with this loan; by a thread that was given up it may be closed by now."""
-        sha256 = local.sha256
-        self._changed.add(sha256)
-        self._grown.add(sha256)
-        if not local.closed:
-            cost = local.cost if local.fd >= 0 else None
-        else:
-            cost = self._left(sha256) if self.policy.holds(sha256) == 1 else None
-        if cost is not None:
-            grown = self.policy.put(sha256, local.size, cost, local.whole)
-            if loan is not None:
-                self.policy.wrote(loan, grown)
-
-    def closed(self, local: LocalBlob) -> None:
-        """The blob is not in use any more: close its files. Its room is measured when that is done."""
-        sha256 = local.sha256
-        gone = local.fd >= 0 and os.fstat(local.fd).st_nlink == 0
-        local.close()
-        if self._nursery is not None and (gone or local.damaged or sha256 in self._grown or not local.ended):
-            self._grown.discard(sha256)
-            self._nursery.start_soon(self._measure, local)
-        else:
-            self.policy.let_go(sha256)
 
     # --- room ---
 
@@ -224,7 +169,7 @@ class Tier:
             return None
         ticket = self.policy.ticket(local.sha256)
         if ticket is not None:
-            return self.policy.split(ticket, count)
+            return self.policy.split(ticket, count + CHUNK_SLACK)
         try:
             return self.policy.borrow(count + CHUNK_SLACK, self.directory.disk())
         except OSError:
@@ -246,22 +191,6 @@ class Tier:
         for removal in self.remove([sha256], "damaged", result):
             await removal.done.wait()
         return not result.kept
-
-    def taken_away(self, sha256: str, grown: int) -> None:
-        """The whole file of a blob is gone; what was put aside takes ``grown`` bytes more."""
-        self._changed.add(sha256)
-        self.policy.drop(sha256)
-        self._set_aside(grown)
-
-    async def measure(self, sha256: str) -> None:
-        """Something beside a blob that nobody holds was written."""
-        self._changed.discard(sha256)
-        directory = self.directory
-        if directory is None:
-            return
-        found = await self._ask_disk(lambda: [directory.measure(sha256)])
-        if found is not None and sha256 not in self._changed and not self.policy.holds(sha256):
-            self._put(sha256, found[0])
 
     def refusal(self, sha256: str) -> str:
         """Why the blob was not let in when it was last asked for; empty where it was."""
@@ -370,72 +299,6 @@ class Tier:
         self._set_aside(aside - self._aside)
         if not writable:
             self.failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
-
-    # --- inside ---
-
-    def _set_aside(self, grown: int) -> None:
-        """What is no blob takes so many bytes more."""
-        self._aside += grown
-        self.policy.count(grown)
-
-    def _left(self, sha256: str) -> int | None:
-        """What a blob takes that nobody has open but a thread that was given up."""
-        try:
-            found = None if self.directory is None else self.directory.measure(sha256)
-        except OSError:
-            return None
-        return None if found is None else found.cost
-
-    async def _measure_again(self, key: str) -> None:
-        directory = self.directory
-        if directory is None or self.policy.holds(key) or key in self._remover.busy:
-            return
-        found = await self._ask_disk(lambda: [directory.measure(key)])
-        if found is not None and not self.policy.holds(key) and key not in self._remover.busy:
-            self._put(key, found[0])
-
-    async def _measure(self, local: LocalBlob) -> None:
-        key = local.sha256
-        try:
-            while not local.ended:  # noqa: ASYNC110 - a call that was given up is still at it, in its thread
-                await trio.sleep(LOOK_S)
-            directory = self.directory
-            if directory is not None:
-                found = await self._ask_disk(lambda: [directory.measure(key)])
-                if found is not None and self.policy.holds(key) == 1:
-                    self._put(key, found[0])
-        finally:
-            self.let_go(key)
-
-    async def scan(self) -> None:
-        """Measure every file: some may have gone, or may have lost their other name."""
-        directory = self.directory
-        if directory is None or not self.health.readable:
-            return
-        self._changed.clear()
-        found = await self._ask_disk(directory.scan)
-        if found is None:
-            return
-        for key in found.keys() | self.policy.entries.keys():
-            if key not in self._changed and not self.policy.holds(key):
-                self._put(key, found.get(key))
-
-    def _put(self, key: str, found: Found | None) -> None:
-        if found is None:
-            self.policy.drop(key)
-        else:
-            self.policy.put(key, found.size, found.cost, found.whole)
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._limiter)
-
-    async def _ask_disk(self, call: Callable[[], T]) -> T | None:
-        """In a thread. None when the disk fails: it may come back."""
-        try:
-            return await self._in_thread(call)
-        except OSError as error:
-            log.info("the cache's disk can't be asked", extra={"tier": self.name, "reason": error.strerror})
-            return None
 
 
 def _placed(directory: TierDirectory, source: TierDirectory, key: str, size: int) -> Found | None:

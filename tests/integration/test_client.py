@@ -681,6 +681,22 @@ def test_a_fork_must_connect_again(site: Site, tmp_path: Path) -> None:
 # --- beside others ---
 
 
+def test_a_second_client_shares_both_tiers(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HELIOS_MOUNT__CACHE_LIMIT_GIB", "0.000001")  # L1 has room for nothing
+    monkeypatch.setenv("HELIOS_MOUNT__L2", str(tmp_path / "l2"))
+    with heliosfs.client.connect(registry=site.registry.url, home=tmp_path) as first:
+        first.resolve("org/m").warm(["*.safetensors"])
+        assert first.status().blobs == len(SHARDS)
+        with site.link(None) as link, heliosfs.client.connect(registry=link.url, home=tmp_path) as second:
+            model = second.resolve("org/m")
+            for path in SHARDS:
+                with model.open(path) as file:
+                    assert file.read() == site.data(path)
+                    assert file.local_path is not None
+                    assert file.local_path.is_relative_to(tmp_path / "l2" / "blobs")
+            assert link.passed < 100_000, "only names were asked for"
+
+
 def test_a_second_client_shares_what_the_first_has(site: Site, tmp_path: Path) -> None:
     with heliosfs.client.connect(registry=site.registry.url, home=tmp_path) as first:
         first.resolve("org/m").warm(["*.safetensors"])

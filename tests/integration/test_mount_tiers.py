@@ -88,6 +88,10 @@ def test_two_tiers_in_a_portable_mount(helios_home: Home, tmp_path: Path, wait_f
         fetched = s.mount.metric("helios_mount_fetched_bytes_total")
         assert s.path("a").read_bytes() == DATA["a"]
         assert s.mount.metric("helios_mount_fetched_bytes_total") == fetched, "nothing is fetched again"
+        with s.path("a").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.read(4096)
+            assert s.mount.metric("helios_mount_read_bytes_total", tier="l2") >= 4096
         tiers = {tier["tier"]: tier for tier in s.call("GET", "cache")["tiers"]}
         assert [tier["state"] for tier in tiers.values()] == ["works", "works"]
         assert tiers["l2"]["directory"] == str(s.l2.path / "tier")

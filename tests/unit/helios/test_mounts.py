@@ -13,7 +13,8 @@ from helios.errors import InvalidInput
 from helios.home import Home
 from helios.lockfile import LockFile, held
 from helios.mounting import prepare
-from helios.mounts import MountState, canonical, claim, find_mount, mount_table, state_of, states
+from helios.mounts import MountState, canonical, claim, find_mount, mount_table, state_of, states, write_state
+from tests.support.disks import fill_up, small_disk
 
 MOUNTINFO = r"""22 27 0:20 / /sys rw,nosuid - sysfs sysfs rw
 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue
@@ -131,3 +132,19 @@ def test_one_of_many_has_the_lock_at_any_time(tmp_path):
     for thread in threads:
         thread.join()
     assert set(most) == {1}
+
+
+def test_a_full_disk_takes_other_words_in_the_same_place(tmp_path):
+    """Also when somebody takes each byte that becomes free at once: here the file keeps its blocks."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        path = disk / "state"
+        lock = LockFile.acquire(path)
+        lock.write(b"first words, a longer line" * 10)
+        blocks = path.stat().st_blocks
+        fill_up(disk)
+        lock.write(b"second words")
+        assert lock.read() == path.read_bytes() == b"second words"
+        write_state(path, b"third words" * 20)
+        assert path.read_bytes() == b"third words" * 20
+        assert path.stat().st_blocks == blocks
+        lock.release()

@@ -21,6 +21,7 @@ import pytest
 
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.moving import copy
 from tests.support import life
 from tests.support.durable import Shim, Step, crashes, put
 from tests.support.life import Job, Promises
@@ -142,6 +143,35 @@ def test_what_was_found_wrong_is_not_believed_again(scene: Scene) -> None:
             assert have == b"\1\0\1\0", shim.log[done - 1]
         elif done > marks[0]:
             assert have in (b"\1\1\1\0", b"\1\0\1\0"), shim.log[done - 1]
+        shutil.rmtree(again)
+
+
+def test_a_move_to_another_tier_is_whole_at_any_step(scene: Scene) -> None:
+    """The blob is in one tier or in both, whole and right; of a copy that was not done nothing is left."""
+    want, data, shim = scene.wants["fill"], life.DATA["fill"], Shim(root := scene.root())
+    with shim, TierDirectory("l1", root / "cache") as l1, TierDirectory("l2", root / "l2") as l2:
+        blob = stored(scene, l1, [0, 1, 2, 3])
+        blob.finish()
+        blob.close()
+        shim.mark("whole", "")
+        copy(l1.whole_path(want.sha256), l2, want.sha256, want.size, lambda taken: True)
+        l2.place(want.sha256, want.size)
+        l1.remove(want.sha256)
+    whole = next(step.number for step in shim.log if step.call == "#whole")
+    for done, state in crashes(shim.log, random.Random(3), 100 if EVERY else 3):
+        put(state, again := scene.root())
+        found = 0
+        with TierDirectory("l1", again / "cache") as l1, TierDirectory("l2", again / "l2") as l2:
+            for tier in (l1, l2):
+                blob = tier.blob(want.sha256, want.size)
+                if blob.load(want.recipe_digest).whole:
+                    found += 1
+                    view = memoryview(bytearray(want.size))
+                    blob.read_into(view, 0)
+                    assert view == data, f"{tier.root.name} has other bytes after {shim.log[done - 1]}"
+                blob.close()
+                assert not list(tier.root.glob("partial/*.moving"))
+        assert found or done <= whole, f"it is gone after {shim.log[done - 1]}"
         shutil.rmtree(again)
 
 

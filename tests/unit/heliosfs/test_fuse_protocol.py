@@ -70,13 +70,13 @@ def test_reads_are_read(fh: int, offset: int, size: int) -> None:
     assert protocol.parse_handle(request) == fh
 
 
-@given(U64, U64, U32, st.integers(1, 2**31 - 1))
-def test_an_open_gets_its_backing_file(unique: int, fh: int, flags: int, backing: int) -> None:
-    reply = protocol.REPLY.pack(32, 0, unique) + struct.pack("<QII", fh, flags, 0)
+@given(U64, U64, st.booleans(), st.integers(0, 2**31 - 1))
+def test_an_open_gets_its_backing_file(unique: int, fh: int, keep: bool, backing: int) -> None:
+    reply = protocol.opened(unique, fh, keep=keep, backing=backing)
+    assert protocol.REPLY.unpack_from(reply) == (32, 0, unique)
+    flags = 0x20 | (0x80 if backing else 0x02 if keep else 0)
     assert protocol.parse_open(reply) == (fh, flags)
-    out = protocol.with_backing(reply, backing)
-    assert protocol.REPLY.unpack_from(out) == (32, 0, unique)
-    assert struct.unpack_from("<QIi", out, 16) == (fh, flags & 0x20 | 0x80, backing)
+    assert struct.unpack_from("<i", reply, 28) == (backing,)
 
 
 def test_errors_and_the_resend_notice() -> None:

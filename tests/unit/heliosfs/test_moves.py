@@ -317,4 +317,4 @@ class TwoTiers(RuleBasedStateMachine):
 
 
 TestTwoTiers = TwoTiers.TestCase
-TestTwoTiers.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestTwoTiers.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

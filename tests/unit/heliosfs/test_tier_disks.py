@@ -54,7 +54,7 @@ async def fill_new(store: BlobStore, origin: Origin) -> BlobRef:
     want = add(origin, 10 * MIB, 9)
     for _ in range(40):
         store.room.history.use(want.sha256)
-    await until(lambda: len(store._blobs) <= 1)  # who was just read may go then
+    await until(lambda: store.room.l1.policy.held <= 1)  # who was just read may go then
     handle = await store.open(want)
     await filled(store, want)
     await handle.close()
