@@ -2,7 +2,8 @@
 
 The cache of the mount lies on a tmpfs that is full, so the disk takes nothing. Every small file is read once, then all
 weights, which could push them out; from then on the registry is stopped. Each sample is one open(2), the whole file by
-read(2), close(2), of a file whose pages were taken out of the page cache before, in turn for both:
+read(2), close(2), of a file whose pages were taken out of the page cache before, in turn for both. The directory of the
+commit is held open: names above it age, and a registry that is silent delays whoever asks for them anew.
 
 - ``plain``: the published directory, on the disk of --directory;
 - ``mount``: the mount, whose only copy is in the pool.
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Sampler, options, save
-from benchmarks.ingest import drop_cache, make_model
+from benchmarks.ingest import make_model
 from benchmarks.plots import draw
 from benchmarks.scene import helios, mounted, percentile, read_through, registry, stoppable, worker
 from helios.config import MountSettings
@@ -84,18 +85,20 @@ def fill_up(directory: Path) -> None:
             return
 
 
-def sample(path: Path) -> float:
-    """Seconds of one cold open, read and close."""
-    drop_cache([path])
+def sample(directory: int, name: str) -> float:
+    """Seconds of one cold open, read and close in an open directory."""
+    fd = os.open(name, os.O_RDONLY, dir_fd=directory)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
     start = time.perf_counter()
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(name, os.O_RDONLY, dir_fd=directory)
     count = 0
     while part := os.read(fd, 1 << 20):
         count += len(part)
     os.close(fd)
     seconds = time.perf_counter() - start
-    if count != SIZES[path.name]:
-        raise SystemExit(f"{path} has {count} bytes instead of {SIZES[path.name]}")
+    if count != SIZES[name]:
+        raise SystemExit(f"{name} has {count} bytes instead of {SIZES[name]}")
     return seconds
 
 
@@ -119,17 +122,21 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
                 stopped = running(home)
                 if stopped is None:
                     raise SystemExit("the registry is gone")
+                sides = {"plain": work / "model", "mount": files}
+                places = {side: os.open(path, os.O_RDONLY | os.O_DIRECTORY) for side, path in sides.items()}
                 os.kill(stopped.pid, signal.SIGSTOP)
                 try:
                     seconds: dict[str, dict[str, list[float]]] = {
                         path.name: {"plain": [], "mount": []} for path in small
                     }
                     for _ in range(rounds):
-                        for path in small:
-                            seconds[path.name]["plain"].append(sample(path))
-                            seconds[path.name]["mount"].append(sample(files / path.name))
+                        for name in SIZES:
+                            for side, place in places.items():
+                                seconds[name][side].append(sample(place, name))
                 finally:
                     os.kill(stopped.pid, signal.SIGCONT)
+                    for place in places.values():
+                        os.close(place)
                 pool = json.loads(mount.page("/api/v1/status"))["pool"]
                 mode, memory = mount.state["mode"], sampler.stop()
         rows = {

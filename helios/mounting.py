@@ -163,6 +163,8 @@ def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
             state.worker.send(signal.SIGKILL)  # its keeper does not answer, and it would start another one
         if not state.process.end(timeout_s if state.worker is None else 0.0):
             raise Unavailable(f"the mount's process {state.pid} does not end, not even by SIGKILL")
+        if state.worker is not None:
+            state.worker.wait(LOCK_S)  # a killed one may take a moment to be gone
         with contextlib.suppress(ChildProcessError):
             os.waitpid(state.pid, 0)  # it may be our own child
     _sweep(home, mountpoint)

@@ -51,15 +51,16 @@ class BlobsUsage:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet, and
-    blobs that are being flushed or finished."""
+    """What the store has under way in the background: blobs being filled, fetches, bytes that are not durable yet,
+    blobs that are being flushed or finished, and those that are copied from one tier to the other."""
 
     fills: int
     jobs: int
     unflushed: int
     settling: int
+    copying: int
 
     @property
     def nothing(self) -> bool:
         """Whether it could be stopped without losing anything."""
-        return not (self.fills or self.jobs or self.unflushed or self.settling)
+        return not (self.fills or self.jobs or self.unflushed or self.settling or self.copying)

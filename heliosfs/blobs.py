@@ -231,12 +231,14 @@ class BlobStore:
     def halt(self) -> None:
         """Fetch only for READs from now on, until ``resume``; what is here of blobs being filled is made durable."""
         self._filler.halt()
+        self.room.halt(True)
         for blob in list(self._blobs.values()):
             self._flush(blob)
 
     def resume(self) -> None:
         """The opposite of ``halt``."""
         self._filler.resume()
+        self.room.halt(False)
         self._engine.pump()
 
     def _flush(self, blob: Blob) -> None:
@@ -251,6 +253,7 @@ class BlobStore:
             jobs=self._engine.planner.background_jobs,
             unflushed=sum(blob.unflushed_bytes for blob in blobs),
             settling=sum(blob.settling for blob in blobs),
+            copying=self.room.copying,
         )
 
     def status(self, sha256: str) -> BlobStatus:
@@ -292,8 +295,8 @@ class BlobStore:
             return None
         return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
 
-    async def gone_wrong(self, sha256: str, inode: int) -> None:
-        """The whole file with this inode number was wrong and is taken away: who has it open reads right bytes again.
+    async def gone_wrong(self, sha256: str, file: tuple[int, int]) -> None:
+        """The whole file, by device and inode, was wrong and is taken away: who has it open reads right bytes again.
 
         Descriptors of it that were handed out stay what they are.
         """
@@ -302,7 +305,7 @@ class BlobStore:
         if blob is None:
             return
         async with blob.preparing:  # who is just looking at the disk may have found it before it went
-            if self._blobs.get(sha256) is blob and blob.whole and blob.local.inode == inode:
+            if self._blobs.get(sha256) is blob and blob.whole and blob.local.identity == file:
                 blob.renew(self._new_key(blob.want), self.room.instead(blob.local))
                 if blob.handles:
                     self._begin_fill(blob)

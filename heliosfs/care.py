@@ -47,12 +47,14 @@ Located = Callable[[str], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at a blob found: ``bytes`` were right or wrong together; ``reason`` says what was wrong, if
-    anything, ``outcome`` what became of it, and ``in_use`` whether somebody had it open then."""
+    anything, ``outcome`` what became of it, ``taken`` whether it is gone from where it was, and ``in_use`` whether
+    somebody had it open then."""
 
     bytes: int = 0
     reason: str = ""
     outcome: str = ""
     in_use: bool = False
+    taken: bool = False
 
 
 class Care:
@@ -94,14 +96,17 @@ class Care:
         try:
             examination = await trio.to_thread.run_sync(begin, limiter=self._limiter)
         except OSError as error:
-            log.error("a cached file can't be opened", extra={"path": path, "reason": error.strerror})
+            log.warning("a cached file can't be opened", extra={"path": path, "reason": error.strerror})
             return Checked(0, f"it can't be opened: {error.strerror}", "it stays")
         if examination is None:
             return None
         count = await self._run(examination, paced)
         if examination.bad:
             in_use = tier.room.policy.holds(sha256) > 0
-            return Checked(count, examination.reason, await self._take_away(tier, sha256, examination), in_use)
+            if examination.unreadable and not await self._answers(tier):
+                return Checked(count, examination.reason, "it stays: its disk does not answer", in_use)
+            outcome, taken = await self._take_away(tier, sha256, examination)
+            return Checked(count, examination.reason, outcome, in_use, taken)
         if examination.fresh is not None:
             fresh = examination.fresh
             await trio.to_thread.run_sync(_save, path, sums_path, fresh, limiter=self._limiter)
@@ -118,24 +123,34 @@ class Care:
             examination.close()
         return count
 
-    async def _take_away(self, tier: Tier, sha256: str, examination: Examination) -> str:
+    async def _answers(self, tier: Tier) -> bool:
+        """Whether a tier's directory can be used: else nothing that a read says is about a file."""
+        try:
+            await trio.to_thread.run_sync(tier.files.check, limiter=self._limiter)
+        except OSError as error:
+            log.info("a tier can't be looked at", extra={"tier": tier.name, "reason": error.strerror})
+            return False
+        return True
+
+    async def _take_away(self, tier: Tier, sha256: str, examination: Examination) -> tuple[str, bool]:
+        """What became of it, and whether it is gone."""
         inode = examination.inode
         try:
             taken = await trio.to_thread.run_sync(tier.files.take_away, sha256, inode, limiter=self._limiter)
         except OSError as error:
             fields = {"blob": sha256, "reason": examination.reason, "trouble": error.strerror}
             log.error("a cached blob is damaged and can't be taken away", extra=fields)
-            return f"it stays: {error.strerror}"
+            return f"it stays: {error.strerror}", False
         if taken is None:
-            return "it went meanwhile"
+            return "it went meanwhile", False
         tier.room.taken_away(sha256, taken.grown)
         self._count(tier)
-        await self._store.gone_wrong(sha256, inode)
+        await self._store.gone_wrong(sha256, (examination.device, inode))
         outcome = _outcome(tier.files, sha256, taken)
         fields = {"blob": sha256, "tier": tier.name, "reason": examination.reason, "outcome": outcome}
         log.error("a cached blob is damaged; it is fetched again", extra=fields)
         await self._wanted(sha256)
-        return outcome
+        return outcome, True
 
     async def _check_partial(self, tier: Tier, sha256: str, paced: Paced) -> Checked:
         count = 0
@@ -159,6 +174,8 @@ class Care:
             count = await self._run(examination, paced)
             if not examination.bad:
                 return Checked(count)
+            if examination.unreadable and not await self._answers(tier):
+                return Checked(count, examination.reason, "it stays: its disk does not answer")
             bad = [index for index in examination.bad if index >= 0] or chunks
             if await self._store.chunks_wrong(sha256, bad):
                 outcome = "those chunks are fetched again"

@@ -81,7 +81,6 @@ class Scrubber:
         self._going = trio.Event()
         self._going.set()
         self._saved = 0.0
-        self._pass_bytes = 0
         self.checked = 0
         """Bytes looked at by this process."""
         self.bad = 0
@@ -97,7 +96,6 @@ class Scrubber:
         try:
             while True:
                 began = self._clock()
-                self._pass_bytes = 0
                 for tier in self._store.tiers:
                     await self._find_place(tier)
                     await self._pass(tier, Pace(self._rate, self._clock))
@@ -137,10 +135,12 @@ class Scrubber:
             self._places[tier.name] = await trio.to_thread.run_sync(_load, tier)
 
     async def _pass(self, tier: Tier, pace: Pace) -> None:
-        """Look at every blob once, from where the last run was."""
+        """Look at every blob once, from where the last run was. A tier that is away is left where it is."""
         name, files = tier.name, tier.files
         while True:
             await self._going.wait()
+            if tier.room.directory is not files or not tier.room.health.readable:
+                return
             place = self._places[name]
             sha256 = await trio.to_thread.run_sync(_next, files.root, place.after)
             if not sha256:
@@ -169,7 +169,7 @@ class Scrubber:
             await self._going.wait()
 
         found = await self._care.check_whole(tier, sha256, paced, strong=False, start=chunk)
-        if found is not None and found.reason:
+        if found is not None and found.taken:
             self.bad += 1
 
     async def _save(self, tier: Tier) -> None:

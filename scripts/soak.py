@@ -12,6 +12,11 @@ order.
     .venv/bin/python scripts/soak.py --kills 200
 
 kills the worker of one native mount that often under eight readers and one that maps the files; no reader may see it.
+
+    .venv/bin/python scripts/soak.py --crashes
+
+kills a worker, cuts its power and has its disk refuse at every single step that it makes there, and lets many small
+caches live through two days; tests that `make test` runs in part (tests/unit/heliosfs/test_crashes.py, test_churn.py).
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 HELIOS = Path(sys.executable).parent / "helios"
 READERS = 4
 FILE_MIB = 24
@@ -194,8 +200,13 @@ def main() -> int:
     parser.add_argument(
         "--kills", type=int, default=0, help="kill one worker this often under readers, and nothing else"
     )
+    parser.add_argument("--crashes", action="store_true", help="every step on a disk, and nothing else")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
+    if arguments.crashes:
+        tests = [f"tests/unit/heliosfs/test_{name}.py" for name in ("crashes", "churn")]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations", "10", *tests]
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, "HELIOS_EVERY_CRASH": "1"}, check=False).returncode
     print(f"soak: {arguments.minutes:g} minutes, seed {arguments.seed}", flush=True)
     end = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="helios-soak-", ignore_cleanup_errors=True) as work:

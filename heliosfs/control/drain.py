@@ -41,6 +41,7 @@ class Drain:
                 "fetches": pending.jobs,
                 "unflushed_bytes": pending.unflushed,
                 "flushes": pending.settling,
+                "copies": pending.copying,
                 "jobs": self._jobs.active,
             },
         }

@@ -30,8 +30,12 @@ MAX_RECORD: Final = 1 << 28
 MAX_CHUNK_PLACE: Final = 8 << 10
 """Most bytes of a placement for one chunk: an object's presigned address, and a run."""
 
-GONE: Final = frozenset({403, 404, 410, 416})
-"""Answers to an object request that a new placement may cure: deleted, moved, a signature that expired."""
+PASSING: Final = frozenset({408, 425, 429})
+"""Answers below 500 that the same request may get over. A new placement may cure the others: deleted, moved, a
+signature that expired, an address that never was one."""
+
+MAX_ERROR: Final = 1 << 20
+"""Longest error answer of an object store that is read, in bytes."""
 
 
 @dataclass(slots=True)
@@ -187,10 +191,10 @@ class RegistrySource:
 
     def _check(self, response: Response, segment: Segment) -> None:
         where = f"{self.name}: object {segment.object.key}"
-        if response.status in GONE:
+        if 400 <= response.status < 500 and response.status not in PASSING:
             raise NotFound(f"{where}: status {response.status}")
         if response.status >= 400:
-            raise _not_final(error_of(response.status, response.read(MAX_RECORD), where))
+            raise _not_final(error_of(response.status, response.read(MAX_ERROR), where))
         if response.status != 206 or response.headers.get("content-length") != str(segment.length):
             raise Unavailable(
                 f"{where}: asked for {segment.length} bytes, it answers {response.status} with "

@@ -43,6 +43,9 @@ KEPT_S: Final = 365 * 86400.0
 
 XATTR: Final = "user.helios."
 
+LONGEST_LINK: Final = 4095
+"""Most bytes of a link's target that the kernel takes; one below very many directories of ``.hub`` has more."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 N = TypeVar("N", bound=Node)
@@ -231,7 +234,10 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return (await self._node(inode, Link)).target.encode()
+        target = (await self._node(inode, Link)).target.encode()
+        if len(target) > LONGEST_LINK:
+            raise FUSEError(errno.ENAMETOOLONG)
+        return target
 
     # --- directories ---
 

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from heliosfs.keeper import kernel
-from heliosfs.keeper.held import Held, log, mount, take_over
+from heliosfs.keeper.held import Held, Moot, log, mount, take_over
 from heliosfs.keeper.keeper import Keeper, Settings
 
 
@@ -37,6 +37,9 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
     try:
         held = _come_by(args)
+    except Moot as error:
+        log("info", f"{args.mountpoint} is not taken over: {error}")
+        return 0
     except OSError as error:
         reason = f"{args.mountpoint} can't be {'taken over' if args.take_over else 'mounted'}: {error}"
         log("error", reason)
@@ -55,10 +58,10 @@ def _come_by(args: argparse.Namespace) -> Held:
     """Take over, or mount; a keeper that is started again by somebody else does whichever is to be done."""
     place, mode = os.path.realpath(args.mountpoint), 0o600 if args.uids == [os.getuid()] else 0o666
     if args.take_over:
-        return take_over(args.socket, mode, args.uids, args.orphan)
+        return take_over(place, args.socket, mode, args.uids, args.orphan)
     if args.external and kernel.device(place):
         try:
-            return take_over(args.socket, mode, args.uids, args.orphan)
+            return take_over(place, args.socket, mode, args.uids, args.orphan)
         except ConnectionError:
             raise  # a living keeper has it
         except OSError as error:

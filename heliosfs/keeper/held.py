@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,13 +18,17 @@ from heliosfs.keeper.worker import Worker
 ANSWER_S: Final = 20.0
 """How long a keeper may take to hand over."""
 
+LOOK_S: Final = 0.5
+"""How often is looked whether there still is something to take over."""
+
 
 def log(level: str, message: str, **fields: object) -> None:
     """A line as helios.logs writes it."""
     now = time.time()
     stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
     line = {"time": stamp, "level": level, "logger": "heliosfs.keeper", "message": message, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log's disk is full: that ends no mount
+        print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -84,17 +89,22 @@ def mount(place: str, options: str, path: str, mode: int) -> Held:
     return Held(place, device, fuse_fd, board, listener)
 
 
-def take_over(path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
-    """Take the mount that belongs to a socket from its keeper, or from the worker that was left alone.
+class Moot(OSError):
+    """There is nothing to take over any more: the mount is gone, or somebody else has come to see to the place."""
 
-    Raises ConnectionError when a keeper is there and does not give, another OSError when there is nothing to take.
+
+def take_over(place: str, path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
+    """Take the mount at a place, which belongs to a socket, from its keeper or from the worker that was left alone.
+
+    Raises ConnectionError when a keeper is there and does not give, another OSError when nobody brings it: Moot when
+    nobody will.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(ANSWER_S)
         try:
             sock.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            return _from_worker(path, mode, uids, orphan_s)
+            return _from_worker(place, path, mode, uids, orphan_s)
         try:
             return _from_keeper(sock)
         except TimeoutError:
@@ -120,13 +130,19 @@ def _from_keeper(sock: socket.socket) -> Held:
     return held
 
 
-def _from_worker(path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
+def _from_worker(place: str, path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
     """Wait at the socket for the worker, which brings the descriptors with its hello."""
     listener = listen(path, mode)
+    ours = _inode(path)
     end = time.monotonic() + orphan_s
     while (left := end - time.monotonic()) > 0:
-        listener.settimeout(left)
-        sock, _ = listener.accept()
+        if kernel.device(place) is None or _inode(path) != ours:
+            raise Moot("nobody needs another keeper any more")
+        listener.settimeout(min(left, LOOK_S))
+        try:
+            sock, _ = listener.accept()
+        except TimeoutError:
+            continue
         sock.settimeout(1.0)
         try:
             message, fds = wire.receive(sock)
@@ -145,3 +161,10 @@ def _from_worker(path: str, mode: int, uids: list[int], orphan_s: float) -> Held
         held.state, held.served = message["state"], bool(message["ready"])
         return held
     raise TimeoutError(f"no keeper and no worker came to {path}")
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return None

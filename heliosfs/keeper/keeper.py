@@ -207,9 +207,12 @@ class Keeper:
         if worker.ready_at is not None:
             self._down_since = math.inf
         if (path := self.settings.pid_file) and worker.pid:
-            with open(f"{path}.new", "w") as file:
-                file.write(f"{worker.pid}\n")
-            os.replace(f"{path}.new", path)
+            try:
+                with open(f"{path}.new", "w") as file:
+                    file.write(f"{worker.pid}\n")
+                os.replace(f"{path}.new", path)
+            except OSError as error:  # it is for people
+                log("warning", "the worker's pid can't be written", reason=error.strerror)
 
     def _watch(self, worker: Worker, now: float) -> None:
         if now >= worker.give_up_at:

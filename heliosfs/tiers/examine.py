@@ -48,7 +48,7 @@ class DiskReader:
             self._fd = os.open(path, _FLAGS)
             self._plainly()
         status = os.fstat(self._fd)
-        self.inode, self.size, self.links = status.st_ino, status.st_size, status.st_nlink
+        self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
         self._buffer = memoryview(mmap.mmap(-1, MAX_CHUNK + 2 * ALIGN, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def read(self, offset: int, length: int) -> memoryview:
@@ -98,7 +98,8 @@ class Examination:
 
     ``sums`` is what is known of it, None: only its sha256. With ``strong`` every chunk is hashed with BLAKE3, else
     only one whose sum differs. ``chunks`` are those to look at, all from ``start`` by default. What was found, after
-    the last step: ``bad`` chunks and the ``reason``; ``fresh`` sums, where there were none or wrong ones.
+    the last step: ``bad`` chunks and the ``reason``, ``unreadable`` where it was the disk that said so; ``fresh`` sums,
+    where there were none or wrong ones.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class Examination:
         self._known = sums.values if sums is not None else None
         self._recipe = sums.recipe if sums is not None else None
         self._whole, self._start = chunks is None, start
-        self.inode, self.size, self.links = self._file.inode, self._file.size, self._file.links
+        self.device, self.inode, self.size = self._file.device, self._file.inode, self._file.size
+        self.unreadable = False
         self.bad: list[int] = []
         self.reason = ""
         self.fresh: Sums | None = None
@@ -129,7 +131,7 @@ class Examination:
             return next(self._steps, 0)
         except OSError as error:
             self.bad.append(-1)
-            self.reason = f"it can't be read: {error.strerror}"
+            self.unreadable, self.reason = True, f"it can't be read: {error.strerror}"
             return 0
 
     def close(self) -> None:

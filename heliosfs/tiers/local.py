@@ -288,9 +288,12 @@ class LocalBlob:
             self._map_end = len(data)
 
     @property
-    def inode(self) -> int:
-        """The inode number of the open data file; 0 where there is none."""
-        return os.fstat(self.fd).st_ino if self.fd >= 0 else 0
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the open data file; None where there is none."""
+        if self.fd < 0:
+            return None
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
 
     @property
     def cost(self) -> int:

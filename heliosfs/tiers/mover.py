@@ -32,6 +32,9 @@ class Mover:
 
     def __init__(self, fast: Tier, slow: Tier, metrics: MountMetrics, moved: Callable[[], Awaitable[None]]) -> None:
         self._fast, self._slow, self._metrics, self._moved = fast, slow, metrics, moved
+        self.halted = False
+        """Nothing is brought up while this is set, and a copy under way ends."""
+        self.copying = 0
 
     async def run(self) -> None:
         """Bring up what deserves it, and remove what is in both, until cancelled."""
@@ -39,7 +42,7 @@ class Mover:
         declined: dict[str, float] = {}
         while True:
             await trio.sleep(LOOK_S)
-            if not (fast.health.writable and slow.health.writable):
+            if self.halted or not (fast.health.writable and slow.health.writable):
                 continue
             for tier, keys in zip((fast, slow), doubles(fast.policy, slow.policy), strict=True):
                 tier.remove(tier.policy.leave(keys), "moved", Evicted())
@@ -54,7 +57,9 @@ class Mover:
         fast, slow = self._fast, self._slow
         slow.policy.hold(key)
         try:
-            return await self._bring(key, slow, fast, "promotion", lambda: key not in fast.policy.entries)
+            return await self._bring(
+                key, slow, fast, "promotion", lambda: not self.halted and key not in fast.policy.entries
+            )
         except IntegrityError as error:
             log.error("a cached file is damaged; it is fetched again", extra={"tier": slow.name, "reason": str(error)})
         finally:
@@ -90,13 +95,14 @@ class Mover:
             return False
         size, need, group = entry.size, room_for(entry.size), source.policy.group(key)
         to.policy.hold(wish)
+        self.copying += 1
         try:
             while (answer := to.ask(wish, size, need, group, blob=key)).verdict is Verdict.WAIT:
                 await self._moved()
             loan = to.policy.ticket(wish)
             if answer.verdict is not Verdict.GRANTED or loan is None or not still():
                 return False
-            if not await to.receive(directory.whole_path(key), key, size, loan, still):
+            if not await to.receive(directory, key, size, loan, still):
                 return False
         except Stopped:
             return False
@@ -105,6 +111,7 @@ class Mover:
             log.warning("a blob can't be moved to another tier", extra=fields)
             return False
         finally:
+            self.copying -= 1
             to.end(wish)
             to.policy.let_go(wish)
         self._metrics.cache_moves.labels(move).inc()

@@ -28,8 +28,8 @@ class Stopped(Exception):
 
 
 def room_for(size: int) -> int:
-    """Bytes of disk that a copy takes at most, with the filesystem's own share."""
-    return -(-size // 4096) * 4096 + size // 1000 + 4096
+    """Bytes of disk that a copy takes at most, with what lies beside it and the filesystem's own share."""
+    return -(-size // 4096) * 4096 + size // 1000 + 8192
 
 
 def copy(source: str, to: TierDirectory, sha256: str, size: int, progress: Callable[[int], bool]) -> None:

@@ -33,6 +33,10 @@ class Quarantine:
     def __init__(self, root: Path, max_bytes: int = MAX_BYTES) -> None:
         self.directory, self.max_bytes = root / "quarantine", max_bytes
 
+    def bound(self, max_bytes: int) -> None:
+        """Keep no more than this, from the next file on."""
+        self.max_bytes = min(max_bytes, MAX_BYTES)
+
     def usage(self) -> tuple[int, int]:
         """Files, and the disk bytes that they take. Raises OSError."""
         found = self._files()

@@ -18,9 +18,10 @@ import trio
 from helios.errors import HeliosError, NoSpace, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.tiers.directory import Found, TierDirectory
+from heliosfs.tiers.examine import load_sums
 from heliosfs.tiers.health import Health, State
 from heliosfs.tiers.history import History
-from heliosfs.tiers.local import LocalBlob, Places, unlink
+from heliosfs.tiers.local import LocalBlob, Places, save_sums, unlink
 from heliosfs.tiers.moving import copy
 from heliosfs.tiers.policy import Answer, Bounds, Disk, Policy, Reservation, Verdict
 from heliosfs.tiers.removing import Events, Evicted, Removal, Remover
@@ -28,6 +29,9 @@ from heliosfs.tiers.removing import Events, Evicted, Removal, Remover
 log = logging.getLogger("heliosfs.tiers")
 
 T = TypeVar("T")
+
+QUARANTINED: Final = 8
+"""At most one in so many bytes of a tier's limit is kept in quarantine."""
 
 LOOK_S: Final = 1.0
 SCAN_S: Final = 60.0
@@ -264,7 +268,9 @@ class Tier:
         _, answer = self._refused.get(sha256, (0.0, None))
         return "" if answer is None else answer.verdict.value
 
-    async def receive(self, source: str, key: str, size: int, loan: Reservation, still: Callable[[], bool]) -> bool:
+    async def receive(
+        self, source: TierDirectory, key: str, size: int, loan: Reservation, still: Callable[[], bool]
+    ) -> bool:
         """Copy a whole blob's file here, with a loan; ``still``: whether it is wanted. Returns whether it is here now.
 
         Raises OSError, IntegrityError, Stopped.
@@ -282,16 +288,16 @@ class Tier:
             return trio.from_thread.run_sync(grew, cost)
 
         try:
-            await trio.to_thread.run_sync(copy, source, directory, key, size, progress, limiter=self._limiter)
+            path = source.whole_path(key)
+            await trio.to_thread.run_sync(copy, path, directory, key, size, progress, limiter=self._limiter)
             if not still():
                 await self._in_thread(lambda: unlink(directory.moving_path(key)))
                 return False
             with self._remover.at(key):
-                await self._in_thread(lambda: directory.place(key, size))
+                found = await self._in_thread(lambda: _placed(directory, source, key, size))
                 self._changed.add(key)
-                cost = self.policy.entries[wish].cost
                 self.policy.drop(wish)
-                self.policy.put(key, size, cost)
+                self._put(key, found)
         finally:
             self.policy.drop(wish)
         return True
@@ -355,6 +361,8 @@ class Tier:
 
     def _take(self, directory: TierDirectory, found: dict[str, Found], aside: int, writable: bool) -> None:
         self.directory = self._remover.directory = self._places = directory
+        if self.policy.bounds.limit is not None:
+            directory.quarantine.bound(self.policy.bounds.limit // QUARANTINED)
         self.health.works(self._now())
         for key, each in found.items():
             if not self.policy.holds(key):
@@ -428,6 +436,15 @@ class Tier:
         except OSError as error:
             log.info("the cache's disk can't be asked", extra={"tier": self.name, "reason": error.strerror})
             return None
+
+
+def _placed(directory: TierDirectory, source: TierDirectory, key: str, size: int) -> Found | None:
+    """Give a copy its name, and what the scrubber needs of it. Blocks; raises OSError."""
+    directory.place(key, size)
+    sums = load_sums(source.sums_path(key), key)
+    if sums is not None:
+        save_sums(directory.sums_path(key), sums)
+    return directory.measure(key)
 
 
 def _taken(

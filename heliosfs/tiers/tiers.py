@@ -115,6 +115,16 @@ class Tiers:
             await trio.sleep(SAVE_S)
             await self.save()
 
+    def halt(self, halted: bool) -> None:
+        """Bring nothing up from L2, or do it again. What has to leave L1 for want of room still goes down."""
+        if self._mover is not None:
+            self._mover.halted = halted
+
+    @property
+    def copying(self) -> int:
+        """Blobs that are copied from one tier to the other now."""
+        return 0 if self._mover is None else self._mover.copying
+
     async def save(self) -> None:
         """Keep what is known of uses; a disk that does not take it costs a line in the log."""
         kept = list(self.history.uses.items())[-MAX_USES:]

@@ -254,6 +254,23 @@ def test_after_a_killed_keeper_its_worker_gives_the_mount_to_the_next(kept):
     ends(kept, 0)
 
 
+def test_a_successor_that_nobody_needs_any_more_ends_without_a_complaint(kept):
+    """Its worker died meanwhile, and somebody else unmounted, or mounted anew."""
+    kept.start()
+    worker = kept.worker()
+    kept.keeper.kill()
+    kept.keeper.wait()
+    os.kill(worker, signal.SIGKILL)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(kept.start, "--take-over")
+        kept.wait(kept.listens)
+        detach(kept.mountpoint)
+        assert answer.result(10) == {}
+    assert kept.keeper.wait(10) == 0
+    assert kept.logged("is not taken over")
+    assert not kept.logged('"level": "error"')
+
+
 def test_a_keeper_is_small_and_imports_nothing_but_the_standard_library(kept, record_property):
     kept.start()
     status = dict(

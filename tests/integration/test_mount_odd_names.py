@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import unicodedata
@@ -11,11 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helios.config import Config
-from helios.embedded import attach
 from helios.home import Home
-from helios.names import RepoId
-from helios.publish import LocalFile, publish
 from tests.conftest import error_lines
 from tests.support.mounts import MODES, Mount, fails, mounted, push, run, write
 
@@ -49,7 +44,6 @@ ODD = [
     "0" * 40,
 ]
 FILES = {name: f"{number} {len(name)}".encode() for number, name in enumerate(ODD)}
-DEEP = "d/" * 1400 + "f"
 REF = "a/" * 100 + "b"
 
 
@@ -114,31 +108,8 @@ def test_a_name_of_256_bytes_is_not_there(mount: Mount) -> None:
         os.stat(mount.path / "org/odd/@main" / ("x" * 2000))
 
 
-def test_a_tree_as_deep_as_a_path_can_be(mount: Mount, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"deep")
-    with attach(Config(), mount.home) as registry, contextlib.closing(registry.client()) as client:
-        file = LocalFile(DEEP, tmp_path / "file", 4, executable=False)  # no path of a directory to publish is so long
-        commit = publish(client, tmp_path, RepoId.parse("org/deep"), "main", files=[file]).commit
-    assert descend(mount.path / "org/deep" / commit, DEEP.split("/")) == b"deep"
-    with fails(errno.ENAMETOOLONG, errno.EIO):
-        descend(mount.path / ".hub/models--org--deep/snapshots" / commit, DEEP.split("/"))
-    assert (mount.path / "org/good/@main/a").read_bytes() == b"good"
-
-
 def test_a_ref_whose_name_is_too_long_for_a_file(mount: Mount, tmp_path: Path) -> None:
     commit = push(mount.home, write(tmp_path / "model", {"a": b"ref"}), f"org/good@{REF}")
     assert "@main" in os.listdir(mount.path / "org/good")
     assert (mount.path / ".hub/models--org--good/refs" / REF).read_text() == commit
     assert (mount.path / "org/good" / commit / "a").read_bytes() == b"ref"
-
-
-def descend(directory: Path, parts: list[str]) -> bytes:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for part in parts:
-            below = os.open(part, os.O_RDONLY, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        return os.read(fd, 100)
-    finally:
-        os.close(fd)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -17,14 +19,14 @@ from heliosfs.blobs import BlobRef, BlobStore
 from heliosfs.care import Care, Checked
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import PUBLIC, blob_key
-from heliosfs.tiers import quarantine
+from heliosfs.tiers import examine, quarantine
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import load_sums
 from heliosfs.tiers.local import LocalBlob, Places
 from heliosfs.tiers.quarantine import Quarantine
 from tests.support.damage import flip
 from tests.support.origin import Made, Origin
-from tests.support.stores import filled, read, running, until
+from tests.support.stores import QUICK, filled, read, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -290,3 +292,56 @@ async def test_the_quarantine_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     assert place.take(str(path), "b" * 64, path.stat().st_ino + 1) is None
     assert path.exists(), "another file has its name by now"
+
+
+SMALL = msgspec.structs.replace(QUICK, cache_limit_gib=12 / 1024, cache_min_free=0.0, l2_min_free=0.0)
+
+
+async def test_a_rotten_blob_in_the_second_tier_is_healed_as_one_in_the_first(
+    tmp_path: Path, origin: Origin, expected_log_errors: Expect
+) -> None:
+    expected_log_errors("a cached blob is damaged")
+    first, second = (origin.add(Made(SIZE, seed), f"{seed}.bin") for seed in (1, 2))
+    l1, l2 = tmp_path / "l1", tmp_path / "l2"
+    async with running(l1, [origin.url], SMALL, l2=l2) as store:
+        for want in (first, second):  # L1 has room for one of them
+            await filled_and_closed(store, want)
+        places = {name: directory for directory in (l1, l2) for name in here(directory)}
+        assert sorted(places.values()) == [l1, l2]
+        handles = [await store.open(want) for want in (first, second)]
+        for want in (first, second):
+            flip(whole(places[want.sha256], want), CHUNK)
+            found = await care_of(store).check(want.sha256, at_once)
+            assert (found.taken, found.in_use) == (True, True)
+            kept = [] if places[want.sha256] == l1 else [f"{want.sha256}.1"]  # L1's limit is too small for that
+            assert [path.name for path in in_quarantine(places[want.sha256])] == kept
+        for want, handle in zip((first, second), handles, strict=True):
+            assert await handle.read(0, SIZE) == origin.data(want, 0, SIZE)
+            await handle.close()
+        await until(lambda: not store._blobs and not store.pending().copying)
+        for tier in store.tiers:
+            await until(lambda tier=tier: tier.room.policy.used == on_disk(tier.files.root))  # type: ignore[misc]
+
+
+async def test_what_a_disk_that_is_gone_says_is_held_against_no_blob(
+    tmp_path: Path, origin: Origin, want: BlobRef, monkeypatch: pytest.MonkeyPatch, expected_log_errors: Expect
+) -> None:
+    async with running(tmp_path, [origin.url]) as store:
+        await filled_and_closed(store, want)
+
+        def refuse(*args: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(examine.DiskReader, "read", refuse)
+            patch.setattr(TierDirectory, "check", refuse)
+            found = await care_of(store).check(want.sha256, at_once)
+            assert (found.taken, found.outcome) == (False, "it stays: its disk does not answer")
+        assert await care_of(store).check(want.sha256, at_once) == Checked(SIZE)
+        expected_log_errors("a cached blob is damaged")
+        monkeypatch.setattr(examine.DiskReader, "read", refuse)  # one file that can't be read on a disk that works
+        assert (await care_of(store).check(want.sha256, at_once)).taken
+
+
+def here(root: Path) -> set[str]:
+    return {path.name for path in (root / "blobs").glob("*/*")}

@@ -91,7 +91,7 @@ class Days:
                 self.give_room()
         if self.random.random() < 0.6:
             await trio.sleep(0.01)
-            self.clock.jump(self.random.choice([1, 20, 120, 900, 3600]) * self.random.random())
+            self.clock.jump(self.random.choice([1, 120, 900, 3600, 7200]) * self.random.random())
         if self.random.random() < 0.1:
             self.wall = self.random.uniform(-1e9, 1e9)
 
@@ -179,6 +179,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_two_days(disk: Path, origin: Origin, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files, threads, clock = descriptors(), busy_threads(), MockClock(rate=1.0)
@@ -193,4 +194,3 @@ def test_two_days(disk: Path, origin: Origin, seed: int, monkeypatch: pytest.Mon
         time.sleep(0.05)
     assert descriptors() <= files
     assert busy_threads() <= threads
-    print(days.reads, days.refused)

@@ -66,6 +66,13 @@ async def test_our_errors_have_an_errno(tmp_path, error, code):
     assert counted(metrics, "lookup", errno.errorcode[code]) == 1
 
 
+async def test_a_link_that_is_longer_than_the_kernel_takes_is_refused(tmp_path):
+    made, _, metrics = operations(tmp_path, Found("x", Link(("long",), "../" * 1400)))
+    entry = await made.lookup(ROOT, b"x", None)
+    assert await fails(made.readlink(entry.st_ino, None)) == errno.ENAMETOOLONG
+    assert counted(metrics, "readlink", "ENAMETOOLONG") == 1
+
+
 async def test_an_unforeseen_error_is_eio_and_in_the_log(tmp_path, expected_log_errors, caplog):
     expected_log_errors("lookup failed")
     made, _, metrics = operations(tmp_path, ZeroDivisionError("a bug"))

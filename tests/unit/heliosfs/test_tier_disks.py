@@ -54,6 +54,7 @@ async def fill_new(store: BlobStore, origin: Origin) -> BlobRef:
     want = add(origin, 10 * MIB, 9)
     for _ in range(40):
         store.room.history.use(want.sha256)
+    await until(lambda: len(store._blobs) <= 1)  # who was just read may go then
     handle = await store.open(want)
     await filled(store, want)
     await handle.close()
@@ -206,6 +207,24 @@ async def test_a_directory_that_is_removed_and_one_that_comes_back(tmp_path: Pat
         shutil.rmtree(l2)
         await until(lambda: state(store) is State.AWAY)
         await all_are_right(store, origin, wants)
+
+
+@pytest.mark.trio
+async def test_another_directory_in_its_place_is_another_tier(tmp_path: Path, origin: Origin) -> None:
+    l2, settings = tmp_path / "l2", bounds(12, 0)
+    async with running(tmp_path / "other-l1", [origin.url], settings, l2=tmp_path / "other") as store:
+        new = add(origin, 10 * MIB, 9)
+        await fill(store, add(origin, 10 * MIB, 8))
+        await fill(store, new)
+        assert tier(store, new) == "l2"
+    async with running(tmp_path / "l1", [origin.url], settings, l2=l2) as store:
+        wants = await two_in_l2(store, origin)
+        l2.rename(tmp_path / "elsewhere")
+        (tmp_path / "other").rename(l2)
+        await until(lambda: tier(store, new) == "l2")
+        assert tier(store, wants[1]) == "remote"
+        await all_are_right(store, origin, [new, *wants])
+        await idle(store)
 
 
 @pytest.mark.trio

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +20,7 @@ from helios.config import MountSettings
 from helios.errors import Conflict, UsageError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore, open_store
-from heliosfs.tiers.policy import Priority
+from heliosfs.tiers.policy import Priority, Verdict
 from tests.support.origin import Made, Origin
 from tests.support.stores import QUICK, filled, idle, on_disk, read, running, until
 
@@ -126,6 +128,7 @@ async def test_an_open_blob_keeps_its_file_while_it_is_copied(disks: Disks, orig
             await read(store, one, 0, 1)
         whole = disks.l1 / "blobs" / one.sha256[:2] / one.sha256
         await until(whole.exists)
+        await until((disks.l1 / "sums" / one.sha256[:2] / one.sha256).exists)  # what the scrubber needs comes along
         assert os.fstat(handle.local_fd() or -1).st_ino == inode
         assert tier(store, one) == "l2", "as long as it is open"
         assert await handle.read(MIB, 100) == origin.data(one, MIB, 100)
@@ -318,14 +321,71 @@ async def test_a_restart_finds_both_tiers_and_removes_what_is_in_both(disks: Dis
 
 
 @pytest.mark.trio
+async def test_files_go_nowhere_else_while_something_is_lent_for_them(disks: Disks, origin: Origin) -> None:
+    async with disks.running(origin, bounds(15, 60)) as store:
+        room, size = store.room, 20 * MIB
+        local = room.blob("ab" * 32, size)
+        loan = room.lend(local, 4 * MIB)
+        assert loan is not None
+        assert room.ask(local.sha256, size, size, "g", size).verdict is Verdict.TOO_LARGE
+        assert local.places.name == "l1", "a thread may be about to write there"
+        room.give_back(loan)
+        assert room.ask(local.sha256, size, size, "g", size).verdict is Verdict.GRANTED
+        assert local.places.name == "l2"
+        room.end(local.sha256)
+        room.closed(local)
+        await exact(store, disks)
+
+
+@pytest.mark.trio
+async def test_a_file_that_cannot_be_read_is_fetched_again_and_removed(
+    disks: Disks, origin: Origin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk works, but for the blocks of one file."""
+    one, two = (add(origin, 10 * MIB, seed) for seed in range(2))
+    async with disks.running(origin, bounds(12, 100)) as store:
+        await fill(store, two)
+        await fill(store, one)
+        path = disks.l2 / "blobs" / one.sha256[:2] / one.sha256
+        bad, preadv = path.stat().st_ino, os.preadv
+
+        def fails(fd: int, *args: Any) -> int:
+            if os.fstat(fd).st_ino == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return preadv(fd, *args)
+
+        monkeypatch.setattr(os, "preadv", fails)
+        handle = await store.open(one)
+        fd = handle.local_fd()
+        for offset in (0, 5 * MIB, 9 * MIB):
+            assert await handle.read(offset, 100) == origin.data(one, offset, 100)
+        assert os.fstat(fd or -1).st_ino == bad, "whoever has the descriptor keeps it as long as the handle"
+        await handle.close()
+        await idle(store)
+        await until(lambda: not path.exists() or path.stat().st_ino != bad)
+        assert await read(store, one, 0, one.size) == origin.data(one, 0, one.size)
+        await idle(store)
+        await exact(store, disks)
+    assert sum("a cached file can't be read" in r.message for r in caplog.records) == 1
+
+
+@pytest.mark.trio
 async def test_churn_over_two_disks(disks: Disks, origin: Origin) -> None:
     """Many readers, evictions, moves both ways: right bytes, both limits hold at every look, accounts end at zero."""
     wants = [add(origin, MIB * (1 + seed % 7) + seed, seed, "bin") for seed in range(20)]
     limits = {disks.l1: 16 * MIB, disks.l2: 24 * MIB}
     files = len(os.listdir("/proc/self/fd"))
     metrics = MountMetrics()
+    sample = metrics.registry.get_sample_value
     async with disks.running(origin, bounds(16, 24), metrics) as store:
         worst = dict.fromkeys(limits, 0)
+
+        def move_some(store: BlobStore) -> bool:
+            """What is in L2 is used more than anything in L1; whether blobs have moved both ways."""
+            for want in wants:
+                if tier(store, want) == "l2":
+                    store.room.history.use(want.sha256)
+            return all(sample("helios_mount_cache_moves_total", {"move": way}) for way in ("demotion", "promotion"))
 
         async def visitor(seed: int) -> None:
             rng = random.Random(seed)
@@ -354,10 +414,8 @@ async def test_churn_over_two_disks(disks: Disks, origin: Origin) -> None:
                 for seed in range(10):
                     visitors.start_soon(visitor, seed)
             await idle(store)
-            for want in wants[:4] * 3:
-                await read(store, want, 0, 10)
+            await until(lambda: move_some(store))
             await idle(store)
-            await trio.sleep(2.5)
             watching.cancel()
         for root, limit in limits.items():
             assert 0 < worst[root] <= limit, root
@@ -367,9 +425,6 @@ async def test_churn_over_two_disks(disks: Disks, origin: Origin) -> None:
         assert not (await store.room.evict(keys)).kept
         await exact(store, disks)
         assert on_disk(disks.l1) == on_disk(disks.l2) == 0
-    sample = metrics.registry.get_sample_value
-    assert sample("helios_mount_cache_moves_total", {"move": "demotion"})
-    assert sample("helios_mount_cache_moves_total", {"move": "promotion"})
     await until(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
@@ -391,3 +446,20 @@ def test_an_l2_of_another_process_is_refused(tmp_path: Path) -> None:
             open_store(tmp_path / "one", [], QUICK, MountMetrics(), l2=tmp_path / "l3")
     finally:
         store.close()
+
+
+@pytest.mark.trio
+async def test_while_draining_nothing_is_brought_up(disks: Disks, origin: Origin) -> None:
+    wants = [add(origin, 10 * MIB, seed) for seed in range(3)]
+    async with disks.running(origin, bounds(23, 100)) as store:
+        for want in (*wants[1:], wants[0]):
+            await fill(store, want)
+        assert tier(store, wants[0]) == "l2"
+        store.halt()
+        for _ in range(4):
+            assert await read(store, wants[0], MIB, 100) == origin.data(wants[0], MIB, 100)
+        await trio.sleep(2.5)
+        assert tier(store, wants[0]) == "l2"
+        await until(lambda: store.pending().nothing)
+        store.resume()
+        await until(lambda: tier(store, wants[0]) == "l1")
