@@ -8,8 +8,8 @@ rows. Each round starts with an empty cache:
 - ``first``, ``last``: seconds to open the file and read byte 0, and then the last byte while the fill goes on; beside
   one byte asked of nginx on a new connection;
 - ``read``: one reader from start to end, 1 MiB at a time; beside a bare ranged client into memory (obstore where it is
-  installed, else http.client; 16 MiB ranges, as many connections as the mount may have). Unshaped, beside a bare client
-  that hashes and writes to the same disk (benchmarks/fill.py);
+  installed, else http.client; 16 MiB ranges, as many connections as the mount begins with). Unshaped, beside a bare
+  client that hashes and writes to the same disk (benchmarks/fill.py);
 - ``store``: the same reader on the machine of the store, whose object the cache links and verifies in place, not in the
   page cache before; beside reading the file directly and hashing it.
 
@@ -189,8 +189,7 @@ def over(
                 os.sync()
                 memory.fill()
                 if mbit is None:
-                    threads = CONNECTIONS - CONNECTIONS // 4
-                    yardstick = bare(link.client, "disk", url, encode(want), work / "bare", threads)
+                    yardstick = bare(link.client, "disk", url, encode(want), work / "bare", CONNECTIONS)
                     (work / "bare").unlink()
                     os.sync()
                     memory.fill()

@@ -181,7 +181,7 @@ def show(title: str, row: dict[str, float], size: int) -> None:
 def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
     work = Path(tempfile.mkdtemp(prefix="helios-fill-", dir=directory))
     memory, settings = BackedMemory(directory), MountSettings()
-    threads = settings.connections - settings.connections // 4
+    threads = settings.connections
     try:
         content = work / "content"
         with content.open("wb") as file:

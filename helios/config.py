@@ -63,7 +63,9 @@ class MountSettings(Section, frozen=True):
     request_deadline_s: float = 30.0
     """A remote read with no answer after this long fails over, and in the end gives EIO."""
     connections: int = 8
-    """Most remote reads in flight for one source."""
+    """Remote reads in flight for one source, at first..."""
+    max_connections: int = 32
+    """...and at most, where more of them are faster."""
     buffer_mib: int = 96
     """Bound on the memory that remote reads in flight hold, in MiB."""
     pool_mib: int = 64

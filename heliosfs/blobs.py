@@ -19,8 +19,10 @@ import trio
 from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError
 from helios.metrics import MountMetrics
+from helios.names import RepoId
 from heliosfs.blob_handle import BlobHandle
 from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
+from heliosfs.fetch.ahead import Ahead
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
@@ -43,6 +45,9 @@ DISK_THREADS: Final = 8
 EMPTY: Final = hashlib.sha256().hexdigest()
 """The blob without bytes: always whole, never kept."""
 
+FIRST_READ_S: Final = 0.005
+"""The fill of an opened file waits for so many seconds: the first READ says where to begin."""
+
 EXIT_S: Final = 5.0
 """At exit, what was fetched is flushed for at most this long, in seconds."""
 
@@ -63,9 +68,8 @@ def open_store(
     be used, or another process owns one of the directories.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
-    sources = [
-        RegistrySource(url, timeout_s=timeout_s, connections=settings.connections, revive=revive) for url in urls
-    ]
+    most = max(settings.connections, settings.max_connections)
+    sources = [RegistrySource(url, timeout_s=timeout_s, connections=most, revive=revive) for url in urls]
     try:
         return BlobStore(cache, l2, sources, settings, metrics, beside=beside)
     except BaseException:
@@ -90,8 +94,9 @@ class BlobStore:
         self._clock = clock
         self._blobs: dict[str, Blob] = {}
         self._disk = trio.CapacityLimiter(DISK_THREADS)
-        cap = settings.buffer_mib << 20
-        self._lanes = Lanes(sources, settings.connections, settings.request_deadline_s, cap, metrics, clock)
+        connections = (settings.connections, settings.max_connections)
+        self._lanes = Lanes(sources, connections, settings.request_deadline_s, metrics, clock)
+        self._ahead = Ahead(self._lanes, clock)
         self.room = Tiers(
             cache,
             l2,
@@ -213,6 +218,16 @@ class BlobStore:
     def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
         """A handle was read up to ``offset`` without the loop's help. Any thread."""
         self._engine.soon(self._reads.progressed, blob, number, offset)
+
+    def expect(self, repo: RepoId, commit: str) -> None:
+        """Files of this commit may be opened soon: what that takes is asked for now. No content is fetched."""
+        if self._nursery is not None:
+            self._ahead.expect(repo, commit, self._nursery)
+
+    def warm(self) -> None:
+        """Some file may be opened soon: connections are made ready."""
+        if self._nursery is not None:
+            self._ahead.warm(self._nursery)
 
     def prefetch(self, wants: Iterable[BlobRef]) -> None:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
@@ -364,6 +379,7 @@ class BlobStore:
                 return
             recipe = self._remembered(blob.want)
             if recipe is None:
+                await self._ahead.settled(blob.want.repo, blob.want.commit)
                 recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
             if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
                 self.room.loaded(blob.local)
@@ -399,6 +415,7 @@ class BlobStore:
     async def _fill_opened(self, blob: Blob) -> None:
         try:
             await self._prepare(blob)
+            await trio.sleep(FIRST_READ_S)
             if blob.handles:
                 self._filler.opened(blob)
                 if self._nursery is not None:

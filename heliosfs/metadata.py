@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavailable
-from helios.http.client import Deadline, HttpClient
+from helios.http.client import HttpClient
+from helios.http.response import Deadline
 from helios.names import RepoId, check_ref, is_commit
 from heliosfs.store.bulk import MAX_MANIFEST
 from heliosfs.store.manifest import CommitRecord

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
 from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.bulk import check_bulk
+from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
 from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tree, local_commit
 from heliosfs.store.objects import ObjectStore
@@ -208,6 +209,27 @@ class Catalog:
 
         places = (located[digest] for digest in ids)
         return PlacedBlob(recipe, Placement.build(recipe, places, known.version, self.lease_s, describe))
+
+    def commit_content(self, repo: RepoId, commit: str) -> CommitContent:
+        """Recipes and placements of a commit's blobs, the largest first, as many as an answer holds.
+
+        One that is damaged is left out: who asks for it alone is told what is wrong. Raises RepoNotFound,
+        RevisionNotFound, IntegrityError.
+        """
+        files = {entry.sha256: entry for entry in self.manifest(repo, commit).files.values() if entry.size}
+        blobs: list[BlobContent] = []
+        total = 0
+        for entry in sorted(files.values(), key=lambda entry: (-entry.size, entry.sha256))[:MAX_BLOBS]:
+            try:
+                placed = self.placed(repo, entry.sha256)
+            except (NotFound, IntegrityError) as error:
+                log.info("a blob's content can't be told ahead", extra={"blob": entry.sha256, "reason": str(error)})
+                continue
+            blobs.append(BlobContent(placed.recipe.encode(), placed.placement))
+            total += len(blobs[-1].recipe)
+            if total >= MAX_BYTES:
+                break
+        return CommitContent(blobs)
 
     def blob_reader(self, repo: RepoId, blob: str) -> BlobReader:
         """A reader of the whole blob or of ranges of it."""

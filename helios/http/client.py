@@ -6,25 +6,32 @@ the Rust clients measured beside it; docs/architecture.md). Threads may share on
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import io
 import json
+import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
-from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavailable, from_code
+from helios.errors import DeadlineExceeded, HeliosError, Unavailable, from_code
+from helios.http.response import Answer, Deadline, Response, Watch
 
 Body = bytes | BinaryIO | None
 
 BLOCK = 1 << 18
 """Bytes of a file that are read and sent at a time."""
+
+CONNECT_S = 5.0
+"""A connection that is not there after so many seconds will hardly come."""
+
+IDLE_S = 60.0
+"""An unused connection is kept for so long, in seconds: servers close theirs after 60 to 75."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -38,137 +45,21 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-@dataclass(slots=True)
-class Deadline:
-    """A point in monotonic time."""
-
-    at: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        return cls(time.monotonic() + seconds)
-
-    def left(self) -> float:
-        """Seconds left; raises DeadlineExceeded when none are."""
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("no answer before the deadline")
-        return left
-
-
-class _Timely(io.RawIOBase):
-    """A socket's bytes, none of them after the deadline: not even when a head or a chunk's length trickles in."""
-
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._sock, self._deadline = sock, deadline
-        self._raw = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._deadline.left())
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Answer(http.client.HTTPResponse):
-    """Reads with a deadline."""
-
-    def __init__(self, deadline: Deadline, sock: socket.socket, **options: Any) -> None:
-        super().__init__(sock, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Timely(sock, deadline))
-
-
-class Response:
-    """An answer whose body is still to be read; leaving the context returns the connection to the pool."""
-
-    def __init__(self, raw: http.client.HTTPResponse, deadline: Deadline, done: Callable[[bool], None]):
-        self._raw, self._deadline, self._done = raw, deadline, done
-        self.status = raw.status
-        self.headers = raw.headers
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._done(kind is None and self._raw.isclosed() and not self._raw.will_close)
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Fill the buffer from the body; a body that ends early raises IntegrityError."""
-        filled = self._fill(buffer)
-        if filled < len(buffer):
-            raise IntegrityError(f"the answer ended after {filled} of {len(buffer)} bytes")
-
-    def extend(self, seconds: float) -> None:
-        """Let the rest of the body take until ``seconds`` from now: for a long body that keeps coming."""
-        self._deadline.at = time.monotonic() + seconds
-
-    def read(self, limit: int | None = None) -> bytes:
-        """The whole body; one of more than ``limit`` bytes raises IntegrityError, one that breaks off Unavailable."""
-        length = self._raw.length
-        if not length:  # none, or unknown: chunked, or until the connection ends
-            data: bytes = self._guard(self._raw.read if limit is None else partial(self._raw.read, limit + 1))
-            if limit is not None and len(data) > limit:
-                raise IntegrityError(f"the answer has more than {limit} bytes")
-            return data
-        if limit is not None and length > limit:
-            raise IntegrityError(f"the answer has {length} bytes, more than {limit}")
-        body = bytearray(length)
-        filled = self._fill(memoryview(body))
-        if filled < length:
-            raise Unavailable(f"the answer broke off after {filled} of {length} bytes")
-        return bytes(body)
-
-    def lines(self) -> Iterator[bytes]:
-        """Lines of a streamed body as they come."""
-        while True:
-            line = self._guard(self._raw.readline)
-            if not line:
-                return
-            yield line.rstrip(b"\n")
-
-    def _fill(self, view: memoryview) -> int:
-        filled = 0
-        while filled < len(view):
-            count: int = self._guard(partial(self._read_once, view[filled:]))
-            if not count:
-                break
-            filled += count
-        return filled
-
-    def _read_once(self, view: memoryview) -> int:
-        """Like the response's ``readinto``, but one recv(2) at most where the length is known."""
-        raw = self._raw
-        if raw.chunked or raw.length is None or raw.isclosed():
-            return raw.readinto(view)
-        count: int = raw.fp.readinto1(view[: raw.length])
-        raw.length -= count
-        if not count or not raw.length:
-            raw._close_conn()  # type: ignore[attr-defined]
-        return count
-
-    def _guard(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except TimeoutError:
-            raise DeadlineExceeded("the answer stalled") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"the connection broke: {error!r}") from None
-
-
 class HttpClient:
     """Requests to one server: ``http://host:port[/prefix]`` or ``unix:/path/to/socket``."""
 
     def __init__(self, base: str, *, timeout_s: float = 30.0, max_idle: int = 16) -> None:
         self.base, self.timeout_s, self._max_idle = base, timeout_s, max_idle
         self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
-        self._prefix = "" if base.startswith("unix:") else urlsplit(base).path.rstrip("/")
+        self._idle: list[tuple[http.client.HTTPConnection, float]] = []
+        self._parts = urlsplit("" if base.startswith("unix:") else base)
+        self._prefix = self._parts.path.rstrip("/")
+
+    @property
+    def idle(self) -> int:
+        """Connections that a request would find open."""
+        with self._lock:
+            return len(self._idle)
 
     def request(
         self,
@@ -179,6 +70,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         body: Body = None,
         timeout_s: float | None = None,
+        watch: Watch | None = None,
     ) -> Response:
         """Send a request and return the answer once its head is here.
 
@@ -186,29 +78,70 @@ class HttpClient:
         request on a kept-alive connection that the server had closed is sent once more, if its body can be; a POST
         always gets a new connection, because sending it twice could do its work twice.
         """
-        deadline = Deadline.after(timeout_s or self.timeout_s)
         target = self._prefix + path + (f"?{urlencode(params)}" if params else "")
-        while True:
-            connection, reused = self._take(deadline, fresh=method == "POST")
-            try:
-                if connection.sock is None:
-                    connection.connect()
-                connection.sock.settimeout(deadline.left())
-                connection.response_class = partial(_Answer, deadline)  # type: ignore[assignment]
-                connection.request(method, target, body=body, headers=dict(headers or {}))
-                raw = connection.getresponse()
-            except TimeoutError:
-                connection.close()
-                raise DeadlineExceeded(f"{self.base} did not answer {method} {path} in time") from None
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                if reused and (body is None or isinstance(body, bytes)):
-                    continue
-                raise Unavailable(f"{self.base} can't be reached: {error!r}") from None
-            except BaseException:  # the body's own error: half a request has left
-                connection.close()
-                raise
-            return Response(raw, deadline, lambda ok, c=connection: self._give(c, ok))  # type: ignore[misc]
+        deadline = Deadline.after(timeout_s or self.timeout_s)
+        asked = _Request(self, method, target, dict(headers or {}), body, deadline, watch or Watch())
+        return asked.answer()
+
+    def ranges(self, path: str, spans: Sequence[range], *, timeout_s: float, watch: Watch) -> list[Response]:
+        """Ask for ranges of one thing at the same time, on a connection each; the answers once all heads are here.
+
+        Fails as ``request`` does, as a whole.
+        """
+        deadline = Deadline.after(timeout_s)
+        out: list[Response] = []
+        with contextlib.ExitStack() as undo:
+            asked = []
+            for span in spans:
+                headers = {"range": f"bytes={span.start}-{span.stop - 1}"}
+                request = _Request(self, "GET", self._prefix + path, headers, None, deadline, watch)
+                undo.callback(request.drop)
+                asked.append(request)
+                request.send()
+            for request in asked:
+                out.append(request.answer())
+            undo.pop_all()
+        return out
+
+    def warm(self, count: int) -> None:
+        """Open connections until so many are idle, all at once; where that fails requests will find out why."""
+        with self._lock:
+            missing = min(count, self._max_idle) - len(self._idle)
+        if missing <= 0 or self.base.startswith("unix:"):
+            return
+        until = time.monotonic() + CONNECT_S
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+            host, port = self._parts.hostname or "", self._parts.port or (443 if self._secure else 80)
+            family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            poller, waiting = select.poll(), {}
+            for _ in range(missing):
+                sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+                undo.callback(sock.close)
+                sock.connect_ex(address)
+                waiting[sock.fileno()] = sock
+                poller.register(sock, select.POLLOUT)
+            while waiting and (left := until - time.monotonic()) > 0:
+                for fd, _ in poller.poll(left * 1000):
+                    poller.unregister(fd)
+                    self._adopt(waiting.pop(fd), until)
+
+    def _adopt(self, sock: socket.socket, until: float) -> None:
+        """Keep a connection that ``warm`` opened, unless it failed."""
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return
+        connection = self._new(CONNECT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        own = socket.socket(fileno=sock.detach())
+        try:
+            own.settimeout(max(0.01, until - time.monotonic()))
+            if isinstance(connection, http.client.HTTPSConnection):
+                context = connection._context  # type: ignore[attr-defined]
+                own = context.wrap_socket(own, server_hostname=self._parts.hostname)
+        except OSError:
+            own.close()
+            raise
+        connection.sock = own
+        self._give(connection, True)
 
     def json(
         self,
@@ -246,25 +179,129 @@ class HttpClient:
         with self._lock:
             self._max_idle = 0
             idle, self._idle = self._idle, []
-        for connection in idle:
+        for connection, _ in idle:
             connection.close()
 
+    @property
+    def _secure(self) -> bool:
+        return self._parts.scheme == "https"
+
     def _take(self, deadline: Deadline, fresh: bool) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            if self._idle and not fresh:
-                return self._idle.pop(), True
+        """A connection, and whether it was used before."""
+        while not fresh:
+            with self._lock:
+                if not self._idle:
+                    break
+                connection, since = self._idle.pop()
+            if time.monotonic() - since < IDLE_S and _quiet(connection.sock):
+                return connection, True
+            connection.close()
+        return self._new(deadline.left()), False
+
+    def _new(self, timeout_s: float) -> http.client.HTTPConnection:
+        timeout_s = min(timeout_s, CONNECT_S)
         if self.base.startswith("unix:"):
-            return _UnixConnection(self.base.removeprefix("unix:"), deadline.left()), False
-        parts = urlsplit(self.base)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=deadline.left(), blocksize=BLOCK), False
+            return _UnixConnection(self.base.removeprefix("unix:"), timeout_s)
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        return kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s, blocksize=BLOCK)
 
     def _give(self, connection: http.client.HTTPConnection, ok: bool) -> None:
         with self._lock:
             if ok and len(self._idle) < self._max_idle:
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
                 return
         connection.close()
+
+
+class _Request:
+    """One request on its way: sent on a connection, answered there, once more on another where it was a stale one."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: Body,
+        deadline: Deadline,
+        watch: Watch,
+    ) -> None:
+        self._client, self._method, self._target, self._headers = client, method, target, headers
+        self._body, self._deadline, self._watch = body, deadline, watch
+        self._connection: http.client.HTTPConnection | None = None
+        self._sock: socket.socket | None = None
+        self._reused = False
+
+    def send(self) -> None:
+        """Raises like ``HttpClient.request``."""
+        while self._connection is None:
+            connection, self._reused = self._client._take(self._deadline, fresh=self._method == "POST")
+            self._connection = connection
+            with self._failing():
+                if connection.sock is None:
+                    connection.connect()
+                self._sock = connection.sock
+                self._watch.enter(self._sock)
+                self._sock.settimeout(self._deadline.left())
+                connection.response_class = partial(Answer, self._deadline)  # type: ignore[assignment]
+                connection.request(self._method, self._target, body=self._body, headers=self._headers)
+
+    def answer(self) -> Response:
+        """The answer, once its head is here. Raises like ``HttpClient.request``."""
+        while True:
+            self.send()
+            connection, sock = self._connection, self._sock
+            if connection is None or sock is None:
+                continue
+            raw = None
+            with self._failing():
+                raw = connection.getresponse()
+            if isinstance(raw, Answer):
+                return Response(raw, self._deadline, sock, self._watch, self._done)
+
+    def drop(self) -> None:
+        """Nobody reads the answer, or what is left of it."""
+        self._done(False)
+
+    def _done(self, ok: bool) -> None:
+        connection, self._connection = self._connection, None
+        if self._sock is not None:
+            self._watch.leave(self._sock)
+            self._sock = None
+        if connection is not None:
+            self._client._give(connection, ok)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Swallow the end of a stale connection, so that the request is sent again; other failures are told."""
+        base, what = self._client.base, f"{self._method} {self._target.partition('?')[0]}"
+        try:
+            yield
+        except TimeoutError:
+            connected = self._sock is not None
+            self.drop()
+            if not connected and self._deadline.at > time.monotonic():
+                raise Unavailable(f"{base} can't be reached: no connection after {CONNECT_S:g} s") from None
+            raise DeadlineExceeded(f"{base} did not answer {what} in time") from None
+        except (OSError, http.client.HTTPException) as error:
+            self.drop()
+            if not self._reused or not (self._body is None or isinstance(self._body, bytes)):
+                raise Unavailable(f"{base} can't be reached: {error!r}") from None
+        except BaseException:  # the body's own error: half a request has left
+            self.drop()
+            raise
+
+
+def _quiet(sock: socket.socket) -> bool:
+    """Whether an idle connection is still open, as far as is known: a server that closed it made it readable.
+
+    A TLS connection may have been sent tickets meanwhile, so nothing is known of it.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        return True
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return not poller.poll(0)
 
 
 def error_of(status: int, content: bytes, where: str) -> HeliosError:

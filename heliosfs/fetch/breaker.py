@@ -34,6 +34,9 @@ class Breaker:
         self.until = float("-inf")
 
 
-def in_order(breakers: Sequence[Breaker], now: float) -> list[int]:
-    """Numbers of the breakers in the order to try: as given, those in a pause last, the soonest ready first."""
-    return sorted(range(len(breakers)), key=lambda i: (max(breakers[i].until, now), i))
+def in_order(untils: Sequence[float], now: float) -> list[int]:
+    """Numbers of things in the order to try: as given, those in a pause last, the soonest ready first.
+
+    ``untils`` says when each one's pause ends.
+    """
+    return sorted(range(len(untils)), key=lambda i: (max(untils[i], now), i))

@@ -19,13 +19,16 @@ from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob, Waiter
 from heliosfs.fetch.breaker import Breaker
+from heliosfs.fetch.budget import COMPANY
 from heliosfs.fetch.buffers import BufferPool
+from heliosfs.fetch.flight import TICK_S, Flight, Flights
 from heliosfs.fetch.lanes import Lane, Lanes, worst
+from heliosfs.fetch.pace import Pace
 from heliosfs.fetch.planner import HAVE, Job, Limits, Planner
 from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import CorruptChunk
 from heliosfs.fetch.transfer import Pointless, Transfer
-from heliosfs.store.recipe import Recipe
+from heliosfs.store.recipe import MAX_CHUNK, Recipe
 from heliosfs.tiers.policy import Reservation
 from heliosfs.tiers.pool import Pool
 
@@ -41,16 +44,6 @@ DISK_LONGEST_PAUSE_S: Final = 15.0
 
 IN_PLACE: Final = "store"
 """The source of chunks that were verified where they lay."""
-
-
-class _Flight:
-    """One attempt of a job at one source."""
-
-    __slots__ = ("blob", "job", "lane", "loan", "over", "scope")
-
-    def __init__(self, job: Job, blob: Blob, lane: Lane, scope: trio.CancelScope, loan: Reservation | None) -> None:
-        self.job, self.blob, self.lane, self.scope, self.loan = job, blob, lane, scope, loan
-        self.over = False
 
 
 class Engine:
@@ -71,6 +64,8 @@ class Engine:
         pool: Pool,
     ) -> None:
         self.planner = Planner()
+        self._flights = Flights(self.planner, lanes, clock)
+        self._look_at = 0.0
         self.pool = pool
         self.disk = Breaker(DISK_PAUSE_S, DISK_LONGEST_PAUSE_S)
         self._lanes, self._metrics, self._clock = lanes, metrics, clock
@@ -83,10 +78,13 @@ class Engine:
         self._timer = trio.CancelScope()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Start working, in ``nursery``; returns never. Held chunks and paused sources are looked at when due."""
+        """Start working, in ``nursery``; returns never. Held chunks and paused sources are looked at when due, flights
+        all the time."""
         self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
         try:
             while True:
+                self._flights.look(starved=not self._buffers.free)
+                self._look_at = self._clock() + TICK_S
                 self.pump()
                 with self._timer:
                     await trio.sleep_forever()
@@ -109,9 +107,12 @@ class Engine:
         self.planner.add(blob.key, recipe, have)
 
     def remove(self, blob: Blob) -> None:
-        """The blob is whole or closed: no chunk of it will be asked for any more."""
+        """The blob is whole or closed: no chunk of it will be asked for any more, and nobody waits for one."""
         if self._blobs.pop(blob.key, None) is not None:
             self.planner.remove(blob.key)
+        for waiters in blob.waiters.values():
+            for waiter in waiters:
+                waiter.event.set()
 
     def have(self, blob: Blob, index: int) -> bool:
         return self.planner.state(blob.key, index) == HAVE
@@ -139,10 +140,12 @@ class Engine:
             background = (
                 best.breaker.ready(now)
                 and self.disk.ready(now)
-                and best.free > self._lanes.reserve
+                and best.used < best.width.count
                 and self._buffers.free > self._reserve
             )
-            budget, range_bytes = best.link.budget, best.link.range_bytes
+            budget, range_bytes = best.link.budget, best.link.range_bytes(best.width.count)
+            if self.planner.demand_jobs and not best.link.settled:
+                budget, range_bytes = COMPANY, MAX_CHUNK
             if self.disk.failures:  # one chunk shows whether the disk takes something again
                 budget, range_bytes = 0, 0
             limits = Limits(lane is not None, background, budget, range_bytes)
@@ -162,8 +165,10 @@ class Engine:
     def _arm(self, now: float) -> None:
         """Set the timer to when a held chunk, a source or the disk may be tried again."""
         times = [t for t in (self.planner.next_release(), self._lanes.ready_at(), self.disk.until) if t is not None]
-        due = min((t for t in times if t > now), default=None)
-        self._timer.deadline = float("inf") if due is None else trio.current_time() + due - now
+        due = min((t for t in times if t > now), default=float("inf"))
+        if self._flights:
+            due = min(due, max(now, self._look_at))
+        self._timer.deadline = trio.current_time() + due - now
 
     async def _run(self, job: Job, blob: Blob, lane: Lane, buffer: memoryview) -> None:
         """Fetch a job's chunks from ``lane``, then from the other sources."""
@@ -172,11 +177,16 @@ class Engine:
         try:
             while True:
                 tried.append(lane)
+                scope = trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s)
+                loan = self._room.lend(blob.local, job.left) if self.disk.ready(self._clock()) else None
+                flight = Flight(job, blob, lane, scope, loan, Pace(self._clock()))
                 try:
-                    await self._attempt(job, blob, lane, buffer)
+                    await self._attempt(flight, buffer)
                     failures.clear()
                     return
                 except HeliosError as error:
+                    if not job.open:  # overtaken: others fetch what is missing
+                        return
                     failures.append(error)
                     self._failed(job, blob, lane, error)
                 finally:
@@ -190,14 +200,13 @@ class Engine:
         finally:
             self._over(job, blob, failures)
 
-    async def _attempt(self, job: Job, blob: Blob, lane: Lane, buffer: memoryview) -> None:
+    async def _attempt(self, flight: Flight, buffer: memoryview) -> None:
         """One transfer. Raises HeliosError; a thread that is silent for the deadline is abandoned."""
+        job, blob, lane = flight.job, flight.blob, flight.lane
         assert blob.recipe is not None
         assert self._token is not None
-        with trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s) as scope:
-            loan = self._room.lend(blob.local, job.left) if self.disk.ready(self._clock()) else None
-            flight = _Flight(job, blob, lane, scope, loan)
-            transfer = Transfer(
+        with flight.scope:
+            transfer = flight.transfer = Transfer(
                 lane.source,
                 blob.want,
                 blob.recipe,
@@ -205,13 +214,13 @@ class Engine:
                 blob.local,
                 self.pool,
                 buffer,
-                store=loan is not None,
+                store=flight.loan is not None,
                 demand=job.demand,
                 timeout_s=self._lanes.timeout_s,
                 post=partial(_post, self._token, self._arrived, flight),
-                give_back=partial(self._returned, self._token, loan),
+                give_back=partial(self._returned, self._token, flight.loan),
             )
-            lane.link.begin(self._clock())
+            self._flights.begin(flight)
             try:
                 await trio.to_thread.run_sync(transfer.run, abandon_on_cancel=True, limiter=lane.limiter)
             except Pointless:
@@ -222,25 +231,25 @@ class Engine:
                 log.exception("a fetch failed in an unforeseen way", extra=_names(blob, job.next, lane))
                 raise HeliosError(f"fetching {blob.want.path} failed: {error!r}") from error
             finally:
-                flight.over = True
                 transfer.give_up()
-                lane.link.end(self._clock())
-        if scope.cancelled_caught:
+                self._flights.end(flight)
+        if flight.scope.cancelled_caught:
             raise DeadlineExceeded(f"{lane.source.name} was silent for {self._lanes.deadline_s:g} s")
-        self._lanes.worked(lane)
+        if not flight.overtaken:
+            self._lanes.worked(lane, flight.pace.started)
 
     # --- what comes back ---
 
-    def _arrived(self, flight: _Flight, index: int, data: memoryview | None, trouble: OSError | None) -> None:
+    def _arrived(self, flight: Flight, index: int, data: memoryview | None, trouble: OSError | None) -> None:
         """A verified chunk: on disk, or else in ``data``."""
         if self._nursery is None:
             return
-        job, blob, lane, now = flight.job, flight.blob, flight.lane, self._clock()
+        job, blob, lane = flight.job, flight.blob, flight.lane
         assert blob.recipe is not None
         start, end = blob.recipe.span(index)
         if not flight.over:
             flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
-            lane.link.received(now, end - start, lane.source.latency_s)
+            self._flights.arrived(flight)
         in_place = blob.local.sealed and data is None
         if data is None and not in_place:
             self._room.grew(blob.local, flight.loan)

@@ -202,6 +202,16 @@ class Planner:
                 coming = any(job.next <= index < job.stop for job in file.jobs)
                 self._set(file, index, IN_FLIGHT if coming else MISSING)
 
+    def waited(self, job: Job) -> bool:
+        """Whether a READ waits for something that the job has still to bring."""
+        file = self._files.get(job.key)
+        return file is not None and any(job.next <= index < job.stop for index in file.wanted)
+
+    def lacks(self, key: str, chunks: range) -> bool:
+        """Whether any of the chunks is not here, in a file that is still open."""
+        file = self._files.get(key)
+        return file is not None and file.states.count(HAVE, chunks.start, chunks.stop) < len(chunks)
+
     # --- jobs ---
 
     def next(self, now: float, limits: Limits) -> Job | None:

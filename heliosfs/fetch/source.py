@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from helios.errors import IntegrityError
+from helios.http.response import Watch
 from helios.names import RepoId, others
 from heliosfs.store.recipe import Recipe
 
@@ -66,11 +67,30 @@ class Source(Protocol):
         """The blob's recipe record, unchecked."""
 
     def fetch(
-        self, want: BlobRef, recipe: Recipe, chunks: range, buffer: memoryview, deliver: Deliver, timeout_s: float
+        self,
+        want: BlobRef,
+        recipe: Recipe,
+        chunks: range,
+        buffer: memoryview,
+        deliver: Deliver,
+        timeout_s: float,
+        *,
+        urgent: bool,
+        watch: Watch,
     ) -> None:
         """Read consecutive chunks in order, each into ``buffer`` (at least ``MAX_CHUNK`` bytes), and deliver each.
 
-        ``deliver`` may raise; nothing more is then read and the exception leaves unchanged.
+        ``deliver`` may raise; nothing more is then read and the exception leaves unchanged. ``urgent``: somebody waits
+        for the very first chunk, so that it may cost more requests. ``watch`` counts what comes and ends the call.
+        """
+
+    def warm(self) -> None:
+        """Have connections ready, if that takes no more than a moment; failures show when they are used."""
+
+    def ahead(self, repo: RepoId, commit: str, timeout_s: float) -> float:
+        """Learn what reading the commit's files will need, and have connections ready for them; reads no content.
+
+        Returns for how many seconds that holds. It is advice: where it can't be had, 0 or an error.
         """
 
     def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:

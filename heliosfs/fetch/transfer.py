@@ -14,6 +14,7 @@ from collections.abc import Callable
 from blake3 import blake3
 
 from helios.errors import IntegrityError, NotFound
+from helios.http.response import Watch
 from heliosfs.fetch.source import BlobRef, CorruptChunk, Source
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.local import LocalBlob
@@ -55,6 +56,9 @@ class Transfer:
         self._lock = threading.Lock()
         self._claimed = False
         self._given_up = False
+        self.watch = Watch()
+        self.busy = False
+        """The thread is at work on this machine: hashing, or at the disk. Any thread may look."""
 
     def run(self) -> None:
         """Blocks until every chunk was posted. Raises HeliosError, or Pointless; chunks posted before stay."""
@@ -89,18 +93,33 @@ class Transfer:
         if self._local.sealed:
             self._verify()
             return
-        chunks = range(self._next, self._stop)
-        self._source.fetch(self._want, self._recipe, chunks, self._buffer, self._deliver, self._timeout_s)
+        self._read(range(self._next, self._stop))
+
+    def _read(self, chunks: range) -> None:
+        self.busy = False
+        source, want = self._source, self._want
+        source.fetch(
+            want,
+            self._recipe,
+            chunks,
+            self._buffer,
+            self._deliver,
+            self._timeout_s,
+            urgent=self._demand,
+            watch=self.watch,
+        )
 
     def _verify(self) -> None:
         """Every chunk is on disk already, unverified; one that is wrong there comes from the source, for a READ."""
         for index in range(self._next, self._stop):
             start, end = self._recipe.span(index)
             data = self._buffer[: end - start]
+            self.busy = True
             self._local.read_into(data, start)
             if blake3(data).digest() == self._recipe.id(index):
                 self._local.verified(index, data)
                 self._next = index + 1
+                self.watch.received += end - start
                 self._pool.offer(self._want.path, self._recipe, index, data, stored=True)
                 self._post(index, None, None)
                 if self._given_up:
@@ -110,11 +129,10 @@ class Transfer:
             if not self._demand:
                 raise CorruptChunk(index, f"chunk {index} of {self._want.path} is corrupt in the store's file")
             self._store = False
-            self._source.fetch(
-                self._want, self._recipe, range(index, index + 1), self._buffer, self._deliver, self._timeout_s
-            )
+            self._read(range(index, index + 1))
 
     def _deliver(self, index: int, data: memoryview) -> None:
+        self.busy = True
         if blake3(data).digest() != self._recipe.id(index):
             raise CorruptChunk(index, f"chunk {index} of {self._want.path} from {self._source.name} is corrupt")
         trouble = None
@@ -130,3 +148,4 @@ class Transfer:
         self._post(index, None if self._store else kept, trouble)
         if self._given_up or (trouble is not None and not self._demand):
             raise Pointless
+        self.busy = False

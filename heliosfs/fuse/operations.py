@@ -30,8 +30,10 @@ from heliosfs.fuse.handles import BlobReader, Buffer, DirectoryHandle, FileHandl
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.shadow.shadow import Shadow
 from heliosfs.store.manifest import FileEntry
+from heliosfs.tree.commits import CommitDirectory
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node, TextFile
+from heliosfs.tree.repositories import Repository
 from heliosfs.tree.restore import Restorer
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
@@ -230,6 +232,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             return self._absent(found.until)
         slot = self._table.hold(found.node, parent_inode, name)
         self._table.record()
+        self._expect(found.node)
         return self._entry(slot, found.until)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -330,7 +333,15 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
         return await opener(node)
 
+    def _expect(self, node: Node) -> None:
+        """A repository, or something of a commit, was named: its files may be opened next."""
+        if isinstance(node, (BlobFile, CommitDirectory)):
+            self._blobs.expect(node.repo, node.commit)
+        elif isinstance(node, Repository):
+            self._blobs.warm()
+
     async def _open_blob(self, node: BlobFile) -> FileHandle:
+        self._expect(node)
         want = _blob_ref(node.entry, node.repo, node.commit, node.path, node.also)
         handle = await self._blobs.open(want)
         self.metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()

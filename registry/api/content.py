@@ -27,14 +27,13 @@ def routes() -> list[BaseRoute]:
         Route("/api/v1/manifest", manifest, methods=["GET"]),
         Route("/api/v1/recipe", recipe, methods=["GET"]),
         Route("/api/v1/placements", placements, methods=["GET"]),
+        Route("/api/v1/content", content, methods=["GET"]),
         Route("/api/v1/objects/{key:path}", objects, methods=["GET"]),
     ]
 
 
 async def manifest(request: Request) -> Response:
-    commit = parameter(request, "commit")
-    if not is_commit(commit):
-        raise InvalidInput(f"{commit[:80]!r} is not a commit: resolve a ref first")
+    commit = _commit(request)
     catalog, repo = services(request).catalog, repository(request)
     data = await asyncio.to_thread(catalog.manifest_bytes, repo, commit)
     digest = (await asyncio.to_thread(catalog.resolve, repo, commit)).manifest_digest
@@ -51,6 +50,20 @@ async def placements(request: Request) -> Response:
     catalog, repo = services(request).catalog, repository(request)
     placement = await asyncio.to_thread(catalog.placement, repo, parameter(request, "blob"))
     return Response(placement.encode(), media_type="application/json")
+
+
+async def content(request: Request) -> Response:
+    """Recipes and placements of a commit's largest blobs."""
+    catalog, repo = services(request).catalog, repository(request)
+    found = await asyncio.to_thread(catalog.commit_content, repo, _commit(request))
+    return Response(await asyncio.to_thread(found.encode), media_type="application/json")
+
+
+def _commit(request: Request) -> str:
+    commit = parameter(request, "commit")
+    if not is_commit(commit):
+        raise InvalidInput(f"{commit[:80]!r} is not a commit: resolve a ref first")
+    return commit
 
 
 async def objects(request: Request) -> Response:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from helios.errors import HeliosError, RepoNotFound, RevisionNotFound
+from helios.errors import HeliosError, NotFound, RepoNotFound, RevisionNotFound
 from helios.names import RepoId, check_revision, is_commit
 from heliosfs.store.manifest import (
     CommitRecord,
@@ -159,4 +159,6 @@ class MetadataRegistry:
             return json.dumps({"commits": [msgspec.to_builtins(self.records[repo, commit])]}).encode()
         if path == "/api/v1/manifest":
             return self.manifests[self.records[repo, params["commit"]].manifest]
+        if path == "/api/v1/content":
+            raise NotFound("this registry knows no content")  # as an older one says
         raise AssertionError(f"nobody asks for {path}")

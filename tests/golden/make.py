@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from helios.names import RepoId
 from heliosfs.store import pack
+from heliosfs.store.content import BlobContent, CommitContent
 from heliosfs.store.keys import blob_key, commit_key, manifest_key, pack_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, git_blob_oid, lfs_pointer, local_commit
 from heliosfs.store.placement import ChunkLocation, Placement
@@ -127,6 +128,7 @@ def files() -> dict[str, bytes]:
         "v1/second.commit": second.encode(),
         "v1/two-chunks.pack": bytes(packed),
         "v1/placement.json": placement.encode(),
+        "v1/content.json": CommitContent([BlobContent(tensors.encode(), placement)]).encode(),
         "v1/pvc-1.volume": volume.encode(),
         "v1/tensors.sums": tally.sums().encode(),
         "v1/plain-unknown.sums": Sums(plain).encode(),

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 
@@ -23,6 +24,13 @@ DATA = {name: random.Random(name).randbytes(9 * MIB) for name in ("one.txt", "tw
 @pytest.fixture
 def mnt(tmp_path):
     return tmp_path / "mnt"
+
+
+@pytest.fixture
+def other_disk():
+    """A directory on another file system than the store's."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield path
 
 
 def stored(home, data):
@@ -56,11 +64,12 @@ def test_a_damaged_chunk_is_eio_and_the_log_names_it(helios_home, mnt, tmp_path,
 
 
 def test_a_stalled_registry_is_eio_at_the_deadline_and_stops_no_other_file(
-    helios_home, mnt, tmp_path, expected_log_errors, wait_for
+    helios_home, mnt, tmp_path, other_disk, expected_log_errors, wait_for
 ):
     expected_log_errors("deadline|answer")
     push(helios_home, write(tmp_path / "model", DATA), "org/name")
-    with mounted(helios_home, mnt, HELIOS_MOUNT__REQUEST_DEADLINE_S="1"):
+    elsewhere = {"HELIOS_MOUNT__CACHE": str(other_disk)}  # what lies beside the store needs no registry
+    with mounted(helios_home, mnt, HELIOS_MOUNT__REQUEST_DEADLINE_S="1", **elsewhere):
         one, two = (mnt / "org/name/@main" / name for name in DATA)
         assert one.read_bytes() == DATA["one.txt"]
         commit = os.open(mnt / "org/name" / os.readlink(mnt / "org/name/@main"), os.O_RDONLY | os.O_DIRECTORY)

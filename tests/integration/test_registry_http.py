@@ -22,6 +22,7 @@ from helios.errors import Conflict, EntryNotFound, Forbidden, InvalidInput, NotF
 from helios.names import RepoId
 from helios.publish import publish
 from helios.registry_client import RegistryClient
+from heliosfs.store.content import CommitContent
 from heliosfs.store.manifest import Manifest
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
@@ -102,6 +103,24 @@ def test_a_pushed_model_is_read_back_through_the_api(registry: Running, client: 
     assert [(r.repo, r.bytes) for r in client.repos()] == [("models/org/one", pushed.logical_bytes)]
 
 
+def test_what_a_whole_commit_needs_comes_in_one_answer(registry: Running, client: RegistryClient, model: Path) -> None:
+    """Recipes and placements as the single calls give them, the largest blob first; empty files need nothing."""
+    pushed = publish(client, model, ONE, "main")
+    at = client.resolve(ONE, "main")
+    entries = Manifest.decode(client.manifest(ONE, at.commit), at.manifest).files.values()
+    status, _, body = ask(registry.url, "GET", f"/api/v1/content?repo=models/org/one&commit={pushed.commit}")
+    assert status == 200
+    told = CommitContent.decode(body).blobs
+    wanted = sorted((entry for entry in entries if entry.size), key=lambda entry: -entry.size)
+    assert [each.placement.blob for each in told] == [entry.sha256 for entry in wanted]
+    for each, entry in zip(told, wanted, strict=True):
+        assert each.digest == entry.recipe
+        assert each.recipe == client.recipe(ONE, entry.sha256)
+        assert each.placement == Placement.decode(client.placement(ONE, entry.sha256))
+    for query in (f"repo=models/org/two&commit={pushed.commit}", f"repo=models/org/one&commit={'0' * 40}"):
+        assert ask(registry.url, "GET", f"/api/v1/content?{query}")[0] == 404
+
+
 def test_a_remote_push_gives_the_commit_of_a_local_one(registry: Running, client: RegistryClient, model: Path) -> None:
     remote = publish(client, model, ONE, "main")
     local_client = registry.client(registry.socket)
@@ -145,6 +164,8 @@ BAD_REQUESTS = [
     ("GET", "/api/v1/refs?repo=models/a&repo=models/b", 400),
     ("GET", "/api/v1/resolve?repo=models/org/one&rev=../x", 400),
     ("GET", "/api/v1/manifest?repo=models/org/one&commit=main", 400),
+    ("GET", "/api/v1/content?repo=models/org/one&commit=main", 400),
+    ("GET", "/api/v1/content?repo=models/org/one", 400),
     ("GET", "/api/v1/commits?repo=models/org/one&rev=main&limit=0", 400),
     ("GET", "/api/v1/objects/../../etc/passwd", 400),
     ("GET", "/api/v1/objects/public/..%2f..%2fetc/passwd", 400),

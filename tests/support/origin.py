@@ -11,6 +11,7 @@ it prints a line of JSON that says where and what.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -161,6 +162,8 @@ class Origin:
         self.throttle, self.lease_s = Throttle(rate), lease_s
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.old = False
+        """Answer as a registry that does not know the call for a whole commit."""
         self._blobs: dict[str, _Blob] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -354,15 +357,26 @@ class Origin:
             )
         if target.path.startswith("/api/v1/objects/"):
             return self._object(connection, request, target.path.removeprefix("/api/v1/objects/"), fault)
+        whole = target.path == "/api/v1/content" and not self.old
         with self._lock:
-            blob = self._blobs.get(query.get("blob", ""))
+            blob = next(iter(self._blobs.values()), None) if whole else self._blobs.get(query.get("blob", ""))
         if blob is None or query.get("repo") != str(REPO):
             error = {"error": {"code": "EntryNotFound", "message": "no such blob"}}
             return self._small(connection, request, 404, json.dumps(error).encode())
         body = blob.recipe.encode() if target.path == "/api/v1/recipe" else self._placement(blob)
+        body = self._content() if whole else body
         if fault is not None:
             return self._body(connection, request, 200, iter([body]), len(body), fault)
         return self._small(connection, request, 200, body)
+
+    def _content(self) -> bytes:
+        with self._lock:
+            blobs = list(self._blobs.values())
+        told = [
+            {"recipe": base64.b64encode(b.recipe.encode()).decode(), "placement": json.loads(self._placement(b))}
+            for b in blobs
+        ]
+        return json.dumps({"format": 1, "blobs": told}).encode()
 
     def _placement(self, blob: _Blob) -> bytes:
         with self._lock:

@@ -153,8 +153,8 @@ async def test_a_stale_placement_is_asked_for_again(tmp_path: Path, origin: Orig
 
 @pytest.mark.trio
 async def test_a_lease_ends(tmp_path: Path) -> None:
-    with Origin(rate=20e6, lease_s=0.2) as origin:
-        want = origin.add(Made(5 * CHUNK))
+    with Origin(rate=40e6, lease_s=0.2) as origin:
+        want = origin.add(Made(16 * CHUNK))
         async with running(tmp_path, [origin.url]) as store:
             assert await read(store, want, 0, 1) == origin.data(want, 0, 1)
             await filled(store, want)

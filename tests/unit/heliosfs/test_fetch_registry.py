@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from helios.errors import DeadlineExceeded, IntegrityError, NotFound, Unavailable
+from helios.http.response import Watch
 from helios.names import RepoId
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.source import BlobRef, CorruptChunk
@@ -28,8 +29,22 @@ def source(origin: Origin) -> Iterator[RegistrySource]:
 
 def fetch(source: RegistrySource, want: BlobRef, recipe: Recipe, chunks: range, timeout_s: float = 2.0) -> list[bytes]:
     out: list[bytes] = []
-    source.fetch(want, recipe, chunks, memoryview(bytearray(CHUNK)), lambda i, data: out.append(bytes(data)), timeout_s)
+    ask(source, want, recipe, chunks, lambda i, data: out.append(bytes(data)), timeout_s)
     return out
+
+
+def ask(
+    source: RegistrySource,
+    want: BlobRef,
+    recipe: Recipe,
+    chunks: range,
+    deliver: Callable[[int, memoryview], None],
+    timeout_s: float = 2.0,
+    *,
+    urgent: bool = False,
+) -> None:
+    buffer = memoryview(bytearray(CHUNK))
+    source.fetch(want, recipe, chunks, buffer, deliver, timeout_s, urgent=urgent, watch=Watch())
 
 
 def test_a_range_over_several_objects(origin: Origin, source: RegistrySource) -> None:
@@ -73,7 +88,7 @@ def test_an_exception_of_the_receiver_ends_the_read(origin: Origin, source: Regi
         raise CorruptChunk(index, "no")
 
     with pytest.raises(CorruptChunk):
-        source.fetch(want, origin.recipe(want), range(4), memoryview(bytearray(CHUNK)), refuse, 2.0)
+        ask(source, want, origin.recipe(want), range(4), refuse)
     assert fetch(source, want, origin.recipe(want), range(1))  # on another connection: that one was not at its end
 
 

@@ -158,6 +158,37 @@ def test_a_given_up_job_may_still_deliver() -> None:
     assert planner.in_flight == 0
 
 
+def test_an_overtaken_job_is_asked_for_elsewhere_and_may_still_win() -> None:
+    """What it did not bring comes first in the queue again; whoever brings a chunk first, it counts once."""
+    planner = planner_with([MAX_CHUNK] * 4)
+    planner.want("a", [1])
+    slow = planner.next(0, BOTH)
+    assert slow is not None
+    assert planner.waited(slow)
+    planner.want("a", [3])
+    planner.ended(slow)
+    assert planner.lacks("a", range(slow.next, slow.stop)), "so the slow one still races"
+    other = planner.next(0, BOTH)
+    assert span(other) == (1, 2, True)
+    assert planner.arrived(slow, 1), "the slow one wins"
+    assert not planner.lacks("a", range(1, 2)), "and the race is over"
+    assert other is not None
+    assert not planner.waited(other)
+    assert not planner.arrived(other, 1)
+    planner.ended(other)
+    assert planner.in_flight == 0
+
+
+def test_a_job_of_a_closed_file_is_waited_for_by_nobody() -> None:
+    planner = planner_with([MAX_CHUNK])
+    planner.want("a", [0])
+    job = planner.next(0, BOTH)
+    assert job is not None
+    planner.remove("a")
+    assert not planner.waited(job)
+    assert not planner.lacks("a", range(1))
+
+
 def test_what_was_only_handed_on_is_still_missing() -> None:
     planner = planner_with([MAX_CHUNK], fill=False)
     planner.want("a", [0])
@@ -312,6 +343,25 @@ class Traffic(RuleBasedStateMachine):
         else:
             self.planner.ended(job)
 
+    @precondition(lambda self: self.open)
+    @rule(draw=st.data())
+    def overtake(self, draw: st.DataObject) -> None:
+        """The job has ended for the planner, its transfer goes on: what a READ waits for may be started again at once,
+        ahead of everything else, once."""
+        job = draw.draw(st.sampled_from(self.open))
+        self.open.remove(job)
+        missing = range(job.next, job.stop)
+        self.zombies += [(job, index) for index in missing]
+        lacked = {i for i in missing if self.planner.state(job.key, i) == IN_FLIGHT}
+        self.planner.ended(job)
+        waiting = sorted(i for i in lacked if (job.key, i) in self.wanted)
+        again = self.planner.next(self.now, DEMAND)
+        if waiting:
+            assert again is not None
+            assert (again.key, again.first) == (job.key, waiting[0])
+        if again is not None:
+            self.open.append(again)
+
     @precondition(lambda self: self.zombies)
     @rule(draw=st.data(), kept=st.booleans())
     def arrive_late(self, draw: st.DataObject, kept: bool) -> None:
@@ -333,12 +383,15 @@ class Traffic(RuleBasedStateMachine):
         assert self.planner.in_flight == sum(job.left for job in self.open)
         assert self.planner.demand_jobs == sum(job.demand for job in self.open)
         assert self.planner.background_jobs == sum(not job.demand for job in self.open)
+        for job in self.open:
+            assert self.planner.waited(job) == any((job.key, i) in self.wanted for i in range(job.next, job.stop))
         for key, lengths in self.lengths.items():
             states = [self.planner.state(key, i) for i in range(len(lengths))]
             here = sum(length for length, state in zip(lengths, states, strict=True) if state == HAVE)
             assert self.planner.local_bytes(key) == here
             assert self.planner.complete(key) == (here == sum(lengths))
             in_jobs = {i for job in self.open if job.key == key for i in range(job.next, job.stop)}
+            assert self.planner.lacks(key, range(len(lengths))) == (set(states) != {HAVE})
             assert {i for i, state in enumerate(states) if state == IN_FLIGHT} <= in_jobs
 
     def teardown(self) -> None:

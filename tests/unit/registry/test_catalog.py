@@ -19,7 +19,7 @@ from helios.errors import (
     RevisionNotFound,
 )
 from helios.names import RepoId
-from heliosfs.store.keys import commit_key
+from heliosfs.store.keys import commit_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, local_commit
 from heliosfs.store.recipe import Recipe
 from registry.metadata import repositories
@@ -57,6 +57,32 @@ def test_the_bytes_come_back(registry: Registry) -> None:
     placement = registry.catalog.placement(ONE, entry.sha256)
     assert sum(run.count for run in placement.runs) == len(recipe)
     assert all(o.url == f"/api/v1/objects/{o.key}" for o in placement.objects)
+
+
+def test_what_a_commit_needs_is_told_within_bounds(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest blobs first, each once; a damaged one is left out and hides no other."""
+    files = {f"{n}.bin": bytes([n]) * (1000 * n) for n in range(6)} | {"copy.bin": b"\5" * 5000}
+    record = registry.publish("org/one", files)
+    sha = [hashlib.sha256(bytes([n]) * (1000 * n)).hexdigest() for n in range(6)]
+
+    def told() -> list[str]:
+        return [each.placement.blob for each in registry.catalog.commit_content(ONE, record.commit).blobs]
+
+    assert told() == [sha[n] for n in (5, 4, 3, 2, 1)]
+    monkeypatch.setattr("registry.catalog.MAX_BLOBS", 2)
+    assert told() == [sha[5], sha[4]]
+    monkeypatch.setattr("registry.catalog.MAX_BLOBS", 100)
+    monkeypatch.setattr("registry.catalog.MAX_BYTES", 100)
+    assert told() == [sha[5], sha[4]], "two recipes are more than that"
+    monkeypatch.setattr("registry.catalog.MAX_BYTES", 1000)
+    registry.catalog.forget()
+    entry = registry.catalog.manifest(ONE, record.commit).files["4.bin"]
+    (registry.root / "store" / recipe_key("public", entry.recipe)).unlink()
+    assert told() == [sha[n] for n in (5, 3, 2, 1)]
+    with pytest.raises(RevisionNotFound):
+        registry.catalog.commit_content(ONE, UNKNOWN)
+    with pytest.raises(RepoNotFound):
+        registry.catalog.commit_content(TWO, record.commit)
 
 
 def test_records_are_objects_of_the_store_too(registry: Registry) -> None:

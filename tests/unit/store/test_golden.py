@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from helios.errors import IntegrityError
 from helios.names import RepoId
 from heliosfs.store import keys, pack
+from heliosfs.store.content import CommitContent
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.manifest import CommitRecord, Manifest, git_blob_oid, local_commit
 from heliosfs.store.placement import PlacedBlob, Placement
@@ -105,6 +107,19 @@ def test_the_placement(expected: Any) -> None:
     ]
     assert (placement.version, placement.lease_s) == (3, 300)
     assert Placement.decode(placement.encode()) == placement
+
+
+def test_the_content_of_a_commit(expected: Any) -> None:
+    content = CommitContent.decode(golden("content.json"))
+    (blob,) = content.blobs
+    assert blob.recipe == golden("tensors.recipe")
+    assert blob.digest == expected["recipes"]["tensors"]["digest"]
+    assert blob.placement == Placement.decode(golden("placement.json"))
+    assert CommitContent.decode(content.encode()) == content
+    assert CommitContent.decode(b'{"blobs": [], "later": 1}').blobs == []
+    for bad in (b'{"blobs": [], "format": 2}', b"{}", b"[]", b'{"blobs": [{"recipe": "?"}]}', b"\xff"):
+        with pytest.raises(IntegrityError):
+            CommitContent.decode(bad)
 
 
 def test_object_keys(expected: Any) -> None:
