@@ -148,6 +148,12 @@ BENCHMARKS = {
         small_ratios,
         {"50_ms_to_p99": 1.0, "memory": 1.0},
     ),
+    "care": Benchmark(
+        ("--gb", "1"),
+        ("--gb", "0.3", "--rounds", "1"),
+        median_of("verify_ratio", "scrub_saves"),
+        {"verify_ratio": 0.8, "scrub_saves": 1.5},
+    ),
     "client": Benchmark(
         ("--gb", "0.5"),
         ("--gb", "0.2", "--rounds", "3"),

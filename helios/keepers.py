@@ -56,7 +56,8 @@ def succeed(home: Home, mountpoint: Path, created: bool, arguments: Sequence[str
     ``arguments`` are the worker's. Raises Conflict when there is another keeper already, OSError.
     """
     worker = [sys.executable, "-P", "-m", "heliosfs", *arguments]
-    with keeper_command(home, mountpoint, created, worker, ["--take-over"]) as (command, inherited):
+    options = ["--take-over", "--asker", str(os.getpid())]
+    with keeper_command(home, mountpoint, created, worker, options) as (command, inherited):
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

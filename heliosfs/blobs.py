@@ -337,6 +337,8 @@ class BlobStore:
     # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
+        if (want.sha256 == EMPTY) != (want.size == 0):
+            raise IntegrityError(f"{want.path}: a manifest gives the blob {want.sha256} {want.size} bytes")
         blob = self._blobs.get(want.sha256)
         if blob is None:
             blob = Blob(self._new_key(want), want, self.room.blob(want.sha256, want.size))

@@ -56,9 +56,11 @@ def main() -> int:
 
 def _come_by(args: argparse.Namespace) -> Held:
     """Take over, or mount; a keeper that is started again by somebody else does whichever is to be done."""
-    place, mode = os.path.realpath(args.mountpoint), 0o600 if args.uids == [os.getuid()] else 0o666
+    mode = 0o600 if args.uids == [os.getuid()] else 0o666
+    parent, name = os.path.split(os.path.abspath(args.mountpoint))
+    place = os.path.join(os.path.realpath(parent), name)  # looking at a mount that nobody serves would take for ever
     if args.take_over:
-        return take_over(place, args.socket, mode, args.uids, args.orphan)
+        return take_over(place, args.socket, mode, args.uids, args.orphan, args.asker)
     if args.external and kernel.device(place):
         try:
             return take_over(place, args.socket, mode, args.uids, args.orphan)
@@ -68,7 +70,7 @@ def _come_by(args: argparse.Namespace) -> Held:
             log("warning", "nobody holds this mount any more; it is made anew", mountpoint=place, reason=str(error))
         while (number := kernel.device(place)) is not None:
             kernel.detach(place, number)
-    return mount(place, args.options, args.socket, mode)
+    return mount(os.path.realpath(place), args.options, args.socket, mode)
 
 
 def _parse() -> argparse.Namespace:
@@ -81,6 +83,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--worker-pid-file", dest="pid_file")
     parser.add_argument("--created", action="store_true", help="remove the mount point with the mount")
     parser.add_argument("--take-over", action="store_true", help="take the mount from the keeper that has it")
+    parser.add_argument("--asker", type=int, help="with --take-over: the pid of the worker that lost its keeper")
     parser.add_argument("--external", action="store_true", help="somebody else starts the workers, and this keeper")
     parser.add_argument(
         "--worker-uid", dest="uids", type=int, action="append", help="users whose workers may come (our own)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -93,8 +94,10 @@ class Moot(OSError):
     """There is nothing to take over any more: the mount is gone, or somebody else has come to see to the place."""
 
 
-def take_over(place: str, path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
+def take_over(place: str, path: str, mode: int, uids: list[int], orphan_s: float, asker: int | None = None) -> Held:
     """Take the mount at a place, which belongs to a socket, from its keeper or from the worker that was left alone.
+
+    ``asker``: the pid of that worker, where it started us; nobody else has the mount.
 
     Raises ConnectionError when a keeper is there and does not give, another OSError when nobody brings it: Moot when
     nobody will.
@@ -104,7 +107,7 @@ def take_over(place: str, path: str, mode: int, uids: list[int], orphan_s: float
         try:
             sock.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            return _from_worker(place, path, mode, uids, orphan_s)
+            return _from_worker(place, path, mode, uids, orphan_s, asker)
         try:
             return _from_keeper(sock)
         except TimeoutError:
@@ -130,18 +133,23 @@ def _from_keeper(sock: socket.socket) -> Held:
     return held
 
 
-def _from_worker(place: str, path: str, mode: int, uids: list[int], orphan_s: float) -> Held:
+def _from_worker(place: str, path: str, mode: int, uids: list[int], orphan_s: float, asker: int | None) -> Held:
     """Wait at the socket for the worker, which brings the descriptors with its hello."""
     listener = listen(path, mode)
-    ours = _inode(path)
+    ours, poller = _inode(path), select.poll()
+    poller.register(listener, select.POLLIN)
+    if asker is not None:
+        poller.register(_watch(asker), select.POLLIN)
     end = time.monotonic() + orphan_s
     while (left := end - time.monotonic()) > 0:
         if kernel.device(place) is None or _inode(path) != ours:
             raise Moot("nobody needs another keeper any more")
-        listener.settimeout(min(left, LOOK_S))
+        came = [fd for fd, _ in poller.poll(min(left, LOOK_S) * 1000)]
+        if came and listener.fileno() not in came:
+            raise Moot("the worker that had the mount is gone")
         try:
             sock, _ = listener.accept()
-        except TimeoutError:
+        except BlockingIOError:
             continue
         sock.settimeout(1.0)
         try:
@@ -161,6 +169,14 @@ def _from_worker(place: str, path: str, mode: int, uids: list[int], orphan_s: fl
         held.state, held.served = message["state"], bool(message["ready"])
         return held
     raise TimeoutError(f"no keeper and no worker came to {path}")
+
+
+def _watch(pid: int) -> int:
+    """A descriptor that is readable when the process is gone. Raises Moot when it is already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise Moot("the worker that had the mount is gone") from None
 
 
 def _inode(path: str) -> int | None:

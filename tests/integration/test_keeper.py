@@ -271,6 +271,22 @@ def test_a_successor_that_nobody_needs_any_more_ends_without_a_complaint(kept):
     assert not kept.logged('"level": "error"')
 
 
+def test_a_successor_ends_with_the_worker_that_asked_for_it(kept):
+    kept.start()
+    worker = kept.worker()
+    os.kill(worker, signal.SIGSTOP)  # it can't come
+    kept.keeper.kill()
+    kept.keeper.wait()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(kept.start, "--take-over", "--asker", str(worker))
+        kept.wait(kept.listens)
+        os.kill(worker, signal.SIGKILL)
+        assert answer.result(10) == {}
+    assert kept.keeper.wait(10) == 0
+    assert not kept.logged('"level": "error"')
+    detach(kept.mountpoint)
+
+
 def test_a_keeper_is_small_and_imports_nothing_but_the_standard_library(kept, record_property):
     kept.start()
     status = dict(

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -300,6 +301,26 @@ async def test_a_restart_knows_what_is_here_and_how_it_was_used(tmp_path: Path, 
     async with running(tmp_path, [origin.url], little(15)) as store:
         await until(lambda: len(here(store)) == 1)  # the limit is lower now
         assert here(store) == {wants[2].sha256}
+
+
+@pytest.mark.trio
+async def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wall clock time is in no decision, and time goes on from where the last run was."""
+    wants = [add(origin, 10 * MIB, seed) for seed in range(4)]
+    now, last = time.time(), 0.0
+    for want, jump in zip(wants, (0.0, 1e9, -1.5e9, 3e8), strict=True):
+        monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
+        monkeypatch.setattr(time, "time_ns", lambda jump=jump: int((now + jump) * 1e9))
+        async with running(tmp_path, [origin.url], little(33)) as store:
+            assert last <= store.room.now() < last + 60
+            await fill(store, want)
+            last = store.room.now()
+    async with running(tmp_path, [origin.url], little(33)) as store:
+        assert here(store) == {want.sha256 for want in wants[1:]}, "the one used first went"
+        used = [store.room.history.uses[want.sha256].last for want in wants]
+        assert used == sorted(used)
 
 
 @pytest.mark.trio
