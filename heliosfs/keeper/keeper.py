@@ -88,8 +88,9 @@ class Keeper:
         """Keep the mount until it ends or somebody else has it; returns the exit status."""
         if (worker := self.held.worker) is not None:
             self._adopted(worker)
-            if worker.sock is not None:
-                wire.send(worker.sock, self._welcome())
+            with contextlib.suppress(OSError):  # it is gone again: that is noticed as ever
+                if worker.sock is not None:
+                    wire.send(worker.sock, self._welcome())
         while True:
             self._tick(time.monotonic())
             if self._gone:

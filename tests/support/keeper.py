@@ -42,6 +42,8 @@ class Kept:
         self.keepers: list[subprocess.Popen[bytes]] = []
         self.others: list[subprocess.Popen[bytes]] = []
         self.workers: set[int] = set()
+        self._boards: dict[int, Board] = {}
+        """By the number of their memory's inode."""
         self.worker_argv = [sys.executable, str(SUPPORT / "raw_worker.py"), str(self.backing), str(self.faults)]
 
     def start(self, *options: str, spawn: bool = True, within: Sequence[str] = ()) -> dict[str, object]:
@@ -103,15 +105,22 @@ class Kept:
     def board(self) -> Board:
         """The keeper's board, through its descriptor, once it has one."""
         self.wait(lambda: self._board_fd() is not None)
-        fd = self._board_fd()
-        assert fd is not None
-        return Board(os.open(fd, os.O_RDWR | os.O_CLOEXEC))
+        path = self._board_fd()
+        assert path is not None
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        known = self._boards.get(os.fstat(fd).st_ino)
+        if known is not None:
+            os.close(fd)
+            return known
+        board = self._boards[os.fstat(fd).st_ino] = Board(fd)
+        return board
 
     def _board_fd(self) -> Path | None:
-        for fd in Path(f"/proc/{inner(self.keeper)}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                if "helios-board" in os.readlink(fd):
-                    return fd
+        with contextlib.suppress(FileNotFoundError):  # it starts or ends just now
+            for fd in Path(f"/proc/{inner(self.keeper)}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    if "helios-board" in os.readlink(fd):
+                        return fd
         return None
 
     def logged(self, text: str) -> bool:
@@ -147,6 +156,8 @@ class Kept:
             process.wait()
         for pid in filter(alive, self.workers):
             os.kill(pid, signal.SIGKILL)
+        for board in self._boards.values():
+            board.close()
         detach(self.mountpoint)
 
 
@@ -216,6 +227,9 @@ class Rounds:
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @contextlib.contextmanager
