@@ -88,7 +88,14 @@ def good(scene: Scene) -> Iterator[None]:
 
 
 def lie_about(part: str, subject: str, strike: Strike) -> Callable[[Asked], Strike | None]:
-    return lambda asked: strike if part in asked.path and subject in asked.path else None
+    """What would be told ahead of the commit is not told: each thing is asked for by itself."""
+
+    def plan(asked: Asked) -> Strike | None:
+        if subject in asked.path and part in asked.path:
+            return strike
+        return Strike("status") if subject in asked.path and "/content" in asked.path else None
+
+    return plan
 
 
 @pytest.mark.usefixtures("good")
@@ -164,6 +171,31 @@ def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) ->
         assert f"models/{name} data.txt at byte 0" in scene.mount.log()
     scene.front.plan = nothing
     right_at_last(scene, scene.mount.path / name / commit / "data.txt", data)
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize("lie", [*PLACEMENTS, "recipe", "endless", "longer", "truncate"])
+def test_what_is_told_ahead_may_lie(scene: Scene, lie: str) -> None:
+    """It is checked like anything else, and asked for again, each thing by itself."""
+    name = f"bad/ahead-{lie.replace(' ', '-')}"
+    data = MADE.randbytes(SIZE)
+
+    def change(body: bytes) -> bytes:
+        content = json.loads(body)
+        for blob in content["blobs"]:
+            if lie == "recipe":
+                blob["recipe"] = blob["recipe"][:-8] + "AAAAAAAA"
+            else:
+                blob["placement"] = PLACEMENTS[lie](blob["placement"])
+        return json.dumps(content).encode()
+
+    kinds: dict[str, Any] = {kind: Strike(kind, after=40) for kind in ("endless", "longer", "truncate")}
+    strike = kinds.get(lie) or Strike("changed", change=change)
+    subject, struck = name.replace("/", "%2F"), scene.front.struck[strike.kind]
+    scene.front.plan = lambda asked: strike if "/content" in asked.path and subject in asked.path else None
+    commit = scene.publish(name, {"data.txt": data})
+    right_at_last(scene, scene.mount.path / name / commit / "data.txt", data)
+    assert scene.front.struck[strike.kind] > struck
 
 
 @pytest.mark.usefixtures("good")
