@@ -25,19 +25,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import options, save
 from benchmarks.ingest import drop_cache, make_model
-from benchmarks.metadata_ops import BIG, first_tensor
+from benchmarks.metadata_ops import BIG, first_tensor, published
 from benchmarks.plots import draw
 from benchmarks.scene import attribute, helios, mounted, read_through, registry, stoppable, wait_until_whole
 from helios.home import Home
-from helios.http.client import HttpClient
-from helios.names import RepoId
-from helios.registry_client import RegistryClient
 from tests.support.mounts import Mount
 
 TARGETS = {"l1": 0.1, "l2": 0.5}
@@ -73,7 +70,6 @@ def measure(home: Home, mount: Mount, url: str, tier: str, root: Path, model: Pa
     want = first_tensor(model)
     sha256 = attribute(mount.path / BIG / "@main" / model.name, "sha256")
     local = root / "blobs" / sha256[:2] / sha256
-    row = {}
 
     def cold(*paths: Path) -> None:
         drop_cache([local, *paths])
@@ -93,20 +89,10 @@ def measure(home: Home, mount: Mount, url: str, tier: str, root: Path, model: Pa
 
     cold(mount.path / BIG / "@main" / model.name)
     start = time.perf_counter()
-    row["direct"] = -start + (first_tensor(local) and time.perf_counter())
+    first_tensor(local)
+    direct_s = time.perf_counter() - start
     cold()
-    with closing(HttpClient(url)) as http:
-        client, repo = RegistryClient(http), RepoId.parse(BIG)
-        commit = client.resolve(repo, "main").commit
-        start = time.perf_counter()
-        client.set_ref(repo, f"{tier}-{number}", commit, None)
-        row["ref"] = timed(mount.path / BIG / f"@{tier}-{number}" / model.name, start)
-    body = {"model": BIG, "revision": f"{tier}-{number}"}
-    with closing(HttpClient(f"unix:{mount.state['socket']}")) as http:
-        start = time.perf_counter()
-        http.bytes("PUT", f"/api/v1/volumes/bench-{number}", body=body)
-        row["volume"] = timed(mount.path / ".volumes" / f"bench-{number}" / "model" / model.name, start)
-    return row
+    return {"direct": direct_s} | published(mount, model, url, f"{tier}-{number}", timed)
 
 
 def run(gigabytes: float, rounds: int, directory: Path, l2: Path | None) -> dict[str, Any]:

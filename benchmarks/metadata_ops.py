@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -142,18 +142,26 @@ def to_first_tensor(home: Home, mount: Mount, model: Path, url: str, number: int
     helios(home, "push", model.parent, f"{BIG}@push-{number}")
     row["pushed_s"] = time.perf_counter() - start
     row["push_s"] = seen(mount.path / BIG / f"@push-{number}" / model.name, start)
+    return row | {f"{way}_s": seconds for way, seconds in published(mount, model, url, f"ref-{number}", seen).items()}
+
+
+def published(
+    mount: Mount, model: Path, url: str, revision: str, seen: Callable[[Path, float], float]
+) -> dict[str, float]:
+    """Seconds from a new ref, and from a new volume, to the first tensor; ``seen`` reads it and ends the time."""
+    row, name = {}, model.name
     with closing(HttpClient(url)) as http:
         client = RegistryClient(http)
         repo = RepoId.parse(BIG)
         commit = client.resolve(repo, "main").commit
         start = time.perf_counter()
-        client.set_ref(repo, f"ref-{number}", commit, None)
-        row["ref_s"] = seen(mount.path / BIG / f"@ref-{number}" / model.name, start)
-    body = {"model": BIG, "revision": f"ref-{number}"}
+        client.set_ref(repo, revision, commit, None)
+        row["ref"] = seen(mount.path / BIG / f"@{revision}" / name, start)
+    body = {"model": BIG, "revision": revision}
     with closing(HttpClient(f"unix:{mount.state['socket']}")) as http:
         start = time.perf_counter()
-        http.bytes("PUT", f"/api/v1/volumes/bench-{number}", body=body)
-        row["volume_s"] = seen(mount.path / ".volumes" / f"bench-{number}" / "model" / model.name, start)
+        http.bytes("PUT", f"/api/v1/volumes/{revision}", body=body)
+        row["volume"] = seen(mount.path / ".volumes" / revision / "model" / name, start)
     return row
 
 

@@ -22,12 +22,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from benchmarks.scene import helios, mounted, percentile, read_through, registry
 from helios.config import MountSettings
 from helios.embedded import running
 from helios.home import Home
+from tests.support.disks import fill_up, small_disk
 
 MODEL = "bench/model"
 POOL_BYTES = MountSettings().pool_mib << 20
@@ -62,27 +60,6 @@ def make_small(directory: Path) -> list[Path]:
         path.write_text(json.dumps({"text": random.Random(name).randbytes(size // 2).hex()})[:size])
         out.append(path)
     return out
-
-
-@contextmanager
-def full_disk(path: Path) -> Iterator[Path]:
-    """A directory on a disk with next to nothing free."""
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(path)], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def fill_up(directory: Path) -> None:
-    """Take all that is left of the disk."""
-    with (directory / "other-data").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(64 << 10))
-        except OSError:
-            return
 
 
 def sample(directory: int, name: str) -> float:
@@ -110,7 +87,7 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
         weights = make_model(work / "model", int(gigabytes * 1e9), 2)
         small = make_small(work / "model")
         os.sync()
-        with full_disk(work / "disk") as disk, registry(home) as url:
+        with small_disk(work / "disk", 16) as disk, registry(home) as url:
             helios(home, "push", work / "model", MODEL)
             environ = {"HELIOS_MOUNT__CACHE": str(disk)}
             with mounted(home, work / "mnt", urls=url, environ=environ) as mount:

@@ -11,13 +11,15 @@ import msgspec
 from helios import mounts
 from helios.config import Config
 from helios.embedded import running
-from helios.errors import HeliosError
+from helios.errors import HeliosError, Unavailable
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.mounts import MountState
 from helios.registry_client import RegistryClient, Usage
 
 PROBE_S = 3.0
+ASKED = ("volumes", "tiers", "activity", "pool", "shadow")
+"""What a mount itself is asked for."""
 
 
 def collect(config: Config, home: Home) -> dict[str, Any]:
@@ -76,12 +78,8 @@ def mounts_of(home: Home) -> list[dict[str, Any]]:
             "url": state.url,
             "socket": state.socket,
             "log": state.log,
-            "volumes": volumes["volumes"] if (volumes := _ask(state, alive, "volumes")) else None,
-            "tiers": cache["tiers"] if (cache := _ask(state, alive, "cache")) else None,
-            "activity": _ask(state, alive, "activity"),
-            "pool": status["pool"] if (status := _ask(state, alive, "status")) else None,
-            "shadow": shadow if (shadow := _ask(state, alive, "shadow")) and shadow["percent"] else None,
         }
+        | (_asked(state) if alive else dict.fromkeys(ASKED))
         for state, alive in mounts.states(home)
     ]
 
@@ -96,18 +94,29 @@ def _usage(base: str) -> Usage | None:
         client.close()
 
 
-def _ask(state: MountState, alive: bool, what: str) -> dict[str, Any] | None:
-    """What a mount answers (docs/control-api.md); None when it does not."""
-    if not alive:
-        return None
+def _asked(state: MountState) -> dict[str, Any]:
+    """What a mount answers (docs/control-api.md), over one connection; None for what it does not."""
+    answers: dict[str, Any] = {}
     client = HttpClient(f"unix:{state.socket}", timeout_s=PROBE_S)
     try:
-        answer: dict[str, Any] = client.json("GET", f"/api/v1/{what}")
-        return answer
-    except HeliosError:
-        return None
+        for what in ("volumes", "cache", "activity", "status", "shadow"):
+            try:
+                answers[what] = client.json("GET", f"/api/v1/{what}")
+            except Unavailable:
+                break  # nor will it answer the rest
+            except HeliosError:
+                continue
     finally:
         client.close()
+    shadow = answers.get("shadow")
+    found = (
+        answers.get("volumes", {}).get("volumes"),
+        answers.get("cache", {}).get("tiers"),
+        answers.get("activity"),
+        answers.get("status", {}).get("pool"),
+        shadow if shadow and shadow["percent"] else None,
+    )
+    return dict(zip(ASKED, found, strict=True))
 
 
 def disk_usage(directory: Path, *, shared: bool = True) -> int:

@@ -359,9 +359,9 @@ class BlobStore:
             if blob.loaded:
                 return
             await self.room.settled(blob.want.sha256)
-            load, digest, places = blob.local.load, blob.want.recipe_digest, self.room.places()
             found = Loaded(whole=blob.local.load_at_once())
             if not found.whole:
+                load, digest, places = blob.local.load, blob.want.recipe_digest, self.room.places()
                 found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._disk)
             for place, error in found.failed:
                 fields = {"file": blob.want.path, "tier": place.name, "reason": error.strerror}

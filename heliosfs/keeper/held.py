@@ -135,12 +135,18 @@ def _from_keeper(sock: socket.socket) -> Held:
 
 def _from_worker(place: str, path: str, mode: int, uids: list[int], orphan_s: float, asker: int | None) -> Held:
     """Wait at the socket for the worker, which brings the descriptors with its hello."""
-    listener = listen(path, mode)
+    watched = None if asker is None else _watch(asker)
+    try:
+        return _met(place, path, listen(path, mode), uids, time.monotonic() + orphan_s, watched)
+    finally:
+        if watched is not None:
+            os.close(watched)
+
+
+def _met(place: str, path: str, listener: socket.socket, uids: list[int], end: float, watched: int | None) -> Held:
     ours, poller = _inode(path), select.poll()
-    poller.register(listener, select.POLLIN)
-    if asker is not None:
-        poller.register(_watch(asker), select.POLLIN)
-    end = time.monotonic() + orphan_s
+    for fd in [listener.fileno()] if watched is None else [listener.fileno(), watched]:
+        poller.register(fd, select.POLLIN)
     while (left := end - time.monotonic()) > 0:
         if kernel.device(place) is None or _inode(path) != ours:
             raise Moot("nobody needs another keeper any more")

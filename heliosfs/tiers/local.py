@@ -127,21 +127,18 @@ class LocalBlob:
     def load_at_once(self) -> bool:
         """Open the whole file if that takes no time and it is as it should be; says whether it did. Else ``load``."""
         with self._lock:
-            fd, beside = open_cached(self._places.whole_path(self.sha256)), -1
+            fd = open_cached(self._places.whole_path(self.sha256))
+            beside = open_cached(self._places.sums_path(self.sha256)) if fd >= 0 else -1
             try:
-                if fd < 0 or (beside := open_cached(self._places.sums_path(self.sha256))) < 0:
+                if beside < 0 or not self._fits(os.fstat(fd)):
                     return False
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
-                    return False
-                self._sums_bytes = os.fstat(beside).st_size
-                self.fd, self.whole, fd = fd, True, -1
+                self._has_whole(fd, os.fstat(beside).st_size)
+                fd = -1
+                return True
             finally:
                 for each in (fd, beside):
                     if each >= 0:
                         os.close(each)
-            _advise(self.fd)
-            return True
 
     def adopt(self, recipe: Recipe) -> bool:
         """Link the store's object, unverified, where there is one and nothing else is here; returns whether it did."""
@@ -372,7 +369,7 @@ class LocalBlob:
         except FileNotFoundError:
             return False
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+        if not self._fits(status):
             os.close(fd)
             log.warning(
                 "a cached file has the wrong size and is removed",
@@ -382,11 +379,24 @@ class LocalBlob:
             unlink(self._places.sums_path(self.sha256))
             self._places.went(self.sha256)
             return False
-        self.fd, self.whole = fd, True
-        with contextlib.suppress(FileNotFoundError):
-            self._sums_bytes = os.stat(self._places.sums_path(self.sha256)).st_size
-        _advise(fd)
+        try:
+            sums_bytes = os.stat(self._places.sums_path(self.sha256)).st_size
+        except FileNotFoundError:
+            sums_bytes = 0
+        except OSError:
+            os.close(fd)
+            raise
+        self._has_whole(fd, sums_bytes)
         return True
+
+    def _fits(self, status: os.stat_result) -> bool:
+        """Whether a file with this status can be the whole blob."""
+        return stat.S_ISREG(status.st_mode) and status.st_size == self.size
+
+    def _has_whole(self, fd: int, sums_bytes: int) -> None:
+        """The descriptor is one of the whole file; its sums take so many bytes."""
+        self.fd, self.whole, self._sums_bytes = fd, True, sums_bytes
+        _advise(fd)
 
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)

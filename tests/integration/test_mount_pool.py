@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from helios.home import Home
+from tests.support.disks import fill_up
 from tests.support.mounts import MODES, Mount, mounted, push, run, write
 from tests.support.registry import running_registry
 
@@ -46,15 +47,6 @@ def cold(path: Path) -> bytes:
         return file.read()
 
 
-def filled_up(disk: Path) -> None:
-    with (disk / "other-data").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(64 << 10))
-        except OSError:
-            pass
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_small_files_need_neither_disk_nor_registry(
     helios: Any, helios_home: Home, tmp_path: Path, full_disk: Path, mode: str
@@ -63,7 +55,7 @@ def test_small_files_need_neither_disk_nor_registry(
         commit = push(helios_home, write(tmp_path / "model", FILES), "org/name")
         environ = {"HELIOS_REGISTRY__URLS": registry.url, "HELIOS_MOUNT__POOL_MIB": "24", "HELIOS_MOUNT__MODE": mode}
         with mounted(helios_home, tmp_path / "mnt", "--cache", str(full_disk), **environ) as mount:
-            filled_up(full_disk)
+            fill_up(full_disk)
             files = mount.path / "org/name" / commit
             for name in (*SMALL, "model.bin"):
                 assert cold(files / name) == FILES[name]
