@@ -32,6 +32,8 @@ class RegistrySettings(Section, frozen=True):
     port: int = 8470
     store: str = ""
     """Directory of the object store; empty means ``$HELIOS_HOME/store``."""
+    database: str = ""
+    """Where the metadata is: ``postgresql://user@host:5432/name``; empty means SQLite in ``$HELIOS_HOME/registry``."""
     upstream: str = ""
     """Hub to pull from; empty means HF_ENDPOINT, else https://huggingface.co."""
     pull_files: int = 4

@@ -66,7 +66,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         meeting.record_path(home).unlink(missing_ok=True)
         store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
         stack.callback(store.close)
-        database = Database.sqlite(home.registry / "metadata.db")
+        database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
         catalog = Catalog(database, store, lease_s=config.registry.lease_s)
@@ -96,6 +96,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
+
+
+def _open_database(config: Config, home: Home) -> Database:
+    if config.registry.database:
+        return Database.postgres(config.registry.database)
+    return Database.sqlite(home.registry / "metadata.db")
 
 
 async def _serve(

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,22 @@ def test_the_last_step_is_the_one_that_is_opened_without_alembic() -> None:
     assert migrations.steps()[-1] == schema.HEAD
 
 
-def test_the_steps_make_the_tables_that_the_code_works_with(old: Path) -> None:
-    with contextlib.closing(Database.sqlite(old)) as database, database.read() as connection:
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+def test_the_steps_make_the_tables_that_the_code_works_with(
+    old: Path, engine: str, request: pytest.FixtureRequest
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if engine == "sqlite":
+            database = Database.sqlite(old)
+        else:  # as an administrator who makes the tables by hand, then our migrations
+            url = stack.enter_context(request.getfixturevalue("postgres_server").database())
+            plain = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+            with plain.connect() as first, first.begin():
+                migrations.upgrade(first)
+            plain.dispose()
+            database = Database.postgres(url)
+        stack.callback(database.close)
+        connection = stack.enter_context(database.read())
         context = MigrationContext.configure(connection, opts={"target_metadata": metadata, "compare_type": True})
         missing = produce_migrations(context, metadata).upgrade_ops
         assert missing is not None
@@ -129,9 +143,19 @@ def test_rows_that_lose_what_they_refer_to_undo_the_migration(old: Path, monkeyp
     assert _rows(old) == before
 
 
-def test_several_openers_migrate_once(old: Path) -> None:
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+def test_several_openers_migrate_once(old: Path, engine: str, request: pytest.FixtureRequest) -> None:
+    with contextlib.ExitStack() as stack:
+        if engine == "sqlite":
+            _open_six(lambda: Database.sqlite(old))
+        else:
+            url = stack.enter_context(request.getfixturevalue("postgres_server").database())
+            _open_six(lambda: Database.postgres(url))
+
+
+def _open_six(open_: Callable[[], Database]) -> None:
     opened: list[Database] = []
-    threads = [threading.Thread(target=lambda: opened.append(Database.sqlite(old))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: opened.append(open_())) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,7 +164,8 @@ def test_several_openers_migrate_once(old: Path) -> None:
     for database in opened:
         with database.read() as connection:
             assert schema.version(connection) == schema.HEAD
-            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+            if connection.dialect.name == "sqlite":
+                assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         database.close()
 
 

@@ -127,8 +127,8 @@ def test_an_ingest_after_the_end_is_refused(registry: Registry) -> None:
 def test_a_store_has_one_owner(registry: Registry) -> None:
     own_store(registry.catalog, "/home/one")
     own_store(registry.catalog, "/home/one")
-    (registry.root / "registry").rename(registry.root / "old")
-    other = Registry.open(registry.root)
+    (registry.root / "registry").rename(registry.root / "old") if registry.url is None else None
+    other = Registry.open(registry.root)  # with other metadata
     try:
         with pytest.raises(IntegrityError, match="belongs to another registry"):
             own_store(other.catalog, "/home/two")
