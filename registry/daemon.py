@@ -73,6 +73,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        stack.enter_context(catalog.member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from heliosfs.store.manifest import FileEntry
@@ -48,6 +49,22 @@ class IngestedBlob:
     objects: tuple[NewObject, ...]
     new_bytes: int
     deduplicated_bytes: int
+
+
+class Target(Protocol):
+    """Where an ingest writes objects: the part of an ``ObjectStore`` that it needs."""
+
+    def staging(self) -> Path:
+        """See ``ObjectStore.staging``."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``ObjectStore.put_file``."""
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """See ``ObjectStore.put_bytes``."""
+
+    def delete(self, key: str) -> None:
+        """Take back an object that was put in vain, unless somebody else needs it."""
 
 
 class ChunkIndex(Protocol):

@@ -8,7 +8,8 @@ engine ever has to undo one because of another. What differs between engines is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError, Unavailable
 from registry.metadata.schema import prepare
+from registry.metadata.tables import generations
 
 BATCH: Final = 500
 """Most values in one IN list or rows in one INSERT: far below every engine's limit on bound parameters."""
@@ -27,11 +29,21 @@ WAIT_S: Final = 30.0
 """Longest wait for a writer's turn, for a connection and for a statement, in seconds."""
 
 
+class Changes(enum.Enum):
+    """What a writing transaction may change of that which readers keep in memory: the generations it counts up."""
+
+    ALL = ("names", "content")
+    NAMES = ("names",)
+    """Repositories, refs and commits; not where the bytes of a blob lie."""
+    NOTHING = ()
+
+
 class Kind(Protocol):
     """What an engine does in its own way. It begins transactions as their connection's options say.
 
     ``helios_write``: a writing one, in its turn; ``helios_lazy``: it need not be on disk when it is committed;
-    ``helios_migrate``: tables may be changed.
+    ``helios_migrate``: tables may be changed; ``helios_changes``: which ``generations`` it counts up, where other
+    processes look at them; ``helios_single``: one statement follows, which needs no transaction.
     """
 
     shared: bool
@@ -55,6 +67,7 @@ class Database:
 
     def __init__(self, engine: Engine, kind: Kind) -> None:
         self.engine, self.kind = engine, kind
+        self._watchers: list[Callable[[Changes], None]] = []
         try:
             prepare(self)
         except BaseException:
@@ -83,21 +96,44 @@ class Database:
         return cls(*postgres.connect(url, wait_s))
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A read-only transaction: one consistent snapshot. It never waits for writers."""
-        with self._errors(), self._transaction({}) as connection:
+    def read(self, *, single: bool = False) -> Iterator[Connection]:
+        """A read-only transaction: one consistent snapshot. It never waits for writers.
+
+        With ``single`` there is one statement, which is a snapshot by itself: less to say to a server.
+        """
+        with self._errors(), self._transaction({"helios_single": single}) as connection:
             yield connection
 
     @contextlib.contextmanager
-    def write(self, *, lazy: bool = False) -> Iterator[Connection]:
+    def write(self, *, lazy: bool = False, changes: Changes = Changes.ALL) -> Iterator[Connection]:
         """A writing transaction, alone among all that use the database.
 
         It is on disk when the context has been left without an error; with ``lazy`` it is only seen by everybody then,
-        and a crash of the machine may undo it: for what means nothing after one.
+        and a crash of the machine may undo it: for what means nothing after one. By then whoever watches in this
+        process has been told what it changed, and other processes see it by ``generations``.
         """
-        options = {"helios_write": True, "helios_lazy": lazy}
-        with self._errors(), self.kind.turn(), self._transaction(options) as connection:
-            yield connection
+        options = {"helios_write": True, "helios_lazy": lazy, "helios_changes": changes.value}
+        try:
+            with self._errors(), self.kind.turn(), self._transaction(options) as connection:
+                yield connection
+        finally:  # a commit whose outcome got lost may have come about
+            if changes is not Changes.NOTHING:
+                for watcher in self._watchers:
+                    watcher(changes)
+
+    def watch(self, watcher: Callable[[Changes], None]) -> None:
+        """Call ``watcher`` after every write of this process that changes something, before it is acknowledged."""
+        self._watchers.append(watcher)
+
+    def generations(self) -> dict[str, int]:
+        """How many changes of each kind were committed. What is read after this is at least as new."""
+        query = sa.select(generations.c.name, generations.c.value)
+        try:
+            with self.read(single=True) as connection:
+                return dict(connection.execute(query).all())
+        except Unavailable:  # the connection had died; a new one tells whether the server has
+            with self.read(single=True) as connection:
+                return dict(connection.execute(query).all())
 
     @contextlib.contextmanager
     def migrate(self) -> Iterator[Connection]:

@@ -14,7 +14,8 @@ from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.manifest import CommitRecord, FileEntry
 from registry.catalog import Catalog
 from registry.ingest.ingest import Ingest
-from registry.metadata.database import Database
+from registry.metadata.database import Changes, Database
+from registry.metadata.tables import processes
 from registry.sessions import Session, Sessions
 
 
@@ -48,6 +49,12 @@ class Registry:
         """As after a restart."""
         self.close()
         return Registry.open(self.root, self.url)
+
+    def killed(self) -> Registry:
+        """As after a kill: nothing was closed, and where others could tell, the lease is over."""
+        with self.database.write(changes=Changes.NOTHING) as connection:
+            connection.execute(processes.update().values(expires=0.0))
+        return self.reopen()
 
     def put(self, content: bytes, path: str = "file.bin", session: Session | None = None) -> FileEntry:
         """Store a file without publishing it."""
