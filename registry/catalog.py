@@ -16,7 +16,15 @@ from types import EllipsisType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
+from helios.errors import (
+    Conflict,
+    EntryNotFound,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Quarantined,
+    RevisionNotFound,
+)
 from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
@@ -25,7 +33,7 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tre
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
-from registry.admission.admission import Admission, Quarantined, Verdict
+from registry.admission.admission import Admission, Verdict
 from registry.cache import Cache
 from registry.gate import Gate
 from registry.metadata import content, quarantine, repositories

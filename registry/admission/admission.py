@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from helios.config import AdmissionRule
-from helios.errors import Forbidden, UsageError
+from helios.errors import BadSignature, NotAdmitted, UsageError
 from helios.names import RepoId
 from heliosfs.store.manifest import FileEntry
 from registry.admission import pickles, signatures
@@ -24,14 +24,6 @@ log = logging.getLogger("helios.registry.admission")
 
 Open = Callable[[FileEntry], IO[bytes]]
 """Opens a stored file: bytes that were checked, and that can be seeked in."""
-
-
-class NotAdmitted(Forbidden):
-    code = "NotAdmitted"
-
-
-class Quarantined(Forbidden):
-    code = "Quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,7 @@ class Admission:
         if rule.signature == "ignore" or (entry is None and rule.signature == "verify"):
             return None
         if entry is None or entry.size > signatures.MAX_SIGNATURE:
-            raise signatures.BadSignature(
+            raise BadSignature(
                 f"{repo.id}: a signature ({signatures.SIGNATURE}) is required here and the snapshot has none",
                 hint="Sign the directory with model_signing and publish it with its signature.",
             )

@@ -40,6 +40,8 @@ HARMLESS: Final = frozenset({
     "torch.storage UntypedStorage",
     "numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct",
     "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+    "numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer", "_codecs encode",
+    "__builtin__ bytes", "builtins bytes",
 })  # fmt: skip
 """Names that weights are made with. ``torch.storage _load_from_bytes`` is not among them: it unpickles once more."""
 
@@ -51,6 +53,8 @@ class Findings:
     kind: str = "pickle"
     names: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    imports: int = 0
+    """Names imported in all, harmless or not."""
 
     @property
     def plain(self) -> bool:
@@ -65,6 +69,7 @@ class Findings:
         return f"{self.kind}: {'; '.join(parts + self.problems)}"
 
     def saw(self, name: str) -> None:
+        self.imports += 1
         if name not in self.names and name not in HARMLESS:
             if len(self.names) < MAX_NAMES:
                 self.names.append(name)
@@ -89,9 +94,9 @@ def scan(file: IO[bytes]) -> Findings | None:
     head = file.read(4)
     if not head.startswith(b"PK"):
         file.seek(0)
-        before = len(findings.names)
+        before = findings.imports
         _scan_streams(file, findings, MAX_PICKLE)
-        found = found or head.startswith(PROTOCOLS) or len(findings.names) > before
+        found = found or head.startswith(PROTOCOLS) or findings.imports > before
     return findings if found else None
 
 
@@ -122,7 +127,7 @@ def _scan_streams(file: IO[bytes], findings: Findings, limit: int) -> None:
     """Every pickle from here on; the last may be followed by raw weights, which begin with no pickle."""
     bounded = _Bounded(file, limit)
     for number in range(STREAMS):
-        before = len(findings.names)
+        before = findings.imports
         try:
             for name in _names(bounded):
                 findings.saw(name)
@@ -130,7 +135,7 @@ def _scan_streams(file: IO[bytes], findings: Findings, limit: int) -> None:
             findings.problem("too long to be looked at whole")
             return
         except Exception as error:  # pickletools raises whatever its readers meet: it was made for good pickles
-            if number == 0 or len(findings.names) > before:
+            if number == 0 or findings.imports > before:
                 findings.problem(f"pickle {number + 1} breaks off: {str(error)[:100]}")
             return
         if bounded.at_end():

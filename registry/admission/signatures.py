@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from helios.config import AdmissionRule
-from helios.errors import Forbidden, UsageError
+from helios.errors import BadSignature, UsageError
 
 SIGNATURE: Final = "model.sig"
 MAX_SIGNATURE: Final = 32 << 20
 """Longest signature in bytes: some 100,000 files."""
-
-
-class BadSignature(Forbidden):
-    code = "BadSignature"
 
 
 def verify(where: str, signature: bytes, files: Mapping[str, str], rule: AdmissionRule) -> str:

@@ -11,32 +11,7 @@ from sqlalchemy.engine import Connection
 from helios.errors import NotFound
 from registry.metadata.database import insert_new
 from registry.metadata.repositories import Repository
-from registry.metadata.tables import _Id, metadata, repositories
-
-quarantine = sa.Table(
-    "quarantine",
-    metadata,
-    sa.Column("repository", _Id, sa.ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("findings", sa.Text, nullable=False),
-    sa.Column("since", sa.BigInteger, nullable=False),
-    sa.Column("released", sa.BigInteger),
-    sa.Column("released_by", sa.Text),
-    sqlite_with_rowid=False,
-)
-"""A blob of a repository that a rule held back; ``released`` is when somebody let it go, in unix seconds."""
-
-signatures = sa.Table(
-    "signatures",
-    metadata,
-    sa.Column("repository", _Id, sa.ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("commit", sa.String(40), primary_key=True),
-    sa.Column("signer", sa.Text, nullable=False),
-    sa.Column("checked", sa.BigInteger, nullable=False),
-    sqlite_with_rowid=False,
-)
-
+from registry.metadata.tables import quarantine, repositories, signatures
 
 @dataclass(frozen=True, slots=True)
 class Kept:

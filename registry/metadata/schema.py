@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
-from registry.metadata import quarantine  # noqa: F401 - its tables belong to the schema
 from registry.metadata.tables import metadata, settings
 
 if TYPE_CHECKING:
