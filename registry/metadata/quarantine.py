@@ -13,6 +13,7 @@ from registry.metadata.database import insert_new
 from registry.metadata.repositories import Repository
 from registry.metadata.tables import quarantine, repositories, signatures
 
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A file that is or was kept back; times in unix seconds."""

@@ -36,7 +36,7 @@ def test_nobody_reads_it_until_it_is_released(tmp_path):
         held = mount.path / "org/m/@main/pytorch_model.bin"
         assert (held.parent / "config.json").read_bytes() == b"{}"
         assert held.stat().st_size == len(FILES["pytorch_model.bin"])
-        with pytest.raises(OSError) as error:
+        with pytest.raises(PermissionError) as error:
             held.read_bytes()
         assert error.value.errno == errno.EACCES
 
