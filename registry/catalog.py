@@ -20,7 +20,16 @@ from urllib.parse import quote
 
 from sqlalchemy.engine import Connection
 
-from helios.errors import Conflict, EntryNotFound, HeliosError, IntegrityError, InvalidInput, NotFound, RevisionNotFound
+from helios.errors import (
+    Conflict,
+    EntryNotFound,
+    HeliosError,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Quarantined,
+    RevisionNotFound,
+)
 from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
@@ -29,10 +38,11 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tre
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
+from registry.admission.admission import Admission, Verdict
 from registry.burial import bury
 from registry.cache import Cache
 from registry.member import Member
-from registry.metadata import claims, content, repositories
+from registry.metadata import claims, content, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Changes, Database
 
@@ -89,11 +99,13 @@ class Catalog:
         *,
         domain: str = PUBLIC,
         lease_s: float = 300.0,
+        admission: Admission | None = None,
         now: Callable[[], float] = clock.time,
     ) -> None:
         self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
         self.index = SqlChunkIndex(database)
         self.member = Member(database)
+        self.admission = admission or Admission()
         self._now = now
         self._confirming = threading.Lock()
         self._generations: dict[str, int] = {}
@@ -227,7 +239,7 @@ class Catalog:
         for entry in sorted(files.values(), key=lambda entry: (-entry.size, entry.sha256))[:MAX_BLOBS]:
             try:
                 placed = self.placed(repo, entry.sha256)
-            except (NotFound, IntegrityError) as error:
+            except (NotFound, Quarantined, IntegrityError) as error:
                 log.info("a blob's content can't be told ahead", extra={"blob": entry.sha256, "reason": str(error)})
                 continue
             blobs.append(BlobContent(placed.recipe.encode(), placed.placement))
@@ -253,7 +265,7 @@ class Catalog:
         return None if known is None else known.entry()
 
     def held(self, repo: RepoId, blob: str) -> content.KnownBlob:
-        """The blob, if one of the repository's commits holds it; else EntryNotFound."""
+        """The blob, if one of the repository's commits holds it; else EntryNotFound. Raises Quarantined."""
         return self._held.get((str(repo), blob), lambda: self._find_held(repo, blob))
 
     def _find_held(self, repo: RepoId, blob: str) -> content.KnownBlob:
@@ -262,7 +274,13 @@ class Catalog:
             known = content.find_blob(connection, repository.domain, blob)
             if known is None or not repositories.holds_blob(connection, repository, blob):
                 raise EntryNotFound(f"{repo.id} holds no blob {blob}")
-            return known
+            findings = quarantine.is_held(connection, repository, blob)
+        if findings is not None and not self.admission.may_be_read(repo):
+            raise Quarantined(
+                f"{repo.id}: blob {blob} is kept back: {findings}",
+                hint=f"Look at it, then let it go with: helios quarantine release {repo.id} {blob}",
+            )
+        return known
 
     def usage(self, repo: RepoId | None = None) -> Usage:
         """Bytes used by a repository, or by all. Chunks that repositories share count for each of them."""
@@ -310,6 +328,7 @@ class Catalog:
         check_bulk(files)
         check_tree(files)
         now = int(self._now())
+        verdict = self._examine(repo, files)
         manifest = Manifest(self._canonical(files))
         commit = commit or local_commit(repo, manifest.digest)
         recipes = {entry.sha256: entry.recipe for entry in manifest.files.values()}
@@ -339,6 +358,10 @@ class Catalog:
                     self.store.delete(record_key)
                     self.store.put_bytes(record_key, record.encode())
                 repositories.add_commit(connection, repository, record, size, recipes)
+                held = ((file.path, file.sha256, file.findings) for file in verdict.held)
+                quarantine.hold(connection, repository, held, now)
+                if verdict.signer is not None:
+                    quarantine.sign(connection, repository, commit, verdict.signer, now)
                 moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
@@ -388,6 +411,47 @@ class Catalog:
             repository = repositories.require(connection, repo)
             repositories.delete(connection, repository, author=author, now=int(self._now()))
         log.info("removed", extra={"repo": str(repo)})
+
+    def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
+        """What the rules say of a snapshot, looked at before others are kept waiting."""
+        if not self.admission.concerns(repo, files):
+            return Verdict()
+        from registry.blobs import as_file
+
+        canonical = self._canonical(files)
+        return self.admission.examine(repo, canonical, lambda entry: as_file(self._stored(entry)))
+
+    def _stored(self, entry: FileEntry) -> BlobReader:
+        """A reader of a stored blob that no commit may hold yet."""
+        from registry.blobs import BlobReader
+
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, entry.sha256)
+        if known is None:
+            raise NotFound(f"the store does not hold blob {entry.sha256}; publish the file again")
+        placed = self._place(known)
+        return BlobReader(self.store, placed.recipe, placed.placement)
+
+    # --- quarantine ---
+
+    def kept(self, repo: RepoId | None = None, *, released: bool = False) -> list[quarantine.Kept]:
+        """Files that are kept back, in a repository or in all; with ``released`` also those that were let go."""
+        with self.database.read() as connection:
+            repository = None if repo is None else repositories.require(connection, repo)
+            return quarantine.listing(connection, repository, released=released)
+
+    def release(self, repo: RepoId, sha256: str, by: str) -> None:
+        """Let a file go that is kept back. Raises RepoNotFound or NotFound."""
+        with self.database.write() as connection:
+            repository = repositories.require(connection, repo)
+            quarantine.release(connection, repository, sha256, by, int(self._now()))
+        self.forget()
+        log.warning("released from quarantine", extra={"repo": str(repo), "blob": sha256, "by": by})
+
+    def signer(self, repo: RepoId, commit: str) -> str | None:
+        """Who signed a commit; None where nobody did, or it was not asked for."""
+        with self.database.read() as connection:
+            return quarantine.signer(connection, repositories.require(connection, repo), commit)
 
     def _canonical(self, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
         """The entries with the recipe that the store has for their blobs.

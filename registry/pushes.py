@@ -159,6 +159,7 @@ class Pushes:
             raise InvalidInput(f"{repo.id}: a path is listed twice")
         check_bulk(by_path)
         check_tree(by_path)
+        self._catalog.admission.check_names(repo, by_path)
         self._check_open()
         id_ = await asyncio.to_thread(self._start, repo, ref, message, author, files)
         if self._closed:

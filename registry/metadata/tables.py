@@ -208,3 +208,28 @@ generations = Table(
     Column("value", BigInteger, nullable=False),
 )
 """Counts of committed changes, in one row for each kind: what other processes have in memory may be out of date."""
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("released", BigInteger),
+    Column("released_by", Text),
+    sqlite_with_rowid=False,
+)
+"""A blob of a repository that a rule held back; ``released`` is when somebody let it go, in unix seconds."""
+
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit", String(40), primary_key=True),
+    Column("signer", Text, nullable=False),
+    Column("checked", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Who signed a commit, where a rule asked for it."""
