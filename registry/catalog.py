@@ -155,6 +155,15 @@ class Catalog:
                 raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
             return Resolved(found.commit, found.manifest)
 
+    def hot(self, repo: RepoId, rev: str, path: str) -> tuple[Resolved, Manifest, FileEntry] | None:
+        """A file of a revision that may be read, if all of it is in memory. Does not block: for the event loop."""
+        resolved = self._resolved.peek((str(repo), rev))
+        found = None if resolved is None else self._manifests.peek(resolved.manifest_digest)
+        entry = None if found is None else found[1].files.get(path)
+        if resolved is None or found is None or entry is None or not self._held.peek((str(repo), entry.sha256)):
+            return None
+        return resolved, found[1], entry
+
     def commit_record(self, repo: RepoId, commit: str) -> CommitRecord:
         """Who published a commit, and when."""
         with self.database.read() as connection:

@@ -30,6 +30,7 @@ from heliosfs.store.directory import DirectoryStore
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
@@ -82,6 +83,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        fresh = Fresh(catalog)
+        stack.callback(fresh.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -94,7 +97,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, metrics)
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
             return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
