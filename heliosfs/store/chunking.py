@@ -4,16 +4,18 @@ A safetensors file: its header (length field included) is cut on its own, every 
 on a 4 MiB grid from its start, and runs of small tensors (below 1 MiB each) share chunks of up to 4 MiB, cut between
 tensors. So a fine-tune that changes some tensors shares the chunks of all others, whatever moved. Any other file is
 cut on a plain 4 MiB grid. The first and the last chunk of a large file are then cut finer towards its edges: a reader
-gets no byte before its whole chunk is here, and readers begin at the start or at the end. No chunk is empty or longer
-than 4 MiB; chunks of one file touch without gaps.
+gets no byte before its whole chunk is here, and readers begin at the start or at the end. A header of up to 4 MiB stays
+one chunk: whoever reads its first byte reads all of it. No chunk is empty or longer than 4 MiB; chunks of one file
+touch without gaps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Final
 
-from heliosfs.store.recipe import MAX_CHUNK
+from heliosfs.store.recipe import MAX_CHUNK, Recipe
 from heliosfs.store.safetensors import Tensor
 
 SMALL_TENSOR: Final = 1 << 20
@@ -76,4 +78,14 @@ def _finer_at_the_edges(lengths: list[int], size: int) -> list[int]:
     if size < LARGE:
         return lengths
     first, *middle, last = lengths
-    return [*growing(first), *middle, *reversed(list(growing(last)))]
+    head = growing(first) if first == MAX_CHUNK else [first]
+    return [*head, *middle, *reversed(list(growing(last)))]
+
+
+def chunks_read_first(recipe: Recipe) -> int:
+    """How many chunks every reader of the file begins with: its first one, in one piece or several; 0 of an empty one."""
+    count = len(_HEAD_ENDS)
+    return count if tuple(recipe.ends[:count]) == _HEAD_ENDS else min(1, len(recipe))
+
+
+_HEAD_ENDS: Final = tuple(accumulate(growing(MAX_CHUNK)))
