@@ -239,7 +239,7 @@ def test_signs_of_life(hub, parts, monkeypatch):
     hub.commit("org/m", FILES)
     hub.faults = [Fault("/revision/", delay_s=0.5), Fault("^/repos/", delay_s=0.5)]
     events = collect(parts.make(pull_files=1).start(REPO, "main"))
-    assert any(e == {"event": "log", "message": "waiting for the upstream"} for e in events)
+    assert any(e == {"event": "log", "message": "waiting for the other side"} for e in events)
     assert events.count({"event": "progress", "path": "a.bin", "done": 0, "total": 1_500_000}) > 1
     assert events[-1]["event"] == "done"
     json.dumps(events)
