@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
-from heliosfs.store.objects import ObjectStore
+from heliosfs.store.objects import ObjectInfo, ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from registry.burial import withdraw
 from registry.ingest.types import IngestedBlob
@@ -70,9 +70,10 @@ class ClaimingIndex:
                 self._claims.claim(connection, (place.object_key for place in known.values()))
         return [known.get(id_) for id_ in ids]
 
-    def has_blob(self, domain: str, sha256: str) -> bool:
-        """See ``ChunkIndex.has_blob``."""
-        return self.blob(domain, sha256) is not None
+    def recipe_of(self, domain: str, sha256: str) -> str | None:
+        """See ``ChunkIndex.recipe_of``."""
+        known = self.blob(domain, sha256)
+        return None if known is None else known.recipe
 
     def blob(self, domain: str, sha256: str) -> KnownBlob | None:
         """A stored blob, claimed from here on, or None."""
@@ -109,6 +110,12 @@ class ClaimingStore:
     def put_bytes(self, key: str, data: bytes) -> None:
         self._claims.announce(key)
         self._store.put_bytes(key, data)
+
+    def info(self, key: str) -> ObjectInfo:
+        return self._store.info(key)
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        self._store.read_into(key, offset, buffer)
 
     def delete(self, key: str) -> None:
         self._claims.withdraw(self._store, key)

@@ -42,6 +42,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 
 log = logging.getLogger("helios.registry")
 
@@ -85,6 +87,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(pulls.close)
         fresh = Fresh(catalog)
         stack.callback(fresh.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -98,7 +102,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            return await _serve(
+                services, pulls, replications, reader, [tcp, unix], record, embedded=embedded, announce=announce
+            )
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -113,6 +119,7 @@ def _open_database(config: Config, home: Home) -> Database:
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -127,12 +134,13 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [*pull_routes(pulls), *transfer_routes(replications), HubRoute(services.catalog, reader, services.metrics)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -142,12 +150,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

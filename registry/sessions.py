@@ -23,6 +23,7 @@ from helios.errors import HeliosError, IntegrityError
 from heliosfs.store.keys import commit_key, manifest_key
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.objects import ObjectStore
+from heliosfs.store.recipe import Recipe
 from registry.burial import bury
 from registry.catalog import Catalog
 from registry.claiming import ClaimingIndex, ClaimingStore, Claims
@@ -42,8 +43,8 @@ class Session:
         self.name = name
         self._sessions = sessions
         made = Claims(sessions.catalog.database, name)
-        self._index = ClaimingIndex(sessions.catalog.database, made)
-        self._ingest = sessions.ingest.on(ClaimingStore(sessions.store, made), self._index)
+        self.index = ClaimingIndex(sessions.catalog.database, made)
+        self._ingest = sessions.ingest.on(ClaimingStore(sessions.store, made), self.index)
 
     def ingest(
         self,
@@ -55,6 +56,7 @@ class Session:
         lfs: bool | None = None,
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
+        recipe: Recipe | None = None,
     ) -> IngestedBlob:
         """Store a file's bytes; see ``Ingest.ingest``. Nothing is visible until a publish names the blob.
 
@@ -70,11 +72,12 @@ class Session:
             lfs=lfs,
             expect_sha256=expect_sha256,
             expect_git_oid=expect_git_oid,
+            recipe=recipe,
         )
 
     def reuse(self, sha256: str) -> FileEntry | None:
         """The manifest line of a blob that is stored already, claimed from here on; None when it is not stored."""
-        known = self._index.blob(self._sessions.catalog.domain, sha256)
+        known = self.index.blob(self._sessions.catalog.domain, sha256)
         return None if known is None else known.entry()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from heliosfs.store.manifest import FileEntry
+from heliosfs.store.objects import ObjectInfo
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.recipe import Recipe
 
@@ -54,6 +55,12 @@ class IngestedBlob:
 class Target(Protocol):
     """Where an ingest writes objects: the part of an ``ObjectStore`` that it needs."""
 
+    def info(self, key: str) -> ObjectInfo:
+        """See ``ObjectStore.info``."""
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See ``ObjectStore.read_into``."""
+
     def staging(self) -> Path:
         """See ``ObjectStore.staging``."""
 
@@ -76,8 +83,8 @@ class ChunkIndex(Protocol):
         At most a few hundred ids a call. Only what a finished ``add_blob`` recorded may be returned.
         """
 
-    def has_blob(self, domain: str, sha256: str) -> bool:
-        """Whether a finished ``add_blob`` recorded the blob."""
+    def recipe_of(self, domain: str, sha256: str) -> str | None:
+        """The digest of the recipe that a finished ``add_blob`` recorded for the blob first; None for no such blob."""
 
     def add_blob(self, domain: str, blob: IngestedBlob) -> None:
         """Record a blob, its chunks and its objects in one transaction, durably.
