@@ -100,11 +100,12 @@ class Catalog:
         domain: str = PUBLIC,
         lease_s: float = 300.0,
         admission: Admission | None = None,
+        member: Member | None = None,
         now: Callable[[], float] = clock.time,
     ) -> None:
         self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
         self.index = SqlChunkIndex(database)
-        self.member = Member(database)
+        self.member = member or Member(database)
         self.admission = admission or Admission()
         self._now = now
         self._confirming = threading.Lock()

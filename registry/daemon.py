@@ -34,6 +34,7 @@ from registry.fresh import Fresh
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
+from registry.member import Member
 from registry.metadata.database import Database
 from registry.pull.pulls import Pulls
 from registry.pull.routes import routes as pull_routes
@@ -73,12 +74,13 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        member = Member(database, lease_s=config.registry.process_lease_s)
         admission = Admission(config.registry.admission)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
-        stack.enter_context(catalog.member.at_work())
+        stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError
 
-from helios.errors import HeliosError, Unavailable
+from helios.errors import HeliosError, IntegrityError, Unavailable
 from registry.metadata.schema import prepare
 from registry.metadata.tables import generations
 
@@ -127,13 +127,17 @@ class Database:
 
     def generations(self) -> dict[str, int]:
         """How many changes of each kind were committed. What is read after this is at least as new."""
-        query = sa.select(generations.c.name, generations.c.value)
         try:
-            with self.read(single=True) as connection:
-                return dict(connection.execute(query).all())
+            found = self._generations()
         except Unavailable:  # the connection had died; a new one tells whether the server has
-            with self.read(single=True) as connection:
-                return dict(connection.execute(query).all())
+            found = self._generations()
+        if found.keys() != set(Changes.ALL.value):
+            raise IntegrityError("the metadata does not count its changes: rows of the table `generations` are missing")
+        return found
+
+    def _generations(self) -> dict[str, int]:
+        with self.read(single=True) as connection:
+            return dict(connection.execute(sa.select(generations.c.name, generations.c.value)).all())
 
     @contextlib.contextmanager
     def migrate(self) -> Iterator[Connection]:

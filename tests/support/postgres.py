@@ -21,6 +21,8 @@ import pytest
 
 USER = "helios"
 SHARED = "helios_shared"
+KEPT = {"settings", "generations"}
+"""Tables that have rows from the start."""
 SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",  # only a crash of the machine would show the difference
@@ -124,7 +126,7 @@ class Server:
             self.execute(f"CREATE DATABASE {SHARED}")
             Database.postgres(url).close()
         self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{SHARED}'")
-        tables = ", ".join(f'"{name}"' for name in metadata.tables if name != "settings")
+        tables = ", ".join(f'"{name}"' for name in metadata.tables if name not in KEPT)
         self.execute(f"TRUNCATE {tables} RESTART IDENTITY; DELETE FROM settings WHERE name <> 'schema'", SHARED)
         return url
 
