@@ -30,7 +30,7 @@ from helios.errors import (
     Quarantined,
     RevisionNotFound,
 )
-from helios.names import RepoId, check_ref, check_revision, is_commit
+from helios.names import RepoId, check_ref, check_revision
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
 from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
@@ -145,16 +145,14 @@ class Catalog:
         return self._resolved.get((str(repo), check_revision(rev)), lambda: self._resolve(repo, rev))
 
     def _resolve(self, repo: RepoId, rev: str) -> Resolved:
-        with self.database.read() as connection:
+        with self.database.read(single=True) as connection:
+            found = repositories.resolve(connection, repo, rev)
+        if found is not None:
+            return Resolved(*found)
+        with self.database.read() as connection:  # what is missing?
             repository = repositories.require(connection, repo)
-            commit: str | None = rev
-            if not is_commit(rev):
-                commit = repositories.ref_target(connection, repository, rev)
-            found = None if commit is None else repositories.find_commit(connection, repository, commit)
-            if found is None:
-                known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
-                raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
-            return Resolved(found.commit, found.manifest)
+            known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
+            raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
 
     def hot(self, repo: RepoId, rev: str, path: str) -> tuple[Resolved, Manifest, FileEntry] | None:
         """A file of a revision that may be read, if all of it is in memory. Does not block: for the event loop."""

@@ -20,7 +20,6 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError, IntegrityError, Unavailable
 from registry.metadata.schema import prepare
-from registry.metadata.tables import generations
 
 BATCH: Final = 500
 """Most values in one IN list or rows in one INSERT: far below every engine's limit on bound parameters."""
@@ -57,6 +56,9 @@ class Kind(Protocol):
 
     def migrated(self, connection: Connection) -> None:
         """Look at a database before a migration of it is committed; raises IntegrityError."""
+
+    def generations(self, connection: Connection) -> dict[str, int]:
+        """Every row of the table: asked for each request where processes share the database."""
 
     def translate(self, error: DBAPIError) -> HeliosError:
         """The error a person should see for a failure of the database."""
@@ -137,7 +139,7 @@ class Database:
 
     def _generations(self) -> dict[str, int]:
         with self.read(single=True) as connection:
-            return dict(connection.execute(sa.select(generations.c.name, generations.c.value)).all())
+            return self.kind.generations(connection)
 
     @contextlib.contextmanager
     def migrate(self) -> Iterator[Connection]:

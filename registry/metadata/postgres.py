@@ -63,6 +63,18 @@ class Postgres:
     def migrated(self, connection: Connection) -> None:
         """Nothing: the server checks foreign keys itself."""
 
+    def generations(self, connection: Connection) -> dict[str, int]:
+        import psycopg
+
+        raw: Any = connection.connection.dbapi_connection
+        statement = "SELECT name, value FROM generations"
+        try:
+            return dict(raw.execute(statement).fetchall())
+        except psycopg.Error as error:
+            if raw.closed:
+                connection.exec_driver_sql(statement)
+            raise DBAPIError.instance(statement, None, error, psycopg.Error, dialect=connection.dialect) from error
+
     def translate(self, error: DBAPIError) -> HeliosError:
         code = str(getattr(error.orig, "sqlstate", None) or "")
         text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
@@ -155,8 +167,17 @@ def _begin(connection: Connection) -> None:
 
 
 def _send(connection: Connection, statements: str) -> None:
-    """Several statements in one message, which only a query without parameters may be."""
-    connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
+    """Statements in one message, which only a query without parameters may be, and past SQLAlchemy, which would cost
+    more than the server does."""
+    import psycopg
+
+    raw: Any = connection.connection.dbapi_connection
+    try:
+        raw.execute(statements)
+    except psycopg.Error as error:
+        if raw.closed:  # SQLAlchemy sees so itself, and drops whatever else was connected to the same server
+            connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
+        raise DBAPIError.instance(statements, None, error, psycopg.Error, dialect=connection.dialect) from error
 
 
 def _is_operational(error: DBAPIError) -> bool:

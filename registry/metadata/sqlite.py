@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError, IntegrityError, NoSpace, Unavailable
+from registry.metadata.tables import generations
 
 
 class Sqlite:
@@ -44,6 +45,9 @@ class Sqlite:
     def migrated(self, connection: Connection) -> None:
         if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
             raise IntegrityError(f"after its migration the metadata refers to rows that are not there: {broken[:5]}")
+
+    def generations(self, connection: Connection) -> dict[str, int]:
+        return dict(connection.execute(sa.select(generations.c.name, generations.c.value)).all())
 
     def translate(self, error: DBAPIError) -> HeliosError:
         name = str(getattr(error.orig, "sqlite_errorname", ""))
