@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from helios.errors import HeliosError, IntegrityError
 from heliosfs.store.keys import commit_key, manifest_key
@@ -97,8 +98,12 @@ class Sessions:
     def __init__(
         self, catalog: Catalog, store: ObjectStore, ingest: Ingest, keep: Callable[[], set[str]] = set
     ) -> None:
-        """``keep`` names blobs that stay although no commit holds them: those of pulls that will be resumed."""
+        """``keep`` names blobs that stay although no commit holds them: those of pulls that will be resumed.
+
+        This process claims them, in a session of its own, when the session ends that stored them, and at its start.
+        """
         self.catalog, self.store, self.ingest, self._keep = catalog, store, ingest, keep
+        self._keeping = f"kept-{catalog.member.id}"
         self.work = threading.Event()
         """Set when ``clean`` has something to do."""
 
@@ -117,6 +122,7 @@ class Sessions:
         """End sessions. One whose end can't be recorded ends with its process' lease."""
         try:
             with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                self._claim_kept(connection)
                 held = claims.end(connection, names)
                 unneeded = content.any_unneeded(connection, self.catalog.domain, held)
                 if unneeded or claims.some_doomed(connection, 1):
@@ -138,10 +144,20 @@ class Sessions:
 
     def release(self, digests: set[str]) -> None:
         """Say that these blobs need not be kept any more."""
-        with self.catalog.database.read() as connection:
-            kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in digests}
+        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in digests}
+        if not kept:
+            return
+        with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
+            claims.release(connection, self._keeping, kept)
             if content.any_unneeded(connection, self.catalog.domain, kept):
                 self.work.set()
+
+    def _claim_kept(self, connection: Connection) -> None:
+        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in self._keep()}
+        if kept:
+            if not claims.is_under_way(connection, self._keeping):
+                self.catalog.member.begin(connection, self._keeping)
+            claims.claim(connection, self._keeping, kept)
 
     def recover(self) -> int:
         """Clean up after processes that died; returns how many objects went.
@@ -150,6 +166,9 @@ class Sessions:
         pushes end with the process that took them.
         """
         database = self.catalog.database
+        if self._keep():
+            with database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                self._claim_kept(connection)
         ended = self.catalog.member.bury_dead()
         with database.read() as connection:
             left = claims.unheld(connection)
@@ -176,9 +195,8 @@ class Sessions:
         with database.read() as connection:
             unneeded = content.any_unneeded(connection, domain)
         if unneeded:
-            keep = self._keep()
             with database.write() as connection:
-                claims.doom(connection, content.drop_pending(connection, domain, keep))
+                claims.doom(connection, content.drop_pending(connection, domain))
         return bury(database, self.store)
 
     def _sweep(self) -> int:

@@ -37,9 +37,14 @@ def begin(connection: Connection, session: str, holder: str | None) -> None:
     connection.execute(unfinished.insert().values(session=session, started=int(time.time()), holder=holder))
 
 
+def is_under_way(connection: Connection, session: str) -> bool:
+    """Whether nobody has ended the session yet."""
+    return connection.scalar(sa.select(unfinished.c.session).where(unfinished.c.session == session)) is not None
+
+
 def require(connection: Connection, session: str) -> None:
     """Raises Unavailable when the session has been ended, also by others, who took its process for dead."""
-    if connection.scalar(sa.select(unfinished.c.session).where(unfinished.c.session == session)) is None:
+    if not is_under_way(connection, session):
         raise Unavailable("the push or pull was given up meanwhile", hint="Start it again.")
 
 

@@ -7,7 +7,7 @@ second blob is recorded as needing the winner's object; its own copy is garbage 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -131,15 +131,15 @@ def publish_blobs(connection: Connection, domain: str, recipes: Mapping[str, str
         connection.execute(blobs.update().where(where).values(pending=False))
 
 
-def drop_pending(connection: Connection, domain: str, keep: Set[str] = frozenset()) -> list[str]:
+def drop_pending(connection: Connection, domain: str) -> list[str]:
     """Forget the blobs that no commit ever held and no session claims, and every object nobody needs or claims then.
 
-    Those in ``keep`` stay. Returns the keys of the forgotten objects.
+    Returns the keys of the forgotten objects.
     """
     query = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.pending)
     query = query.where(blobs.c.sha256.not_in(sa.select(repository_blobs.c.sha256)))
     pending = {of_blob(domain, sha256): sha256 for sha256 in connection.scalars(query)}
-    gone = {pending[key] for key in pending.keys() - claimed(connection, pending)} - keep
+    gone = {pending[key] for key in pending.keys() - claimed(connection, pending)}
     for batch in batches(sorted(gone)):
         for table in (blob_objects, blobs):
             connection.execute(table.delete().where(table.c.domain == domain, table.c.sha256.in_(batch)))
