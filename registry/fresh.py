@@ -29,6 +29,7 @@ class Fresh:
             return
         if self._next is None:
             self._next = asyncio.create_task(self._ask(self._asking))
+            self._next.add_done_callback(_seen)
         await asyncio.shield(self._next)  # a caller that leaves leaves the others' question alone
 
     async def _ask(self, before: asyncio.Task[None] | None) -> None:
@@ -40,3 +41,9 @@ class Fresh:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Take note of an error, which nobody may be left to hear."""
+    if not task.cancelled():
+        task.exception()

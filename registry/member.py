@@ -85,13 +85,15 @@ class Member:
                     log.warning("the lease could not be renewed", extra={"error": str(error)})
 
         thread = threading.Thread(target=beat, name="lease", daemon=True)
-        self.renew()
-        thread.start()
+        if self._database.kind.shared:  # else nobody would ask
+            self.renew()
+            thread.start()
         try:
             yield
         finally:
             stop.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
             try:
                 self.leave()
             except HeliosError as error:  # the others, or the next start, see that the lease is over

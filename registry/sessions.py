@@ -166,9 +166,13 @@ class Sessions:
         pushes end with the process that took them.
         """
         database = self.catalog.database
-        if self._keep():
-            with database.write(lazy=True, changes=Changes.NOTHING) as connection:
-                self._claim_kept(connection)
+        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in self._keep()}
+        if kept:
+            with database.read() as connection:
+                missing = kept - claims.claims_of(connection, self._keeping)
+            if missing:
+                with database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                    self._claim_kept(connection)
         ended = self.catalog.member.bury_dead()
         with database.read() as connection:
             left = claims.unheld(connection)

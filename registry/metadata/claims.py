@@ -80,6 +80,11 @@ def needed(connection: Connection, keys: Collection[str], besides: str | None = 
     return named(connection, keys) | claimed(connection, keys, besides)
 
 
+def claims_of(connection: Connection, session: str) -> set[str]:
+    """What a session claims."""
+    return set(connection.scalars(sa.select(claims.c.key).where(claims.c.session == session)))
+
+
 def claimed(connection: Connection, keys: Collection[str], besides: str | None = None) -> set[str]:
     """Those of the objects that sessions claim, other than the session ``besides``."""
     found: set[str] = set()

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -25,9 +27,11 @@ from helios.publish import publish
 from helios.registry_client import RegistryClient
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, commit_key, manifest_key, recipe_key
+from heliosfs.store.manifest import Manifest
 from registry.catalog import Catalog
 from registry.metadata.database import Database
 from registry.metadata.tables import processes
+from tests.support.postgres import running
 from tests.support.registry import Running
 
 ONE = RepoId.parse("org/one")
@@ -273,3 +277,29 @@ def test_a_stopped_process_whose_lease_is_over_can_not_harm(
         assert at_a.resolve(ONE, "main").commit == commit
         assert publish(at_a, model, ONE, "main").new_bytes == 0
     group.check_whole({"org/one"})
+
+
+def test_a_server_that_is_away_is_said_and_found_again(helios: Any, tmp_path: Path, postgres_server: Any) -> None:
+    """Objects go on being served to those who know their keys; everything else says that it can't be told now."""
+    model = files(tmp_path / "m", 1)
+    with running() as server:
+        env = {"HELIOS_REGISTRY__DATABASE": server.url("postgres") + "&password=geheim"}
+        process = helios.start("registry", "--port", "0", "--json", env=env)
+        found = Running(process, json.loads(process.stdout.readline()))
+        with contextlib.closing(found.client()) as client:
+            commit = publish(client, model, ONE, "main").commit
+            entry = next(iter(Manifest.decode(client.manifest(ONE, commit)).files.values()))
+            server.stop()
+            with pytest.raises(Unavailable, match="can't be used"):
+                client.resolve(ONE, "main")
+            for path in ("/healthz", "/api/v1/objects/" + blob_key("public", entry.sha256)):
+                with urllib.request.urlopen(found.url + path) as answer:
+                    assert answer.status == 200
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(found.url + f"/{ONE.id}/resolve/main/0.txt")
+            server.start()
+            assert client.resolve(ONE, "main").commit == commit
+            assert publish(client, files(tmp_path / "m2", 2), ONE, "main").new_bytes > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "geheim" not in process.stderr.read()

@@ -29,7 +29,6 @@ def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry) -> None
 
     async def main() -> None:
         pushes = Pushes(registry.catalog, registry.sessions, idle_s=3600, now=lambda: clock[0])
-        cleaner = asyncio.ensure_future(pushes.keep_clean(interval_s=0.01))
         idle = await pushes.start(ONE, "main", "", "", FILES)
         await pushes.put_body(idle, "a", body(b"abc"))
         clock[0] += 3000
@@ -37,6 +36,7 @@ def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry) -> None
         await pushes.put_body(fresh, "a", body(b"xyz"))
         stored = registry.objects()
         clock[0] += 1000
+        cleaner = asyncio.ensure_future(pushes.keep_clean(interval_s=0.01))
         async with asyncio.timeout(20):
             while registry.objects() == stored:
                 await asyncio.sleep(0.01)

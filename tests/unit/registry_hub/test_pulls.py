@@ -222,6 +222,7 @@ def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tm
             os.utime(path, (time.time() - KEEP_S - 60,) * 2)
     with contextlib.ExitStack() as stack:
         parts = Parts(tmp_path, hub.url, stack)
+        parts.sessions.recover()
         parts.make()
         assert parts.sessions.clean() > 0
         assert parts.objects() == set()
