@@ -17,15 +17,15 @@ for abandoned (``postgres.ABANDONED_S``): from then on somebody else may write w
 
 
 def bury(database: Database, store: ObjectStore) -> int:
-    """Delete every doomed object that nobody names or claims; returns how many there were."""
-    count = 0
+    """Delete every object that is doomed by now and that nobody names or claims; returns how many there were."""
+    count, now = 0, database.kind.now
     while True:
         with database.read(single=True) as connection:
-            if not claims.some_doomed(connection, 1):
+            if not claims.some_doomed(connection, now, 1):
                 return count
         with database.write(changes=Changes.NOTHING) as connection:
             started = time.clock_gettime(time.CLOCK_BOOTTIME)  # it goes on while the machine sleeps
-            keys = claims.some_doomed(connection, BATCH)
+            keys = claims.some_doomed(connection, now, BATCH)
             kept = claims.needed(connection, keys)
             done = [key for key in keys if key in kept]
             for key in keys:
@@ -45,6 +45,7 @@ def withdraw(database: Database, store: ObjectStore, session: str, keys: Collect
     """
     with database.write(changes=Changes.NOTHING) as connection:
         kept = claims.needed(connection, keys, besides=session)
+        kept |= claims.spared(connection, database.kind.now, keys)
         for key in keys:
             if key not in kept:
                 store.delete(key)

@@ -42,7 +42,7 @@ from registry.admission.admission import Admission, Verdict
 from registry.burial import bury
 from registry.cache import Cache
 from registry.member import Member
-from registry.metadata import claims, content, quarantine, repositories
+from registry.metadata import claims, content, pins, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Changes, Database
 
@@ -197,6 +197,10 @@ class Catalog:
         digest = self.resolve(repo, commit).manifest_digest
         return self._manifests.get(digest, lambda: self._load_manifest(digest))
 
+    def manifest_of(self, digest: str) -> Manifest:
+        """A manifest by its digest, whoever's it is, for work of the registry's own. Not kept in memory."""
+        return self._load_manifest(digest)[1]
+
     def _load_manifest(self, digest: str) -> tuple[bytes, Manifest]:
         data = self._read_object(manifest_key(self.domain, digest))
         return data, Manifest.decode(data, digest)
@@ -204,6 +208,10 @@ class Catalog:
     def recipe_bytes(self, repo: RepoId, blob: str) -> bytes:
         """The recipe record of a blob that the repository holds."""
         return self._recipe(self.held(repo, blob).recipe)
+
+    def recipe(self, digest: str) -> Recipe:
+        """A recipe by its digest, whoever's it is, for work of the registry's own."""
+        return Recipe.decode(self._recipe(digest), digest)
 
     def _recipe(self, digest: str) -> bytes:
         data = self._read_object(recipe_key(self.domain, digest))
@@ -365,7 +373,7 @@ class Catalog:
                     # A record of a removed repository may lie there; SQL says it means nothing.
                     self.store.delete(record_key)
                     self.store.put_bytes(record_key, record.encode())
-                repositories.add_commit(connection, repository, record, size, recipes)
+                repositories.add_commit(connection, repository, record, size, recipes, now)
                 held = ((file.path, file.sha256, file.findings) for file in verdict.held)
                 quarantine.hold(connection, repository, held, now)
                 if verdict.signer is not None:
@@ -417,6 +425,11 @@ class Catalog:
         """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
         with self.database.write() as connection:
             repository = repositories.require(connection, repo)
+            records: set[str] = set()
+            for commit, manifest in repositories.commits_of(connection, repository):
+                records |= {commit_key(self.domain, repo, commit), manifest_key(self.domain, manifest)}
+            # Answers that are under way may read them yet.
+            claims.doom(connection, records, pins.clock(connection, self.database.kind.now) + self.lease_s)
             repositories.delete(connection, repository, author=author, now=int(self._now()))
         log.info("removed", extra={"repo": str(repo)})
 

@@ -125,7 +125,7 @@ class Sessions:
                 self._claim_kept(connection)
                 held = claims.end(connection, names)
                 unneeded = content.any_unneeded(connection, self.catalog.domain, held)
-                if unneeded or claims.some_doomed(connection, 1):
+                if unneeded or claims.some_doomed(connection, self.catalog.database.kind.now, 1):
                     self.work.set()
         except HeliosError as error:  # a full disk, say: whoever ends a session has its result already
             log.warning("a session's end could not be recorded; it is cleaned up later", extra={"error": str(error)})
@@ -178,7 +178,7 @@ class Sessions:
             left = claims.unheld(connection)
             if not database.kind.shared:
                 left += pushes.sessions(connection)
-            waiting = bool(claims.some_doomed(connection, 1))
+            waiting = bool(claims.some_doomed(connection, database.kind.now, 1))
         count = 0
         if left:
             with database.write(changes=Changes.NOTHING) as connection:

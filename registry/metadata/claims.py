@@ -6,7 +6,8 @@ processes because writers take turns:
 
 1. Whoever writes an object has claimed it before.
 2. Whoever makes rows rely on an object has a claim on it in that same transaction, or another row names it already.
-3. An object is deleted inside a writing transaction that has seen that nobody names or claims it.
+3. An object is deleted inside a writing transaction that has seen that nobody names or claims it, and that the time
+   is over for which readers were told where it lies.
 
 So a deletion is over before a claim is made, and the object is written after that; or the claim is seen and the object
 stays. A session whose process has died is ended by the others, and what it claimed and nobody names is doomed.
@@ -115,9 +116,17 @@ def named(connection: Connection, keys: Collection[str]) -> set[str]:
     return found
 
 
-def doom(connection: Connection, keys: Iterable[str]) -> None:
-    """Have objects deleted (``Burial``) unless somebody names or claims them before."""
-    insert_new(connection, doomed, [{"key": key} for key in sorted(set(keys))])
+def doom(connection: Connection, keys: Iterable[str], not_before: float = 0.0) -> None:
+    """Have objects deleted (registry/burial.py) unless somebody names or claims them before.
+
+    ``not_before`` is a time of the database's clock; of two the later one counts.
+    """
+    wanted = sorted(set(keys))
+    if not_before > 0:
+        for batch in batches(wanted):
+            where = doomed.c.key.in_(batch) & (doomed.c.not_before < not_before)
+            connection.execute(doomed.update().where(where).values(not_before=not_before))
+    insert_new(connection, doomed, [{"key": key, "not_before": not_before} for key in wanted])
 
 
 def undoom(connection: Connection, keys: Iterable[str]) -> None:
@@ -126,9 +135,19 @@ def undoom(connection: Connection, keys: Iterable[str]) -> None:
         connection.execute(doomed.delete().where(doomed.c.key.in_(batch)))
 
 
-def some_doomed(connection: Connection, limit: int) -> list[str]:
-    """At most so many objects to be deleted."""
-    return list(connection.scalars(sa.select(doomed.c.key).order_by(doomed.c.key).limit(limit)))
+def some_doomed(connection: Connection, now: sa.ColumnElement[float], limit: int) -> list[str]:
+    """At most so many objects to be deleted by now."""
+    query = sa.select(doomed.c.key).where(doomed.c.not_before <= now).order_by(doomed.c.key)
+    return list(connection.scalars(query.limit(limit)))
+
+
+def spared(connection: Connection, now: sa.ColumnElement[float], keys: Collection[str]) -> set[str]:
+    """Those of the objects that may not be deleted yet, although nobody needs them: readers know where they lie."""
+    found: set[str] = set()
+    for batch in batches(sorted(keys)):
+        query = sa.select(doomed.c.key).where(doomed.c.key.in_(batch), doomed.c.not_before > now)
+        found |= set(connection.scalars(query))
+    return found
 
 
 def lease(connection: Connection, process: str, name: str, now: sa.ColumnElement[float], seconds: float) -> None:

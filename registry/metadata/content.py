@@ -17,7 +17,7 @@ from helios.errors import Conflict, NotFound
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.placement import ChunkLocation
 from registry.ingest.types import IngestedBlob
-from registry.metadata.claims import claimed, of_blob
+from registry.metadata.claims import claimed, doom, of_blob
 from registry.metadata.database import Changes, Database, batches, insert_new
 from registry.metadata.tables import blob_objects, blobs, chunks, claims, objects, repository_blobs
 
@@ -149,7 +149,7 @@ def drop_pending(connection: Connection, domain: str) -> list[str]:
 def any_unneeded(connection: Connection, domain: str, keys: Iterable[str] | None = None) -> bool:
     """Whether ``drop_pending`` may have something to do: for these that were claimed, or for any."""
     pending = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.pending).limit(1)
-    idle = sa.select(objects.c.id).where(objects.c.domain == domain, ~_is_needed()).limit(1)
+    idle = sa.select(objects.c.id).where(objects.c.domain == domain, ~is_needed()).limit(1)
     if keys is None:
         return any(connection.scalar(query) is not None for query in (pending, idle))
     for batch in batches(sorted(keys)):
@@ -228,15 +228,27 @@ def _object_ids(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
     return out
 
 
-def _is_needed() -> sa.ColumnElement[bool]:
+def is_needed() -> sa.ColumnElement[bool]:
+    """Whether a blob needs the object."""
     return sa.select(blob_objects.c.object).where(blob_objects.c.object == objects.c.id).exists()
 
 
 def _drop_unneeded(connection: Connection, domain: str) -> list[str]:
     unclaimed = objects.c.key.not_in(sa.select(claims.c.key))
-    query = sa.select(objects.c.id, objects.c.key).where(objects.c.domain == domain, ~_is_needed(), unclaimed)
-    gone = dict(connection.execute(query).all())
-    for batch in batches(sorted(gone)):
+    query = sa.select(objects.c.id, objects.c.key).where(objects.c.domain == domain, ~is_needed(), unclaimed)
+    return drop_objects(connection, dict(connection.execute(query).all()))
+
+
+def drop_objects(connection: Connection, gone: Mapping[int, str]) -> list[str]:
+    """Forget objects (number -> key) that no blob needs and nobody claims, and the chunks in them.
+
+    Returns their keys. Those that readers may have been told of are doomed here, for the time when that is over.
+    """
+    numbers = sorted(gone)
+    for batch in batches(numbers):
+        query = sa.select(objects.c.key, objects.c.keep_until).where(objects.c.id.in_(batch), objects.c.keep_until > 0)
+        for key, until in connection.execute(query).all():
+            doom(connection, [key], until)
         connection.execute(chunks.delete().where(chunks.c.object.in_(batch)))
         connection.execute(objects.delete().where(objects.c.id.in_(batch)))
     return sorted(gone.values())

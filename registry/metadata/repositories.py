@@ -126,6 +126,12 @@ def require_commit(connection: Connection, repository: Repository, commit: str) 
     return found
 
 
+def commits_of(connection: Connection, repository: Repository) -> list[tuple[str, str]]:
+    """Every commit of a repository with its manifest's digest."""
+    query = sa.select(commits.c.commit, commits.c.manifest).where(commits.c.repository == repository.id)
+    return [(commit, manifest) for commit, manifest in connection.execute(query)]
+
+
 def all_commits(connection: Connection) -> Iterator[tuple[RepoId, str, str]]:
     """Every commit: (repository, commit, manifest digest)."""
     query = sa.select(repositories.c.name, commits.c.commit, commits.c.manifest).join_from(
@@ -136,7 +142,7 @@ def all_commits(connection: Connection) -> Iterator[tuple[RepoId, str, str]]:
 
 
 def add_commit(
-    connection: Connection, repository: Repository, record: CommitRecord, size: int, blobs: Iterable[str]
+    connection: Connection, repository: Repository, record: CommitRecord, size: int, blobs: Iterable[str], now: int
 ) -> None:
     """Add a commit and make its blobs reachable through the repository; one that is there already stays as it is."""
     values = {
@@ -147,8 +153,10 @@ def add_commit(
         "time": record.time,
         "size": size,
         "record": record.encode(),
+        "touched": now,
     }
     insert_new(connection, commits, [values])
+    _touch(connection, repository, [record.commit], now)
     rows = [{"repository": repository.id, "sha256": sha256} for sha256 in sorted(set(blobs))]
     insert_new(connection, repository_blobs, rows)
 
@@ -220,6 +228,7 @@ def move_ref(
     else:
         connection.execute(refs.update().where(where).values(commit=commit, updated=now))
     connection.execute(repositories.update().where(repositories.c.id == repository.id).values(updated=now))
+    _touch(connection, repository, [id_ for id_ in (old, commit) if id_ is not None], now)
     _audit(connection, repository.name, ref, old, commit, author, now)
     return True
 
@@ -229,6 +238,12 @@ def delete(connection: Connection, repository: Repository, *, author: str, now: 
     for ref, commit in refs_of(connection, repository).items():
         _audit(connection, repository.name, ref, commit, None, author, now)
     connection.execute(repositories.delete().where(repositories.c.id == repository.id))
+
+
+def _touch(connection: Connection, repository: Repository, ids: list[str], now: int) -> None:
+    """Note that commits were in use just now: they are kept for a while from here on (registry/gc)."""
+    where = (commits.c.repository == repository.id) & commits.c.commit.in_(ids)
+    connection.execute(commits.update().where(where).values(touched=now))
 
 
 def moves_of(connection: Connection, repo: RepoId) -> list[tuple[str, str | None, str | None, str, int]]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
+from registry.metadata import gc_tables as _gc  # noqa: F401 - they are part of the metadata
 from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "shared"
+HEAD: Final = "gc"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"

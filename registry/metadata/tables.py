@@ -41,7 +41,9 @@ objects = Table(
     Column("key", Text, nullable=False, unique=True),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("keep_until", Double, nullable=False, server_default="0"),
 )
+"""``keep_until``: a blob was removed that had bytes here; until then readers may know placements that name it."""
 
 chunks = Table(
     "chunks",
@@ -105,8 +107,10 @@ commits = Table(
     Column("time", BigInteger, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("record", LargeBinary, nullable=False),
+    Column("touched", BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
+"""``touched``: when the commit was last published, or a ref pointed at it or left it."""
 
 refs = Table(
     "refs",
@@ -123,6 +127,7 @@ repository_blobs = Table(
     metadata,
     Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
     Column("sha256", String(64), primary_key=True),
+    Index("repository_blobs_sha256", "sha256"),
     sqlite_with_rowid=False,
 )
 """Which blobs a repository's commits hold: a blob is served only through a repository that has it."""
@@ -168,8 +173,14 @@ claims = Table(
 )
 """What a session is about to write or relies on: objects by key, blobs by ``claims.of_blob``."""
 
-doomed = Table("doomed", metadata, Column("key", Text, primary_key=True), sqlite_with_rowid=False)
-"""Objects to be deleted from the store unless somebody names or claims them again."""
+doomed = Table(
+    "doomed",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("not_before", Double, nullable=False, server_default="0"),
+    sqlite_with_rowid=False,
+)
+"""Objects to be deleted from the store, not before a time, unless somebody names or claims them again."""
 
 pushes = Table(
     "pushes",

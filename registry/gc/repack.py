@@ -1,0 +1,69 @@
+"""Rewriting objects that are mostly garbage: what is needed of them goes into new packs, the objects go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from helios.errors import Conflict
+from registry.catalog import Catalog
+from registry.gc.copies import Copies
+from registry.metadata import claims, moving
+from registry.metadata.moving import Held
+
+LEAST: Final = 0.5
+"""Objects are rewritten when less than this share of their bytes is needed."""
+
+
+class Repacker:
+    """Looks at objects that removed blobs have left to others. ``keep_s``: see ``Copies``."""
+
+    def __init__(self, catalog: Catalog, keep_s: float) -> None:
+        self._catalog, self._copies = catalog, Copies(catalog, keep_s)
+
+    def candidates(self, losing: Collection[str] = ()) -> list[tuple[str, int]]:
+        """(key, number) of the objects that may be worth it, now or when the blobs ``losing`` have gone, too."""
+        domain = self._catalog.domain
+        with self._catalog.database.read() as connection:
+            found = dict(moving.partly_used(connection, domain))
+            found.update(moving.shared_with(connection, domain, losing))
+        return sorted(found.items(), key=lambda item: item[1])
+
+    def garbage(self, key: str, number: int, without: Collection[str] = ()) -> int | None:
+        """Bytes that rewriting the object would free; None where it is not worth it or a session relies on it."""
+        users = {sha256: ids for sha256, ids in self._copies.users(number).items() if sha256 not in without}
+        found = self._live(key, number, users)
+        return None if found is None else found[1]
+
+    def rewrite(self, key: str, number: int) -> int | None:
+        """Rewrite the object if that is worth it; returns the bytes that it frees. Raises IntegrityError for a chunk
+        that is damaged, NotFound for an object that is missing."""
+        users = self._copies.users(number)
+        found = self._live(key, number, users)
+        if found is None:
+            return None
+        live, garbage = found
+        try:
+            self._copies.replace(key, number, users, self._read(key, live))
+        except Conflict:  # somebody needs the object after all; the next run looks again
+            return None
+        return garbage
+
+    def _live(self, key: str, number: int, users: dict[str, set[bytes]]) -> tuple[list[Held], int] | None:
+        """Its chunks that blobs need, and the bytes of the rest."""
+        with self._catalog.database.read() as connection:
+            size = moving.size_of(connection, number)
+            held = moving.chunks_in(connection, number)
+            busy = claims.claimed(connection, [key])
+        if size is None or busy:
+            return None
+        wanted: set[bytes] = set().union(*users.values())
+        live = [chunk for chunk in held if chunk.id in wanted]
+        needed = sum(chunk.length for chunk in live)
+        return None if needed >= LEAST * size else (live, size - needed)
+
+    def _read(self, key: str, chunks: list[Held]) -> Iterator[tuple[bytes, bytes]]:
+        for chunk in chunks:
+            data = bytearray(chunk.length)
+            self._catalog.store.read_into(key, chunk.offset, memoryview(data))
+            yield chunk.id, bytes(data)
