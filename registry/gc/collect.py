@@ -32,8 +32,6 @@ from registry.metadata.repositories import Repository
 
 log = logging.getLogger("helios.registry.gc")
 
-TURN_S: Final = 300.0
-"""A process that collects and was silent for so long has lost its turn, in seconds of the database's clock."""
 MARKS: Final = 500
 """Most rows condemned in one transaction."""
 COMMITS: Final = 64
@@ -93,10 +91,10 @@ class Collector:
     # --- turns ---
 
     def _take_turn(self) -> None:
-        """Take the turn, or keep it."""
+        kind = self._database.kind
         with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            now = pins.clock(connection, self._database.kind.now)
-            if not pins.take_turn(connection, "gc", self.catalog.member.id, now, TURN_S):
+            now = pins.clock(connection, kind.now)
+            if not pins.take_turn(connection, "gc", self.catalog.member.id, now, shared=kind.shared):
                 raise Conflict("another process of this registry is collecting garbage; wait until it is done")
 
     def _leave_turn(self) -> None:
@@ -105,11 +103,6 @@ class Collector:
                 pins.leave_turn(connection, "gc", self.catalog.member.id)
         except HeliosError as error:  # it ends by itself
             log.warning("the collector's turn could not be given back", extra={"error": error.message})
-
-    def _go_on(self, stopped: Callable[[], bool]) -> None:
-        if stopped():
-            raise Unavailable("the collection was stopped", hint="The next one goes on where it was.")
-        self._take_turn()
 
     # --- mark ---
 
@@ -123,7 +116,7 @@ class Collector:
             gc.acquit_blobs(connection, self._domain)
         more = True
         while more:
-            self._go_on(stopped)
+            _go_on(stopped)
             with self._database.write(changes=Changes.NOTHING) as connection:
                 now = pins.clock(connection, self._database.kind.now)
                 more = gc.condemn_commits(connection, now, keep_s, MARKS) == MARKS
@@ -134,7 +127,7 @@ class Collector:
     def _sweep_commits(self, report: Report, stopped: Callable[[], bool]) -> None:
         before = self._now() - self.times.grace_s
         while True:
-            self._go_on(stopped)
+            _go_on(stopped)
             with self._database.read() as connection:
                 due = gc.due_commits(connection, before, COMMITS)
             if due is None:
@@ -182,7 +175,7 @@ class Collector:
         before = self._now() - self.times.grace_s
         after = ""
         while True:
-            self._go_on(stopped)
+            _go_on(stopped)
             with self._database.read() as connection:
                 due = gc.due_blobs(connection, self._domain, before, after, BLOBS)
             if not due:
@@ -206,7 +199,7 @@ class Collector:
     def _repack(self, report: Report, stopped: Callable[[], bool]) -> None:
         repacker = Repacker(self.catalog, self.times.lease_s + self.times.grace_s)
         for key, number in repacker.candidates():
-            self._go_on(stopped)
+            _go_on(stopped)
             try:
                 done = repacker.rewrite(key, number)
             except (NotFound, IntegrityError) as error:
@@ -262,6 +255,11 @@ class Collector:
     def _now(self) -> float:
         with self._database.read() as connection:
             return pins.clock(connection, self._database.kind.now)
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise Unavailable("the collection was stopped", hint="The next one goes on where it was.")
 
 
 def _fill(report: Report, counts: dict[str, int]) -> None:

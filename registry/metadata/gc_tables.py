@@ -47,6 +47,5 @@ turns = sa.Table(
     metadata,
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("holder", sa.String(32), nullable=False),
-    sa.Column("expires", sa.Double, nullable=False),
 )
-"""Work that only one process does at a time."""
+"""Work that only one process does at a time, and which one does it, as long as it is alive."""

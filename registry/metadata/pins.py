@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from registry.metadata.gc_tables import pins, turns
 from registry.metadata.repositories import Repository
-from registry.metadata.tables import repositories
+from registry.metadata.tables import processes, repositories
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,18 @@ def clock(connection: Connection, now: sa.ColumnElement[float]) -> float:
 # --- turns ---
 
 
-def take_turn(connection: Connection, name: str, holder: str, now: float, seconds: float) -> bool:
-    """Take, or keep, the turn of some work for so long; False while somebody else has it."""
-    row = connection.execute(sa.select(turns.c.holder, turns.c.expires).where(turns.c.name == name)).one_or_none()
-    if row is not None and row.holder != holder and row.expires > now:
-        return False
+def take_turn(connection: Connection, name: str, holder: str, now: float, *, shared: bool) -> bool:
+    """Have a process do some work that only one does at a time; False while another one that is alive does it.
+
+    Where processes don't share the database (``shared``) there is no other one.
+    """
+    held_by = connection.scalar(sa.select(turns.c.holder).where(turns.c.name == name))
+    if shared and held_by not in (None, holder):
+        alive = sa.select(processes.c.id).where(processes.c.id == held_by, processes.c.expires >= now)
+        if connection.scalar(alive) is not None:
+            return False
     connection.execute(turns.delete().where(turns.c.name == name))
-    connection.execute(turns.insert().values(name=name, holder=holder, expires=now + seconds))
+    connection.execute(turns.insert().values(name=name, holder=holder))
     return True
 
 

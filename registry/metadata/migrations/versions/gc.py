@@ -53,5 +53,4 @@ def upgrade() -> None:
         "turns",
         sa.Column("name", sa.String(32), primary_key=True),
         sa.Column("holder", sa.String(32), nullable=False),
-        sa.Column("expires", sa.Double, nullable=False),
     )
