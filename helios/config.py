@@ -80,6 +80,14 @@ class RegistrySettings(Section, frozen=True):
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    keep_commits_s: float = 30 * 86400.0
+    """How long a commit stays after no ref points at it any more, in seconds."""
+    gc_grace_s: float = 86400.0
+    """How long garbage stays before it is removed, in seconds, and again before its objects are deleted."""
+    gc_every_s: float = 86400.0
+    """How often garbage is collected, in seconds; 0: only when asked."""
+    verify_mb_s: float = 100.0
+    """How fast a verification reads the store, in MB/s; 0: as fast as it can."""
     peers: list[PeerSettings] = []
     """Other registries, for replication."""
     admission: list[AdmissionRule] = []

@@ -268,6 +268,27 @@ class RegistryClient:
         """Bring a peer's repositories here: the events as they come, ``done`` last; see ``pull``."""
         return self._events("/api/v1/replications", {"peer": peer, "repos": repos}, timeout_s)
 
+    # --- what is stored ---
+
+    def usages(self) -> dict[str, Any]:
+        """``total``, ``repos`` and ``unheld``: bytes of each model and in all (docs/native-api.md)."""
+        return self._get("/api/v1/usage", dict, all="true")
+
+    def collect(self, *, dry_run: bool, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Collect garbage: the events as they come, ``done`` last; see ``pull``."""
+        return self._events("/api/v1/gc", {"dry_run": dry_run}, timeout_s)
+
+    def verify(self, repo: RepoId | None, sample: float, *, repair: bool, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Look at what is stored: the events as they come, ``done`` last; see ``pull``."""
+        wanted = {"repo": None if repo is None else str(repo), "sample": sample, "repair": repair}
+        return self._events("/api/v1/verify", wanted, timeout_s)
+
+    def lease(self, holder: str, repo: RepoId, commit: str, seconds: float) -> float:
+        """Keep a commit for so long from now on (0: no longer), whatever happens to its refs; returns until when."""
+        body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
+        answer: dict[str, float] = self.http.json("PUT", "/api/v1/leases", body=body)
+        return answer["expires"]
+
     def _events(self, path: str, wanted: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
         body = msgspec.json.encode(wanted)
         headers = {"content-type": "application/json"}

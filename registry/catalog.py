@@ -42,7 +42,7 @@ from registry.admission.admission import Admission, Verdict
 from registry.burial import bury
 from registry.cache import Cache
 from registry.member import Member
-from registry.metadata import claims, content, pins, quarantine, repositories
+from registry.metadata import claims, content, inventory, pins, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Changes, Database
 
@@ -312,6 +312,11 @@ class Catalog:
         for blob in known.values():
             stored.update(Recipe.decode(self._recipe(blob.recipe), blob.recipe).chunks())
         return Usage(logical, unique, sum(stored.values()))
+
+    def shares(self) -> tuple[list[inventory.Share], float]:
+        """Every repository's bytes, and the stored bytes that none holds: of pushes under way, and garbage."""
+        with self.database.read() as connection:
+            return inventory.shares(connection, self.domain)
 
     # --- writes ---
 

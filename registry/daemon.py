@@ -31,6 +31,10 @@ from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.fresh import Fresh
+from registry.gc.jobs import Jobs
+from registry.gc.leases import Leases
+from registry.gc.routes import routes as gc_routes
+from registry.gc.setup import make_jobs
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
@@ -91,6 +95,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
         stack.callback(replications.close)
+        jobs = make_jobs(config.registry, os.environ, catalog)
+        stack.callback(jobs.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -105,7 +111,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
             return await _serve(
-                services, pulls, replications, reader, [tcp, unix], record, embedded=embedded, announce=announce
+                services, pulls, replications, jobs, reader, [tcp, unix], record, embedded=embedded, announce=announce
             )
 
         stopped_by = asyncio.run(main())
@@ -122,6 +128,7 @@ async def _serve(
     services: Services,
     pulls: Pulls,
     replications: Replications,
+    jobs: Jobs,
     reader: VerifiedReader,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -136,13 +143,19 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), *transfer_routes(replications), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [
+        *pull_routes(pulls),
+        *transfer_routes(replications),
+        *gc_routes(jobs, Leases(services.catalog)),
+        HubRoute(services.catalog, reader, services.metrics),
+    ]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(replications.keep_current()),
-            tasks.create_task(_interrupt(services, pulls, replications, server)),
+            tasks.create_task(jobs.keep_clean()),
+            tasks.create_task(_interrupt(services, pulls, replications, jobs, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -152,13 +165,14 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, jobs: Jobs, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
     await asyncio.to_thread(replications.close)
+    await asyncio.to_thread(jobs.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

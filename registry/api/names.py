@@ -78,5 +78,15 @@ async def commits(request: Request) -> Response:
 
 
 async def usage(request: Request) -> Response:
+    catalog = services(request).catalog
     repo = repository(request) if "repo" in request.query_params else None
-    return Json(await asyncio.to_thread(services(request).catalog.usage, repo))
+    total = await asyncio.to_thread(catalog.usage, repo)
+    if request.query_params.get("all") != "true":
+        return Json(total)
+    shares, unheld = await asyncio.to_thread(catalog.shares)
+    models = [
+        {"repo": s.repo, "logical": s.logical, "unique": s.unique, "stored": round(s.stored)}
+        for s in shares
+        if repo is None or s.repo == str(repo)
+    ]
+    return Json({"total": total, "repos": models, "unheld": round(unheld)})

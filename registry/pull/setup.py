@@ -30,14 +30,18 @@ def make_pulls(
     metrics: RegistryMetrics,
 ) -> Pulls:
     """Pulls from the configured upstream, else from HF_ENDPOINT, else from huggingface.co."""
-    endpoint = settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    upstream = Upstream(endpoint, stall_s=settings.pull_stall_s)
+    upstream = Upstream(endpoint_of(settings, environ), stall_s=settings.pull_stall_s)
 
     def free_bytes() -> dict[str, int]:
         return free_on(spool.ensure(), store.staging())
 
     puller = Puller(catalog, sessions, spool, upstream, files=settings.pull_files, free_bytes=free_bytes)
     return Pulls(catalog, sessions, spool, upstream, puller, metrics)
+
+
+def endpoint_of(settings: RegistrySettings, environ: Mapping[str, str]) -> str:
+    """The Hub to pull from."""
+    return settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
 
 
 def free_on(spool: Path, store: Path) -> dict[str, int]:

@@ -114,6 +114,27 @@ class Upstream:
                         error.hint = "The Hub serves files over 50 GB through Xet alone, which is not supported yet."
                     raise
 
+    def part(self, repo: RepoId, commit: str, path: str, start: int, end: int, stop: threading.Event) -> bytes:
+        """Bytes ``start`` to ``end`` of a file; nothing is verified. Raises as ``snapshot`` does."""
+        return self._call(
+            lambda: self._part(repo, commit, path, start, end), faults.Where(self.endpoint, repo, commit, path), stop
+        )
+
+    def _part(self, repo: RepoId, commit: str, path: str, start: int, end: int) -> bytes:
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
+        out = bytearray()
+        with self._stream(self._file_url(repo, commit, path), headers) as (response, blocks):
+            found = _CONTENT_RANGE.match(response.headers.get("content-range") or "")
+            if response.status_code != 206 or found is None or int(found[1]) != start:
+                raise IntegrityError(f"{self.endpoint} gives no ranges of {path}")
+            for block in blocks:
+                out += block
+                if len(out) > end - start:
+                    raise IntegrityError(f"{self.endpoint} sends more of {path} than was asked for")
+        if len(out) < end - start:
+            raise Transient(f"{path}: the upstream's answer ended after {len(out)} of {end - start} bytes")
+        return bytes(out)
+
     def _receive(self, repo: RepoId, commit: str, file: RemoteFile, out: Appender, arrived: Callable[[], None]) -> None:
         """One request for the bytes still missing; ``arrived`` is called after each block."""
         headers = {"Accept-Encoding": "identity"}  # the Hub's edge compresses text, and then knows no ranges
