@@ -231,7 +231,7 @@ class _Daemon:
         finally:
             self._answers = False
             with trio.CancelScope(shield=True):
-                await operations.close()
+                await operations.files.close()
         log.info("unmounted" if self._keeper is None else "ended", extra={"mountpoint": state.mountpoint})
 
     async def _obey(self, keeper: Attachment) -> None:
