@@ -152,6 +152,7 @@ class _Daemon:
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
+                await background.start(catalog.run)
                 if shadow is not None:
                     await background.start(shadow.run)
                 if keeper is not None:
