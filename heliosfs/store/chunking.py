@@ -1,8 +1,8 @@
 """Where a file is cut into chunks.
 
-A safetensors file: its header (length field included) is cut on its own, every large tensor starts a chunk and is cut
-on a 4 MiB grid from its start, and runs of small tensors (below 1 MiB each) share chunks of up to 4 MiB, cut between
-tensors. So a fine-tune that changes some tensors shares the chunks of all others, whatever moved. Any other file is
+A safetensors or GGUF file: its header is cut on its own, every large tensor starts a chunk and is cut on a 4 MiB grid
+from its start, and runs of small tensors (below 1 MiB each) share chunks of up to 4 MiB, cut between tensors. So a
+fine-tune that changes some tensors shares the chunks of all others, whatever moved. Any other file is
 cut on a plain 4 MiB grid. The first and the last chunk of a large file are then cut finer towards its edges: a reader
 gets no byte before its whole chunk is here, and readers begin at the start or at the end. A header of up to 4 MiB stays
 one chunk: whoever reads its first byte reads all of it. No chunk is empty or longer than 4 MiB; chunks of one file
@@ -16,7 +16,6 @@ from itertools import accumulate
 from typing import Final
 
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
-from heliosfs.store.safetensors import Tensor
 
 SMALL_TENSOR: Final = 1 << 20
 """Tensors below this many bytes share chunks: a norm's weights of 8 KB do not earn an entry in the index."""
@@ -49,24 +48,25 @@ def growing(length: int) -> Iterator[int]:
 
 
 def cut_plain(size: int) -> list[int]:
-    """Chunk lengths of a file that is not a safetensors file."""
+    """Chunk lengths of a file in which no tensors are known."""
     return _finer_at_the_edges(list(grid(0, size)), size)
 
 
-def cut_safetensors(header_end: int, tensors: Iterable[Tensor]) -> list[int]:
-    """Chunk lengths of a safetensors file.
+def cut_tensors(header_end: int, tensors: Iterable[tuple[int, int]]) -> list[int]:
+    """Chunk lengths of a file of tensors.
 
-    ``header_end`` is the offset where the tensors' data starts; ``tensors`` are in file order and touch.
+    ``header_end`` is the offset where their data starts; ``tensors`` are their (start, end) offsets, in file order;
+    they touch.
     """
     lengths = list(grid(0, header_end))
     run, size = 0, header_end
-    for tensor in tensors:
-        length, size = tensor.end - tensor.start, tensor.end
+    for start, end in tensors:
+        length, size = end - start, end
         if run and (length >= SMALL_TENSOR or run + length > MAX_CHUNK):
             lengths.append(run)
             run = 0
         if length >= SMALL_TENSOR:
-            lengths.extend(grid(tensor.start, tensor.end))
+            lengths.extend(grid(start, end))
         else:
             run += length
     if run:

@@ -57,12 +57,14 @@ class Ingest:
         lfs: bool | None = None,
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
+        recipe: Recipe | None = None,
     ) -> IngestedBlob:
         """Store the ``size`` bytes of ``source`` as the file ``path`` of a repository, and record them in the index.
 
         Blocks until everything is durable. ``lfs`` says how the file's upstream keeps it; None decides by the Hub's
         rules. ``expect_sha256`` and ``expect_git_oid`` are what the content must hash to; for an LFS file with a known
-        sha256 the git oid is the upstream's name for its pointer file and is taken as it is.
+        sha256 the git oid is the upstream's name for its pointer file and is taken as it is. ``recipe`` says where to
+        cut, and what the chunks must hash to, where another registry has cut the file already.
 
         Raises InvalidInput for a source that is shorter or longer than ``size`` and for a malformed safetensors header,
         IntegrityError for content that is not the expected, NoSpace, and whatever the source raises. Then no object of
@@ -73,6 +75,8 @@ class Ingest:
         reader = Reader(source, path, size)
         with self._pool.user():
             lengths = cut(path, size, reader)
+            if recipe is not None:
+                lengths = [length for _, length in recipe.chunks()]
             if lfs is None:
                 lfs = is_lfs(path, size, reader.peek(min(size, SNIFF)))
             known = expect_sha256 is not None and self._index.recipe_of(self._domain, expect_sha256) is not None
@@ -81,6 +85,8 @@ class Ingest:
                 hashes = _FileHashes(size, git=not lfs)
                 self._stream(reader, lengths, hashes, writer)
                 entry = hashes.entry(path, executable, expect_sha256, expect_git_oid)
+                if recipe is not None and writer.chunks != list(recipe.chunks()):
+                    raise IntegrityError(f"{path}: its bytes are not those of its recipe (blob {recipe.blob})")
                 with self._finishing.turn(entry.sha256):
                     blob = self._finish(path, entry, writer)
             finally:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from helios.errors import IntegrityError, InvalidInput
@@ -22,6 +24,20 @@ from registry.ingest import FileSource, Ingest, IngestedBlob
 from tests.support.ingest import Bytes, MemoryIndex, audit, reader, safetensors, seeded, stored_bytes
 
 MIB = 1 << 20
+
+
+def gguf_file(path: Path, tensors: dict[str, int], template: str) -> bytes:
+    """A file by ggml's own writer: tensors of so many bytes each."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_chat_template(template)
+    writer.add_token_list([f"word{n}" for n in range(1000)])
+    for number, (name, size) in enumerate(tensors.items()):
+        writer.add_tensor(name, np.frombuffer(seeded(size, number), dtype=np.int8))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
 
 
 class Lab:
@@ -180,6 +196,19 @@ def test_a_recipe_of_a_known_blob_that_is_damaged_is_named(lab: Lab, monkeypatch
     with pytest.raises(IntegrityError, match=digest):
         lab.ingest.ingest("a.bin", len(data), Bytes(data))
     path.write_bytes(record)
+
+
+def test_a_gguf_file_with_other_metadata_shares_its_tensors(lab: Lab, tmp_path: Path) -> None:
+    """A longer chat template moves every tensor; a wrong head makes it a plain file, not an error."""
+    sizes = {f"blk.{n}.weight": 5 * MIB + 64 for n in range(6)}
+    one = gguf_file(tmp_path / "one.gguf", sizes, template="short")
+    two = gguf_file(tmp_path / "two.gguf", sizes, template="x" * 100_000)
+    lab.put("one.gguf", one)
+    blob = lab.put("two.gguf", two)
+    assert blob.new_bytes == blob.recipe.span(0)[1] < 200_000
+    broken = one[:16] + b"\xff" * 8 + one[24:]
+    plain = lab.put("broken.gguf", broken)
+    assert plain.recipe.span(0)[1] != lab.put("one.gguf", one).recipe.span(0)[1]
 
 
 def test_a_fine_tune_costs_what_it_changes(lab: Lab) -> None:
