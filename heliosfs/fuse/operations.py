@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from helios.errors import HeliosError, NotFound
@@ -37,6 +38,9 @@ KEPT_S: Final = 365 * 86400.0
 """Time-out given to the kernel for what never changes, in seconds."""
 
 XATTR: Final = "user.helios."
+
+STATFS_S: Final = 5.0
+"""How long the cache's disk may take to say how full it is, in seconds."""
 
 LONGEST_LINK: Final = 4095
 """Most bytes of a link's target that the kernel takes; one below very many directories of ``.hub`` has more."""
@@ -112,6 +116,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._mounted_ns = time.time_ns() if mounted_ns is None else mounted_ns
         self._restorer = Restorer(table, source)
         self._alone = alone
+        self._statfs_threads = trio.CapacityLimiter(1)
         self.files = OpenFiles(source, blobs, metrics, self._node_of, generation, shadow)
         """What is open."""
         metrics.oldest_request.set_function(self.oldest_s)
@@ -207,7 +212,13 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     @operation
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        disk = os.statvfs(self._cache)
+        disk = None
+        with trio.move_on_after(STATFS_S):  # a disk that hangs must not stop the loop
+            disk = await trio.to_thread.run_sync(
+                os.statvfs, self._cache, abandon_on_cancel=True, limiter=self._statfs_threads
+            )
+        if disk is None:
+            raise FUSEError(errno.EIO)
         out = StatvfsData()
         out.f_bsize = out.f_frsize = disk.f_frsize
         out.f_blocks, out.f_bfree, out.f_bavail = disk.f_blocks, disk.f_bfree, disk.f_bavail
