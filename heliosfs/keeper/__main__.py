@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -10,8 +11,9 @@ import sys
 
 from heliosfs.keeper import kernel
 from heliosfs.keeper.held import Held, mount, take_over
-from heliosfs.keeper.keeper import Keeper, Settings
+from heliosfs.keeper.keeper import Keeper
 from heliosfs.keeper.log import log
+from heliosfs.keeper.place import Settings
 
 
 def main() -> int:
@@ -43,11 +45,15 @@ def main() -> int:
         log("error", reason)
         say("error", {"code": "Unavailable", "message": reason, "hint": "`helios doctor` checks this machine."})
         return 1
-    held.lock_fd = args.lock_fd or held.lock_fd
     os.chdir("/")
     if held.served:
         say("state", held.state)
-    return Keeper(Settings(*(getattr(args, name) for name in Settings._fields)), held, signals, say).run()
+    settings = Settings(*(getattr(args, name) for name in Settings._fields))
+    status = Keeper(settings, held, signals, say).run()
+    if status is None:
+        return 0
+    _clean_up(args, held)
+    return status
 
 
 def _come_by(args: argparse.Namespace) -> Held:
@@ -64,6 +70,19 @@ def _come_by(args: argparse.Namespace) -> Held:
         while (number := kernel.device(place)) is not None:
             kernel.detach(place, number)
     return mount(os.path.realpath(place), args.options, args.socket, args.uids)
+
+
+def _clean_up(args: argparse.Namespace, held: Held) -> None:
+    """Leave nothing of a mount that has ended; the descriptors close with this process."""
+    kernel.abort(held.device)
+    lock = args.lock_fd and os.readlink(f"/proc/self/fd/{args.lock_fd}")
+    for path in filter(None, (args.socket, args.pid_file, lock)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    if args.created:
+        with contextlib.suppress(OSError):  # not empty: somebody uses it
+            os.rmdir(held.mountpoint)
+    log("info", "unmounted", mountpoint=held.mountpoint)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -26,7 +26,6 @@ class Held:
 
     state: Any = None  # what the worker said when it was ready
     served = False  # whether one was ready, ever
-    lock_fd: int | None = None
 
     def __init__(
         self, place: str, device: str, fuse_fd: int, board: Board, listener: socket.socket, worker: Worker | None = None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from heliosfs.keeper.board import Board
 from heliosfs.keeper.held import Held
-from heliosfs.keeper.keeper import Keeper, Settings
+from heliosfs.keeper.keeper import Keeper
+from heliosfs.keeper.place import Settings
 from heliosfs.keeper.worker import Worker
 
 
@@ -28,7 +29,7 @@ def test_a_worker_that_hangs_up_before_it_is_greeted_takes_no_keeper_down(tmp_pa
         worker = Worker(0, pidfd)
         worker.attach(ours)
         theirs.close()
-        settings = Settings(str(tmp_path / "k.sock"), [], [os.getuid()], None, False, 10.0, 60.0, 5.0)
+        settings = Settings(str(tmp_path / "k.sock"), [], [os.getuid()], None, 10.0, 60.0, 5.0)
         keeper = Keeper(settings, Held(str(tmp_path), "0:0", -1, board, listener, worker), -1, lambda *_: None)
 
         def tick(now: float) -> None:
