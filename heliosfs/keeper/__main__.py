@@ -25,11 +25,8 @@ def main() -> int:
     def say(key: str, value: object) -> None:
         fd, args.ready_fd = args.ready_fd, None  # only the first call counts
         if fd is not None:
-            try:
-                with os.fdopen(fd, "w") as pipe:
-                    pipe.write(json.dumps({key: value}) + "\n")
-            except BrokenPipeError:
-                log("warning", "whoever started this keeper is gone; the mount stays")
+            with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "w") as pipe:  # who started us may be gone
+                pipe.write(json.dumps({key: value}) + "\n")
 
     signals, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
@@ -46,7 +43,7 @@ def main() -> int:
         say("error", {"code": "Unavailable", "message": reason, "hint": "`helios doctor` checks this machine."})
         return 1
     os.chdir("/")
-    if held.served:
+    if held.worker is not None and held.worker.ready_at:
         say("state", held.state)
     settings = Settings(*(getattr(args, name) for name in Settings._fields))
     status = Keeper(settings, held, signals, say).run()

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from heliosfs.keeper import kernel, wire
 from heliosfs.keeper.board import Board
@@ -21,17 +21,17 @@ LOOK_S: Final = 0.5
 """How often is looked whether there still is something to take over."""
 
 
-class Held:
-    """All that there is of a mount outside the kernel."""
+class Held(NamedTuple):
+    """All that there is of a mount outside the kernel, as it was come by."""
 
-    state: Any = None  # what the worker said when it was ready
-    served = False  # whether one was ready, ever
-
-    def __init__(
-        self, place: str, device: str, fuse_fd: int, board: Board, listener: socket.socket, worker: Worker | None = None
-    ) -> None:
-        self.mountpoint, self.device, self.fuse_fd, self.board = place, device, fuse_fd, board
-        self.listener, self.worker = listener, worker
+    mountpoint: str
+    device: str
+    fuse_fd: int
+    board: Board
+    listener: socket.socket
+    worker: Worker | None = None
+    state: Any = None
+    """What the worker said when it was ready."""
 
 
 def mount(place: str, options: str, path: str, uids: list[int]) -> Held:
@@ -89,10 +89,9 @@ def _from_worker(place: str, path: str, uids: list[int], orphan_s: float, asker:
         if len(guest.fds) == 2 and kernel.connected(guest.fds[0]):
             about, (fuse_fd, board_fd) = guest.about, guest.fds
             worker = Worker.of_peer(guest)
-            held = Held(about["mountpoint"], about["dev"], fuse_fd, Board(board_fd), listener, worker)
             if about["ready"]:
-                held.state, held.served = about["state"], True
                 worker.ready()
-            return held
+            board = Board(board_fd)
+            return Held(about["mountpoint"], about["dev"], fuse_fd, board, listener, worker, about["state"])
         guest.dismiss()
     raise TimeoutError(f"no keeper and no worker came to {path}")

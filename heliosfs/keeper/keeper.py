@@ -114,7 +114,7 @@ class Keeper:
         elif worker is not None and worker.phase >= Phase.GOING:
             return
         elif guest.hello == "successor":
-            if worker is not None and policy.hang(self.held.board, now, 0.0, BRISK_S) is None:
+            if worker is not None and policy.hang(self._place.board, now, 0.0, BRISK_S) is None:
                 wire.send(guest.sock, {"yours": True})
                 self._part(worker)
         elif guest.hello != "1" or (spawned and (worker is None or worker.pid != guest.pid)):

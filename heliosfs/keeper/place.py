@@ -46,8 +46,9 @@ class Place:
         self, settings: Settings, held: Held, say: Callable[[str, Any], None], leave: Callable[[int, str], None]
     ) -> None:
         self.settings, self.held, self.say, self.leave = settings, held, say, leave
+        self.board = held.board
         self.worker: Worker | None = None
-        self._closed = False
+        self._closed = self._served = False
         self._dropped: list[int] = []  # workers' pidfds
         self._restarts = policy.Restarts()
         self._spawn_at = 0.0 if settings.argv else math.inf
@@ -105,6 +106,7 @@ class Place:
     def take(self, worker: Worker) -> None:
         """The place is this worker's, which may have come with the mount."""
         self.worker = worker
+        self._served |= worker.ready_at is not None
         if (path := self.settings.pid_file) and worker.pid:
             try:
                 with open(f"{path}.new", "w") as file:
@@ -116,7 +118,7 @@ class Place:
     def attach(self, sock: socket.socket) -> None:
         """Give the worker the mount: from now on the board, and what the kernel asks, are its own."""
         assert self.worker is not None
-        board = self.held.board
+        board = self.board
         board.loop_ns = board.channel_ns = board.oldest_ns = board.limit_ns = 0
         board.generation += 1
         self.worker.attach(sock)
@@ -125,7 +127,7 @@ class Place:
     def greet(self, *fds: int) -> None:
         """Answer a worker's hello, or say to one that came with the mount who keeps it now."""
         held = self.held
-        about = {"mountpoint": held.mountpoint, "dev": held.device, "generation": held.board.generation}
+        about = {"mountpoint": held.mountpoint, "dev": held.device, "generation": self.board.generation}
         with contextlib.suppress(OSError):  # it is gone again: that is noticed as ever
             if self.worker is not None and self.worker.sock is not None:
                 wire.send(self.worker.sock, {**about, "keeper": os.getpid(), "external": not self.settings.argv}, fds)
@@ -140,9 +142,9 @@ class Place:
                     worker.goes(self.settings.grace_s)
                 elif message.get("ready"):
                     worker.ready()
-                    self.held.state, self.held.served = message.get("state"), True
-                    log("info", "the worker is ready", worker=worker.pid, generation=self.held.board.generation)
-                    self.say("state", self.held.state)
+                    self._served = True
+                    log("info", "the worker is ready", worker=worker.pid, generation=self.board.generation)
+                    self.say("state", message.get("state"))
                 else:
                     worker.said = message
 
@@ -162,7 +164,7 @@ class Place:
                 reason = "it was not ready in time"
             case Phase.SERVING:
                 since = max(worker.ready_at or 0.0, self._resumed)
-                reason = policy.hang(self.held.board, now, since, self.settings.stall_s)
+                reason = policy.hang(self.board, now, since, self.settings.stall_s)
             case Phase.GOING if late:
                 self._kill(worker)
             case Phase.KILLED if late:
@@ -174,7 +176,7 @@ class Place:
 
     def _kill(self, worker: Worker) -> None:
         """End its process, or, where that is not ours to do, its say in the mount: it heeds the board as it wakes."""
-        self.held.board.generation += 1
+        self.board.generation += 1
         if not worker.kill():
             log("warning", "the worker can't be killed from here; it is dropped", worker=worker.pid)
             worker.hang_up()
@@ -186,7 +188,7 @@ class Place:
         log("error", "a killed worker is not gone; the next one does not wait for it", worker=worker.pid)
         self._free(worker, None)
         self._dropped.append(worker.pidfd)
-        last, self.held.board = self.held.board, self.held.board.copied()
+        last, self.board = self.board, self.board.copied()
         last.close()
 
     def _on_end_of_dropped(self, pidfd: int) -> None:
@@ -201,15 +203,15 @@ class Place:
         os.close(worker.pidfd)
 
     def _free(self, worker: Worker, code: int | None) -> None:
-        now, held = time.monotonic(), self.held
+        now = time.monotonic()
         worker.hang_up()
         self.worker = None
         served_s = None if worker.ready_at is None else now - worker.ready_at
         oom = kernel.oom_kills() > self._ooms[0]
         how = policy.death(code, asked=worker.asked, hung=worker.hung, ended=bool(worker.said), oom=oom)
-        held.board.crashes += how is Death.CRASH
+        self.board.crashes += how is Death.CRASH
         level = "info" if how in (Death.ASKED, Death.CLEAN) else "warning"
-        if how is Death.CRASH and code is not None and held.served:  # else nobody's fault for sure, or the starter's
+        if how is Death.CRASH and code is not None and self._served:  # else nobody's fault for sure, or the starter's
             level = "error"
         log(level, "the worker ended", worker=worker.pid, status=code, how=how.name, served_s=served_s)
         if served_s is not None:
@@ -222,7 +224,7 @@ class Place:
         """After a worker, or an attempt to start one: the next, or the end where there never was one that served."""
         if not self.settings.argv or self._closed:
             return
-        if self.held.served or how is Death.ASKED:
+        if self._served or how is Death.ASKED:
             self._spawn_at = time.monotonic() + self._restarts.died(how, served_s)
             return
         if failure is not None:  # else the log's last lines say more than we could
@@ -236,8 +238,8 @@ class Place:
         """
         late = time.monotonic() >= self._down_since + self.settings.patience_s
         attached = self.worker is not None and self.worker.attached
-        return late and not attached and not self._closed and bool(self.held.board.init_len)
+        return late and not attached and not self._closed and bool(self.board.init_len)
 
     def _refuse(self) -> None:
-        if refused := refuse(self.held.fuse_fd, self.held.board):
+        if refused := refuse(self.held.fuse_fd, self.board):
             log("error", "requests failed because there is no worker", requests=refused)
