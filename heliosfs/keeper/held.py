@@ -62,7 +62,7 @@ def take_over(place: str, path: str, uids: list[int], orphan_s: float, asker: in
             sock.connect(path)
             wire.send(sock, {"hello": "successor"})
             answer, _ = wire.receive(sock)
-            if answer is None:
+            if answer is None or not answer.get("yours"):
                 raise ConnectionAbortedError(f"the keeper at {path} is ending, or belongs to somebody else")
             wire.receive(sock)  # its end
         except (FileNotFoundError, ConnectionRefusedError):  # nobody listens

@@ -34,14 +34,14 @@ class Keeper:
         self._place = Place(settings, held, say, self._leave)
         self._guests: list[Guest] = []
         self._superseded = ""  # the name of the worker that one with another name replaced
-        self._gone = False
-        self._status: int | None = None
+        self._gone = False  # the mount stays, and we go
+        self._status: int | None = None  # of our exit, once the mount ends
 
     def run(self) -> int | None:
         """Keep the mount. Returns the exit status when it has ended; None when it goes on with its worker alone."""
         if self.held.worker is not None:
             self._place.take(self.held.worker)
-            self._place.greet()
+            self._place.welcome()
         while True:
             now = time.monotonic()
             self._tick(now)
@@ -73,18 +73,19 @@ class Keeper:
 
     def _on_signal(self) -> None:
         for number in os.read(self.signals, 64):
-            worker = self._place.worker
+            worker, external = self._place.worker, not self.settings.argv
             if number == signal.SIGHUP:
                 self._place.replace("as was asked")
-            elif number == signal.SIGTERM and not self.settings.argv and worker is not None and worker.ready_at:
+            elif number == signal.SIGTERM and external and worker is not None and worker.ready_at:
                 self._part(worker)
             else:
                 self._leave(0 if number == signal.SIGTERM else 128 + number, f"stopping: {signal.Signals(number).name}")
 
     def _part(self, worker: Worker) -> None:
         """End without the mount, which stays with its worker."""
-        log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
-        self._gone = self._status is None
+        if self._status is None:
+            log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
+            self._gone = True
 
     def _leave(self, status: int, why: str) -> None:
         """Unmount and end the worker; the loop ends with it. The first reason counts."""
@@ -109,14 +110,15 @@ class Keeper:
     def _turn(self, guest: Guest, now: float) -> None:
         """Answer a guest, or let it wait: while a worker is going everybody does."""
         worker, spawned = self._place.worker, bool(self.settings.argv)
-        if self._status is not None or not kernel.connected(guest.sock.fileno()):
+        if self._gone or self._status is not None or not kernel.connected(guest.sock.fileno()):
             self._dismiss(guest)
         elif worker is not None and worker.phase >= Phase.GOING:
             return
         elif guest.hello == "successor":
             if worker is not None and policy.hang(self._place.board, now, 0.0, BRISK_S) is None:
-                wire.send(guest.sock, {"yours": True})
-                self._part(worker)
+                with contextlib.suppress(OSError):  # it is gone, and dismissed at its next turn
+                    wire.send(guest.sock, {"yours": True})
+                    self._part(worker)
         elif guest.hello != "1" or (spawned and (worker is None or worker.pid != guest.pid)):
             log("warning", "a stranger at the socket", pid=guest.pid, hello=guest.hello)
             self._dismiss(guest)

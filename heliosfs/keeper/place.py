@@ -122,9 +122,9 @@ class Place:
         board.loop_ns = board.channel_ns = board.oldest_ns = board.limit_ns = 0
         board.generation += 1
         self.worker.attach(sock)
-        self.greet(self.held.fuse_fd, board.fd)
+        self.welcome(self.held.fuse_fd, board.fd)
 
-    def greet(self, *fds: int) -> None:
+    def welcome(self, *fds: int) -> None:
         """Answer a worker's hello, or say to one that came with the mount who keeps it now."""
         held = self.held
         about = {"mountpoint": held.mountpoint, "dev": held.device, "generation": self.board.generation}
