@@ -27,6 +27,7 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -40,6 +41,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 
 log = logging.getLogger("helios.registry")
 
@@ -69,7 +72,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
@@ -79,6 +83,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -92,7 +98,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            return await _serve(
+                services, pulls, replications, reader, [tcp, unix], record, embedded=embedded, announce=announce
+            )
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -101,6 +109,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -115,12 +124,13 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [*pull_routes(pulls), *transfer_routes(replications), HubRoute(services.catalog, reader, services.metrics)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -130,12 +140,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:
