@@ -67,7 +67,7 @@ class Upload(BaseHTTPRequestHandler):
         if self.path.startswith("/v1/xorbs/"):
             buffer = memoryview(bytearray(1 << 20))
             while left:
-                got = self.rfile.readinto(buffer[: min(left, len(buffer))])  # type: ignore[attr-defined]
+                got = self.rfile.readinto(buffer[: min(left, len(buffer))])
                 if not got:
                     raise ConnectionError("hf-xet broke an upload off")
                 left -= got
