@@ -40,6 +40,10 @@ class RegistrySettings(Section, frozen=True):
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    xet: bool = True
+    """Serve large files over Xet too, which is how clients of the Hub get files of more than 50 GB."""
+    xet_min_gib: float = 40.0
+    """Smallest file that is served over Xet, in GiB; 0: every file."""
 
 
 class MountSettings(Section, frozen=True):

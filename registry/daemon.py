@@ -40,6 +40,9 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.xet.maker import Maker
+from registry.xet.routes import XetService
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -81,6 +84,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(pulls.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -92,7 +96,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            parts = pulls, reader, xet, layouts
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -102,6 +107,8 @@ async def _serve(
     services: Services,
     pulls: Pulls,
     reader: VerifiedReader,
+    xet: XetService,
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -115,13 +122,15 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [*pull_routes(pulls), *xet.routes(), HubRoute(services.catalog, reader, xet, services.metrics)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(_interrupt(services, pulls, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)
