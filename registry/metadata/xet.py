@@ -136,7 +136,7 @@ def add(connection: Connection, domain: str, sha256: str, file: str, record: str
 
 
 def _queue(domain: str, least: int) -> sa.Select[tuple[str, int, int]]:
-    """(sha256, size, failures) of the published blobs without a layout."""
+    """(sha256, size, failures) of the published blobs without a layout, LFS files only: as on the Hub."""
     b, c = blobs.c, xet_layouts.c
     held = (
         sa.select(repository_blobs.c.sha256)
@@ -147,5 +147,5 @@ def _queue(domain: str, least: int) -> sa.Select[tuple[str, int, int]]:
     return (
         sa.select(b.sha256, b.size, c.failures)
         .select_from(blobs.outerjoin(xet_layouts, (c.domain == b.domain) & (c.sha256 == b.sha256)))
-        .where(b.domain == domain, b.size >= max(least, 1), b.pending.is_(False), c.record.is_(None), held)
+        .where(b.domain == domain, b.size >= max(least, 1), b.lfs, b.pending.is_(False), c.record.is_(None), held)
     )

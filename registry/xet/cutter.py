@@ -46,10 +46,10 @@ class Sink(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, handler: type[Upload]) -> None:
         self.shards = shards
         self.lock = threading.Lock()
-        super().__init__(SOCKET, Upload)
+        super().__init__(SOCKET, handler)
 
     def get_request(self) -> tuple[Any, Any]:
         request, _ = super().get_request()
@@ -65,12 +65,7 @@ class Upload(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         left = int(self.headers.get("content-length", "0"))
         if self.path.startswith("/v1/xorbs/"):
-            buffer = memoryview(bytearray(1 << 20))
-            while left:
-                got = self.rfile.readinto(buffer[: min(left, len(buffer))])
-                if not got:
-                    raise ConnectionError("hf-xet broke an upload off")
-                left -= got
+            self.take(self.path.rpartition("/")[2], left)
             self._answer(200, b'{"was_inserted": true}')
         elif self.path == "/v1/shards" and left <= SHARD_LIMIT:
             data = self.rfile.read(left)
@@ -80,6 +75,15 @@ class Upload(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
             self._answer(404, b"{}")
+
+    def take(self, xorb: str, left: int) -> None:
+        """Read a xorb of so many bytes, and drop it."""
+        buffer = memoryview(bytearray(1 << 20))
+        while left:
+            got = self.rfile.readinto(buffer[: min(left, len(buffer))])
+            if not got:
+                raise ConnectionError("hf-xet broke an upload off")
+            left -= got
 
     def do_GET(self) -> None:
         self._answer(404, b"{}")
@@ -95,7 +99,7 @@ class Upload(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def cut(source: int, size: int) -> tuple[bytes, Shards]:
+def cut(source: int, size: int, handler: type[Upload] = Upload) -> tuple[bytes, Shards]:
     """Read ``size`` bytes from a descriptor; returns their hash as a file and the shards hf-xet made of them.
 
     Raises IntegrityError when there are fewer.
@@ -103,7 +107,7 @@ def cut(source: int, size: int) -> tuple[bytes, Shards]:
     import hf_xet
 
     shards = Shards()
-    with Sink(shards) as sink:
+    with Sink(shards, handler) as sink:
         threading.Thread(target=sink.serve_forever, args=(0.05,), daemon=True).start()
         try:
             session = hf_xet.XetSession(hf_xet.XetConfig().with_config(SETTINGS))

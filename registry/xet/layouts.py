@@ -34,13 +34,17 @@ class Layouts:
 
     def announced(self, entries: Iterable[FileEntry]) -> dict[str, str]:
         """Xet hashes, as text, by sha256, of the files that clients are told to get over Xet."""
-        wanted = sorted({entry.sha256 for entry in entries if self.on and entry.size >= self.least})
+        wanted = sorted({entry.sha256 for entry in entries if self._wanted(entry)})
         out: dict[str, str] = {}
         if wanted:
             with self.catalog.database.read() as connection:
                 for batch in batches(wanted):
                     out |= xet.files_of(connection, self.catalog.domain, batch)
         return out
+
+    def _wanted(self, entry: FileEntry) -> bool:
+        # The Hub keeps none but LFS files in Xet, so clients have never seen another one there.
+        return self.on and entry.lfs and entry.size >= self.least
 
     def find(self, repo: RepoId, file: str) -> Layout:
         """The layout of the blob with this Xet hash. Raises EntryNotFound unless the repository holds the blob."""

@@ -35,7 +35,7 @@ log = logging.getLogger("helios.registry.xet")
 
 POLL_S: Final = 2.0
 """How often the queue is looked at, in seconds."""
-CLAIM_S: Final = 20
+CLAIM_S: Final = 10
 """How long a claim lasts, in seconds; it is renewed four times as often."""
 AGAIN_S: Final = (60, 600, 3600, 86400)
 """How long after its first, second, ... failure a blob is tried again, in seconds."""
@@ -129,15 +129,15 @@ class Maker:
         reader = self._catalog.blob_reader(queued.repo, queued.sha256)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
-            renewed = time.monotonic()
+            renewed = self._clock()
 
             def alive() -> None:
                 nonlocal renewed
                 if self._stop.is_set():
                     raise Stopped
-                if time.monotonic() - renewed > CLAIM_S / 4:
-                    self._hold(queued, int(self._clock()) + CLAIM_S)
-                    renewed = time.monotonic()
+                if (now := self._clock()) - renewed > CLAIM_S / 4:
+                    self._hold(queued, int(now) + CLAIM_S)
+                    renewed = now
 
             return cut(queued.sha256, queued.size, reader.iterate(0, queued.size), Path(scratch), alive)
 
