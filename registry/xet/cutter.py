@@ -24,7 +24,7 @@ from registry.xet.layout import Layout
 from registry.xet.shard import Shards
 
 SOCKET: Final = "cas.sock"
-PIECE: Final = 4 << 20
+PIECE: Final = 1 << 20
 NICE: Final = 19
 SHARD_LIMIT: Final = 256 << 20
 """Longest shard taken, in bytes; hf-xet makes them up to 64 MiB."""
@@ -113,13 +113,13 @@ def cut(source: int, size: int, handler: type[Upload] = Upload) -> tuple[bytes, 
             session = hf_xet.XetSession(hf_xet.XetConfig().with_config(SETTINGS))
             commit = session.new_upload_commit(endpoint="http://cutter")
             stream = commit.start_upload_stream(sha256=hf_xet.SKIP_SHA256)
-            left, buffer = size, memoryview(bytearray(PIECE))
+            left = size
             while left:
-                got = os.readv(source, [buffer[: min(left, PIECE)]])
-                if not got:
+                piece = os.read(source, min(left, PIECE))
+                if not piece:
                     raise IntegrityError(f"the blob ended {left} bytes early")
-                stream.write(bytes(buffer[:got]))
-                left -= got
+                stream.write(piece)
+                left -= len(piece)
             made = stream.finish()
             commit.wait_to_finish()
         finally:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
-from helios.errors import EntryNotFound, IntegrityError
+from helios.errors import EntryNotFound, IntegrityError, NotFound
 from helios.names import RepoId
 from heliosfs.store.keys import xet_key
 from heliosfs.store.manifest import FileEntry
@@ -65,8 +65,11 @@ class Layouts:
         if digest is None:
             raise EntryNotFound(f"blob {blob} has no Xet layout")
         key = xet_key(self.catalog.domain, digest)
-        data = bytearray(self.catalog.store.info(key).size)
-        self.catalog.store.read_into(key, 0, memoryview(data))
+        try:
+            data = bytearray(self.catalog.store.info(key).size)
+            self.catalog.store.read_into(key, 0, memoryview(data))
+        except NotFound as error:  # a client that hears "not found" would believe it
+            raise IntegrityError(f"the registry's store has a gap: {error.message}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError(
                 f"the Xet layout of {blob} does not match its digest", hint=f"Restore the object {key} from a copy."

@@ -7,6 +7,8 @@ processes on one database take different blobs. Until a blob has its layout it i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -41,6 +43,8 @@ AGAIN_S: Final = (60, 600, 3600, 86400)
 """How long after its first, second, ... failure a blob is tried again, in seconds."""
 STALL_S: Final = 300.0
 """hf-xet is given up when it takes no byte, or doesn't end, for so long, in seconds."""
+PIPE_BYTES: Final = 1 << 20
+"""Room in the pipe to hf-xet's process."""
 NICE: Final = 19
 
 
@@ -192,6 +196,8 @@ def cut(blob: str, size: int, pieces: Iterable[memoryview], scratch: Path, alive
 def _feed(pipe: int, pieces: Iterable[memoryview], alive: Callable[[], None]) -> bool:
     """Write the pieces; False when nobody reads them any more."""
     os.set_blocking(pipe, False)
+    with contextlib.suppress(PermissionError):  # more than this user may have for all pipes
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     poller = poll()
     poller.register(pipe, POLLOUT)
     last = time.monotonic()

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from helios.errors import EntryNotFound, IntegrityError, NotFound
+from helios.errors import EntryNotFound, IntegrityError, InvalidInput, NotFound
 from helios.http.ranges import RangeError, parse_range
 from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.placement import PlacedBlob
+from registry.api.support import Json as JsonAnswer
 from registry.counted import Counted
 from registry.hub.answers import absolute
 from registry.hub.verified import VerifiedReader, Wanted
 from registry.xet.frames import frames
 from registry.xet.hashes import to_text
-from registry.xet.layout import Layout, Reconstruction
+from registry.xet.layout import Layout
 from registry.xet.layouts import Layouts, check_hash
 from registry.xet.tokens import ReadGrant, Signer, XorbGrant
-
-log = logging.getLogger("helios.registry.xet")
 
 CAS: Final = "/xet"
 """Where the service is, below the prefix: clients put ``/v1/reconstructions/…`` behind it."""
 TOKEN_S: Final = 3600
 """How long an access token, and the address of a xorb, are good for, in seconds."""
+MAX_TERMS: Final = 1 << 18
+"""Most terms in an answer, some 40 MB of JSON. Clients ask for 8 GB at most: 128 terms, or 61,000 if it is all zeros."""
 
 Json = dict[str, Any]
 
@@ -67,54 +68,55 @@ class XetService:
             "x-xet-token-expiration": str(ends),
             "cache-control": "no-store",
         }
-        return JSONResponse({"casUrl": url, "accessToken": text, "exp": ends}, headers=headers)
+        return JsonAnswer({"casUrl": url, "accessToken": text, "exp": ends}, headers=headers)
 
     async def _reconstruction(self, request: Request) -> Response:
         """``fetch_info``: an address and a range of bytes for every range of chunks."""
-        found = await self._reconstruct(request)
-        if isinstance(found, Response):
-            return found
-        repo, layout, plan = found
 
-        def fetch(number: int) -> list[Json]:
-            url = self._url(request.scope, repo, layout, number)
-            return [
-                {"range": _chunks(first, stop), "url": url, "url_range": _bytes(layout, number, first, stop)}
-                for first, stop in plan.fetch[number]
-            ]
+        def entry(url: str, chunks: Json, bytes_: Json) -> Json:
+            return {"range": chunks, "url": url, "url_range": bytes_}
 
-        return _answer(layout, plan, "fetch_info", fetch)
+        return await asyncio.to_thread(self._reconstruct, request, "fetch_info", entry)
 
     async def _reconstruction_2(self, request: Request) -> Response:
-        """``xorbs``: the same, and each range is asked for on its own, although one address may have several."""
-        found = await self._reconstruct(request)
-        if isinstance(found, Response):
-            return found
-        repo, layout, plan = found
+        """``xorbs``: the same. One address could have several ranges; here each is asked for on its own."""
 
-        def fetch(number: int) -> list[Json]:
-            url = self._url(request.scope, repo, layout, number)
-            return [
-                {
-                    "url": url,
-                    "ranges": [{"chunks": _chunks(first, stop), "bytes": _bytes(layout, number, first, stop)}],
-                }
-                for first, stop in plan.fetch[number]
-            ]
+        def entry(url: str, chunks: Json, bytes_: Json) -> Json:
+            return {"url": url, "ranges": [{"chunks": chunks, "bytes": bytes_}]}
 
-        return _answer(layout, plan, "xorbs", fetch)
+        return await asyncio.to_thread(self._reconstruct, request, "xorbs", entry)
 
-    async def _reconstruct(self, request: Request) -> tuple[RepoId, Layout, Reconstruction] | Response:
+    def _reconstruct(self, request: Request, name: str, entry: Callable[[str, Json, Json], Json]) -> Response:
         file = check_hash(request.path_params["file"])
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         grant = self._signer.check(text.strip() if scheme.lower() == "bearer" else None, ReadGrant)
         repo = RepoId.from_canonical(grant.repo)
-        layout = await asyncio.to_thread(self.layouts.find, repo, file)
+        layout = self.layouts.find(repo, file)
         try:
             span = parse_range(request.headers.get("range"), layout.size) or range(layout.size)
         except RangeError:
             return Response(status_code=416, headers={"content-range": f"bytes */{layout.size}"})
-        return repo, layout, layout.reconstruct(span.start, span.stop)
+        plan = layout.reconstruct(span.start, span.stop)
+        if len(plan.parts) > MAX_TERMS:
+            raise InvalidInput(
+                f"{len(span)} bytes of {file} have {len(plan.parts)} terms, more than {MAX_TERMS}",
+                hint="Ask for a smaller Range.",
+            )
+        names = {number: to_text(layout.xorbs[number].digest) for number in plan.fetch}
+        fetch: dict[str, list[Json]] = {}
+        for number, ranges in plan.fetch.items():
+            url, xorb = self._url(request.scope, repo, layout, number), layout.xorbs[number]
+            fetch[names[number]] = [
+                # The last byte is included, as in the Range header that clients make of it.
+                entry(url, _range(first, stop), _range(xorb.position(first), xorb.position(stop) - 1))
+                for first, stop in ranges
+            ]
+        terms = [
+            {"hash": names[part.xorb], "unpacked_length": part.length, "range": _range(part.first, part.stop)}
+            for part in plan.parts
+        ]
+        body = {"offset_into_first_range": plan.skip, "terms": terms, name: fetch}
+        return JsonAnswer(body, headers={"cache-control": "no-store"})
 
     async def _xorb(self, request: Request) -> Response:
         """Bytes of a xorb; the address says whose, clients send no token."""
@@ -159,25 +161,5 @@ class XetService:
         return int(self._signer.clock()) + TOKEN_S
 
 
-def _answer(layout: Layout, plan: Reconstruction, name: str, fetch: Any) -> Response:
-    names = {number: to_text(layout.xorbs[number].digest) for number in plan.fetch}
-    terms = [
-        {"hash": names[part.xorb], "unpacked_length": part.length, "range": _chunks(part.first, part.stop)}
-        for part in plan.parts
-    ]
-    body = {
-        "offset_into_first_range": plan.skip,
-        "terms": terms,
-        name: {names[number]: fetch(number) for number in plan.fetch},
-    }
-    return JSONResponse(body, headers={"cache-control": "no-store"})
-
-
-def _chunks(first: int, stop: int) -> Json:
-    return {"start": first, "end": stop}
-
-
-def _bytes(layout: Layout, number: int, first: int, stop: int) -> Json:
-    """The bytes of a range of chunks, the last one included, as clients put it into a Range header."""
-    xorb = layout.xorbs[number]
-    return {"start": xorb.position(first), "end": xorb.position(stop) - 1}
+def _range(start: int, end: int) -> Json:
+    return {"start": start, "end": end}

@@ -239,6 +239,12 @@ def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any) -> None:
         assert (got.status_code, json.loads(got.content)["error"]["code"]) == (502, "Integrity")
         path.unlink()
         assert client.get(entry["url"]).status_code == 502
+    with xet_parts(tmp_path / "xet") as parts, TestClient(parts.app()) as client:
+        for path in (parts.store.root / "public/xet").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        url = f"/xet/v1/reconstructions/{file_hash(client)}"
+        assert client.get(url, headers=token_of(client)).status_code == 502, "it is not missing, it is damaged"
 
 
 def token_of(client: TestClient) -> dict[str, str]:
