@@ -33,7 +33,7 @@ CAS: Final = "/xet"
 TOKEN_S: Final = 3600
 """How long an access token, and the address of a xorb, are good for, in seconds."""
 MAX_TERMS: Final = 1 << 18
-"""Most terms in an answer, some 40 MB of JSON. Clients ask for 8 GB at most: 128 terms, or 61,000 if it is all zeros."""
+"""Most terms in an answer, some 40 MB of JSON. Clients ask for 8 GB at most: 128 terms, or 61,000 of all zeros."""
 
 Json = dict[str, Any]
 
