@@ -27,6 +27,7 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -40,6 +41,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 from registry.xet.maker import Maker
 from registry.xet.routes import XetService
 from registry.xet.setup import make_xet
@@ -72,7 +75,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
@@ -82,6 +86,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
@@ -96,7 +102,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            parts = pulls, reader, xet, layouts
+            parts = pulls, replications, reader, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -106,6 +112,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
     xet: XetService,
     layouts: Maker | None,
@@ -122,12 +129,14 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), *xet.routes(), HubRoute(services.catalog, reader, xet, services.metrics)]
+    hub = HubRoute(services.catalog, reader, xet, services.metrics)
+    routes = [*pull_routes(pulls), *transfer_routes(replications), *xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
         if layouts is not None:
             background.append(tasks.create_task(layouts.run()))
@@ -139,12 +148,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

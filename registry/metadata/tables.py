@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-ID = BigInteger().with_variant(Integer(), "sqlite")
+_Id = BigInteger().with_variant(Integer(), "sqlite")
 
 settings = Table(
     "settings",
@@ -35,7 +35,7 @@ settings = Table(
 objects = Table(
     "objects",
     metadata,
-    Column("id", ID, primary_key=True),
+    Column("id", _Id, primary_key=True),
     Column("domain", String(64), nullable=False),
     Column("key", Text, nullable=False, unique=True),
     Column("size", BigInteger, nullable=False),
@@ -47,7 +47,7 @@ chunks = Table(
     metadata,
     Column("domain", String(64), primary_key=True),
     Column("id", LargeBinary(32), primary_key=True),
-    Column("object", ID, ForeignKey("objects.id"), nullable=False),
+    Column("object", _Id, ForeignKey("objects.id"), nullable=False),
     Column("offset", BigInteger, nullable=False),
     Column("length", Integer, nullable=False),
     Column("encoded", Integer, nullable=False),
@@ -77,7 +77,7 @@ blob_objects = Table(
     metadata,
     Column("domain", String(64), primary_key=True),
     Column("sha256", String(64), primary_key=True),
-    Column("object", ID, ForeignKey("objects.id"), primary_key=True),
+    Column("object", _Id, ForeignKey("objects.id"), primary_key=True),
     Index("blob_objects_object", "object"),
     sqlite_with_rowid=False,
 )
@@ -86,7 +86,7 @@ blob_objects = Table(
 repositories = Table(
     "repositories",
     metadata,
-    Column("id", ID, primary_key=True),
+    Column("id", _Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("kind", String(16), nullable=False),
     Column("domain", String(64), nullable=False),
@@ -97,7 +97,7 @@ repositories = Table(
 commits = Table(
     "commits",
     metadata,
-    Column("repository", ID, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
     Column("commit", String(40), primary_key=True),
     Column("manifest", String(64), nullable=False),
     Column("parent", String(40)),
@@ -110,7 +110,7 @@ commits = Table(
 refs = Table(
     "refs",
     metadata,
-    Column("repository", ID, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
     Column("name", Text, primary_key=True),
     Column("commit", String(40), nullable=False),
     Column("updated", BigInteger, nullable=False),
@@ -120,7 +120,7 @@ refs = Table(
 repository_blobs = Table(
     "repository_blobs",
     metadata,
-    Column("repository", ID, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
     Column("sha256", String(64), primary_key=True),
     sqlite_with_rowid=False,
 )
@@ -129,7 +129,7 @@ repository_blobs = Table(
 ref_moves = Table(
     "ref_moves",
     metadata,
-    Column("id", ID, primary_key=True),
+    Column("id", _Id, primary_key=True),
     Column("repository", Text, nullable=False),
     Column("ref", Text, nullable=False),
     Column("old", String(40)),
@@ -146,3 +146,28 @@ unfinished = Table(
     Column("started", BigInteger, nullable=False),
 )
 """Ingests under way. A row left by a killed registry says that the store may hold content that nobody refers to."""
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("released", BigInteger),
+    Column("released_by", Text),
+    sqlite_with_rowid=False,
+)
+"""A blob of a repository that a rule held back; ``released`` is when somebody let it go, in unix seconds."""
+
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit", String(40), primary_key=True),
+    Column("signer", Text, nullable=False),
+    Column("checked", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Who signed a commit, where a rule asked for it."""

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from helios.names import RepoId
 from registry.metadata.tables import (
-    ID,
     blob_objects,
     blobs,
     metadata,
@@ -23,6 +21,8 @@ from registry.metadata.tables import (
     repository_blobs,
     settings,
 )
+
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 xet_layouts = sa.Table(
     "xet_layouts",
@@ -33,7 +33,7 @@ xet_layouts = sa.Table(
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("file", sa.String(64)),
     sa.Column("record", sa.String(64)),
-    sa.Column("object", ID, sa.ForeignKey("objects.id")),
+    sa.Column("object", _ID, sa.ForeignKey("objects.id")),
     sa.ForeignKeyConstraint(["domain", "sha256"], ["blobs.domain", "blobs.sha256"], ondelete="CASCADE"),
     sa.Index("xet_layouts_file", "file"),
     sqlite_with_rowid=False,
@@ -45,11 +45,10 @@ KEY_SETTING = "xet_key"
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A blob that has no layout yet, and a repository that holds it; ``failures`` is how often it was tried in vain."""
+    """A blob that has no layout yet; ``failures`` is how often it was tried in vain."""
 
     sha256: str
     size: int
-    repo: RepoId
     failures: int
 
 
@@ -99,19 +98,13 @@ def claim(connection: Connection, domain: str, least: int, now: int, until: int)
     if row is None:
         return None
     sha256, size, failures = row.sha256, row.size, row.failures
-    holder = (
-        sa.select(repositories.c.name)
-        .join_from(repository_blobs, repositories, repository_blobs.c.repository == repositories.c.id)
-        .where(repository_blobs.c.sha256 == sha256, repositories.c.domain == domain)
-        .limit(1)
-    )
     if failures is None:
         connection.execute(
             xet_layouts.insert().values(domain=domain, sha256=sha256, until=until, failures=0, file=None, record=None)
         )
     else:
         hold(connection, domain, sha256, until)
-    return Queued(sha256, size, RepoId.from_canonical(str(connection.scalar(holder))), failures or 0)
+    return Queued(sha256, size, failures or 0)
 
 
 def hold(connection: Connection, domain: str, sha256: str, until: int, *, failed: bool = False) -> None:

@@ -87,7 +87,7 @@ class Maker:
             return False
         if queued is None:
             return False
-        where = {"blob": queued.sha256, "size": queued.size, "repo": str(queued.repo)}
+        where = {"blob": queued.sha256, "size": queued.size}
         until, failed = 0, False
         started = time.monotonic()
         try:
@@ -130,7 +130,7 @@ class Maker:
 
     def _make(self, queued: Queued) -> bytes:
         """The record of the blob's layout. Raises HeliosError, OSError, or Stopped."""
-        reader = self._catalog.blob_reader(queued.repo, queued.sha256)
+        reader = self._catalog.stored_blob(queued.sha256)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
             renewed = self._clock()

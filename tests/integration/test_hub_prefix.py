@@ -23,7 +23,7 @@ FILES = {
     "config.json": b"{}",
     "a/model.safetensors.txt": b"x" * 100_000,
     **{f"many/{n:03}": b"" for n in range(40)},
-    "w.bin": hashlib.shake_256(b"w").digest(1_500_000),
+    "w.onnx": hashlib.shake_256(b"w").digest(1_500_000),
 }
 
 
@@ -54,7 +54,7 @@ def test_clients_work_under_a_prefix(endpoint, version, tmp_path):
     found = tree(snapshot_download("org/m"))
     result = {
         "files": len(found),
-        "weights": found["w.bin"],
+        "weights": found["w.onnx"],
         "tree": len(list(api.list_repo_tree("org/m", recursive=True))),
         "text": len(HfFileSystem().cat_file("org/m/a/model.safetensors.txt")),
         "errors": [raised(hf_hub_download, "org/none", "x"), raised(hf_hub_download, "org/m", "nope")],
@@ -62,7 +62,7 @@ def test_clients_work_under_a_prefix(endpoint, version, tmp_path):
     """
     result = run_client(version, script, endpoint, tmp_path)
     assert result["files"] == len(FILES)
-    assert result["weights"] == hashlib.sha256(FILES["w.bin"]).hexdigest()
+    assert result["weights"] == hashlib.sha256(FILES["w.onnx"]).hexdigest()
     assert result["tree"] == len(FILES) + 2
     assert result["text"] == 100_000
     assert "RepositoryNotFoundError" in result["errors"][0]

@@ -31,14 +31,14 @@ A, B = hashlib.shake_256(b"a").digest(70 << 20), hashlib.shake_256(b"b").digest(
 """A fills more than one xorb."""
 FILES = {
     "config.json": b"{}",
-    "large.bin": A,
-    "packed.bin": A[: 8 << 20] + B + A[8 << 20 : 16 << 20],  # mostly known to the store: its new chunks lie in a pack
-    "repeats.bin": B * 4 + bytes(2 << 20),
-    "tiny.bin": b"tiny",
-    "empty.bin": b"",
+    "large.onnx": A,
+    "packed.onnx": A[: 8 << 20] + B + A[8 << 20 : 16 << 20],  # mostly known to the store: its new chunks lie in a pack
+    "repeats.onnx": B * 4 + bytes(2 << 20),
+    "tiny.onnx": b"tiny",
+    "empty.onnx": b"",
 }
 LAID_OUT = 4
-BY_XET = sum(len(data) for path, data in FILES.items() if path.endswith(".bin"))
+BY_XET = sum(len(data) for path, data in FILES.items() if path.endswith(".onnx"))
 HASHES = {path: hashlib.sha256(data).hexdigest() for path, data in FILES.items()}
 EVERY_FILE = {"HELIOS_REGISTRY__XET_MIN_GIB": "0"}
 
@@ -77,7 +77,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XetSite]:
     root = tmp_path_factory.mktemp("xet")
     with serving(root / "home") as found:
         helios = Command(root / "home")
-        first = {path: data for path, data in FILES.items() if path != "packed.bin"}
+        first = {path: data for path, data in FILES.items() if path != "packed.onnx"}
         helios("push", str(write(root / "m", first)), "org/m")
         helios("push", str(write(root / "m", FILES)), "org/m")
         found.wait_for_layouts(LAID_OUT)
@@ -93,7 +93,7 @@ def test_stored_bytes_hardly_grow(site: XetSite) -> None:
     assert 0 < layouts < 0.001 * blobs
     assert list((site.home / "registry" / "xet").iterdir()) == []
     packs = [path for path in (store / "packs").rglob("*") if path.is_file()]
-    assert packs, "packed.bin was to lie in packs"
+    assert packs, "packed.onnx was to lie in packs"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -103,7 +103,7 @@ def test_what_is_too_large_for_http_comes_over_xet(site: XetSite, version: str, 
     assert run_client(version, script, site.registry.url, tmp_path) == HASHES
     xorbs = site.metric("helios_registry_xorb_bytes_total") - before[0]
     sent = site.metric("helios_registry_sent_bytes_total") - before[1]
-    known = 3 << 20, 2 << 20  # of repeats.bin, which holds B four times, and zeros
+    known = 3 << 20, 2 << 20  # of repeats.onnx, which holds B four times, and zeros
     assert 0.99 * (BY_XET - sum(known)) < xorbs < 1.01 * BY_XET
     assert sent - xorbs < 100, "nothing but config.json came over plain HTTP"
 
@@ -111,7 +111,7 @@ def test_what_is_too_large_for_http_comes_over_xet(site: XetSite, version: str, 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_without_xet_the_limit_holds(site: XetSite, version: str, tmp_path: Path) -> None:
     """So the test above shows what it says."""
-    script = f"{LIMIT}\nresult = raised(hf_hub_download, 'org/m', 'large.bin')"
+    script = f"{LIMIT}\nresult = raised(hf_hub_download, 'org/m', 'large.onnx')"
     raised = run_client(version, script, site.registry.url, tmp_path, env={"HF_HUB_DISABLE_XET": "1"})
     assert "ValueError" in raised
 
@@ -119,26 +119,26 @@ def test_without_xet_the_limit_holds(site: XetSite, version: str, tmp_path: Path
 def test_the_filesystem_of_2_4_uses_it_too(site: XetSite, tmp_path: Path) -> None:
     script = f"""{LIMIT}
     fs = HfFileSystem()
-    fs.get_file("org/m/repeats.bin", "got")
-    result = [hashlib.sha256(Path("got").read_bytes()).hexdigest(), fs.info("org/m/tiny.bin")["size"]]
+    fs.get_file("org/m/repeats.onnx", "got")
+    result = [hashlib.sha256(Path("got").read_bytes()).hexdigest(), fs.info("org/m/tiny.onnx")["size"]]
     """.replace("\n    ", "\n")
     script = f"os.chdir({str(tmp_path)!r})\n{script}"
     before = site.metric("helios_registry_xorb_bytes_total")
     result = run_client("2.4.0", script, site.registry.url, tmp_path / "hf")
-    assert result == [HASHES["repeats.bin"], 4]
+    assert result == [HASHES["repeats.onnx"], 4]
     assert site.metric("helios_registry_xorb_bytes_total") > before
 
 
 def test_an_older_client_asks_the_first_version(site: XetSite, tmp_path: Path) -> None:
-    script = f"{LIMIT}\nresult = hashlib.sha256(Path(hf_hub_download('org/m', 'packed.bin')).read_bytes()).hexdigest()"
+    script = f"{LIMIT}\nresult = hashlib.sha256(Path(hf_hub_download('org/m', 'packed.onnx')).read_bytes()).hexdigest()"
     env = {"HF_XET_CLIENT_RECONSTRUCTION_API_VERSION": "1"}
-    assert run_client("2.4.0", script, site.registry.url, tmp_path, env=env) == HASHES["packed.bin"]
+    assert run_client("2.4.0", script, site.registry.url, tmp_path, env=env) == HASHES["packed.onnx"]
     text = site.site.ask("GET", "/metrics")[2].decode()
     assert 'route="/xet/v1/reconstructions/{file}",status="200"' in text
 
 
 @pytest.mark.parametrize(
-    ("path", "start", "stop"), [("large.bin", 66_000_000, 71_234_567), ("packed.bin", 1, 9_000_000)]
+    ("path", "start", "stop"), [("large.onnx", 66_000_000, 71_234_567), ("packed.onnx", 1, 9_000_000)]
 )
 def test_the_client_reads_ranges(site: XetSite, path: str, start: int, stop: int) -> None:
     """hf-xet itself, without huggingface_hub."""
@@ -156,13 +156,13 @@ def test_damage_never_arrives(tmp_path: Path) -> None:
     helios = Command(tmp_path / "home")
     content = A[: 20 << 20]
     with serving(tmp_path / "home") as site:
-        helios("push", str(write(tmp_path / "m", {"w.bin": content})), "org/m")
+        helios("push", str(write(tmp_path / "m", {"w.onnx": content})), "org/m")
         site.wait_for_layouts(1)
         (target,) = [p for p in (tmp_path / "home/store/public/blobs").rglob("*") if p.is_file()]
         flip(target, 17 << 20)
         script = f"""{LIMIT}
-result = raised(hf_hub_download, "org/m", "w.bin")
-whole = [p for p in Path(os.environ["HF_HOME"]).rglob("*") if p.is_file() and p.name != "w.bin.lock"]
+result = raised(hf_hub_download, "org/m", "w.onnx")
+whole = [p for p in Path(os.environ["HF_HOME"]).rglob("*") if p.is_file() and p.name != "w.onnx.lock"]
 assert not [p for p in whole if p.stat().st_size >= {len(content)} and not p.name.endswith(".incomplete")], whole
 """
         env = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
@@ -170,7 +170,7 @@ assert not [p for p in whole if p.stat().st_size >= {len(content)} and not p.nam
             assert run_client(version, script, site.registry.url, tmp_path / version, env=env)
         assert site.metric("helios_registry_verify_failures_total") > 0
         flip(target, 17 << 20)
-        script = "result = hashlib.sha256(Path(hf_hub_download('org/m', 'w.bin')).read_bytes()).hexdigest()"
+        script = "result = hashlib.sha256(Path(hf_hub_download('org/m', 'w.onnx')).read_bytes()).hexdigest()"
         assert run_client("2.4.0", script, site.registry.url, tmp_path / "2.4.0") == hashlib.sha256(content).hexdigest()
 
 
@@ -182,15 +182,15 @@ def test_a_registry_killed_in_the_middle_of_a_layout_makes_it_later(tmp_path: Pa
         return any(scratch.glob("*/layout"))
 
     with serving(tmp_path / "home", HELIOS_REGISTRY__XET="false"):
-        helios("push", str(write(tmp_path / "m", {"w.bin": A})), "org/m")
+        helios("push", str(write(tmp_path / "m", {"w.onnx": A})), "org/m")
     with serving(tmp_path / "home") as site:
         wait_until(at_work, 20)
         site.registry.kill()
     with serving(tmp_path / "home") as site:
         # Until it has one, the file is served without a word of Xet.
-        assert "x-xet-hash" not in site.site.ask("HEAD", "/org/m/resolve/main/w.bin")[1]
+        assert "x-xet-hash" not in site.site.ask("HEAD", "/org/m/resolve/main/w.onnx")[1]
         site.wait_for_layouts(1)
-        assert "x-xet-hash" in site.site.ask("HEAD", "/org/m/resolve/main/w.bin")[1]
+        assert "x-xet-hash" in site.site.ask("HEAD", "/org/m/resolve/main/w.onnx")[1]
         assert list(scratch.iterdir()) == []
 
 
@@ -198,8 +198,8 @@ def test_nothing_of_it_when_switched_off(tmp_path: Path) -> None:
     helios = Command(tmp_path / "home")
     off: dict[str, Any] = {"HELIOS_REGISTRY__XET": "false"}
     with serving(tmp_path / "home", **off) as site:
-        helios("push", str(write(tmp_path / "m", {"w.bin": B})), "org/m")
-        script = "result = hashlib.sha256(Path(hf_hub_download('org/m', 'w.bin')).read_bytes()).hexdigest()"
+        helios("push", str(write(tmp_path / "m", {"w.onnx": B})), "org/m")
+        script = "result = hashlib.sha256(Path(hf_hub_download('org/m', 'w.onnx')).read_bytes()).hexdigest()"
         assert run_client("2.4.0", script, site.registry.url, tmp_path / "hf") == hashlib.sha256(B).hexdigest()
         assert site.metric("helios_registry_xorb_bytes_total") == 0
         assert site.metric("helios_registry_xet_layouts_total") == 0

@@ -27,7 +27,7 @@ from registry.xet.frames import frames
 from registry.xet.layout import Xorb
 from tests.support.damage import flip
 
-WANTED = Wanted("models/o/m", "c" * 40, "w.bin")
+WANTED = Wanted("models/o/m", "c" * 40, "w.onnx")
 BLOB = "b" * 64
 PIECES = [7, 1, 300, 64, 1, 1, 129, 500, 33, 800, 2, 162]
 """Chunks of the xorb, 2000 bytes in all."""

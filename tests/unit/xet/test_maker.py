@@ -40,13 +40,13 @@ def layouts(registry: Registry, **options: Any) -> Layouts:
     return Layouts(registry.catalog, **{"on": True, "least": 1, **options})
 
 
-def entry(registry: Registry, path: str = "w.bin", repo: RepoId = REPO) -> Any:
+def entry(registry: Registry, path: str = "w.onnx", repo: RepoId = REPO) -> Any:
     commit = registry.catalog.resolve(repo, "main").commit
     return registry.catalog.manifest(repo, commit).files[path]
 
 
 def test_a_published_blob_gets_its_layout(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB, "config.json": b"{}"})
+    registry.publish("org/m", {"w.onnx": BLOB, "config.json": b"{}"})
     found = layouts(registry)
     w, config = entry(registry), entry(registry, "config.json")
     assert found.announced([w, config]) == {}
@@ -68,7 +68,7 @@ def test_a_published_blob_gets_its_layout(registry: Registry) -> None:
 
 
 def test_it_is_announced_from_a_size_on_and_never_taken_back(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     w = entry(registry)
     assert not maker(registry, least=len(BLOB) + 1).step()
     assert maker(registry, least=len(BLOB)).step()
@@ -79,7 +79,7 @@ def test_it_is_announced_from_a_size_on_and_never_taken_back(registry: Registry)
 
 
 def test_the_largest_come_first(registry: Registry) -> None:
-    registry.publish("org/m", {f"{size}.bin": bytes(size) for size in (70_000, 90_000, 80_000)})
+    registry.publish("org/m", {f"{size}.onnx": bytes(size) for size in (70_000, 90_000, 80_000)})
     made, order = maker(registry), []
     while (queued := made._claim()) is not None:
         order.append(queued.size)
@@ -89,16 +89,16 @@ def test_the_largest_come_first(registry: Registry) -> None:
 def test_a_blob_of_nobody_waits(registry: Registry) -> None:
     """Neither what was stored and not published, nor what only a removed repository held."""
     with registry.sessions.open() as session:
-        registry.put(BLOB, "w.bin", session)
+        registry.put(BLOB, "w.onnx", session)
         assert not maker(registry).step()
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     registry.catalog.delete_repo(REPO)
     assert not maker(registry).step()
 
 
 def test_only_a_repository_that_holds_it_gives_it(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
-    registry.publish("org/other", {"x.bin": b"x"})
+    registry.publish("org/m", {"w.onnx": BLOB})
+    registry.publish("org/other", {"x.onnx": b"x"})
     maker(registry).step()
     found = layouts(registry)
     file = to_text(found.of(entry(registry).sha256).file)
@@ -106,12 +106,12 @@ def test_only_a_repository_that_holds_it_gives_it(registry: Registry) -> None:
         found.find(RepoId.parse("org/other"), file)
     with pytest.raises(EntryNotFound):
         found.find(REPO, "0" * 64)
-    registry.publish("org/other", {"w.bin": BLOB})
+    registry.publish("org/other", {"w.onnx": BLOB})
     assert found.find(RepoId.parse("org/other"), file).size == len(BLOB)
 
 
 def test_two_do_not_make_the_same_and_a_killed_ones_claim_ends(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     first, second = maker(registry), maker(registry)
     assert first._claim() is not None
     assert second._claim() is None
@@ -121,7 +121,7 @@ def test_two_do_not_make_the_same_and_a_killed_ones_claim_ends(registry: Registr
 
 
 def test_a_claim_is_kept_while_work_goes_on(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     first, second = maker(registry), maker(registry)
     others = []
 
@@ -138,7 +138,7 @@ def test_a_claim_is_kept_while_work_goes_on(registry: Registry, monkeypatch: pyt
 
 
 def test_damage_is_tried_again_later(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     w = entry(registry)
     (path,) = [p for p in (registry.root / "store/public/blobs").rglob("*") if p.is_file()]
     flip(path, 1234)
@@ -159,17 +159,17 @@ def test_a_bug_ends_neither_the_registry_nor_the_queue(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, expected_log_errors: Any
 ) -> None:
     expected_log_errors("laying a blob out broke")
-    registry.publish("org/m", {"w.bin": BLOB, "x.bin": BLOB[:300_000]})
+    registry.publish("org/m", {"w.onnx": BLOB, "x.onnx": BLOB[:300_000]})
     made = maker(registry)
     with monkeypatch.context() as patch:
         patch.setattr(module, "cut", lambda *_: 1 / 0)
         assert made.step()
     assert made.step()
-    assert layouts(registry).announced([entry(registry, "x.bin")])
+    assert layouts(registry).announced([entry(registry, "x.onnx")])
 
 
 def test_a_record_that_is_damaged_is_not_used(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     maker(registry).step()
     w = entry(registry)
     with registry.database.read() as connection:
@@ -181,7 +181,7 @@ def test_a_record_that_is_damaged_is_not_used(registry: Registry) -> None:
 
 
 def test_a_layout_goes_with_its_blob_and_stays_with_it(registry: Registry) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     maker(registry).step()
     w = entry(registry)
     with registry.database.write() as connection:  # as the start of a registry after a crash does
@@ -200,7 +200,7 @@ def test_a_layout_goes_with_its_blob_and_stays_with_it(registry: Registry) -> No
 
 
 def test_a_blob_that_goes_meanwhile_gets_none(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     made, cut = maker(registry), module.cut
 
     def and_gone(*arguments: Any) -> bytes:
@@ -219,7 +219,7 @@ def test_a_blob_that_goes_meanwhile_gets_none(registry: Registry, monkeypatch: p
 def test_it_ends_in_the_middle_and_leaves_the_blob_to_the_next(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.publish("org/m", {"w.bin": BLOB})
+    registry.publish("org/m", {"w.onnx": BLOB})
     begun = threading.Event()
     cut: Callable[..., bytes] = module.cut
 

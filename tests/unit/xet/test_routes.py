@@ -24,14 +24,14 @@ from tests.support.xet_site import XetParts, xet_parts
 
 A = hashlib.shake_256(b"a").digest(900_000)
 W = A + hashlib.shake_256(b"b").digest(300_000) + A
-FILES = {"w.bin": W, "config.json": b"{}", "empty.bin": b""}
+FILES = {"w.onnx": W, "config.json": b"{}", "empty.onnx": b""}
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XetParts]:
     with xet_parts(tmp_path_factory.mktemp("xet")) as found:
         found.publish("models/org/m", FILES)
-        found.publish("models/org/other", {"x.bin": b"x" * 100_000})
+        found.publish("models/org/other", {"x.onnx": b"x" * 100_000})
         yield found
 
 
@@ -54,7 +54,7 @@ def token(client: TestClient, repo: str = "org/m") -> dict[str, str]:
 
 
 def file_hash(client: TestClient) -> str:
-    return str(client.head("/org/m/resolve/main/w.bin").headers["x-xet-hash"])
+    return str(client.head("/org/m/resolve/main/w.onnx").headers["x-xet-hash"])
 
 
 class Fetcher:
@@ -131,14 +131,14 @@ def test_a_hash_is_everywhere_or_nowhere(parts: XetParts, client: TestClient) ->
                     head.headers.get("x-xet-hash"), get.headers.get("x-xet-hash"),
                 }  # fmt: skip
                 assert len(hashes) == 1
-                assert (hashes != {None}) == (on and path == "w.bin")
+                assert (hashes != {None}) == (on and path == "w.onnx")
                 assert ("xet-auth" in head.links) == ("xet-auth" in get.links) == (hashes != {None})
         # Who has seen a hash before gets the file all the same.
         assert quiet.get(f"/xet/v2/reconstructions/{file_hash(client)}", headers=token(client)).status_code == 200
 
 
 def test_the_link_leads_to_the_token(client: TestClient) -> None:
-    link = client.head("/org/m/resolve/main/w.bin").links["xet-auth"]["url"]
+    link = client.head("/org/m/resolve/main/w.onnx").links["xet-auth"]["url"]
     assert link.startswith("http://registry:8470/api/models/org/m/xet-read-token/")
     assert client.get(link).json()["casUrl"] == "http://registry:8470/xet"
 
@@ -146,13 +146,13 @@ def test_the_link_leads_to_the_token(client: TestClient) -> None:
 def test_under_a_prefix_every_address_has_it(parts: XetParts) -> None:
     app = Starlette(routes=[Mount("/t/{tenant}", app=Router(parts.routes()))])
     with TestClient(app, base_url="http://host") as client:
-        link = client.head("/t/acme/org/m/resolve/main/w.bin").links["xet-auth"]["url"]
+        link = client.head("/t/acme/org/m/resolve/main/w.onnx").links["xet-auth"]["url"]
         assert link.startswith("http://host/t/acme/api/models/org/m/xet-read-token/")
         answer = client.get(link)
         cas = answer.headers["x-xet-cas-url"]
         assert cas == "http://host/t/acme/xet"
         headers = {"authorization": f"Bearer {answer.headers['x-xet-access-token']}"}
-        name = client.head("/t/acme/org/m/resolve/main/w.bin").headers["x-xet-hash"]
+        name = client.head("/t/acme/org/m/resolve/main/w.onnx").headers["x-xet-hash"]
         fetcher = Fetcher(client, client.get(f"{cas}/v2/reconstructions/{name}", headers=headers).json())
         assert put_together(fetcher.plan, fetcher, len(W)) == W
         assert all(url.startswith(cas + "/v1/xorbs/") for url, _ in fetcher.addresses.values())
@@ -230,7 +230,7 @@ def test_other_methods_and_paths(client: TestClient) -> None:
 def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any) -> None:
     expected_log_errors("a chunk in the store is damaged")
     with xet_parts(tmp_path / "xet") as parts, TestClient(parts.app()) as client:
-        parts.publish("models/org/m", {"w.bin": A})
+        parts.publish("models/org/m", {"w.onnx": A})
         answer = client.get(f"/xet/v1/reconstructions/{file_hash(client)}", headers=token_of(client)).json()
         ((_, (entry,)),) = answer["fetch_info"].items()
         (path,) = [p for p in (parts.store.root / "public/blobs").rglob("*") if p.is_file()]
