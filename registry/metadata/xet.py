@@ -40,6 +40,8 @@ xet_layouts = sa.Table(
 )
 """``file`` is the blob's hash in the Xet protocol, as text; ``record`` the sha256 of the layout's record."""
 
+sa.Index("blobs_size", blobs.c.domain, blobs.c.size)  # the queue is looked at every few seconds
+
 KEY_SETTING = "xet_key"
 
 

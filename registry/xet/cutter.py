@@ -38,7 +38,7 @@ SETTINGS: Final = {
     "client.legacy_direct_xorb_upload": True,
     "client.ac_max_upload_concurrency": 2,
 }
-"""Of hf-xet; what it holds in memory follows from the last one, at most some 64 MiB each."""
+"""Of hf-xet. The last one bounds how many xorbs of up to 64 MiB it holds."""
 
 
 class Sink(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

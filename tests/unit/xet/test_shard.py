@@ -66,6 +66,17 @@ def test_what_the_hashes_contradict_is_refused() -> None:
         lay_out("a" * 64, 148, FILE, shards)
 
 
+def test_a_large_upload_comes_in_several_shards() -> None:
+    empty = struct.pack("<32sQQ", TAG, 2, 0)
+    start = shard().index(END)
+    files, xorbs = shard()[: start + 48] + END, empty + END + shard()[start + 48 :]
+    for order in ([files, xorbs], [xorbs, files], [xorbs, files, xorbs, files]):
+        shards = Shards()
+        for each in order:
+            shards.add(each)
+        assert lay_out("a" * 64, 148, FILE, shards).size == 148
+
+
 @given(st.data())
 def test_damage_is_an_integrity_error_or_harmless(data: st.DataObject) -> None:
     found = bytearray(shard())

@@ -23,3 +23,4 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("xet_layouts_file", "xet_layouts", ["file"])
+    op.create_index("blobs_size", "blobs", ["domain", "size"])
