@@ -2,7 +2,8 @@
 
 Chunks are some 64 KiB, so one call of sendfile for each, and one for each head, would cost more than copying. Instead a
 piece of the xorb is put together in a buffer of the sending thread: heads are written, the data between them comes
-with one ``preadv``. What the socket does not take is put together again when it does, so a slow client holds no memory.
+with one ``preadv``. What the socket does not take at once is put together again later, unless the thread has done
+nothing else meanwhile: so a slow client holds no memory.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from registry.xet.layout import HEAD, Xorb
 
 PIECE: Final = 256 << 10
 """Bytes put together at a time."""
-
-_threads = threading.local()
+IOV_MAX: Final = 1024
+"""Most buffers of one ``preadv``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,29 @@ class Frames:
 
     def move(self, sock: int, position: int, most: int) -> int:
         """Send to a socket: see ``helios.http.sendfile.Move``."""
-        return os.write(sock, self._make(position, most))
+        return os.write(sock, self._piece(position, most))
 
     def read(self, position: int, most: int) -> bytes:
         """At most ``most`` bytes from ``position`` on."""
-        return bytes(self._make(position, most))
+        return bytes(self._piece(position, most))
 
-    def _make(self, position: int, most: int) -> memoryview:
-        """Put a piece together in this thread's buffer. Raises FileEnded."""
-        low = self.start + position
-        view = _buffer()[: min(most, PIECE, self.count - position)]
-        xorb, done, data = self.xorb, 0, 0
+    def _piece(self, position: int, most: int) -> memoryview:
+        """Bytes from ``position`` on, in this thread's buffer: what is left of the last piece there, or a new one."""
+        thread = _thread
+        if thread.made is self and thread.start <= position < thread.stop:
+            return thread.buffer[position - thread.start : min(position + most, thread.stop) - thread.start]
+        thread.made = None
+        view = self._make(position, thread.buffer[: min(most, self.count - position)])
+        thread.made, thread.start, thread.stop = self, position, position + len(view)
+        return view
+
+    def _make(self, position: int, view: memoryview) -> memoryview:
+        """Put a piece together in the buffer; returns how much of it was filled. Raises FileEnded."""
+        low, done, data = self.start + position, 0, 0
+        xorb = self.xorb
         chunk, origin = xorb.chunk_at(low), 0
         gaps: list[memoryview] = []
-        while done < len(view):
+        while done < len(view) and len(gaps) < IOV_MAX:
             inside = low + done - xorb.position(chunk)
             if inside < HEAD:
                 head = xorb.head(chunk)[inside : inside + len(view) - done]
@@ -67,7 +77,21 @@ class Frames:
             chunk += 1
         if data and (got := os.preadv(self.file.fileno(), gaps, self.base + origin)) < data:
             raise FileEnded(f"the object is {data - got} bytes shorter than was announced")
-        return view
+        return view[:done]
+
+
+class _Thread(threading.local):
+    """A sending thread's buffer, and what is in it: the piece of ``made`` from ``start`` to ``stop``."""
+
+    made: Frames | None = None
+    start = 0
+    stop = 0
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(PIECE))
+
+
+_thread = _Thread()
 
 
 async def frames(
@@ -88,11 +112,3 @@ async def frames(
                 upto = span.stop if data == end else xorb.locate(data)
                 yield Frames(xorb, at, upto - at, part.file, base)
                 at = upto
-
-
-def _buffer() -> memoryview:
-    """This thread's buffer."""
-    if not hasattr(_threads, "buffer"):
-        _threads.buffer = memoryview(bytearray(PIECE))
-    buffer: memoryview = _threads.buffer
-    return buffer

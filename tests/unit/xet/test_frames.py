@@ -106,6 +106,7 @@ def test_over_a_socket_that_takes_little(
 ) -> None:
     """What the socket doesn't take is put together again."""
     monkeypatch.setattr(module, "PIECE", 300)
+    monkeypatch.setattr(module, "_thread", module._Thread())
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -128,6 +129,27 @@ def test_over_a_socket_that_takes_little(
 
     with ours, theirs:
         assert asyncio.run(main()) == stored.served
+
+
+def test_many_small_chunks_at_once(stored: Stored, reader: VerifiedReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than one call may fill buffers."""
+    monkeypatch.setattr(module, "IOV_MAX", 2)
+    assert read(reader, stored, 0, len(stored.served), 10_000) == stored.served
+
+
+def test_two_in_turn_in_one_thread(stored: Stored, reader: VerifiedReader) -> None:
+    """Each gets its own bytes, although they share the thread's buffer."""
+
+    async def main() -> None:
+        one, other = (frames(reader, stored.blob, stored.xorb, at, at + 400, WANTED) for at in (0, 700))
+        async with contextlib.aclosing(one), contextlib.aclosing(other):
+            a, b = await anext(one), await anext(other)
+            for _ in range(2):
+                for at in (0, 10, 30):
+                    assert a.read(at, 20) == stored.served[at : at + 20]
+                    assert b.read(at, 7) == stored.served[700 + at : 707 + at]
+
+    asyncio.run(main())
 
 
 def test_a_damaged_chunk_never_leaves(stored: Stored, reader: VerifiedReader, expected_log_errors: Any) -> None:
