@@ -192,7 +192,7 @@ class BlobStore:
     def release(self, blob: Blob, number: int) -> None:
         """A handle is closed."""
         if blob.planned:
-            self._engine.planner.reader_left(blob.key, number)
+            self._engine.reader_left(blob, number)
         self._drop_handle(blob)
 
     @property
@@ -215,9 +215,9 @@ class BlobStore:
         recipe = blob.recipe or self._remembered(blob.want)
         return None if recipe is None else self.pool.read(recipe, offset, count)
 
-    def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
-        """A handle was read up to ``offset`` without the loop's help. Any thread."""
-        self._engine.soon(self._reads.progressed, blob, number, offset)
+    def progressed_soon(self, blob: Blob, number: int, offset: int, end: int) -> None:
+        """A handle was read from ``offset`` to ``end`` without the loop's help. Any thread."""
+        self._engine.soon(self._reads.progressed, blob, number, offset, end)
 
     def expect(self, repo: RepoId, commit: str) -> None:
         """Files of this commit may be opened soon: what that takes is asked for now. No content is fetched."""
