@@ -292,7 +292,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             raise FUSEError(errno.EROFS)
         handle = await self._open_node(node)
         keep = node.lifetime == FOREVER
-        if isinstance(node, BlobFile) and self._blobs.was_wrong(node.entry.sha256):
+        if isinstance(node, BlobFile) and self._blobs.healer.was_wrong(node.entry.sha256):
             keep = False  # pages that the kernel has may be of the file that was wrong
         return FileInfo(fh=self._handles.add_file(handle), keep_cache=keep)
 
