@@ -112,14 +112,11 @@ except OSError:
 
 
 def make_file(directory: Path, size: int) -> int:
-    """Random bytes: not safetensors, so that they are cut on a plain grid. Returns how many there are.
-
-    They begin with a zero: what begins like a pickle may be kept back by the registry.
-    """
+    """Random bytes: not safetensors, so that they are cut on a plain grid. Returns how many there are."""
     directory.mkdir()
     with (directory / NAME).open("wb") as file:
         for _ in range(size // CHUNK):
-            file.write(b"\0" + os.urandom(CHUNK - 1))
+            file.write(os.urandom(CHUNK))
         return file.tell()
 
 

@@ -110,7 +110,9 @@ class ReadAhead:
             for (key, _), reader in reversed(self._readers.items())
             if not (filling and self._files[key].rank is not None)
         ]
-        share = min(AHEAD, memory, max(memory // max(1, len(mine)), LEAST_SHARE))
+        if not mine:
+            return None
+        share = min(AHEAD, memory, max(memory // len(mine), LEAST_SHARE))
         room = memory - self.used
         for key, reader in mine:
             found = self._stretch(self._files[key], reader, share, room, range_bytes)
