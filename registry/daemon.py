@@ -27,6 +27,7 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -40,6 +41,11 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
+from registry.xet.maker import Maker
+from registry.xet.routes import XetService
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -69,7 +75,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
@@ -79,8 +86,11 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -92,7 +102,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            parts = pulls, replications, reader, xet, layouts
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -101,7 +112,10 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
+    xet: XetService,
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -115,13 +129,17 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    hub = HubRoute(services.catalog, reader, xet, services.metrics)
+    routes = [*pull_routes(pulls), *transfer_routes(replications), *xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)
@@ -130,12 +148,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

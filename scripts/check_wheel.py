@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Builds the wheel and checks what a user would get: run with .venv/bin/python.
 
-- It holds the packages, py.typed and the licence, and no tests, benchmarks or scripts.
+- It holds the packages whole (also what is found by its path, as migrations are), py.typed and the licence, and no
+  tests, benchmarks or scripts.
 - Installed beside vLLM and all else in .venv/, none of its top-level import names belongs to another distribution.
 - Its console script works from there.
 """
@@ -33,6 +34,12 @@ def check_content(wheel: Path, packages: list[str]) -> list[str]:
         problems.append("the licence file is missing")
     problems += [f"{name} is a test" for name in names if "/tests/" in name or name.split("/")[-1].startswith("test_")]
     return problems
+
+
+def check_whole(wheel: Path, packages: list[str], root: Path = ROOT) -> list[str]:
+    """Sources of the packages that the wheel lacks."""
+    sources = {path.relative_to(root).as_posix() for package in packages for path in (root / package).rglob("*.py")}
+    return [f"{name} is missing" for name in sorted(sources - set(zipfile.ZipFile(wheel).namelist()))]
 
 
 def check_names(target: Path, packages: list[str], distribution: str) -> list[str]:
@@ -71,7 +78,7 @@ def main() -> int:
         (wheel,) = Path(work).glob("*.whl")
         target = Path(work) / "installed"
         subprocess.run([*PIP, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
-        problems = check_content(wheel, packages)
+        problems = check_content(wheel, packages) + check_whole(wheel, packages)
         problems += check_names(target, packages, project["project"]["name"])
         problems += check_script(target)
     for problem in problems:
