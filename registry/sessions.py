@@ -212,7 +212,7 @@ class Sessions:
         database, domain = self.catalog.database, self.catalog.domain
         stored = [
             info.key
-            for kind in ("blobs", "packs", "recipes", "manifests", "commits")
+            for kind in ("blobs", "packs", "recipes", "xet", "manifests", "commits")
             for info in self.store.list(f"{domain}/{kind}/")
         ]
         with database.write(changes=Changes.NOTHING) as connection:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
+from registry.metadata import xet  # noqa: F401 - its tables
 from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:
