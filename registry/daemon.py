@@ -26,7 +26,8 @@ from helios.http.server import Server, listen_tcp, listen_unix, make_server, url
 from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
-from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.opening import open_objects
+from registry.addresses import Addresses
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -40,6 +41,7 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.upkeep import keep_tidy
 
 log = logging.getLogger("helios.registry")
 
@@ -64,11 +66,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         ) from None
     with _only_registry(home), contextlib.ExitStack() as stack:
         meeting.record_path(home).unlink(missing_ok=True)
-        store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
+        store = open_objects(config.registry, home.store, home.registry / "staging")
         stack.callback(store.close)
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        addresses = Addresses(store, config.registry)
         catalog = Catalog(database, store, lease_s=config.registry.lease_s)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
@@ -86,12 +89,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         path = home.socket("registry")
         unix = stack.enter_context(contextlib.closing(listen_unix(path)))
         stack.callback(path.unlink, missing_ok=True)
-        record = _record(path, tcp, host, embedded, store.root)
+        record = _record(path, tcp, host, embedded, store.local)
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, metrics)
+            services = Services(config, home, store, catalog, sessions, pushes, metrics, addresses)
             return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -115,11 +118,12 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics, services.addresses)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
+            tasks.create_task(keep_tidy(services.store)),
             tasks.create_task(_interrupt(services, pulls, server)),
         ]
         if embedded:
@@ -181,7 +185,7 @@ def _only_registry(home: Home) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path) -> RegistryRecord:
+def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path | None) -> RegistryRecord:
     process = ProcessId.current()
     ticks = int(process.start.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
     started = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
@@ -194,7 +198,7 @@ def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Pa
         started=round(started, 2),
         start=process.start,
         embedded=embedded,
-        store=str(store),
+        store=str(store or ""),
     )
 
 

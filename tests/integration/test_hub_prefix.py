@@ -13,10 +13,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount, Router
 
+from helios.config import RegistrySettings
 from helios.http.server import listen_tcp, make_server
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
+from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
@@ -42,7 +44,7 @@ def endpoint(tmp_path_factory):
                 entries[path] = ingest.ingest(path, len(data), source).entry
         catalog.publish(RepoId.parse("org/m"), "main", entries, author="me", message="first")
         reader = stack.enter_context(contextlib.closing(VerifiedReader(store, metrics.verify_failures.inc)))
-        hub = HubRoute(catalog, reader, metrics)
+        hub = HubRoute(catalog, reader, metrics, Addresses(store, RegistrySettings()))
         app = Starlette(routes=[Mount("/t/{tenant}", app=Router([hub])), hub])
         sock = stack.enter_context(contextlib.closing(listen_tcp("127.0.0.1", 0)))
         server = make_server(app)
