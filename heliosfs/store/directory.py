@@ -60,15 +60,15 @@ class DirectoryStore:
         """This process' private directory on the store's filesystem; it goes when the process does."""
         return self._staging.directory()
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Store a finished file under ``key`` and take it away from ``path``.
+    def put_file(self, key: str, path: Path, *, keep: bool = False) -> None:
+        """Store a finished file under ``key`` and take it away from ``path``; with ``keep`` a copy of it.
 
         An object that is already there stays as it is; one of another size raises IntegrityError.
         """
         target = self._path(key)
         with self._guard(f"written ({key})"):
             local = path
-            if path.stat().st_dev != self.root.stat().st_dev:
+            if keep or path.stat().st_dev != self.root.stat().st_dev:
                 local = self._staging.file()
             try:
                 if local is not path:
@@ -79,7 +79,17 @@ class DirectoryStore:
             finally:
                 if local is not path:
                     local.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            if not keep:
+                path.unlink(missing_ok=True)
+
+    def replace(self, key: str, path: Path) -> None:
+        """Put a finished file of this store's staging in the place of a damaged object, or of none."""
+        target = self._path(key)
+        with self._guard(f"written ({key})"):
+            _seal(path)
+            self._make_parents(target.parent)
+            path.replace(target)
+            sync_directory(target.parent)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store a small object; one that is already there with other content raises IntegrityError."""

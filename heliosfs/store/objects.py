@@ -60,7 +60,7 @@ class ObjectStore(Protocol):
     def heal(self, key: str, offset: int, length: int, good: Good) -> bool:
         """Called when bytes of an object turned out to be wrong: whether reading them again gives good ones.
 
-        Where there are copies, those that are wrong are read no more and are repaired in the background.
+        Where there are copies, those that are wrong are read last and are repaired in the background.
         """
 
     def delete(self, key: str) -> None:

@@ -45,7 +45,11 @@ def open_objects(settings: RegistrySettings, directory: Path, staging: Path) -> 
 def _directories(first: Path, others: Sequence[Path]) -> ObjectStore:
     from heliosfs.store.directory import DirectoryStore
 
-    return DirectoryStore(first)
+    if not others:
+        return DirectoryStore(first)
+    from heliosfs.store.replicated import ReplicatedStore
+
+    return ReplicatedStore([first, *others])
 
 
 def _remote(settings: RegistrySettings, staging: Path) -> ObjectStore:

@@ -22,7 +22,7 @@ BLOCK = 64 << 10
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
 
-ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect", "date", "server"})
+ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
 
 
 @dataclass
