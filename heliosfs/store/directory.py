@@ -176,7 +176,9 @@ class DirectoryStore:
         except FileNotFoundError:
             temporary = self.root / f".format.{secrets.token_hex(4)}"
             temporary.write_bytes(FORMAT)
+            _seal(temporary)
             temporary.rename(marker)
+            sync_directory(self.root)
             found = FORMAT
         if found != FORMAT:
             raise IntegrityError(
