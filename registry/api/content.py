@@ -15,6 +15,7 @@ from helios.names import is_commit
 from heliosfs.store.keys import check_key
 from registry.api.support import parameter, repository, services
 from registry.counted import Counted
+from registry.healing import heal_chunk
 from registry.stored import StoredRangeResponse
 
 OCTETS = "application/octet-stream"
@@ -51,8 +52,12 @@ async def recipe(request: Request) -> Response:
 
 async def placements(request: Request) -> Response:
     parts, repo = services(request), repository(request)
-    placement = await asyncio.to_thread(parts.catalog.placement, repo, parameter(request, "blob"))
-    placement = await asyncio.to_thread(parts.addresses.placement, placement)
+    placed = await asyncio.to_thread(parts.catalog.placed, repo, parameter(request, "blob"))
+    if "doubt" in request.query_params:
+        number = _chunk(parameter(request, "doubt"), len(placed.recipe))
+        if not await asyncio.to_thread(heal_chunk, parts.store, placed, number):
+            parts.metrics.verify_failures.inc()
+    placement = await asyncio.to_thread(parts.addresses.placement, placed.placement)
     return Response(placement.encode(), media_type="application/json", headers=PRIVATE)
 
 
@@ -62,6 +67,12 @@ async def content(request: Request) -> Response:
     found = await asyncio.to_thread(parts.catalog.commit_content, repo, _commit(request))
     found = await asyncio.to_thread(parts.addresses.content, found)
     return Response(await asyncio.to_thread(found.encode), media_type="application/json", headers=PRIVATE)
+
+
+def _chunk(text: str, chunks: int) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) >= chunks:
+        raise InvalidInput(f"doubt={text[:40]!r} is not a chunk of this blob, which has {chunks}")
+    return int(text)
 
 
 def _commit(request: Request) -> str:

@@ -6,18 +6,23 @@ import hashlib
 import json
 import os
 import random
+import time
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from helios.errors import IntegrityError, NoSpace, NotFound, Unavailable
+from helios.home import Home
 from heliosfs.store import pack, replicated
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, pack_key
 from heliosfs.store.replicated import ReplicatedStore
 from tests.support.disks import LoopDisk, fail, fill_up, loop_disk, small_disk
 from tests.support.engines import read, staged
+from tests.support.mounts import mounted, write
+from tests.support.registry import running_registry
 
 
 @pytest.fixture(autouse=True)
@@ -302,3 +307,30 @@ def test_all_full_is_no_space(tmp_path: Path, wait_for) -> None:
             store.put_file(key, path)
             wait_for(lambda: whole(store))
             assert (a / "s" / key).read_bytes() == (b / "s" / key).read_bytes() == data
+
+
+@pytest.mark.fuse
+def test_a_registry_heals_what_nodes_and_clients_find(helios, helios_home, tmp_path, expected_log_errors) -> None:
+    """Damage in one directory is noticed by who reads, read past at once, and repaired."""
+    expected_log_errors("a copy is damaged")
+    data = random.Random(7).randbytes(9_000_000)
+    other = random.Random(8).randbytes(5_000_000)
+    environ = {"HELIOS_REGISTRY__REPLICAS": json.dumps([str(tmp_path / "copy")])}
+    helios.environ = {**helios.environ, **environ}
+    with running_registry(helios) as registry:
+        urls = {"HELIOS_REGISTRY__URLS": registry.url, "HELIOS_HOME": str(tmp_path / "node")}
+        model = write(tmp_path / "model", {"data.bin": data, "other.bin": other})
+        commit = helios("push", model, "org/m").out.strip()
+        stores = [helios_home.store, tmp_path / "copy"]
+        keys = [blob_key("public", hashlib.sha256(each).hexdigest()) for each in (data, other)]
+        assert all((store / key).exists() for store in stores for key in keys)
+        for key in keys:
+            tampered(stores[0] / key, 4_500_000)
+        with mounted(Home(tmp_path / "node"), tmp_path / "mnt", **urls):
+            assert (tmp_path / "mnt/org/m" / commit / "data.bin").read_bytes() == data
+        with urllib.request.urlopen(f"{registry.url}/org/m/resolve/main/other.bin", timeout=30) as answer:
+            assert answer.read() == other
+        end = time.monotonic() + 20
+        while any((stores[0] / key).read_bytes() not in (data, other) for key in keys):
+            assert time.monotonic() < end
+            time.sleep(0.05)
