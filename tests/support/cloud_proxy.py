@@ -11,9 +11,8 @@ import http.client
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -21,6 +20,8 @@ from urllib.parse import urlsplit
 BLOCK = 64 << 10
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
+
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Not you.</Message></Error>"
 
 ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
 
@@ -46,8 +47,8 @@ class Fault:
     times: int = 1
     skip: int = 0
     status: int | None = None
-    """Answer with this at once, and with ``body``."""
-    body: bytes = SLOW_DOWN
+    """Answer with this at once, and with ``body``, or one that suits the status."""
+    body: bytes = b""
     reset: bool = False
     """Reset the connection when the request has come, before anything passes."""
     lose_answer: bool = False
@@ -268,10 +269,11 @@ class _Handler(BaseHTTPRequestHandler):
         seen.status = fault.status
         self.send_response_only(fault.status)
         self.send_header("content-type", "application/xml")
-        self.send_header("content-length", str(len(fault.body)))
+        body = fault.body or (DENIED if fault.status < 500 else SLOW_DOWN)
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(fault.body)
+            self.wfile.write(body)
 
     def _reset(self) -> None:
         self.close_connection = True
@@ -283,13 +285,3 @@ def _flip(data: bytes, at: int) -> bytes:
     if not 0 <= at < len(data):
         return data
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-@dataclass
-class Pause:
-    """How long something took, for tests that bound a wait."""
-
-    began: float = field(default_factory=time.monotonic)
-
-    def s(self) -> float:
-        return time.monotonic() - self.began
