@@ -36,6 +36,42 @@ class StoreOptions(Section, frozen=True):
     """Azure's storage account; empty means AZURE_STORAGE_ACCOUNT_NAME."""
 
 
+class AdmissionRule(Section, frozen=True):
+    """What may be published into the repositories whose id fits the pattern."""
+
+    repo: str = "*"
+    """Pattern of repository ids, such as ``org/*``; the first rule that fits counts."""
+    formats: list[str] = []
+    """Formats of files that are taken (docs/registry-admission.md); empty: all."""
+    pickle: Literal["quarantine", "allow", "refuse"] = "quarantine"
+    """Files that are read with pickle: kept back until somebody releases them, let through, or refused."""
+    signature: Literal["ignore", "verify", "require"] = "ignore"
+    """OpenSSF model signatures: not looked at, checked where there is one, or demanded."""
+    keys: list[str] = []
+    """Files with public keys (PEM, elliptic curve) whose signatures count."""
+    certificates: list[str] = []
+    """Files with certificates (PEM) under which a signer's certificate must stand."""
+    identity: str = ""
+    """Who must have signed, for keyless signatures (Sigstore): an e-mail address or a workflow's URL..."""
+    issuer: str = ""
+    """...and the OpenID Connect issuer that vouches for it."""
+    trust_config: str = ""
+    """File with Sigstore's trust configuration; empty: fetched from the public instance."""
+
+
+class PeerSettings(Section, frozen=True):
+    """Another registry whose repositories are brought here (docs/registry-replication.md)."""
+
+    name: str
+    url: str
+    repos: list[str] = []
+    """Patterns of repository ids; empty: all."""
+    history: bool = False
+    """Bring all commits of a ref, not only its last."""
+    every_s: float = 0.0
+    """How often it is looked at, in seconds; 0: only when asked."""
+
+
 class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
@@ -62,6 +98,10 @@ class RegistrySettings(Section, frozen=True):
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    peers: list[PeerSettings] = []
+    """Other registries, for replication."""
+    admission: list[AdmissionRule] = []
+    """What may be published where, the first rule that fits (docs/registry-admission.md)."""
 
     def store_directory(self, default: Path) -> Path | None:
         """The directory of the object store; None where the store is an address."""

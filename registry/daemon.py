@@ -28,6 +28,7 @@ from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.opening import open_objects
 from registry.addresses import Addresses
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -41,6 +42,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 from registry.upkeep import keep_tidy
 
 log = logging.getLogger("helios.registry")
@@ -72,7 +75,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(database.close)
         metrics = RegistryMetrics()
         addresses = Addresses(store, config.registry)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
@@ -82,6 +86,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -95,7 +101,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics, addresses)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            return await _serve(
+                services, pulls, replications, reader, [tcp, unix], record, embedded=embedded, announce=announce
+            )
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -104,6 +112,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -118,13 +127,15 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics, services.addresses)]
+    hub = HubRoute(services.catalog, reader, services.metrics, services.addresses)
+    routes = [*pull_routes(pulls), *transfer_routes(replications), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(keep_tidy(services.store)),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -134,12 +145,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

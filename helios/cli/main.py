@@ -15,9 +15,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "pull": ("helios.cli.models:pull", "Bring a model from the upstream Hub into the registry."),
     "push": ("helios.cli.models:push", "Publish a directory as org/name and print its commit."),
+    "replicate": ("helios.cli.transfer:replicate", "Bring the repositories of another registry here."),
+    "bundle": ("helios.cli.transfer:bundle", "Carry models to a registry that no network reaches, in a file."),
     "ls": ("helios.cli.models:ls", "List the models in the registry."),
     "show": ("helios.cli.models:show", "Show a model's revisions and files."),
     "rm": ("helios.cli.models:rm", "Remove a model or one of its refs from the registry."),
+    "quarantine": ("helios.cli.quarantine:quarantine", "Show and release files that the registry keeps back."),
     "mount": ("helios.cli.mount:mount", "Mount the registry's models as files."),
     "umount": ("helios.cli.mount:umount", "Unmount."),
     "warm": ("helios.cli.control:warm", "Have a mount fetch a model's files now."),
