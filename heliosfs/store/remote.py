@@ -23,12 +23,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound, Unavailable
 from heliosfs.store.keys import check_key
 from heliosfs.store.objects import Good, ObjectInfo
 from heliosfs.store.staging import Staging
+
+T = TypeVar("T")
 
 log = logging.getLogger("helios.store")
 
@@ -176,7 +178,8 @@ class RemoteStore:
         return good(buffer)
 
     def delete(self, key: str) -> None:
-        self._bucket.delete(check_key(key))
+        check_key(key)
+        self._patiently(lambda: self._bucket.delete(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or any(part in (".", "..") for part in prefix.split("/")) or "\0" in prefix:
@@ -268,7 +271,7 @@ class RemoteStore:
         except (IntegrityError, NotFound):
             return False
 
-    def _patiently(self, write: Callable[[], bool]) -> bool:
+    def _patiently(self, write: Callable[[], T]) -> T:
         """Write once more where it is not clear whether that worked; a second time it may find its own object."""
         until = time.monotonic() + PATIENCE_S
         for attempt in range(1, ATTEMPTS):

@@ -22,23 +22,23 @@ from heliosfs.store import aws, cloud, remote
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.opening import open_objects
 from tests.support.cloud_proxy import CloudProxy
-from tests.support.cloud_servers import SECRET, Server, azurite, credentials, moto, some_prefix
+from tests.support.cloud_servers import SECRET, Server, azurite, credentials, gcs, moto, some_prefix
 from tests.support.engines import read, staged
 
 BIG = random.Random(2).randbytes((33 << 20) + 5)
 """Three parts."""
 BIG_KEY = f"public/blobs/{hashlib.sha256(BIG).hexdigest()[:2]}/{hashlib.sha256(BIG).hexdigest()}"
-PART_2 = {"s3": "partNumber=2", "az": "comp=block&"}
+PART_2 = {"s3": "partNumber=2", "az": "comp=block&", "gs": "partNumber=2"}
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory) -> Iterator[dict[str, Server]]:
     directory = tmp_path_factory.mktemp("servers")
-    with moto(directory) as s3, azurite(directory) as azure:
-        yield {"s3": s3, "az": azure}
+    with moto(directory) as s3, azurite(directory) as azure, gcs(directory) as google:
+        yield {"s3": s3, "az": azure, "gs": google}
 
 
-@pytest.fixture(params=["s3 obstore", "s3 fsspec", "az obstore"])
+@pytest.fixture(params=["s3 obstore", "s3 fsspec", "az obstore", "gs obstore"])
 def kind(request) -> tuple[str, str]:
     scheme, _, engine = request.param.partition(" ")
     return scheme, engine

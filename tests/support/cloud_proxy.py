@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 BLOCK = 64 << 10
 
@@ -93,7 +93,7 @@ class CloudProxy:
         def matches(seen: Seen) -> bool:
             if method is not None and seen.method != method:
                 return False
-            return match(seen) if callable(match) else match in f"{seen.path}?{seen.query}"
+            return match(seen) if callable(match) else match in f"{unquote(seen.path)}?{seen.query}"
 
         fault = Fault(matches, **what)  # type: ignore[arg-type]
         with self.lock:

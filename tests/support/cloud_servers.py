@@ -1,4 +1,4 @@
-"""Servers of object stores on loopback: moto for S3, Azurite for Azure Blob. Real ones, each a process of its own.
+"""Servers of object stores on loopback: moto for S3, Azurite for Azure Blob, a fake for GCS.
 
 Each context manager yields a ``Server``: its address, a bucket made for the caller, and the environment in which its
 credentials are found.
@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 from helios.config import RegistrySettings, StoreOptions
+from tests.fakes.gcs_xml import gcs_xml
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURITE = ROOT / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
@@ -95,6 +96,15 @@ def azurite(directory: Path) -> Iterator[Server]:
         _call(f"{url}/{AZURE_ACCOUNT}/container?restype=container", "PUT", headers)
         environ = {"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
         yield Server(url, "az://container", environ, AZURE_ACCOUNT)
+
+
+@contextlib.contextmanager
+def gcs(directory: Path) -> Iterator[Server]:
+    """Google's XML API: a fake that checks signatures, because emulators speak only the JSON API."""
+    with gcs_xml() as found:
+        path = directory / "service-account.json"
+        found.write_credentials(path)
+        yield Server(found.url, "gs://bucket", {"GOOGLE_APPLICATION_CREDENTIALS": str(path)})
 
 
 @contextlib.contextmanager

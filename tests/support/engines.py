@@ -10,10 +10,10 @@ from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.opening import open_objects
 from heliosfs.store.replicated import ReplicatedStore
-from tests.support.cloud_servers import Server, azurite, credentials, moto, some_prefix
+from tests.support.cloud_servers import Server, azurite, credentials, gcs, moto, some_prefix
 
-ENGINES = ("directory", "replicated", "s3 obstore", "s3 fsspec", "azure obstore")
-SERVERS = {"s3": moto, "azure": azurite}
+ENGINES = ("directory", "replicated", "s3 obstore", "s3 fsspec", "azure obstore", "gcs obstore")
+SERVERS = {"s3": moto, "azure": azurite, "gcs": gcs}
 
 Open = Callable[[Path], contextlib.AbstractContextManager[ObjectStore]]
 """Opens a new, empty store that has its local files below a directory."""
