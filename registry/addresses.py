@@ -6,15 +6,21 @@ outlives the placement it stands in, so that a read begun at the lease's end sti
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from helios.config import RegistrySettings
+from helios.errors import Unavailable
 from heliosfs.store.content import BlobContent, CommitContent
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
+
+log = logging.getLogger("helios.registry")
 
 SPARE_S: Final = 900.0
 """How long an address outlives what it was given for, in seconds: clocks differ, downloads start late."""
@@ -24,6 +30,9 @@ DOWNLOAD_S: Final = 3600.0
 
 WEEK_S: Final = 7 * 86400.0
 """No service signs for longer."""
+
+TELL_S: Final = 300.0
+"""How often it is said that signing fails, in seconds."""
 
 LARGE: Final = 8 << 20
 """A file from so many bytes on is worth a second request to another host."""
@@ -36,6 +45,7 @@ class Addresses:
         self._store, self._nodes = store, settings.redirect != "never"
         least = {"always": 1, "large": LARGE, "never": None}[settings.redirect]
         self._least = least if settings.store_read_back else None
+        self._told_until = -math.inf
 
     def placement(self, placement: Placement) -> Placement:
         """The placement with addresses that may be used from anywhere, where the store has such."""
@@ -59,14 +69,25 @@ class Addresses:
         at = placement.objects[placement.runs[0].object]
         if placement.runs[0].offset or at.size != placed.recipe.size:
             return None
-        urls = self._store.signed_urls([at.key], DOWNLOAD_S)
+        urls = self._sign([at.key], DOWNLOAD_S)
         return None if urls is None else urls[0]
+
+    def _sign(self, keys: Sequence[str], expires_s: float) -> Sequence[str] | None:
+        """None, too, where signing does not work, with credentials that can't sign for example: all go through us."""
+        try:
+            return self._store.signed_urls(keys, expires_s)
+        except Unavailable as error:
+            now = time.monotonic()
+            if now >= self._told_until:
+                self._told_until = now + TELL_S
+                log.warning("addresses can't be signed; all bytes are sent from here", extra={"reason": str(error)})
+            return None
 
     def _placements(self, placements: Sequence[Placement]) -> list[Placement]:
         keys = list(dict.fromkeys(_keys(placements)))
         lease_s = max((placement.lease_s for placement in placements), default=0.0)
         expires_s = min(lease_s + SPARE_S, WEEK_S)
-        urls = self._store.signed_urls(keys, expires_s) if self._nodes and keys else None
+        urls = self._sign(keys, expires_s) if self._nodes and keys else None
         if urls is None:
             return list(placements)
         signed = dict(zip(keys, urls, strict=True))

@@ -36,6 +36,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 TEST_MODELS = ROOT / "requirements" / "test-models.txt"
+AZURITE = ROOT / ".cache" / "azurite"
+AZURITE_VERSION = "3.35.0"
 STAMP = VENV / "helios-setup.json"
 LOG = VENV / "setup.log"
 SUPERSETS = {"quickstart": ("quickstart", "dev"), "dev": ("dev",)}
@@ -117,7 +119,7 @@ def run(command: list[str], *, env: dict[str, str] | None = None) -> None:
 # --- the machine ----------------------------------------------------------------------------------------------------
 
 
-def missing_packages() -> dict[str, str]:
+def missing_packages(extra: str) -> dict[str, str]:
     """Debian packages that this interpreter and the build of pyfuse3 need and that are not here: name -> what for."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     need: dict[str, str] = {}
@@ -138,6 +140,8 @@ def missing_packages() -> dict[str, str]:
         need["fuse3"] = "to mount without being root"
     if not has_gpu() and not has_library("libnuma.so.1"):
         need["libnuma1"] = "vLLM's CPU build"
+    if extra == "dev" and not shutil.which("npm"):
+        need["npm"] = "to install Azurite, against which the tests run Azure Blob Storage"
     return need
 
 
@@ -185,7 +189,7 @@ def link_mtab() -> None:
     run([*prefix, *command])
 
 
-def install_packages(need: dict[str, str]) -> None:
+def install_packages(need: dict[str, str], extra: str) -> None:
     """Install Debian packages, or raise SetupError with the command to run."""
     names = sorted(need)
     command = ["apt-get", "install", "-y", "--no-install-recommends", *names]
@@ -205,7 +209,7 @@ def install_packages(need: dict[str, str]) -> None:
             run([*prefix, *quiet, "apt-get", "update"])
             run([*prefix, *quiet, *command])
     importlib.invalidate_caches()
-    if still := missing_packages():
+    if still := missing_packages(extra):
         raise SetupError(
             f"{sys.executable} still lacks {', '.join(sorted(still))}: it is not Debian's interpreter, so they have to "
             "come from where it came from; or choose Debian's: make PYTHON=/usr/bin/python3"
@@ -309,6 +313,18 @@ def install_test_models() -> None:
         run([*PIP, "--no-deps", "-r", str(TEST_MODELS)])
 
 
+def install_azurite() -> None:
+    """The emulator of Azure Blob Storage, for the tests."""
+    if (AZURITE / "node_modules" / "azurite" / "package.json").exists():
+        found = json.loads((AZURITE / "node_modules" / "azurite" / "package.json").read_text())["version"]
+        if found == AZURITE_VERSION:
+            return
+    with step(f"Azurite {AZURITE_VERSION} for the tests"):
+        AZURITE.mkdir(parents=True, exist_ok=True)
+        options = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--omit=dev"]
+        run(["npm", "install", *options, "--prefix", str(AZURITE), f"azurite@{AZURITE_VERSION}"])
+
+
 def vllm_version() -> str | None:
     """Version of the vLLM that imports in .venv/, or None."""
     code = "import importlib.metadata as m, vllm.envs; print(m.version('vllm'))"
@@ -340,8 +356,8 @@ def stamp_is_good(want: str, extra: str) -> bool:
 
 def setup(extra: str) -> None:
     start = time.monotonic()
-    if need := missing_packages():
-        install_packages(need)
+    if need := missing_packages(extra):
+        install_packages(need, extra)
     link_mtab()
     want = key()
     if stamp_is_good(want, extra):
@@ -363,6 +379,7 @@ def setup(extra: str) -> None:
         install_without_vllm(extra)
     if extra == "dev":
         install_test_models()
+        install_azurite()
     STAMP.write_text(json.dumps({"key": want, "extra": extra, "vllm": vllm}))
     say(f"ready in {time.monotonic() - start:.0f} s: .venv/bin/helios --help")
 

@@ -1,8 +1,8 @@
 """Google Cloud Storage's XML API, as much of it as obstore uses, which believes nothing that it is told.
 
 The emulators that can be installed speak the JSON API only (gcp-storage-emulator, fake-gcs-server), so this stands in
-for the service. It checks what that checks: the JSON Web Token in ``Authorization`` against the service account's key, V4
-signatures of addresses with their expiry, generation preconditions, numbers and tags of parts. Formats after
+for the service. It checks what that checks: the JSON Web Token in ``Authorization`` against the service account's key,
+V4 signatures of addresses with their expiry, generation preconditions, numbers and tags of parts. Formats after
 Google's documents: "XML API", "V4 signing process", "Using OAuth 2.0 for Server to Server Applications".
 """
 
