@@ -23,9 +23,9 @@ from heliosfs.store.objects import ObjectStore
 from heliosfs.store.opening import open_objects
 from tests.support.cloud_proxy import CloudProxy
 from tests.support.cloud_servers import SECRET, Server, azurite, credentials, gcs, moto, some_prefix
-from tests.support.engines import read, staged
+from tests.support.engines import SMALL_PART, read, small_parts, staged
 
-BIG = random.Random(2).randbytes((33 << 20) + 5)
+BIG = random.Random(2).randbytes(2 * SMALL_PART + 1_000_005)
 """Three parts."""
 BIG_KEY = f"public/blobs/{hashlib.sha256(BIG).hexdigest()[:2]}/{hashlib.sha256(BIG).hexdigest()}"
 PART_2 = {"s3": "partNumber=2", "az": "comp=block&", "gs": "partNumber=2"}
@@ -54,6 +54,11 @@ def server(servers, kind) -> Iterator[Server]:
 def proxy(server: Server) -> Iterator[CloudProxy]:
     with CloudProxy(server.url) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_parts(monkeypatch)
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from heliosfs.store import cloud, remote, through_fsspec
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.opening import open_objects
@@ -17,6 +20,17 @@ SERVERS = {"s3": moto, "azure": azurite, "gcs": gcs}
 
 Open = Callable[[Path], contextlib.AbstractContextManager[ObjectStore]]
 """Opens a new, empty store that has its local files below a directory."""
+
+
+SMALL_PART = 5 << 20
+"""The smallest part of an upload that S3 takes."""
+
+
+def small_parts(patch: pytest.MonkeyPatch) -> None:
+    """Let objects go up in parts that are quickly made."""
+    patch.setattr(remote, "SINGLE", SMALL_PART)
+    patch.setattr(cloud, "PART", SMALL_PART)
+    patch.setattr(through_fsspec, "PART", SMALL_PART)
 
 
 @contextlib.contextmanager
