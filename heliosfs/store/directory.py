@@ -151,6 +151,9 @@ class DirectoryStore:
         with self._guard("read"):
             self.staging().stat()
 
+    def problems(self) -> Sequence[str]:
+        return ()
+
     def tidy(self) -> int:
         return 0
 

@@ -75,6 +75,9 @@ class ObjectStore(Protocol):
     def check(self) -> None:
         """Raises Unavailable unless the store answers."""
 
+    def problems(self) -> Sequence[str]:
+        """What is wrong with it that stops nothing, in words: copies that are missing."""
+
     def tidy(self) -> int:
         """Regular upkeep: give up what killed writers left under way, repair copies. Returns how much there was."""
 

@@ -196,6 +196,9 @@ class RemoteStore:
         self.staging()
         self._bucket.check()
 
+    def problems(self) -> Sequence[str]:
+        return ()
+
     def tidy(self) -> int:
         count = self._bucket.abandon(INTERRUPTED_S)
         if count:

@@ -22,7 +22,7 @@ from heliosfs.store.replicated import ReplicatedStore
 from tests.support.disks import LoopDisk, fail, fill_up, loop_disk, small_disk
 from tests.support.engines import read, staged
 from tests.support.mounts import mounted, write
-from tests.support.registry import running_registry
+from tests.support.registry import Running, running_registry
 
 
 @pytest.fixture(autouse=True)
@@ -334,3 +334,18 @@ def test_a_registry_heals_what_nodes_and_clients_find(helios, helios_home, tmp_p
         while any((stores[0] / key).read_bytes() not in (data, other) for key in keys):
             assert time.monotonic() < end
             time.sleep(0.05)
+        # A directory that goes away is told of in the metrics, until it is whole again.
+        (tmp_path / "copy").rename(tmp_path / "away")
+        helios("push", write(tmp_path / "more", {"more.txt": b"more"}), "org/more")
+        assert problems(registry) == 1
+        (tmp_path / "away").rename(tmp_path / "copy")
+        while problems(registry):
+            assert time.monotonic() < end + 30
+            time.sleep(0.2)
+        assert (tmp_path / "copy" / blob_key("public", hashlib.sha256(b"more").hexdigest())).read_bytes() == b"more"
+
+
+def problems(registry: Running) -> int:
+    with urllib.request.urlopen(f"{registry.url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return int(float(next(line for line in lines if line.startswith("helios_registry_store_problems ")).split()[1]))
