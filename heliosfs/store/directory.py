@@ -158,8 +158,12 @@ class DirectoryStore:
         return 0
 
     def delete(self, key: str) -> None:
-        with self._guard(f"changed (removing {key})"):
-            self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        with self._guard(f"changed (removing {key})", key):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                self._there()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or any(part in (".", "..") for part in prefix.split("/")) or "\0" in prefix:
@@ -171,6 +175,11 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
+
+    def _there(self) -> None:
+        """What is missing is missing only while the store itself is there, and not on a disk that was taken away."""
+        if not (self.root / ".format").exists():
+            raise Unavailable(f"the object store in {self.root} is gone: is its disk mounted?")
 
     def _check_format(self) -> None:
         marker = self.root / ".format"
@@ -246,6 +255,7 @@ class DirectoryStore:
             if error.errno in FULL:
                 raise full(self.root, error) from error
             if key is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+                self._there()
                 raise NotFound(f"the object {key} is not in {self.describe()}") from None
             raise Unavailable(f"the object store in {self.root} can't be {what}: {error}") from error
 

@@ -349,3 +349,26 @@ def problems(registry: Running) -> int:
     with urllib.request.urlopen(f"{registry.url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return int(float(next(line for line in lines if line.startswith("helios_registry_store_problems ")).split()[1]))
+
+
+def test_what_is_removed_while_a_directory_is_away_stays_removed(roots, wait_for) -> None:
+    """Nothing to remove and nowhere to remove it from are two things."""
+    with ReplicatedStore(roots[:2]) as store:
+        wait_for(lambda: whole(store))
+        gone, _ = put(store, 1)
+        kept, data = put(store, 2)
+        away = roots[1].with_name("away")
+        roots[1].rename(away)
+        store.delete(gone)
+        assert store.problems()
+        away.rename(roots[1])
+        wait_for(lambda: whole(store))
+        assert not (roots[1] / gone).exists()
+        roots[0].rename(away)
+        assert read(store, kept) == data
+        roots[1].rename(away.with_name("both"))
+        with pytest.raises(Unavailable):
+            store.info(kept)
+        away.rename(roots[0])
+        away.with_name("both").rename(roots[1])
+        assert read(store, kept) == data
