@@ -250,35 +250,35 @@ class ReplicatedStore:
 
     def _first(self, key: str, act: Callable[[DirectoryStore], T]) -> T:
         missing: list[_Copy] = []
-        failure: HeliosError | None = None
-        certain = False
+        damaged: IntegrityError | None = None
+        absent: NotFound | None = None  # what a directory says that is whole, and should have it
         # A copy that is partly damaged is still better than none: whoever reads checks what it gets.
         for copy in sorted(self._whole_first(), key=lambda copy: key in copy.wrong):
             if copy.store is None:
                 continue
-            if copy.behind and certain:
+            if copy.behind and absent is not None:
                 break  # it may still have what was removed
             try:
                 found = act(copy.store)
             except NotFound as error:
                 missing.append(copy)
-                certain = certain or not (copy.behind or key in copy.wrong)
-                failure = failure or error
+                if not copy.behind and key not in copy.wrong:
+                    absent = error
             except IntegrityError as error:
                 copy.wrong.add(key)
-                failure = error
+                damaged = error
             except Unavailable as error:
                 self._failed(copy, error)
-                failure = error
             else:
                 for other in missing:
                     other.wrong.add(key)
                 if missing:
                     self._wake.set()
                 return found
-        if failure is None or (isinstance(failure, NotFound) and not certain):
-            raise Unavailable(f"no copy of the object {key} is in a directory of {self.describe()} that works now")
-        raise failure
+        failure = damaged or absent
+        if failure is not None:
+            raise failure
+        raise Unavailable(f"no copy of the object {key} is in a directory of {self.describe()} that works now")
 
     def _listed(self, prefix: str) -> Sequence[tuple[_Copy, Sequence[ObjectInfo]]]:
         """What lies in each directory that is whole, or, where none is, in those that are not."""
