@@ -45,6 +45,9 @@ from registry.sessions import Sessions, own_store
 from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
 from registry.upkeep import keep_tidy
+from registry.xet.maker import Maker
+from registry.xet.routes import XetService
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -90,6 +93,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -101,9 +105,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics, addresses)
-            return await _serve(
-                services, pulls, replications, reader, [tcp, unix], record, embedded=embedded, announce=announce
-            )
+            parts = pulls, replications, reader, xet, layouts
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -114,6 +117,8 @@ async def _serve(
     pulls: Pulls,
     replications: Replications,
     reader: VerifiedReader,
+    xet: XetService,
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -127,8 +132,8 @@ async def _serve(
         announce(record)
         yield
 
-    hub = HubRoute(services.catalog, reader, services.metrics, services.addresses)
-    routes = [*pull_routes(pulls), *transfer_routes(replications), hub]
+    hub = HubRoute(services.catalog, reader, xet, services.metrics, services.addresses)
+    routes = [*pull_routes(pulls), *transfer_routes(replications), *xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
@@ -137,6 +142,8 @@ async def _serve(
             tasks.create_task(replications.keep_current()),
             tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)

@@ -103,5 +103,5 @@ async def objects(request: Request) -> Response:
     file = await asyncio.to_thread(parts.store.open_local, key)
     if file is None:
         response = StoredRangeResponse(parts.store, key, span.start, len(span), status, headers)
-        return Counted(response, parts.metrics)
-    return Counted(FileRangeResponse(file, span.start, len(span), status, headers), parts.metrics)
+        return Counted(response, parts.metrics.sent_bytes)
+    return Counted(FileRangeResponse(file, span.start, len(span), status, headers), parts.metrics.sent_bytes)
