@@ -167,6 +167,12 @@ BENCHMARKS = {
         {f"1_ms_to_{way}_{engine}": 1.0 for way in ("sql", "head") for engine in ("sqlite", "postgres")}
         | {f"head_p99_{engine}": 0.5 for engine in ("sqlite", "postgres")},
     ),
+    "xet": Benchmark(
+        (),
+        ("--gb", "0.3", "--rounds", "1"),
+        lambda result: {"client": float(result["median"]["client_ratio"]), "growth": 0.01 / result["median"]["growth"]},
+        {"client": 0.8, "growth": 1.0},
+    ),
     "router": Benchmark(
         ("--seconds", "5", "--rounds", "3"),
         ("--seconds", "1", "--rounds", "1"),

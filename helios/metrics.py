@@ -35,11 +35,22 @@ class RegistryMetrics(Metrics):
             "helios_registry_request_seconds", "Time to the end of an answer", ["route"], buckets=LATENCY_S, registry=r
         )
         self.sent_bytes = Counter("helios_registry_sent_bytes_total", "Object bytes sent", registry=r)
+        self.store_problems = Gauge(
+            "helios_registry_store_problems", "Directories of the store that lack something", registry=r
+        )
+        self.redirected = Counter(
+            "helios_registry_redirects_total", "Downloads sent to the object store itself", registry=r
+        )
         self.ingested_bytes = Counter(
             "helios_registry_ingested_bytes_total", "Bytes published", ["result"], registry=r
         )  # result: new, deduplicated
         self.verify_failures = Counter("helios_registry_verify_failures_total", "Hash mismatches found", registry=r)
         self.pulls = Counter("helios_registry_pulls_total", "Pulls from the upstream Hub", ["result"], registry=r)
+        self.xorb_bytes = Counter("helios_registry_xorb_bytes_total", "Bytes of Xet xorbs sent", registry=r)
+        self.xet_layouts = Counter(
+            "helios_registry_xet_layouts_total", "Blobs that hf-xet has laid out", ["result"], registry=r
+        )  # result: made, failed
+        self.xet_waiting = Gauge("helios_registry_xet_waiting", "Blobs that wait for a Xet layout", registry=r)
         self.repositories = Gauge("helios_registry_repositories", "Repositories held", registry=r)
 
 

@@ -89,6 +89,17 @@ class Usage:
     stored: int
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A session that only claims what is being written; see ``Catalog.claiming``."""
+
+    session: str
+
+    def end(self, connection: Connection) -> None:
+        """Give the claims back, in the transaction whose rows name the objects."""
+        claims.end(connection, [self.session])
+
+
 class Catalog:
     """Reads and writes of one registry's metadata."""
 
@@ -119,7 +130,7 @@ class Catalog:
     def check(self) -> None:
         """Raises Unavailable, or another error, unless the metadata answers and the store is there."""
         self.count()
-        self.store.staging()
+        self.store.check()
 
     def count(self) -> int:
         """How many repositories there are."""
@@ -271,6 +282,17 @@ class Catalog:
         placed = self.placed(repo, blob)
         return BlobReader(self.store, placed.recipe, placed.placement)
 
+    def stored_blob(self, sha256: str) -> BlobReader:
+        """A reader of a stored blob, whoever holds it, for work of the registry's own. Raises NotFound."""
+        from registry.blobs import BlobReader
+
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, sha256)
+        if known is None:
+            raise NotFound(f"the store does not hold blob {sha256}")
+        placed = self._place(known)
+        return BlobReader(self.store, placed.recipe, placed.placement)
+
     def has_blob(self, sha256: str) -> FileEntry | None:
         """The line for a manifest of a blob whose every byte is stored, or None.
 
@@ -355,7 +377,7 @@ class Catalog:
         recipes = {entry.sha256: entry.recipe for entry in manifest.files.values()}
         size = sum(entry.size for entry in manifest.files.values())
         record_key = commit_key(self.domain, repo, commit)
-        with self._claiming({manifest_key(self.domain, manifest.digest), record_key}) as session:
+        with self.claiming({manifest_key(self.domain, manifest.digest), record_key}) as claimed:
             self.store.put_bytes(manifest_key(self.domain, manifest.digest), manifest.encode())
             with self.database.write(changes=Changes.NAMES) as connection:
                 content.publish_blobs(connection, self.domain, recipes)
@@ -386,27 +408,29 @@ class Catalog:
                 moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
-                claims.end(connection, [session])
+                claimed.end(connection)
                 also(connection)
         log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
         return Published(record, moved)
 
     @contextlib.contextmanager
-    def _claiming(self, keys: set[str]) -> Iterator[str]:
-        """A session of its own that claims the objects; what becomes of them if nothing does is deleted."""
-        session = secrets.token_hex(16)
+    def claiming(self, keys: set[str]) -> Iterator[Claimed]:
+        """Objects that are about to be written, claimed. Whoever makes rows of them ends the claim in the same
+        transaction; objects that no row names in the end are deleted.
+        """
+        claimed = Claimed(secrets.token_hex(16))
         with self.database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            self.member.begin(connection, session)
-            claims.claim(connection, session, keys)
+            self.member.begin(connection, claimed.session)
+            claims.claim(connection, claimed.session, keys)
         try:
-            yield session
+            yield claimed
         except BaseException:
             try:
                 with self.database.write(changes=Changes.NOTHING) as connection:
-                    claims.end(connection, [session])
+                    claims.end(connection, [claimed.session])
                 bury(self.database, self.store)
             except HeliosError as error:
-                log.warning("records of a failed publish are left for a while", extra={"error": str(error)})
+                log.warning("what was written in vain is left for a while", extra={"error": str(error)})
             raise
 
     def set_ref(self, repo: RepoId, ref: str, commit: str, expect: Expected = ..., *, author: str = "") -> bool:

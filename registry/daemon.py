@@ -26,7 +26,8 @@ from helios.http.server import Server, listen_tcp, listen_unix, make_server, url
 from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
-from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.opening import open_objects
+from registry.addresses import Addresses
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
@@ -49,6 +50,10 @@ from registry.services import Services
 from registry.sessions import Sessions, own_store
 from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
+from registry.upkeep import keep_tidy
+from registry.xet.maker import Maker
+from registry.xet.routes import XetService
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -73,12 +78,13 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         ) from None
     with _only_registry(home), contextlib.ExitStack() as stack:
         meeting.record_path(home).unlink(missing_ok=True)
-        store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
+        store = open_objects(config.registry, home.store, home.registry / "staging")
         stack.callback(store.close)
         database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
         member = Member(database, lease_s=config.registry.process_lease_s)
+        addresses = Addresses(store, config.registry)
         admission = Admission(config.registry.admission)
         catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
@@ -99,20 +105,20 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(jobs.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
         unix = stack.enter_context(contextlib.closing(listen_unix(path)))
         stack.callback(path.unlink, missing_ok=True)
-        record = _record(path, tcp, host, embedded, store.root)
+        record = _record(path, tcp, host, embedded, store.local)
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
-            return await _serve(
-                services, pulls, replications, jobs, reader, [tcp, unix], record, embedded=embedded, announce=announce
-            )
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses)
+            parts = pulls, replications, jobs, reader, xet, layouts
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -130,6 +136,8 @@ async def _serve(
     replications: Replications,
     jobs: Jobs,
     reader: VerifiedReader,
+    xet: XetService,
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -143,20 +151,20 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [
-        *pull_routes(pulls),
-        *transfer_routes(replications),
-        *gc_routes(jobs, Leases(services.catalog)),
-        HubRoute(services.catalog, reader, services.metrics),
-    ]
+    hub = HubRoute(services.catalog, reader, xet, services.metrics, services.addresses)
+    routes = [*pull_routes(pulls), *transfer_routes(replications), *gc_routes(jobs, Leases(services.catalog))]
+    routes += [*xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
+            tasks.create_task(keep_tidy(services.store)),
             tasks.create_task(replications.keep_current()),
             tasks.create_task(jobs.keep_clean()),
             tasks.create_task(_interrupt(services, pulls, replications, jobs, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)
@@ -218,7 +226,7 @@ def _only_registry(home: Home) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path) -> RegistryRecord:
+def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path | None) -> RegistryRecord:
     process = ProcessId.current()
     ticks = int(process.start.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
     started = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
@@ -231,7 +239,7 @@ def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Pa
         started=round(started, 2),
         start=process.start,
         embedded=embedded,
-        store=str(store),
+        store=str(store or ""),
     )
 
 

@@ -15,18 +15,14 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
-from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput, NotFound, Unavailable
+from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput, Unavailable
 from helios.names import RepoId, check_ref
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import check_tree
@@ -34,18 +30,12 @@ from registry.body import BodySource
 from registry.catalog import Catalog
 from registry.ingest import IngestedBlob, Source
 from registry.ingest.reader import FileSource
-from registry.metadata import claims, pushes, repositories
-from registry.metadata.database import Changes
 from registry.metadata.pushes import PushRow
+from registry.push_log import IDLE_S, Announced, Outcome, PushLog, no_push
+from registry.push_sources import LocalSource, Stoppable, feed, stamp
 from registry.sessions import Session, Sessions
 
 log = logging.getLogger("helios.registry.pushes")
-
-IDLE_S: Final = 3600.0
-"""A push without a call for this long is dropped, in seconds."""
-
-TOUCH_S: Final = 10.0
-"""How exactly the time of a push's last call is kept, in seconds: not every call costs a transaction."""
 
 RETRY_S: Final = 30.0
 """How long after a cleaning that failed the next one comes, in seconds."""
@@ -55,46 +45,6 @@ INGESTS: Final = 4
 
 CALM_S: Final = 150.0
 """Longest wait for interrupted ingests to end, in seconds; they end at their next read."""
-
-MAX_PUSHES: Final = 256
-"""Most pushes under way, by all processes."""
-
-
-class Stoppable(Protocol):
-    """What an ingest reads from and the event loop can stop. ``taken`` counts the bytes read so far."""
-
-    taken: int
-
-    def fail(self, error: HeliosError) -> None: ...
-
-
-class LocalSource:
-    """A local file as a source that can be stopped from another thread."""
-
-    def __init__(self) -> None:
-        self.file: FileSource | None = None
-        self.taken = 0
-        self._error: HeliosError | None = None
-
-    def fail(self, error: HeliosError) -> None:
-        self._error = error
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        if self._error is not None:
-            raise self._error
-        assert self.file is not None
-        count = self.file.readinto(buffer)
-        self.taken += count
-        return count
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """A file that the client is going to send; ``size`` in bytes."""
-
-    path: str
-    size: int
-    executable: bool
 
 
 @dataclass(slots=True)
@@ -118,18 +68,6 @@ class State:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a commit answers."""
-
-    commit: str
-    manifest: str
-    logical_bytes: int
-    new_bytes: int
-    deduplicated_bytes: int
-    unchanged: bool
-
-
 class Pushes:
     """The pushes of one registry, as one of its processes sees them."""
 
@@ -142,8 +80,8 @@ class Pushes:
         now: Callable[[], float] | None = None,
     ) -> None:
         """``now`` stands for the database's clock, in seconds."""
-        self._catalog, self._sessions, self._database = catalog, sessions, catalog.database
-        self._idle_s, self._now = idle_s, now
+        self._catalog, self._sessions = catalog, sessions
+        self._log = PushLog(catalog, sessions, idle_s=idle_s, now=now)
         self._active: dict[str, Active] = {}
         self._threads = ThreadPoolExecutor(INGESTS, thread_name_prefix="ingest")
         self._slots = asyncio.Semaphore(INGESTS)
@@ -161,26 +99,26 @@ class Pushes:
         check_tree(by_path)
         self._catalog.admission.check_names(repo, by_path)
         self._check_open()
-        id_ = await asyncio.to_thread(self._start, repo, ref, message, author, files)
+        id_ = await asyncio.to_thread(self._log.start, repo, ref, message, author, files)
         if self._closed:
-            await asyncio.to_thread(self._end, [id_])
+            await asyncio.to_thread(self._log.end, [id_])
         self._check_open()
         return id_
 
     async def put_body(self, id_: str, path: str, body: AsyncIterator[bytes]) -> IngestedBlob:
         """Store one of the push's files from a request's body, streamed with bounded memory."""
         async with self._using(id_) as push:
-            announced = await asyncio.to_thread(self._announced, push, path)
+            announced = await asyncio.to_thread(self._log.announced, push.push.id, path)
             async with self._slots:
                 source = BodySource(announced.size, path)
                 async with self._running(push, source, self._ingest, push, announced, source) as work:
-                    feeder = asyncio.ensure_future(_feed(source, body))
+                    feeder = asyncio.ensure_future(feed(source, body))
                     try:
                         both: list[asyncio.Future[Any]] = [work, feeder]
                         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                         if feeder.done():
                             feeder.result()
-                        return await self._stored(push, path, await work)
+                        return await asyncio.to_thread(self._log.store, push.push.id, path, await work)
                     finally:
                         source.abandon()  # an ingest that failed takes no more; the rest of the body is not read
                         feeder.cancel()
@@ -192,7 +130,7 @@ class Pushes:
         ``gone`` ends when the caller has left; the file is then read no further.
         """
         async with self._using(id_) as push:
-            announced = await asyncio.to_thread(self._announced, push, path)
+            announced = await asyncio.to_thread(self._log.announced, push.push.id, path)
             async with self._slots:
                 source = LocalSource()
                 left = asyncio.ensure_future(gone)
@@ -202,7 +140,7 @@ class Pushes:
                         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                         if not work.done():
                             source.fail(Unavailable(f"{path}: the sender went away"))
-                        return await self._stored(push, path, await work)
+                        return await asyncio.to_thread(self._log.store, push.push.id, path, await work)
                 finally:
                     left.cancel()
 
@@ -226,7 +164,7 @@ class Pushes:
 
     async def state(self, id_: str) -> State:
         """How far a push is; of files under way, those that are stored by this process count."""
-        files, done = await asyncio.to_thread(self._progress, id_)
+        files, done = await asyncio.to_thread(self._log.progress, id_)
         active = self._active.get(id_)
         return State(files, done + sum(source.taken for source in active.sources) if active else done)
 
@@ -237,7 +175,7 @@ class Pushes:
                 raise Conflict("a file of this push is still being stored; wait for it, then commit")
             active.closing = True
             try:
-                return await asyncio.to_thread(self._commit, active)
+                return await asyncio.to_thread(self._log.commit, active.push)
             finally:
                 active.closing = False  # where it came about, the push is not found any more
 
@@ -249,7 +187,7 @@ class Pushes:
                 for source in list(active.sources):
                     source.fail(Unavailable(f"{active.repo.id}: the push was given up"))
                 await asyncio.wait_for(active.calm.wait(), CALM_S)
-                await asyncio.to_thread(self._end, [id_])
+                await asyncio.to_thread(self._log.end, [id_])
             except TimeoutError:
                 raise DeadlineExceeded(f"the files of this push did not end within {CALM_S:.0f} s") from None
             finally:
@@ -266,11 +204,11 @@ class Pushes:
             await asyncio.sleep(interval_s)
 
     async def _keep_clean(self) -> None:
-        ended = set(self._active) - await asyncio.to_thread(self._look_after, list(self._active))
+        ended = set(self._active) - await asyncio.to_thread(self._log.look_after, list(self._active))
         for id_ in ended & self._active.keys():
             for source in self._active[id_].sources:
                 source.fail(Unavailable("the push was committed or given up elsewhere"))
-        if self._database.kind.shared:
+        if self._catalog.database.kind.shared:
             await asyncio.to_thread(self._sessions.recover)
         if self._sessions.work.is_set():
             count = await asyncio.to_thread(self._sessions.clean)
@@ -289,8 +227,8 @@ class Pushes:
         Where other processes share the database they go on with the pushes; else these are given up.
         """
         self._closed = True
-        if not self._database.kind.shared:
-            await asyncio.to_thread(self._end, None)
+        if not self._catalog.database.kind.shared:
+            await asyncio.to_thread(self._log.end, None)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._sessions.clean)
 
@@ -302,12 +240,12 @@ class Pushes:
     async def _using(self, id_: str) -> AsyncIterator[Active]:
         active = self._active.get(id_)
         if active is None:
-            push = await asyncio.to_thread(self._find, id_)
+            push = await asyncio.to_thread(self._log.find, id_)
             repo = RepoId.from_canonical(push.repository)
             made = Active(push, repo, self._sessions.attach(push.session))
             active = self._active.setdefault(id_, made)  # another call may have been faster
         if active.closing:
-            raise _gone(id_)
+            raise no_push(id_)
         active.busy += 1
         self._settle(active)
         try:
@@ -325,81 +263,6 @@ class Pushes:
         else:
             active.calm.set()
 
-    # --- in threads ---
-
-    def _time(self, connection: Connection) -> float:
-        """The database's clock, which all processes share."""
-        return self._now() if self._now else float(connection.scalar(sa.select(self._database.kind.now)) or 0)
-
-    def _start(self, repo: RepoId, ref: str, message: str, author: str, files: list[Announced]) -> str:
-        id_, session = secrets.token_hex(16), secrets.token_hex(16)
-        rows = ((file.path, file.size, file.executable) for file in files)
-        with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            if pushes.count(connection) >= MAX_PUSHES:
-                raise Unavailable(f"{MAX_PUSHES} pushes are under way; try again later")
-            found = repositories.find(connection, repo)
-            base = None if found is None else repositories.ref_target(connection, found, ref)
-            claims.begin(connection, session, None)
-            row = PushRow(id_, session, str(repo), ref, message, author, base, self._time(connection))
-            pushes.add(connection, row, rows)
-        return id_
-
-    def _find(self, id_: str) -> PushRow:
-        with self._database.read() as connection:
-            push, now = pushes.find(connection, id_), self._time(connection)
-        if push is None:
-            raise _gone(id_)
-        if now - push.used > TOUCH_S:
-            with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-                pushes.touch(connection, [id_], now)
-        return push
-
-    def _announced(self, active: Active, path: str) -> Announced:
-        with self._database.read(single=True) as connection:
-            found = pushes.files(connection, active.push.id, path)
-        if not found:
-            raise InvalidInput(f"the push does not list the path {path[:200]!r}")
-        return Announced(path, found[0].size, found[0].executable)
-
-    async def _stored(self, active: Active, path: str, blob: IngestedBlob) -> IngestedBlob:
-        await asyncio.to_thread(self._note_stored, active.push.id, path, blob)
-        return blob
-
-    def _note_stored(self, id_: str, path: str, blob: IngestedBlob) -> None:
-        with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            if not pushes.store(connection, id_, path, blob):
-                raise _gone(id_)
-            pushes.touch(connection, [id_], self._time(connection))
-
-    def _progress(self, id_: str) -> tuple[int, int]:
-        with self._database.read() as connection:
-            if pushes.find(connection, id_) is None:
-                raise _gone(id_)
-            return pushes.progress(connection, id_)
-
-    def _look_after(self, active: list[str]) -> set[str]:
-        """Keep the pushes that this process works on, drop those that nobody does; returns which of ours there are."""
-        with self._database.read() as connection:
-            now = self._time(connection)
-            left = pushes.under_way(connection, active)
-            old = [push for push in pushes.idle(connection, now - TOUCH_S) if push.id in left]
-            idle = [push for push in pushes.idle(connection, now - self._idle_s) if push.id not in left]
-        if old:
-            with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-                pushes.touch(connection, [push.id for push in old], now)
-        for push in idle:
-            log.warning("dropped an idle push", extra={"repo": push.repository, "push": push.id})
-        if idle:
-            self._end([push.id for push in idle])
-        return left
-
-    def _end(self, ids: list[str] | None) -> None:
-        """End pushes (None: all) that come to nothing."""
-        with self._database.read() as connection:
-            found = pushes.under_way(connection) if ids is None else ids
-            rows = [pushes.find(connection, id_) for id_ in found]
-        self._sessions.end([row.session for row in rows if row is not None])
-
     def _ingest(self, push: Active, file: Announced, source: Source) -> IngestedBlob:
         return push.session.ingest(file.path, file.size, source, executable=file.executable)
 
@@ -409,65 +272,8 @@ class Pushes:
         with FileSource(Path(local)) as source.file:
             if source.file.size != file.size:
                 raise InvalidInput(f"{file.path}: it has {source.file.size} bytes, {file.size} were announced")
-            before = _stamp(local)
+            before = stamp(local)
             blob = self._ingest(push, file, source)
-            if _stamp(local) != before:
+            if stamp(local) != before:
                 raise InvalidInput(f"{file.path}: changed while it was published; publish again when nobody writes it")
             return blob
-
-    def _commit(self, active: Active) -> Outcome:
-        push = active.push
-        with self._database.read() as connection:
-            rows = pushes.files(connection, push.id)
-        if missing := [row.path for row in rows if row.entry is None]:
-            raise InvalidInput(f"{len(missing)} files were not sent yet, for example {min(missing)!r}")
-
-        def finish(connection: Connection) -> None:
-            if pushes.find(connection, push.id) is None:  # given up meanwhile, or committed by another process
-                raise _gone(push.id)
-            claims.end(connection, [push.session])
-
-        published = self._catalog.publish(
-            active.repo,
-            push.ref,
-            {row.path: row.entry for row in rows if row.entry is not None},
-            author=push.author,
-            message=push.message,
-            parent=push.base,
-            expect=push.base,
-            also=finish,
-        )
-        size, new = sum(row.size for row in rows), sum(row.new_bytes for row in rows)
-        return Outcome(
-            commit=published.record.commit,
-            manifest=published.record.manifest,
-            logical_bytes=size,
-            new_bytes=new,
-            deduplicated_bytes=size - new,
-            unchanged=not published.moved,
-        )
-
-
-def _gone(id_: str) -> NotFound:
-    return NotFound(
-        f"there is no push {id_[:64]!r}", hint="It was committed, given up or dropped; start the push again."
-    )
-
-
-async def _feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
-    """Hand a body to an ingest. What is wrong with the body comes out of the ingest; a sender that left raises here."""
-    try:
-        async for data in body:
-            await source.write(data)
-        source.finish()
-    except HeliosError as error:
-        source.fail(error)
-
-
-def _stamp(local: str) -> tuple[int, int, int]:
-    """What differs after a file was written or replaced."""
-    try:
-        status = os.stat(local)
-    except OSError as error:
-        raise InvalidInput(f"{local}: can't be read: {error.strerror}") from None
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -120,10 +120,14 @@ class Sessions:
 
     def end(self, names: list[str]) -> None:
         """End sessions. One whose end can't be recorded ends with its process' lease."""
+        self.end_those(lambda _connection: names)
+
+    def end_those(self, choose: Callable[[Connection], list[str]]) -> None:
+        """End the sessions that ``choose`` names in the transaction in which they end."""
         try:
             with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
                 self._claim_kept(connection)
-                held = claims.end(connection, names)
+                held = claims.end(connection, choose(connection))
                 unneeded = content.any_unneeded(connection, self.catalog.domain, held)
                 if unneeded or claims.some_doomed(connection, self.catalog.database.kind.now, 1):
                     self.work.set()
@@ -208,7 +212,7 @@ class Sessions:
         database, domain = self.catalog.database, self.catalog.domain
         stored = [
             info.key
-            for kind in ("blobs", "packs", "recipes", "manifests", "commits")
+            for kind in ("blobs", "packs", "recipes", "xet", "manifests", "commits")
             for info in self.store.list(f"{domain}/{kind}/")
         ]
         with database.write(changes=Changes.NOTHING) as connection:

@@ -121,7 +121,7 @@ def verify(spec: str | None, sample: float, repair: bool, kind: str, urls: tuple
     )
     if repaired is not None:
         click.echo(
-            f"repaired: {repaired['store']} chunks from the store, {repaired['peers']} from peers, "
+            f"repaired: {repaired['replicas'] + repaired['store']} chunks from copies in the store, {repaired['peers']} from peers, "
             f"{repaired['upstream']} from the upstream; {repaired['failed']} not"
         )
         for problem in repaired["problems"]:

@@ -14,7 +14,7 @@ from helios.http.server import PEER
 from helios.names import RepoId, check_ref
 from registry.api.support import Json, parameter, read_json, services
 from registry.ingest import IngestedBlob
-from registry.pushes import Announced
+from registry.push_log import Announced
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from blake3 import blake3
 from sqlalchemy.engine import Connection
 
 from helios.errors import Conflict, IntegrityError
+from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from registry.catalog import Catalog
 from registry.claiming import ClaimingStore, Claims
@@ -20,6 +21,23 @@ from registry.ingest.staged import Packs
 from registry.ingest.types import NewObject
 from registry.metadata import claims, content, moving, pins
 from registry.metadata.database import Changes
+
+
+def read_chunk(store: ObjectStore, key: str, offset: int, length: int, id_: bytes) -> bytes | None:
+    """A chunk's bytes, from whichever copy of the object has the right ones; None where none has.
+
+    A store that keeps several repairs those that are wrong. Raises NotFound and what else the store raises.
+    """
+
+    def good(found: memoryview) -> bool:
+        return blake3(found).digest() == id_
+
+    data = bytearray(length)
+    view = memoryview(data)
+    store.read_into(key, offset, view)
+    if not good(view) and store.heal(key, offset, length, good):
+        store.read_into(key, offset, view)
+    return bytes(data) if good(view) else None
 
 
 class Copies:

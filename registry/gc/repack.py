@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from helios.errors import Conflict
+from helios.errors import Conflict, IntegrityError
 from registry.catalog import Catalog
-from registry.gc.copies import Copies
+from registry.gc.copies import Copies, read_chunk
 from registry.metadata import claims, moving
 from registry.metadata.moving import Held
 
@@ -64,6 +64,7 @@ class Repacker:
 
     def _read(self, key: str, chunks: list[Held]) -> Iterator[tuple[bytes, bytes]]:
         for chunk in chunks:
-            data = bytearray(chunk.length)
-            self._catalog.store.read_into(key, chunk.offset, memoryview(data))
-            yield chunk.id, bytes(data)
+            data = read_chunk(self._catalog.store, key, chunk.offset, chunk.length, chunk.id)
+            if data is None:
+                raise IntegrityError(f"chunk {chunk.id.hex()} is damaged", hint="Run: helios store verify --repair")
+            yield chunk.id, data

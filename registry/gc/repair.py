@@ -19,7 +19,7 @@ from heliosfs.store.keys import blob_key
 from heliosfs.store.manifest import CommitRecord
 from heliosfs.store.recipe import Recipe
 from registry.catalog import Catalog
-from registry.gc.copies import Copies
+from registry.gc.copies import Copies, read_chunk
 from registry.metadata import claims, content, inventory
 from registry.metadata.inventory import Stored
 from registry.metadata.moving import Held
@@ -33,7 +33,10 @@ BATCH: Final = 16
 class Repairs(msgspec.Struct):
     """How many chunks came from where, how many that nobody needs were forgotten, and what could not be repaired."""
 
+    replicas: int = 0
+    """Whose object is right in another copy, which the store keeps itself."""
     store: int = 0
+    """That are in another object, too."""
     peers: int = 0
     upstream: int = 0
     forgotten: int = 0
@@ -70,7 +73,7 @@ class Repairer:
             return
         needed = set().union(*users.values())
         self._forget(stored, {chunk.id for chunk in bad} - needed)
-        wanted = [chunk for chunk in bad if chunk.id in needed]
+        wanted = [chunk for chunk in bad if chunk.id in needed and not self._healed(stored.key, chunk)]
         for start in range(0, len(wanted), BATCH):
             batch = [got for chunk in wanted[start : start + BATCH] if (got := self._get(stored.key, chunk, users))]
             if not batch:
@@ -83,6 +86,14 @@ class Repairer:
                 continue
             for _, _, source in batch:
                 setattr(self.done, source, getattr(self.done, source) + 1)
+
+    def _healed(self, key: str, chunk: Held) -> bool:
+        try:
+            found = read_chunk(self._catalog.store, key, chunk.offset, chunk.length, chunk.id)
+        except HeliosError:  # missing, or short: what the store can't give, others may
+            return False
+        self.done.replicas += found is not None
+        return found is not None
 
     def _failed(self, key: str, chunks: int, why: str) -> None:
         self.done.failed += chunks

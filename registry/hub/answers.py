@@ -61,6 +61,16 @@ def file_headers(path: str, entry: FileEntry, commit: str, revision: str) -> lis
     return headers
 
 
+def redirect(location: str, headers: Sequence[tuple[str, str]], entry: FileEntry) -> Response:
+    """The way to bytes that lie elsewhere: what clients want to know of the file stands here, as the Hub does it.
+
+    The answer is for this caller now and is kept nowhere: the address is signed and will expire.
+    """
+    kept = {name: value for name, value in headers if name in ("etag", "x-repo-commit", "accept-ranges")}
+    linked = {"x-linked-etag": f'"{etag_of(entry)}"', "x-linked-size": str(entry.size)}
+    return Response(status_code=302, headers={**kept, **linked, "location": location, "cache-control": "no-store"})
+
+
 def content_type(name: str) -> str:
     """A safe media type for a file name."""
     extension = name.rpartition(".")[2].lower()
@@ -72,7 +82,12 @@ def content_type(name: str) -> str:
 
 
 def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """The Link header to a page, absolute: from what the client called us and the prefix we are mounted under.
+    """The Link header to a page, absolute. ``path`` starts with a slash and is quoted already."""
+    return {"link": f'<{absolute(scope, path)}?{urlencode(query)}>; rel="next"'}
+
+
+def absolute(scope: Scope, path: str) -> str:
+    """The URL of a path of ours: from what the client called us and the prefix we are mounted under.
 
     ``path`` starts with a slash and is quoted already.
     """
@@ -81,7 +96,7 @@ def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple
         name, port = scope.get("server") or ("localhost", None)
         host = f"{name}:{port}" if port else name
     prefix = quote(scope.get("root_path", "").rstrip("/"))
-    return {"link": f'<{scope["scheme"]}://{host}{prefix}{path}?{urlencode(query)}>; rel="next"'}
+    return f"{scope['scheme']}://{host}{prefix}{path}"
 
 
 def _header_text(message: str) -> str:

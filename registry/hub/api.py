@@ -18,13 +18,15 @@ from starlette.types import Receive, Scope, Send
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
+from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.counted import Counted
-from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal
+from registry.hub.answers import error_answer, etag_of, file_headers, link_next, redirect, refusal
 from registry.hub.conditions import decide
 from registry.hub.lookup import Found, Lookup
 from registry.hub.paths import HubCall, parse
 from registry.hub.verified import VerifiedReader, Wanted
+from registry.xet.routes import XetService
 
 log = logging.getLogger("helios.registry.hub")
 
@@ -40,8 +42,16 @@ Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
 class HubRoute(BaseRoute):
     """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
 
-    def __init__(self, catalog: Catalog, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog), reader, metrics
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader: VerifiedReader,
+        xet: XetService,
+        metrics: RegistryMetrics,
+        addresses: Addresses,
+    ) -> None:
+        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts.announced), reader, metrics
+        self._xet, self._addresses = xet, addresses
         self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
             "info": (("GET", "HEAD"), self._info),
             "tree": (("GET", "HEAD"), self._tree),
@@ -51,6 +61,7 @@ class HubRoute(BaseRoute):
             "resolve": (("GET", "HEAD"), self._resolve),
             "list": (("GET", "HEAD"), self._list),
             "whoami": (("GET", "HEAD"), self._whoami),
+            "xet-read-token": (("GET",), self._xet_token),
         }
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -140,6 +151,8 @@ class HubRoute(BaseRoute):
         found, file = now
         size = file.entry.size
         headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
+        if file.xet is not None:
+            headers += self._xet.links(request.scope, found.repo, found.commit, file.xet)
         # A HEAD asks about the whole file: only a GET has ranges (RFC 9110, 14.2).
         conditions = request.headers if get else {"if-none-match": request.headers.get("if-none-match", "")}
         answer = decide(conditions, etag_of(file.entry), size)
@@ -149,9 +162,13 @@ class HubRoute(BaseRoute):
             return Response(status_code=answer.status, headers=kept)
         if file.placed is None:
             return Response(headers=dict([*headers, ("content-length", str(size))]))
+        if (elsewhere := await asyncio.to_thread(self._addresses.of_blob, file.placed)) is not None:
+            self._metrics.redirected.inc()
+            return redirect(elsewhere, headers, file.entry)
         wanted = Wanted(str(found.repo), found.commit, found.call.path)
         parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
-        return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
+        response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
+        return Counted(response, self._metrics.sent_bytes)
 
     async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:
         query = request.query_params
@@ -173,6 +190,10 @@ class HubRoute(BaseRoute):
             kept = [(k, v) for k, v in query.multi_items() if k != "cursor"]
             headers = link_next(request.scope, f"/api/{readings[0].kind}", [*kept, ("cursor", _cursor(following))])
         return JSONResponse(items, headers=headers)
+
+    async def _xet_token(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        found = await asyncio.to_thread(self._lookup.find, readings)
+        return self._xet.token(request.scope, found.repo)
 
     async def _whoami(self, request: Request, readings: Sequence[HubCall]) -> Response:
         return refusal(401, "Invalid username or password.")

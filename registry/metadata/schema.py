@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
-from registry.metadata import gc_tables as _gc  # noqa: F401 - they are part of the metadata
+from registry.metadata import gc_tables, xet  # noqa: F401 - their tables
 from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import pytest
 
 from helios.errors import NotFound, Unavailable
 from helios.names import RepoId
-from registry import pushes as module
-from registry.pushes import Announced, Pushes
+from registry import push_log as module
+from registry.push_log import Announced
+from registry.pushes import Pushes
 from tests.unit.registry.conftest import Registry
 
 ONE = RepoId.parse("org/one")

@@ -31,7 +31,8 @@ from helios.names import RepoId
 from heliosfs.store.keys import blob_key, commit_key, manifest_key, recipe_key
 from registry.metadata.database import Changes
 from registry.metadata.tables import processes
-from registry.pushes import Announced, Pushes
+from registry.push_log import Announced
+from registry.pushes import Pushes
 from tests.support.postgres import Server
 from tests.unit.registry.conftest import Registry
 
