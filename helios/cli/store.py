@@ -120,8 +120,9 @@ def verify(spec: str | None, sample: float, repair: bool, kind: str, urls: tuple
         f"{found['damaged']} problems, {found['stray_objects']} objects that nothing names"
     )
     if repaired is not None:
+        here = repaired["replicas"] + repaired["store"]
         click.echo(
-            f"repaired: {repaired['replicas'] + repaired['store']} chunks from copies in the store, {repaired['peers']} from peers, "
+            f"repaired: {here} chunks from copies in the store, {repaired['peers']} from peers, "
             f"{repaired['upstream']} from the upstream; {repaired['failed']} not"
         )
         for problem in repaired["problems"]:

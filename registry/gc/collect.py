@@ -26,7 +26,7 @@ from registry.burial import bury
 from registry.catalog import Catalog
 from registry.gc.repack import Repacker
 from registry.gc.report import Report
-from registry.metadata import claims, gc, pins
+from registry.metadata import claims, content, gc, pins
 from registry.metadata.database import Changes
 from registry.metadata.repositories import Repository
 
@@ -72,6 +72,7 @@ class Collector:
         self._take_turn()
         try:
             for what, step in (
+                ("cleaning up after pushes and pulls", self._clean),
                 ("marking", self._mark),
                 ("removing commits", self._sweep_commits),
                 ("removing files", self._sweep_blobs),
@@ -103,6 +104,16 @@ class Collector:
                 pins.leave_turn(connection, "gc", self.catalog.member.id)
         except HeliosError as error:  # it ends by itself
             log.warning("the collector's turn could not be given back", extra={"error": error.message})
+
+    # --- what sessions left ---
+
+    def _clean(self, _report: Report, _stopped: Callable[[], bool]) -> None:
+        """Forget what ended sessions left, as they do themselves unless they are killed just then."""
+        with self._database.read() as connection:
+            if not content.any_unneeded(connection, self._domain):
+                return
+        with self._database.write() as connection:
+            claims.doom(connection, content.drop_pending(connection, self._domain))
 
     # --- mark ---
 

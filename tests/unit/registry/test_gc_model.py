@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from blake3 import blake3
 from hypothesis import settings
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy.engine import Connection
 
-from helios.errors import HeliosError, NotFound, RepoNotFound, RevisionNotFound
+from helios.errors import NotFound, RepoNotFound, RevisionNotFound
 from helios.names import RepoId
 from heliosfs.store.keys import commit_key, manifest_key
 from heliosfs.store.manifest import FileEntry
@@ -35,7 +34,7 @@ from registry.metadata import claims
 from registry.metadata.database import Changes
 from registry.metadata.tables import objects
 from registry.sessions import Session
-from tests.support.ingest import audit, seeded
+from tests.support.ingest import seeded
 from tests.support.postgres import Server
 from tests.unit.registry.conftest import Registry
 
@@ -432,7 +431,6 @@ class Collecting(RuleBasedStateMachine):
         assert plan.problems == []
         commits = blobs = 0
         for _ in range(4):  # mark, sweep, and what rewriting leaves
-            self.clean()
             done = self.collector.run()
             assert done.problems == []
             commits, blobs = commits + done.removed_commits, blobs + done.removed_blobs
@@ -471,6 +469,3 @@ def test_collections_on_postgres(postgres_server: Server) -> None:
             super().__init__()
 
     run_state_machine_as_test(Machine, settings=settings(max_examples=3, stateful_step_count=20, deadline=None))
-
-
-_ = (HeliosError, audit, pytest)
