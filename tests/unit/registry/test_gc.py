@@ -13,10 +13,14 @@ import sqlalchemy as sa
 from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound
 from helios.names import RepoId
 from heliosfs.store.keys import blob_key
+from heliosfs.store.placement import ChunkLocation
+from registry.burial import bury, withdraw
 from registry.gc.collect import Collector, Times
 from registry.gc.leases import MAX_S, Leases
 from registry.gc.repair import Repairer
+from registry.gc.report import Report
 from registry.gc.verify import Findings, Pace, Verifier
+from registry.metadata import claims
 from registry.metadata.database import Changes
 from registry.metadata.gc_tables import turns
 from registry.metadata.tables import processes
@@ -177,6 +181,74 @@ def test_a_pack_that_a_push_relies_on_is_left_alone(registry: Registry, at: Call
         registry.catalog.publish(REPO, "main", {"a.bin": entry}, author="", message="")
     assert collector.run().removed_blobs == 1
     assert read(registry, "org/m", file) == data
+
+
+def test_a_commit_that_comes_while_others_are_removed_keeps_its_files(
+    registry: Registry, at: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, "org/m", (1, 2, 3))
+    publish(registry, "org/m", (4,))
+    at(1_002_000.0)
+    collector = Collector(registry.catalog, TIMES)
+    collector.run()
+    at(1_002_101.0)
+    holds, came = collector._holds, []
+
+    def reading(digest: str, all_: set[str], report: Report) -> set[str]:
+        if not came:  # another commit with the same file, after the list of manifests was made
+            came.append(publish(registry, "org/m", (1, 2, 3), (5,)))
+        return holds(digest, all_, report)
+
+    monkeypatch.setattr(collector, "_holds", reading)
+    assert collector.run().removed_commits == 1
+    assert came
+    assert read(registry, "org/m", (1, 2, 3)) == bytes_of((1, 2, 3))
+
+
+def test_a_push_that_finds_a_chunk_while_its_pack_is_rewritten_keeps_it(
+    registry: Registry, at: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, "org/base", (1,))
+    publish(registry, "org/big", (1, 2, 3, 4, 5, 6))
+    publish(registry, "org/small", (1, 2))
+    registry.catalog.delete_repo(RepoId.parse("org/big"))
+    collector = Collector(registry.catalog, TIMES)
+    collector.run()
+    at(1_000_101.0)
+    read_into, session = registry.store.read_into, registry.sessions.open()
+    found: list[ChunkLocation | None] = []
+
+    def reading(key: str, offset: int, buffer: memoryview) -> None:
+        if "/packs/" in key and not found:
+            found.extend(session.index.find("public", [recipe_of((3,)).id(0)]))
+        read_into(key, offset, buffer)
+
+    monkeypatch.setattr(registry.store, "read_into", reading)
+    assert collector.run().rewritten_objects == 0
+    assert found[0] is not None
+    assert session.index.find("public", [recipe_of((3,)).id(0)]) == found
+    session.close()
+    assert collector.run().rewritten_objects == 1
+    assert look(registry).damaged == 0
+
+
+def test_what_a_push_takes_back_stays_while_readers_may_know_of_it(
+    registry: Registry, at: Callable[[float], None]
+) -> None:
+    key = blob_key("public", "1" * 64)
+    registry.store.put_bytes(key, b"of a blob that was removed")
+    with registry.database.write() as connection:
+        claims.doom(connection, [key], 1_000_050.0)
+        claims.doom(connection, [key])  # an earlier time changes nothing
+    with registry.sessions.open() as session:
+        with registry.database.write() as connection:
+            claims.claim(connection, session.name, [key])
+        withdraw(registry.database, registry.store, session.name, [key])
+    assert bury(registry.database, registry.store) == 0
+    assert key in registry.objects()
+    at(1_000_051.0)
+    assert bury(registry.database, registry.store) == 1
+    assert key not in registry.objects()
 
 
 @pytest.mark.parametrize("engine_url", ["postgres"], indirect=True)

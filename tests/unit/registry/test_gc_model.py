@@ -366,6 +366,25 @@ class Collecting(RuleBasedStateMachine):
         finally:
             self.steps.left, self.steps.then = -1, None
 
+    @rule(step=st.integers(0, 6), content=CONTENT)
+    def collect_in_the_middle_of_a_push(self, step: int, content: Content) -> None:
+        """What was condemned is removed between the steps of storing a file that may share chunks with it."""
+        self.collect()
+        push = Open(self.parts.sessions.open())
+        self.steps.left, self.steps.after = step, False
+
+        def then() -> None:
+            self._set_clock(self.clock + GRACE + 1)
+            self.collect()
+
+        self.steps.then = then
+        try:
+            for file in content:
+                self._store(push, file)
+        finally:
+            self.steps.left, self.steps.then = -1, None
+        self.pushes.append(push)
+
     @rule(step=st.integers(0, 20), after=st.booleans())
     def kill_a_collection(self, step: int, after: bool) -> None:
         """It ends at some step, before or after that has come about, and with it its process' pushes."""
