@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ from heliosfs.tree.root import root
 from heliosfs.tree.table import NodeTable
 from heliosfs.volumes import api
 from heliosfs.volumes.files import VolumeFiles
+from heliosfs.volumes.leases import VolumeLeases
 from heliosfs.volumes.service import Volumes
 
 log = logging.getLogger("heliosfs")
@@ -153,6 +155,8 @@ class _Daemon:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
                 await background.start(catalog.run)
+                holder = f"{socket.gethostname()}:{plan.name}"
+                await background.start(VolumeLeases(self._metadata, lambda: volumes.known().value, holder).run)
                 if shadow is not None:
                     await background.start(shadow.run)
                 if keeper is not None:

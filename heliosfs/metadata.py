@@ -78,6 +78,11 @@ class MetadataClient:
                 hint="A mount takes manifests of up to 32 MiB, about 100,000 files: split the repository.",
             ) from error
 
+    def lease(self, holder: str, repo: RepoId, commit: str, seconds: float, timeout_s: float) -> None:
+        """Have the registry keep a commit for so long from now on, whatever happens to its refs."""
+        body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
+        self._first(lambda client, left: client.json("PUT", "/api/v1/leases", body=body, timeout_s=left), timeout_s)
+
     def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
         def ask(client: HttpClient, left: float) -> Any:
             data = client.bytes("GET", path, params=params, timeout_s=left, limit=MAX_NAMES)
