@@ -25,6 +25,15 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
+class TenantSettings(Section, frozen=True):
+    sees: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    """Which repositories the tenant may read: patterns such as ``org/*``, ``datasets/org/*``."""
+    owns: list[str] = []
+    """Which it alone may see and change; others are told that they do not exist."""
+    tokens: str = ""
+    """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
+
+
 class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
@@ -40,6 +49,8 @@ class RegistrySettings(Section, frozen=True):
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    tenants: dict[str, TenantSettings] = {}
+    """Tenants of the Hub API by name; each has the endpoint ``/t/<name>``."""
 
 
 class MountSettings(Section, frozen=True):

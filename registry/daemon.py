@@ -27,9 +27,11 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
+from registry.access import Tenants
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
+from registry.hub.reads import Reads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
@@ -69,6 +71,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        tenants = Tenants(config.registry.tenants)
         catalog = Catalog(database, store, lease_s=config.registry.lease_s)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
@@ -91,7 +94,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, metrics)
+            services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
             return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -115,7 +118,10 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [
+        *pull_routes(pulls),
+        HubRoute(services.tenants, [Reads(services.catalog, reader, services.metrics).handlers()]),
+    ]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [

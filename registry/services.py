@@ -8,6 +8,7 @@ from helios.config import Config
 from helios.home import Home
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
+from registry.access import Tenants
 from registry.catalog import Catalog
 from registry.pushes import Pushes
 from registry.sessions import Sessions
@@ -24,3 +25,4 @@ class Services:
     sessions: Sessions
     pushes: Pushes
     metrics: RegistryMetrics
+    tenants: Tenants

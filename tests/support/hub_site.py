@@ -26,6 +26,19 @@ FILES = {
 }
 
 
+CARD = b"""---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+language: [de, en]
+base_model: org/m
+datasets: [org/d]
+released: 2026-01-31
+---
+# Hello
+"""
+
+
 def safetensors(seed: int) -> bytes:
     header = json.dumps({"w": {"dtype": "U8", "shape": [5_000_000], "data_offsets": [0, 5_000_000]}}).encode()
     return len(header).to_bytes(8, "little") + header + hashlib.shake_256(b"%d" % seed).digest(5_000_000)
@@ -33,7 +46,8 @@ def safetensors(seed: int) -> bytes:
 
 @dataclass
 class Site:
-    """A registry with org/m (v1, then main), one-segment ``solo``, datasets org/d and the tiny Llama org/tiny."""
+    """A registry with org/m (v1, then main), one-segment ``solo``, datasets org/d, the tiny Llama org/tiny and
+    org/card, whose README has a head."""
 
     registry: Running
     files: dict[str, bytes]
@@ -83,6 +97,7 @@ def hub_site(root: Path) -> Iterator[Site]:
         helios("push", str(root / "v1"), "solo")
         helios("push", str(root / "v1"), "org/d", "--kind", "datasets")
         helios("push", str(tiny), "org/tiny")
+        helios("push", str(write(root / "card", {"README.md": CARD, "config.json": b"{}"})), "org/card")
         yield Site(registry, new, v1, main, tiny)
 
 
