@@ -37,6 +37,10 @@ BAD_CREDENTIALS: Final = "Invalid credentials in Authorization header"
 _LINE = re.compile(r"([0-9a-f]{64})(?:\s+(\S.*))?\Z")
 
 
+class TokenMissing(Unauthorized):
+    """No token came where one is needed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What a caller may see and change. ``tenant`` is None outside any tenant; ``label`` names the token used."""
@@ -148,7 +152,7 @@ class Tenants:
             return access
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise Unauthorized(f"tenant {tenant!r} needs a token: set HF_TOKEN, or run `hf auth login`")
+            raise TokenMissing(f"tenant {tenant!r} needs a token: set HF_TOKEN, or run `hf auth login`")
         label = tokens.label(token.strip())
         if label is None:
             raise Unauthorized(BAD_CREDENTIALS)

@@ -27,6 +27,8 @@ def error_answer(error: HeliosError) -> Response:
     headers = {"x-error-code": error.code, "x-error-message": header_text(error.message)}
     if isinstance(error, EntryMissing):
         headers["x-repo-commit"] = error.commit
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)
 
 

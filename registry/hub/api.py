@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.names import RepoId
-from registry.access import Access, Tenants
+from registry.access import Access, Tenants, TokenMissing
 from registry.hub.answers import error_answer, header_text, refusal
 from registry.hub.asked import Asked, Handler, Handlers, repo_of
 from registry.hub.paths import TENANTS, HubCall, parse, parse_tenant
@@ -56,11 +56,10 @@ class HubRoute(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response, warning = await self._answer(scope, receive, send)
+            await response(scope, receive, send if warning is None else _warning(send, warning))
         except HeliosError as error:
             # Before the head: a body that fails later is cut off by the response itself.
             await error_answer(self._translate(error, scope))(scope, receive, send)
-            return
-        await response(scope, receive, send if warning is None else _warning(send, warning))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> tuple[Any, str | None]:
         matched = scope[_KEY]
@@ -69,7 +68,11 @@ class HubRoute(BaseRoute):
         tenant, readings = matched
         verb, request = readings[0].verb, Request(scope, receive, send)
         scope["route"] = _Label(f"/hub/{verb}")
-        access = self._tenants.access(tenant, request.headers.get("authorization"))
+        try:
+            access = self._tenants.access(tenant, request.headers.get("authorization"))
+        except TokenMissing as error:
+            # As the Hub answers for what may be private: clients then say that one should log in.
+            raise TokenMissing(error.message, code="RepoNotFound" if readings[0].id else None) from None
         methods = self._handlers.get(verb, {})
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:

@@ -54,6 +54,7 @@ class Site:
     v1: str
     main: str
     tiny: Path
+    helios: Command
 
     @property
     def url(self) -> str:
@@ -84,9 +85,9 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 @contextlib.contextmanager
-def hub_site(root: Path) -> Iterator[Site]:
-    """The site, for as long as the block runs."""
-    helios = Command(root / "home")
+def hub_site(root: Path, **env: str) -> Iterator[Site]:
+    """The site, for as long as the block runs; ``env`` are settings of the registry."""
+    helios = Command(root / "home", **env)
     old = {**FILES, "weights.safetensors": safetensors(1), "old.txt": b"only in v1"}
     new = {**FILES, "weights.safetensors": safetensors(2)}
     tiny = tiny_llama(root / "models", shape=TinyShape(hidden=64, layers=2, intermediate=128))
@@ -98,7 +99,7 @@ def hub_site(root: Path) -> Iterator[Site]:
         helios("push", str(root / "v1"), "org/d", "--kind", "datasets")
         helios("push", str(tiny), "org/tiny")
         helios("push", str(write(root / "card", {"README.md": CARD, "config.json": b"{}"})), "org/card")
-        yield Site(registry, new, v1, main, tiny)
+        yield Site(registry, new, v1, main, tiny, helios)
 
 
 def oid_of(data: bytes) -> str:
