@@ -34,6 +34,29 @@ class TenantSettings(Section, frozen=True):
     """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
 
 
+class AdmissionRule(Section, frozen=True):
+    """What may be published into the repositories whose id fits the pattern."""
+
+    repo: str = "*"
+    """Pattern of repository ids, such as ``org/*``; the first rule that fits counts."""
+    formats: list[str] = []
+    """Formats of files that are taken (docs/registry-admission.md); empty: all."""
+    pickle: Literal["quarantine", "allow", "refuse"] = "quarantine"
+    """Files that are read with pickle: kept back until somebody releases them, let through, or refused."""
+    signature: Literal["ignore", "verify", "require"] = "ignore"
+    """OpenSSF model signatures: not looked at, checked where there is one, or demanded."""
+    keys: list[str] = []
+    """Files with public keys (PEM, elliptic curve) whose signatures count."""
+    certificates: list[str] = []
+    """Files with certificates (PEM) under which a signer's certificate must stand."""
+    identity: str = ""
+    """Who must have signed, for keyless signatures (Sigstore): an e-mail address or a workflow's URL..."""
+    issuer: str = ""
+    """...and the OpenID Connect issuer that vouches for it."""
+    trust_config: str = ""
+    """File with Sigstore's trust configuration; empty: fetched from the public instance."""
+
+
 class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
@@ -51,6 +74,8 @@ class RegistrySettings(Section, frozen=True):
     """How long a reader may rely on a placement, in seconds."""
     tenants: dict[str, TenantSettings] = {}
     """Tenants of the Hub API by name; each has the endpoint ``/t/<name>``."""
+    admission: list[AdmissionRule] = []
+    """What may be published where, the first rule that fits (docs/registry-admission.md)."""
 
 
 class MountSettings(Section, frozen=True):

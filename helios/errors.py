@@ -78,6 +78,24 @@ class Forbidden(HeliosError):
     status = 403
 
 
+class Quarantined(Forbidden):
+    """A file that nobody may read before somebody has looked at it and released it."""
+
+    code = "Quarantined"
+
+
+class NotAdmitted(Forbidden):
+    """A file that the registry's rules don't take."""
+
+    code = "NotAdmitted"
+
+
+class BadSignature(Forbidden):
+    """A model's signature that is missing, by nobody who is trusted, or of other files."""
+
+    code = "BadSignature"
+
+
 class IntegrityError(HeliosError):
     """Bytes that do not match their hash, or a record that does not decode."""
 
@@ -108,7 +126,8 @@ BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
-        Unauthorized, Forbidden, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
+        Unauthorized, Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded,
+        NoSpace,
     )
 }  # fmt: skip
 

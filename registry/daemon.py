@@ -28,6 +28,7 @@ from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
 from registry.access import Tenants
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -72,7 +73,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(database.close)
         metrics = RegistryMetrics()
         tenants = Tenants(config.registry.tenants)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)

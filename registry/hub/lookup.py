@@ -7,7 +7,15 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from helios.errors import EntryNotFound, IntegrityError, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
+from helios.errors import (
+    EntryNotFound,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Quarantined,
+    RepoNotFound,
+    RevisionNotFound,
+)
 from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.store.placement import PlacedBlob
@@ -109,7 +117,11 @@ class Lookup:
         entry = found.manifest.files.get(found.call.path)
         if entry is None:
             raise _missing(found, found.call.path)
-        placed = self._catalog.placed(found.repo, entry.sha256) if bytes_too else None
+        placed = None
+        if bytes_too:
+            placed = self._catalog.placed(found.repo, entry.sha256)
+        else:
+            self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
         return found, File(found.commit, entry, placed)
 
     def listing(
@@ -219,7 +231,7 @@ class Lookup:
     def _load_card(self, repo: RepoId, entry: FileEntry) -> Json:
         try:
             return read_card(self._catalog.blob_reader(repo, entry.sha256).read(0, min(entry.size, MAX_CARD)))
-        except IntegrityError as error:  # whoever downloads the README is told; a listing goes on
+        except (IntegrityError, Quarantined) as error:  # whoever downloads the README is told; a listing goes on
             log.warning("a card can't be read", extra={"repo": str(repo), "error": error.message})
             return {}
 
