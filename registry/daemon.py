@@ -33,6 +33,7 @@ from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
 from registry.hub.reads import Reads
+from registry.hub.upload.setup import Uploads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
@@ -95,9 +96,10 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
-            pushes = Pushes(catalog, sessions)
+            pushes, uploads = Pushes(catalog, sessions), Uploads(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            parts = pulls, reader, uploads
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -107,6 +109,7 @@ async def _serve(
     services: Services,
     pulls: Pulls,
     reader: VerifiedReader,
+    uploads: Uploads,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -120,15 +123,14 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [
-        *pull_routes(pulls),
-        HubRoute(services.tenants, [Reads(services.catalog, reader, services.metrics).handlers()]),
-    ]
+    reads = Reads(services.catalog, reader, services.metrics).handlers()
+    routes = [*pull_routes(pulls), HubRoute(services.tenants, [reads, *uploads.handlers])]
     server = make_server(make_app(services, [meet], routes))
-    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
+    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(uploads.keep_clean()),
+            tasks.create_task(_interrupt(services, pulls, uploads, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -138,11 +140,12 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulls: Pulls, uploads: Uploads, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
+    uploads.interrupt()
     await asyncio.to_thread(pulls.close)
 
 

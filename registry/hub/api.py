@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.names import RepoId
-from registry.access import Access, Tenants, TokenMissing
+from registry.access import PUBLIC, Access, Tenants, TokenMissing
 from registry.hub.answers import error_answer, header_text, refusal
 from registry.hub.asked import Asked, Handler, Handlers, repo_of
 from registry.hub.paths import TENANTS, HubCall, parse, parse_tenant
@@ -22,6 +22,9 @@ log = logging.getLogger("helios.registry.hub")
 
 Notice = Callable[[RepoId, str | None], str | None]
 """What a client should be warned of that asks for a revision of a repository: ``topic; message``, or None."""
+
+TICKETED: Final = frozenset({"lfs-object"})
+"""Calls whose address itself is the permission, because clients send no token there."""
 
 _KEY: Final = "helios.hub"
 
@@ -68,11 +71,7 @@ class HubRoute(BaseRoute):
         tenant, readings = matched
         verb, request = readings[0].verb, Request(scope, receive, send)
         scope["route"] = _Label(f"/hub/{verb}")
-        try:
-            access = self._tenants.access(tenant, request.headers.get("authorization"))
-        except TokenMissing as error:
-            # As the Hub answers for what may be private: clients then say that one should log in.
-            raise TokenMissing(error.message, code="RepoNotFound" if readings[0].id else None) from None
+        access = PUBLIC if verb in TICKETED else self._access(tenant, readings[0], request)
         methods = self._handlers.get(verb, {})
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
@@ -81,6 +80,13 @@ class HubRoute(BaseRoute):
         asked = Asked(request, _allowed([call for call in readings if call.verb == verb], access), access)
         response = await handler(asked)
         return response, self._notice_of(asked)
+
+    def _access(self, tenant: str | None, call: HubCall, request: Request) -> Access:
+        try:
+            return self._tenants.access(tenant, request.headers.get("authorization"))
+        except TokenMissing as error:
+            # As the Hub answers for what may be private: clients then say that one should log in.
+            raise TokenMissing(error.message, code="RepoNotFound" if call.id else None) from None
 
     def _notice_of(self, asked: Asked) -> str | None:
         if self._notice is None or not asked.call.id:

@@ -23,22 +23,36 @@ _LISTS: Final = {"tags": "", "language": "", "datasets": "dataset:", "base_model
 """Keys of a card that give tags, and what stands before each."""
 
 
+class BadCard(ValueError):
+    """The head of a README is not the YAML of a card; the message says why."""
+
+
 def read_card(readme: bytes) -> dict[str, Any]:
     """The card in the first ``MAX_CARD`` bytes of a README; empty where there is none, or none that can be read."""
+    try:
+        return parse_card(readme)
+    except BadCard:
+        return {}
+
+
+def parse_card(readme: bytes) -> dict[str, Any]:
+    """The card at the head of a README, empty where it has none. Raises BadCard."""
     lines = readme[:MAX_CARD].decode("utf-8", "replace").lstrip("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return {}
     end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
     if end is None:
-        return {}
+        raise BadCard(f"the metadata has no end: no line with --- in the first {MAX_CARD} bytes")
     try:
         text = "\n".join(lines[1:end])
         _check(text)
         data = yaml.load(text, _LOADER)  # noqa: S506 - plain data only, and several times faster than safe_load
         plain = json.loads(json.dumps(data, default=str, allow_nan=False))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        return {}
-    return plain if isinstance(plain, dict) else {}
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise BadCard(str(error)) from None
+    if not isinstance(plain, dict | None):
+        raise BadCard("the metadata is not a mapping of names to values")
+    return plain or {}
 
 
 def _check(text: str) -> None:
@@ -47,7 +61,7 @@ def _check(text: str) -> None:
     for event in yaml.parse(text, _LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
-            raise ValueError("no card has that")
+            raise ValueError(f"aliases and more than {MAX_DEPTH} levels are not taken")
 
 
 def tags_of(card: Mapping[str, Any]) -> list[str]:

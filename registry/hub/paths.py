@@ -29,7 +29,10 @@ OTHER_KINDS: Final = ("datasets", "spaces", "kernels")
 
 API_KINDS: Final = ("models", *OTHER_KINDS)
 
-REPOS: Final = {("repos", "create"): "create", ("repos", "delete"): "delete", ("repos", "move"): "move"}
+ALONE: Final = {"whoami-v2": "whoami", "validate-yaml": "validate-yaml"}
+"""Calls below ``/api/`` that are about no repository."""
+
+REPOS: Final = {("repos", "create"): "create", ("repos", "delete"): "delete"}
 """Calls below ``/api/`` that name their repository in the body."""
 
 TENANTS: Final = "t"
@@ -86,8 +89,8 @@ def _readings(segments: list[str]) -> Iterator[HubCall]:
 
 
 def _api(segments: list[str]) -> Iterator[HubCall]:
-    if segments == ["whoami-v2"]:
-        yield HubCall("whoami", "")
+    if len(segments) == 1 and segments[0] in ALONE:
+        yield HubCall(ALONE[segments[0]], "")
     if tuple(segments) in REPOS:
         yield HubCall(REPOS[segments[0], segments[1]], "")
     if not segments or segments[0] not in API_KINDS:
@@ -123,11 +126,12 @@ def _resolve(kind: str, segments: list[str]) -> Iterator[HubCall]:
 
 
 def _lfs(kind: str, segments: list[str]) -> Iterator[HubCall]:
-    """``{id}.git/info/lfs/objects/{what}``; the last segment becomes ``path``."""
+    """``{id}.git/info/lfs/objects/{what}``; ``what``, a call or where an object is sent to, becomes ``path``."""
     for length in (2, 1):
         git, rest = "".join(segments[length - 1 : length]), segments[length:]
         if git.endswith(".git") and len(git) > 4 and tuple(rest[:3]) == LFS and len(rest) == 4:
-            yield HubCall("lfs", kind, "/".join(segments[:length])[:-4], None, rest[3])
+            verb = "lfs" if rest[3] in ("batch", "verify") else "lfs-object"
+            yield HubCall(verb, kind, "/".join(segments[:length])[:-4], None, rest[3])
 
 
 def _revisions(segments: list[str]) -> Iterator[tuple[str | None, list[str]]]:

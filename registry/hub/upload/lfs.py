@@ -1,0 +1,123 @@
+"""LFS objects: the batch call, and what is sent to the addresses in its answer (git-lfs, docs/api/batch.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import JSONResponse, Response
+
+from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput
+from helios.names import RepoId
+from registry.access import Access
+from registry.catalog import Catalog
+from registry.hub.answers import absolute
+from registry.hub.asked import Asked, Handlers
+from registry.hub.upload.known import Known
+from registry.hub.upload.pending import Pending, Uploading
+from registry.hub.upload.tickets import Ticket, Tickets
+from registry.ingest import Source
+from registry.receiver import Receiver
+
+MAX_OBJECTS: Final = 1000
+MEDIA: Final = "application/vnd.git-lfs+json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class Object(msgspec.Struct):
+    oid: str
+    size: int
+
+
+class Batch(msgspec.Struct):
+    """What git-lfs and huggingface_hub ask; ``transfers`` that are not named are git-lfs' basic."""
+
+    operation: str
+    objects: list[Object]
+    transfers: list[str] = []
+    hash_algo: str = "sha256"
+
+
+class Lfs:
+    """Handlers of ``{id}.git/info/lfs/objects/…``."""
+
+    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, tickets: Tickets) -> None:
+        self._known = Known(catalog)
+        self._pending, self._receiver, self._tickets = pending, receiver, tickets
+
+    def handlers(self) -> Handlers:
+        return {"lfs": {"POST": self.post}, "lfs-object": {"PUT": self.put}}
+
+    async def post(self, asked: Asked) -> Response:
+        return await (self._batch(asked) if asked.call.path == "batch" else self._verify(asked))
+
+    async def _batch(self, asked: Asked) -> Response:
+        repo, wanted = asked.repo, await asked.json(Batch)
+        asked.access.check_writable(repo)
+        if wanted.operation != "upload" or wanted.hash_algo != "sha256":
+            raise InvalidInput("LFS is only for uploads with sha256; files are read at …/resolve/…")
+        if wanted.transfers and "basic" not in wanted.transfers:
+            raise InvalidInput(f"of {', '.join(wanted.transfers)[:100]} none is served; there is basic")
+        if len(wanted.objects) > MAX_OBJECTS:
+            raise InvalidInput(f"batch takes {MAX_OBJECTS} objects at a time, not {len(wanted.objects)}")
+        await asyncio.to_thread(self._known.check_repo, repo)
+        async with self._pending.of(repo) as uploading:
+            objects = [await self._object(asked, repo, each, uploading) for each in wanted.objects]
+        return JSONResponse({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, media_type=MEDIA)
+
+    async def _object(self, asked: Asked, repo: RepoId, wanted: Object, uploading: Uploading) -> dict[str, Any]:
+        """What to do with one object: nothing, when a commit may name it as it is."""
+        out: dict[str, Any] = {"oid": wanted.oid, "size": wanted.size}
+        if not _SHA256.match(wanted.oid) or not 0 <= wanted.size < 1 << 63:
+            return out | {"error": {"code": 422, "message": "the oid is not a sha256, or the size can't be"}}
+        size = await asyncio.to_thread(self._size, asked.access, repo, wanted.oid, uploading)
+        if size is not None and size != wanted.size:
+            message = f"{wanted.oid} has {size} bytes, not {wanted.size}"
+            return out | {"error": {"code": 422, "message": message}}
+        if size is not None:
+            return out
+        prefix = "" if repo.kind == "models" else f"/{repo.kind}"
+        base = f"{prefix}/{repo.id}.git/info/lfs/objects"
+        ticket = self._tickets.make(str(repo), wanted.oid, wanted.size)
+        actions = {
+            "upload": {"href": absolute(asked.request.scope, f"{base}/{ticket}"), "header": {}},
+            "verify": {"href": absolute(asked.request.scope, f"{base}/verify"), "header": {}},
+        }
+        return out | {"authenticated": True, "actions": actions}
+
+    def _size(self, access: Access, repo: RepoId, sha256: str, uploading: Uploading) -> int | None:
+        entry = self._known.entry(access, repo, sha256, uploading)
+        return None if entry is None else entry.size
+
+    async def put(self, asked: Asked) -> Response:
+        """The bytes of an object, sent to the address that the batch call gave: the ticket in it is what allows it."""
+        repo = asked.repo
+        ticket = self._tickets.check(asked.call.path, str(repo))
+        async with self._pending.of(repo) as uploading:
+            store = partial(self._store, uploading, ticket)
+            where = f"LFS object {ticket.sha256}"
+            await self._receiver.receive(ticket.size, where, asked.request.stream(), store)
+            uploading.add(ticket.sha256)
+        return Response(headers={"etag": f'"{ticket.sha256}"'})
+
+    def _store(self, uploading: Uploading, ticket: Ticket, source: Source) -> None:
+        name = f"LFS object {ticket.sha256}"
+        try:
+            uploading.session.ingest(name, ticket.size, source, lfs=True, expect_sha256=ticket.sha256)
+        except IntegrityError as error:  # not our store's fault, but that of who sent it
+            raise InvalidInput(error.message) from None
+
+    async def _verify(self, asked: Asked) -> Response:
+        repo, wanted = asked.repo, await asked.json(Object)
+        asked.access.check_writable(repo)
+        async with self._pending.of(repo) as uploading:
+            size = await asyncio.to_thread(self._size, asked.access, repo, wanted.oid, uploading)
+        if size is None:
+            raise EntryNotFound(f"LFS object {wanted.oid[:64]} was not uploaded to {repo.id}")
+        if size != wanted.size:
+            raise Conflict(f"LFS object {wanted.oid} has {size} bytes, not {wanted.size}")
+        return JSONResponse({}, media_type=MEDIA)
