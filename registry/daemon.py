@@ -96,7 +96,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
-            pushes, uploads = Pushes(catalog, sessions), Uploads(catalog, sessions)
+            pushes, uploads = Pushes(catalog, sessions), Uploads(catalog, sessions, home.registry / "uploads")
             services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
             parts = pulls, reader, uploads
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
@@ -124,7 +124,7 @@ async def _serve(
         yield
 
     reads = Reads(services.catalog, reader, services.metrics).handlers()
-    routes = [*pull_routes(pulls), HubRoute(services.tenants, [reads, *uploads.handlers])]
+    routes = [*pull_routes(pulls), *uploads.routes, HubRoute(services.tenants, [reads, *uploads.handlers])]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [

@@ -50,12 +50,7 @@ class Asked:
 
     async def body(self, limit: int = MAX_BODY) -> bytes:
         """The request's body. Raises InvalidInput for one that is longer than ``limit`` bytes."""
-        body = bytearray()
-        async for part in self.request.stream():
-            body += part
-            if len(body) > limit:
-                raise InvalidInput(f"the body is longer than {limit} bytes", hint="Send less at a time.")
-        return bytes(body)
+        return await read_body(self.request, limit)
 
     async def json(self, kind: type[T]) -> T:
         """The JSON body as ``kind``, other keys left aside: newer clients send more. Raises InvalidInput."""
@@ -70,6 +65,16 @@ Handler = Callable[[Asked], Awaitable[Any]]
 
 Handlers = Mapping[str, Mapping[str, Handler]]
 """By verb and method; HEAD is GET's."""
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request. Raises InvalidInput for one that is longer than ``limit`` bytes."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise InvalidInput(f"the body is longer than {limit} bytes", hint="Send less at a time.")
+    return bytes(body)
 
 
 def repo_of(call: HubCall) -> RepoId:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,19 @@ def a_large_folder(c: Client) -> None:
         print_report=False,
     )  # fmt: skip
     assert content(c, id_) == FILES
+
+
+@case
+def what_a_client_remembers_to_have_sent(c: Client) -> None:
+    """hf-xet sends no chunk twice, also in another process, another repository, another day."""
+    numbers = array.array("f", (math.sin(n) for n in range(250_000))).tobytes()
+    one, two = repo(c, "first"), repo(c, "second")
+    c.api.upload_file(path_or_fileobj=numbers, path_in_repo="n.bin", repo_id=one)
+    c.api.upload_file(path_or_fileobj=numbers + b"end", path_in_repo="n.bin", repo_id=two)
+    c.api.upload_file(path_or_fileobj=b"start" + numbers, path_in_repo="m.bin", repo_id=one)
+    c.hf("upload", two, str(write(c.directory, {"o.bin": numbers[:900_000] + LARGE}) / "o.bin"), "o.bin")
+    assert content(c, one) == {"n.bin": numbers, "m.bin": b"start" + numbers}
+    assert content(c, two) == {"n.bin": numbers + b"end", "o.bin": numbers[:900_000] + LARGE}
 
 
 @case

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -57,7 +57,11 @@ def as_lfs(entry: FileEntry) -> FileEntry:
 class Commits:
     """Handlers of ``preupload`` and ``commit``."""
 
-    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver) -> None:
+    def __init__(
+        self, catalog: Catalog, pending: Pending, receiver: Receiver, committed: Callable[[RepoId], None]
+    ) -> None:
+        """``committed`` is told of every commit."""
+        self._committed = committed
         self._catalog, self._pending, self._receiver = catalog, pending, receiver
         self._slots = asyncio.Semaphore(COMMITS)
 
@@ -88,6 +92,7 @@ class Commits:
             files = await asyncio.to_thread(self._files, repo, base)
             making = _Making(self._catalog, self._receiver, asked, branch, base, files, uploading)
             published = await making.run()
+            self._committed(repo)
             uploading.committed({entry.sha256 for entry in making.change.files.values()})
         prefix = "" if repo.kind == "models" else f"/{repo.kind}"
         url = absolute(asked.request.scope, f"{prefix}/{repo.id}/commit/{published.record.commit}")

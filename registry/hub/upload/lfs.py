@@ -10,17 +10,18 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import JSONResponse, Response
 
-from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput
+from helios.errors import Conflict, EntryNotFound, Forbidden, IntegrityError, InvalidInput
 from helios.names import RepoId
 from registry.access import Access
 from registry.catalog import Catalog
 from registry.hub.answers import absolute
 from registry.hub.asked import Asked, Handlers
+from registry.hub.upload.grants import LIFE_S, LfsGrant
 from registry.hub.upload.known import Known
 from registry.hub.upload.pending import Pending, Uploading
-from registry.hub.upload.tickets import Ticket, Tickets
 from registry.ingest import Source
 from registry.receiver import Receiver
+from registry.xet.tokens import Signer
 
 MAX_OBJECTS: Final = 1000
 MEDIA: Final = "application/vnd.git-lfs+json"
@@ -45,9 +46,9 @@ class Batch(msgspec.Struct):
 class Lfs:
     """Handlers of ``{id}.git/info/lfs/objects/…``."""
 
-    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, tickets: Tickets) -> None:
+    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, signer: Signer) -> None:
         self._known = Known(catalog)
-        self._pending, self._receiver, self._tickets = pending, receiver, tickets
+        self._pending, self._receiver, self._signer = pending, receiver, signer
 
     def handlers(self) -> Handlers:
         return {"lfs": {"POST": self.post}, "lfs-object": {"PUT": self.put}}
@@ -82,9 +83,10 @@ class Lfs:
             return out
         prefix = "" if repo.kind == "models" else f"/{repo.kind}"
         base = f"{prefix}/{repo.id}.git/info/lfs/objects"
-        ticket = self._tickets.make(str(repo), wanted.oid, wanted.size)
+        ends = int(self._signer.clock()) + LIFE_S
+        grant = self._signer.sign(LfsGrant(str(repo), ends, wanted.oid, wanted.size))
         actions = {
-            "upload": {"href": absolute(asked.request.scope, f"{base}/{ticket}"), "header": {}},
+            "upload": {"href": absolute(asked.request.scope, f"{base}/{grant}"), "header": {}},
             "verify": {"href": absolute(asked.request.scope, f"{base}/verify"), "header": {}},
         }
         return out | {"authenticated": True, "actions": actions}
@@ -94,20 +96,22 @@ class Lfs:
         return None if entry is None else entry.size
 
     async def put(self, asked: Asked) -> Response:
-        """The bytes of an object, sent to the address that the batch call gave: the ticket in it is what allows it."""
+        """The bytes of an object, sent to the address that the batch call gave: the grant in it is what allows it."""
         repo = asked.repo
-        ticket = self._tickets.check(asked.call.path, str(repo))
+        grant = self._signer.check(asked.call.path, LfsGrant)
+        if grant.repo != str(repo):
+            raise Forbidden("this address for an upload is another repository's")
         async with self._pending.of(repo) as uploading:
-            store = partial(self._store, uploading, ticket)
-            where = f"LFS object {ticket.sha256}"
-            await self._receiver.receive(ticket.size, where, asked.request.stream(), store)
-            uploading.add(ticket.sha256)
-        return Response(headers={"etag": f'"{ticket.sha256}"'})
+            store = partial(self._store, uploading, grant)
+            where = f"LFS object {grant.sha256}"
+            await self._receiver.receive(grant.size, where, asked.request.stream(), store)
+            uploading.add(grant.sha256)
+        return Response(headers={"etag": f'"{grant.sha256}"'})
 
-    def _store(self, uploading: Uploading, ticket: Ticket, source: Source) -> None:
-        name = f"LFS object {ticket.sha256}"
+    def _store(self, uploading: Uploading, grant: LfsGrant, source: Source) -> None:
+        name = f"LFS object {grant.sha256}"
         try:
-            uploading.session.ingest(name, ticket.size, source, lfs=True, expect_sha256=ticket.sha256)
+            uploading.session.ingest(name, grant.size, source, lfs=True, expect_sha256=grant.sha256)
         except IntegrityError as error:  # not our store's fault, but that of who sent it
             raise InvalidInput(error.message) from None
 

@@ -110,12 +110,6 @@ class Pending:
             log.warning("uploads that no commit came for are forgotten", extra={"repo": str(repo)})
             self._end(repo, entry)
 
-    async def keep_clean(self, interval_s: float = 10.0) -> None:
-        """Drop idle uploads until cancelled. Run by the daemon as a task of its own."""
-        while True:
-            self.drop_idle()
-            await asyncio.sleep(interval_s)
-
     async def aclose(self) -> None:
         """End all sessions, at shutdown."""
         for repo, entry in list(self._entries.items()):
