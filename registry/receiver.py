@@ -13,8 +13,11 @@ from registry.ingest import Source
 
 T = TypeVar("T")
 
-INGESTS: Final = 4
-"""Most bodies taken at a time; others wait, without their bytes being read from the network."""
+BODIES: Final = 16
+"""Most bodies taken at a time; others wait, without their bytes being read from the network. A slow sender holds his
+place, so these are more than the cores could serve; ingests bound their memory themselves."""
+CALLS: Final = 4
+"""Most other calls at a time; they never wait for a sender."""
 
 
 class Stoppable(Protocol):
@@ -26,9 +29,10 @@ class Stoppable(Protocol):
 class Receiver:
     """Takes bodies. Everything but the calls in its threads runs on the event loop."""
 
-    def __init__(self, most: int = INGESTS) -> None:
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="receive")
-        self._slots = asyncio.Semaphore(most)
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(BODIES, thread_name_prefix="receive")
+        self._slots = asyncio.Semaphore(BODIES)
+        self._callers = ThreadPoolExecutor(CALLS, thread_name_prefix="store")
         self._sources: set[Stoppable] = set()
         self._closed = False
 
@@ -57,10 +61,9 @@ class Receiver:
                 await self._end(work, source, where)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """A call that stores something it has already, in one of the threads."""
-        async with self._slots:
-            self._check_open()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        """A call that stores something which is here already, in a thread that waits for no sender."""
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._callers, call)
 
     def interrupt(self) -> None:
         """Take nothing new and end what is under way, at the start of a shutdown."""
@@ -70,7 +73,8 @@ class Receiver:
 
     async def aclose(self) -> None:
         self._closed = True
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._threads, self._callers):
+            await asyncio.to_thread(threads.shutdown)
 
     def _check_open(self) -> None:
         if self._closed:

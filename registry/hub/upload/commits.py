@@ -132,18 +132,17 @@ class _Making:
     async def run(self) -> Published:
         body = CommitBody()
         async for data in self._asked.request.stream():
-            for operation in body.feed(data):
-                self._check_parent(body.header)
-                await self._receiver.run(partial(self._apply, operation))
-        for operation in body.finish():
-            await self._receiver.run(partial(self._apply, operation))
-        assert body.header is not None, "finish() made sure"
-        self._check_parent(body.header)
-        return await asyncio.to_thread(self._publish, body.header)
+            for line in body.lines(data):
+                await self._receiver.run(partial(self._take, body, line))
+        await self._receiver.run(partial(self._take, body, body.rest()))
+        return await asyncio.to_thread(self._publish, body.end())
 
-    def _check_parent(self, header: Header | None) -> None:
-        if header is not None and header.parent not in (None, self._base):
-            raise self._moved(f"it is at {self._base}, not at {header.parent}")
+    def _take(self, body: CommitBody, line: bytes) -> None:
+        operation = body.read(line)
+        if body.header is not None and body.header.parent not in (None, self._base):
+            raise self._moved(f"it is at {self._base}, not at {body.header.parent}")
+        if operation is not None:
+            self._apply(operation)
 
     def _moved(self, how: str) -> PreconditionFailed:
         # The Hub's words, by which clients and people know what happened.

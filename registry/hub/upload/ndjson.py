@@ -111,63 +111,73 @@ _DECODER = msgspec.json.Decoder(_Line)
 
 
 class CommitBody:
-    """Fed with pieces of the body, gives the header and the operations."""
+    """Cuts a body into lines, which is cheap, and reads them, which may take a while and can be done elsewhere."""
 
     def __init__(self) -> None:
         self.header: Header | None = None
         self._rest = bytearray()
+        self._seen = 0
         self._line = 0
 
-    def feed(self, data: bytes) -> Iterator[Operation]:
-        """Operations that are whole with this piece. Raises InvalidInput naming the line."""
+    def lines(self, data: bytes) -> Iterator[bytes]:
+        """The lines that are whole with this piece of the body. Raises InvalidInput for one that is too long."""
         self._rest += data
         start = 0
-        while (end := self._rest.find(b"\n", start)) >= 0:
+        while (end := self._rest.find(b"\n", self._seen)) >= 0:
             line = bytes(self._rest[start:end])
-            start = end + 1
-            yield from self._read(line)
+            self._seen = start = end + 1
+            yield line
         del self._rest[:start]
+        self._seen = len(self._rest)
         if len(self._rest) > MAX_LINE:
-            raise self._wrong(f"is longer than {MAX_LINE} bytes; files from {MAX_REGULAR} bytes on go through LFS")
+            raise self._too_long(self._line + 1)
 
-    def finish(self) -> Iterator[Operation]:
-        """The last operation, where no new line stands behind it. Raises InvalidInput for a body without a header."""
-        line, self._rest = bytes(self._rest), bytearray()
-        yield from self._read(line)
-        if self.header is None:
-            raise InvalidInput("a commit's body starts with a header: " + '{"key": "header", "value": {"summary": …}}')
+    def rest(self) -> bytes:
+        """The last line, where no new line stands behind it."""
+        line, self._rest, self._seen = bytes(self._rest), bytearray(), 0
+        return line
 
-    def _read(self, line: bytes) -> Iterator[Operation]:
+    def read(self, line: bytes) -> Operation | None:
+        """The operation of the next line; None for the header and for an empty line. Raises InvalidInput naming it."""
         if not line.strip():
-            return
+            return None
         self._line += 1
         if len(line) > MAX_LINE:
-            raise self._wrong(f"is longer than {MAX_LINE} bytes; files from {MAX_REGULAR} bytes on go through LFS")
+            raise self._too_long(self._line)
         if self._line > MAX_OPERATIONS + 1:
             raise InvalidInput(f"a commit takes {MAX_OPERATIONS} operations at most", hint="Make several commits.")
         try:
             item = _DECODER.decode(line)
-            if self.header is None:
-                self.header = self._header(item)
-            else:
-                yield _operation(item)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, binascii.Error) as error:
-            raise self._wrong(f"is malformed: {error}") from None
+            if self.header is not None:
+                return _operation(item)
+            self.header = _header(item)
+        except (msgspec.DecodeError, UnicodeError, RecursionError, binascii.Error) as error:
+            raise InvalidInput(f"line {self._line} of the commit is malformed: {error}") from None
         except InvalidInput as error:
-            raise self._wrong(f"is wrong: {error.message}") from None
+            raise InvalidInput(f"line {self._line} of the commit is wrong: {error.message}") from None
+        return None
 
-    def _header(self, item: _Line) -> Header:
-        if item.key != "header":
-            raise InvalidInput(f"the header comes first, not {item.key[:40]!r}")
-        header = msgspec.convert(item.value, _Header)
-        if max(len(header.summary), len(header.description)) > MAX_TEXT:
-            raise InvalidInput(f"the summary or the description is longer than {MAX_TEXT} characters")
-        if header.parentCommit is not None and not is_commit(header.parentCommit):
-            raise InvalidInput(f"parentCommit {header.parentCommit[:60]!r} is not a commit: 40 hexadecimal digits")
-        return Header("\n\n".join(part for part in (header.summary, header.description) if part), header.parentCommit)
+    def end(self) -> Header:
+        """The header, when all lines were read. Raises InvalidInput where there was none."""
+        if self.header is None:
+            raise InvalidInput('a commit starts with a header: {"key": "header", "value": {"summary": "…"}}')
+        return self.header
 
-    def _wrong(self, what: str) -> InvalidInput:
-        return InvalidInput(f"line {max(self._line, 1)} of the commit {what}")
+    def _too_long(self, line: int) -> InvalidInput:
+        return InvalidInput(
+            f"line {line} of the commit is longer than {MAX_LINE} bytes", hint="Large files go through LFS."
+        )
+
+
+def _header(item: _Line) -> Header:
+    if item.key != "header":
+        raise InvalidInput(f"the header comes first, not {item.key[:40]!r}")
+    header = msgspec.convert(item.value, _Header)
+    if max(len(header.summary), len(header.description)) > MAX_TEXT:
+        raise InvalidInput(f"the summary or the description is longer than {MAX_TEXT} characters")
+    if header.parentCommit is not None and not is_commit(header.parentCommit):
+        raise InvalidInput(f"parentCommit {header.parentCommit[:60]!r} is not a commit: 40 hexadecimal digits")
+    return Header("\n\n".join(part for part in (header.summary, header.description) if part), header.parentCommit)
 
 
 def _operation(item: _Line) -> Operation:
