@@ -53,7 +53,7 @@ def report(site, tmp_path_factory):
     @cache
     def run(version: str, tenant: str | None, xet: bool) -> dict[str, str | None]:
         endpoint = site.url if tenant is None else f"{site.url}/t/{tenant}"
-        facts = {"endpoint": endpoint, "tenant": tenant, "org": tenant or f"v{version}"}
+        facts = {"endpoint": endpoint, "tenant": tenant, "org": tenant or "open", "run": version}
         env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "0" if xet else "1"}
         return run_cases(version, CASES, facts, tmp_path_factory.mktemp("hub") / "home", env)
 

@@ -16,9 +16,14 @@ from hub_driver import Client, case
 LARGE = hashlib.shake_256(b"large").digest(700_000) + b"z" * 400_000
 
 
+def named(c: Client, name: str) -> str:
+    """A name of this run's own, in the namespace that the client may write."""
+    return f"{c.site.org}/{c.site.run}-{name}"
+
+
 def repo(c: Client, name: str, **kwargs: Any) -> str:
-    """A new repository in the namespace that this client may write."""
-    id_ = f"{c.site.org}/{name}-{c.directory.name}"
+    """A new repository."""
+    id_ = named(c, name)
     c.api.create_repo(id_, **kwargs)
     return id_
 
@@ -50,7 +55,7 @@ FILES = {
 
 @case
 def repositories_are_made_and_removed(c: Client) -> None:
-    id_ = f"{c.site.org}/made"
+    id_ = named(c, "made")
     url = c.api.create_repo(id_)
     assert url.repo_id == id_
     assert url == f"{c.endpoint}/{id_}"
@@ -72,7 +77,7 @@ def repositories_are_made_and_removed(c: Client) -> None:
 
 @case
 def private_is_what_a_tenant_owns(c: Client) -> None:
-    id_ = f"{c.site.org}/private"
+    id_ = named(c, "private")
     if c.site.tenant is None:
         error = c.raises("BadRequestError", c.api.create_repo, id_, private=True)
         assert "tenant" in str(error)
@@ -191,7 +196,7 @@ def branches_and_tags(c: Client) -> None:
 @case
 def what_can_not_be_written_to(c: Client) -> None:
     add = [c.hub.CommitOperationAdd("a", b"1")]
-    c.raises("RepositoryNotFoundError", c.api.create_commit, f"{c.site.org}/none", add, commit_message="x")
+    c.raises("RepositoryNotFoundError", c.api.create_commit, named(c, "none"), add, commit_message="x")
     id_ = repo(c, "errors")
     c.raises("RevisionNotFoundError", c.api.create_commit, id_, add, commit_message="x", revision="none")
     sha = c.api.model_info(id_).sha
@@ -253,7 +258,7 @@ def the_filesystem_writes(c: Client) -> None:
 
 @case
 def the_command_uploads(c: Client) -> None:
-    id_ = f"{c.site.org}/cli"
+    id_ = named(c, "cli")
     folder = write(c.directory / "f", FILES)
     assert id_ in c.hf("upload", id_, str(folder), ".", "--commit-message", "By command")
     assert content(c, id_) == FILES
