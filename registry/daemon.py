@@ -44,6 +44,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 
 log = logging.getLogger("helios.registry")
 
@@ -85,6 +87,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -98,7 +102,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes, uploads = Pushes(catalog, sessions), Uploads(catalog, sessions, home.registry / "uploads")
             services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
-            parts = pulls, reader, uploads
+            parts = pulls, replications, reader, uploads
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -108,6 +112,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulls: Pulls,
+    replications: Replications,
     reader: VerifiedReader,
     uploads: Uploads,
     sockets: list[socket.socket],
@@ -124,13 +129,15 @@ async def _serve(
         yield
 
     reads = Reads(services.catalog, reader, services.metrics).handlers()
-    routes = [*pull_routes(pulls), *uploads.routes, HubRoute(services.tenants, [reads, *uploads.handlers])]
+    hub = HubRoute(services.tenants, [reads, *uploads.handlers])
+    routes = [*pull_routes(pulls), *transfer_routes(replications), *uploads.routes, hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(uploads.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, uploads, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulls, replications, uploads, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -140,13 +147,16 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, uploads: Uploads, server: Server) -> None:
+async def _interrupt(
+    services: Services, pulls: Pulls, replications: Replications, uploads: Uploads, server: Server
+) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     uploads.interrupt()
     await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

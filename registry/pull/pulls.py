@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from helios.errors import HeliosError, RepoNotFound, RevisionNotFound, Unavailable
 from helios.metrics import RegistryMetrics
@@ -47,6 +47,10 @@ class Pull:
     finished: threading.Event = field(default_factory=threading.Event)
     commit: str | None = None
     error: HeliosError | None = None
+
+    def result(self) -> dict[str, Any]:
+        """What the last event of its stream says."""
+        return {"commit": self.commit}
 
 
 class Pulls:
