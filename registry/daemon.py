@@ -31,7 +31,7 @@ from registry.access import Tenants
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
-from registry.hub.api import HubRoute
+from registry.hub.api import HubRoute, under_tenants
 from registry.hub.reads import Reads
 from registry.hub.upload.setup import Uploads
 from registry.hub.verified import VerifiedReader
@@ -46,6 +46,9 @@ from registry.services import Services
 from registry.sessions import Sessions, own_store
 from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
+from registry.xet.maker import Maker
+from registry.xet.routes import XetService
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -91,6 +94,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -100,9 +104,10 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
-            pushes, uploads = Pushes(catalog, sessions), Uploads(catalog, sessions, home.registry / "uploads")
+            pushes = Pushes(catalog, sessions)
+            uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
             services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
-            parts = pulls, replications, reader, uploads
+            parts = pulls, replications, reader, uploads, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -115,6 +120,8 @@ async def _serve(
     replications: Replications,
     reader: VerifiedReader,
     uploads: Uploads,
+    xet: XetService,
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -128,9 +135,14 @@ async def _serve(
         announce(record)
         yield
 
-    reads = Reads(services.catalog, reader, services.metrics).handlers()
+    reads = Reads(services.catalog, reader, xet, services.metrics).handlers()
     hub = HubRoute(services.tenants, [reads, *uploads.handlers])
-    routes = [*pull_routes(pulls), *transfer_routes(replications), *uploads.routes, hub]
+    routes = [
+        *pull_routes(pulls),
+        *transfer_routes(replications),
+        *under_tenants([*xet.routes(), *uploads.routes]),
+        hub,
+    ]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
@@ -139,6 +151,8 @@ async def _serve(
             tasks.create_task(replications.keep_current()),
             tasks.create_task(_interrupt(services, pulls, replications, uploads, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
@@ -101,6 +101,26 @@ class HubRoute(BaseRoute):
         if error.status >= 500:
             log.warning("request failed", extra=where)
         return error
+
+
+class _TenantRoute(Route):
+    """A route under tenants' prefixes; links in its answers are built from the one that it was asked under."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is Match.FULL:
+            child["root_path"] = f"{scope.get('root_path', '')}/{TENANTS}/{child['path_params']['tenant']}"
+        return match, child
+
+
+def under_tenants(routes: Sequence[Route]) -> list[BaseRoute]:
+    """The routes, and again under every tenant's prefix: what stands in front of us may pass on nothing else.
+
+    They are for calls that bring a grant of ours, so the tenant's token is not asked for.
+    """
+    prefix = f"/{TENANTS}/{{tenant}}"
+    again = [_TenantRoute(prefix + r.path, r.endpoint, methods=sorted(r.methods or ())) for r in routes]
+    return [*routes, *again]
 
 
 class _Label:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from helios.errors import (
@@ -65,18 +65,23 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted."""
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted.
+
+    ``xet`` is its hash in the Xet protocol, where clients are told to use that.
+    """
 
     commit: str
     entry: FileEntry
     placed: PlacedBlob | None
+    xet: str | None = None
 
 
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, xet: Callable[[Iterable[FileEntry]], dict[str, str]]) -> None:
+        """``xet`` gives the Xet hashes, by sha256, of the files that clients are told to get over Xet."""
+        self._catalog, self._xet = catalog, xet
         self._trees: Cache[str, Tree] = Cache(TREES)
         self._cards: Cache[str, Json] = Cache(CARDS)
 
@@ -122,7 +127,7 @@ class Lookup:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
-        return found, File(found.commit, entry, placed)
+        return found, File(found.commit, entry, placed, self._xet([entry]).get(entry.sha256))
 
     def listing(
         self, readings: Sequence[HubCall], *, recursive: bool, expand: bool, after: str, limit: int
@@ -261,7 +266,8 @@ class Lookup:
         return self._trees.get(digest, lambda: Tree(manifest))
 
     def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
-        items = [shapes.tree_item(path, node) for path, node in nodes]
+        xet = self._xet(node for _, node in nodes if isinstance(node, FileEntry))
+        items = [shapes.tree_item(path, node, xet) for path, node in nodes]
         if expand:
             last = self._last_changes(found, dict(nodes))
             return [item | shapes.expansion(last[path], node) for item, (path, node) in zip(items, nodes, strict=True)]

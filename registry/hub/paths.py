@@ -17,7 +17,7 @@ from helios.errors import InvalidInput
 
 API_MARKERS: Final = {
     "revision": (1, 1), "tree": (1, None), "paths-info": (1, 1), "commits": (1, 1), "preupload": (1, 1),
-    "commit": (1, 1), "branch": (1, 1), "tag": (1, 1), "xet-write-token": (1, 1),
+    "commit": (1, 1), "branch": (1, 1), "tag": (1, 1), "xet-read-token": (1, 1), "xet-write-token": (1, 1),
 }  # fmt: skip
 """Calls below ``/api/{kind}/{id}/`` that name a revision, and how many segments may follow: (least, most)."""
 

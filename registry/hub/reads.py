@@ -21,6 +21,7 @@ from registry.hub.conditions import decide
 from registry.hub.lists import Wanted as WantedRepos
 from registry.hub.lookup import Found, Lookup
 from registry.hub.verified import VerifiedReader, Wanted
+from registry.xet.routes import XetService
 
 PAGE: Final = 1000
 """Entries of a tree, and repositories of a list, in one answer: the default and the most."""
@@ -30,8 +31,9 @@ COMMITS_PAGE: Final = 50
 class Reads:
     """Handlers of the calls that change nothing."""
 
-    def __init__(self, catalog: Catalog, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog), reader, metrics
+    def __init__(self, catalog: Catalog, reader: VerifiedReader, xet: XetService, metrics: RegistryMetrics) -> None:
+        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts.announced), reader, metrics
+        self._xet = xet
 
     def handlers(self) -> Handlers:
         return {
@@ -41,6 +43,7 @@ class Reads:
             "refs": {"GET": self.refs},
             "commits": {"GET": self.commits},
             "resolve": {"GET": self.resolve},
+            "xet-read-token": {"GET": self.xet_token},
             "safetensors-metadata": {"GET": self.safetensors},
             "lfs-files": {"GET": self.lfs_files},
             "auth-check": {"GET": self.auth_check},
@@ -100,6 +103,8 @@ class Reads:
         found, file = await asyncio.to_thread(self._lookup.file, asked.readings, bytes_too=get)
         size = file.entry.size
         headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
+        if file.xet is not None:
+            headers += self._xet.links(request.scope, found.repo, found.commit, file.xet)
         # A HEAD asks about the whole file: only a GET has ranges (RFC 9110, 14.2).
         conditions = request.headers if get else {"if-none-match": request.headers.get("if-none-match", "")}
         answer = decide(conditions, etag_of(file.entry), size)
@@ -111,7 +116,12 @@ class Reads:
             return Response(headers=dict([*headers, ("content-length", str(size))]))
         wanted = Wanted(str(found.repo), found.commit, found.call.path)
         parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
-        return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
+        response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
+        return Counted(response, self._metrics.sent_bytes)
+
+    async def xet_token(self, asked: Asked) -> Response:
+        found = await asyncio.to_thread(self._lookup.find, asked.readings)
+        return self._xet.token(asked.request.scope, found.repo)
 
     async def safetensors(self, asked: Asked) -> Response:
         return JSONResponse(await asyncio.to_thread(self._lookup.safetensors, asked.readings))

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
+from registry.metadata import xet  # noqa: F401 - its tables
 from registry.metadata.tables import metadata, settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "admission"
+HEAD: Final = "xet"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +24,8 @@ CHECK_S: Final = 10.0
 class Uploads:
     """The Hub's upload calls of one registry. ``keep_clean`` runs as a task as long as it serves."""
 
-    def __init__(self, catalog: Catalog, sessions: Sessions, directory: Path) -> None:
+    def __init__(self, catalog: Catalog, sessions: Sessions, signer: Signer, directory: Path) -> None:
         """``directory`` is for what arrives over Xet, until it is ingested."""
-        signer = Signer(secrets.token_bytes(32))  # whoever was uploading when the registry ended starts again anyway
         self._receiver, self._pending, self._spools = Receiver(), Pending(sessions), Spools(directory)
         self._xet = XetUploads(catalog, self._pending, self._receiver, self._spools, signer)
         lfs = Lfs(catalog, self._pending, self._receiver, signer)

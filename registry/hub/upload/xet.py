@@ -14,13 +14,12 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput
 from registry.catalog import Catalog
 from registry.hub.answers import absolute, error_answer
 from registry.hub.asked import Asked, Handlers, read_body
-from registry.hub.paths import TENANTS
 from registry.hub.upload.grants import LIFE_S, XetGrant
 from registry.hub.upload.pending import Pending, Uploading
 from registry.hub.upload.spools import Spool, Spools
@@ -48,12 +47,11 @@ class XetUploads:
     def handlers(self) -> Handlers:
         return {"xet-write-token": {"GET": self.token}}
 
-    def routes(self) -> list[BaseRoute]:
-        """Under tenants' prefixes, too: what is in front of the registry may pass on nothing else."""
+    def routes(self) -> list[Route]:
+        """The service; they bring the access token."""
         return [
-            Route(f"{prefix}{CAS}/{{spool}}/v1/{path}", handler, methods=["POST"])
-            for prefix in ("", f"/{TENANTS}/{{tenant}}")
-            for path, handler in (("xorbs/default/{xorb}", self._xorb), ("shards", self._shard))
+            Route(CAS + "/{spool}/v1/xorbs/default/{xorb}", self._xorb, methods=["POST"]),
+            Route(CAS + "/{spool}/v1/shards", self._shard, methods=["POST"]),
         ]
 
     async def token(self, asked: Asked) -> Response:

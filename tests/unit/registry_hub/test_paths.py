@@ -90,7 +90,7 @@ def test_repositories_called_like_a_marker_have_a_second_reading():
         "/o/m/resolve/main/", "/a/b/c/resolve/main/x", "/api/models/a/b/c", "/api/models/o/m/revision",
         "/api/models/o/m/refs/x",
         "/api/models/o/m/paths-info/main/x", "/api/whoami-v2/x", "/api/agent-harnesses",
-        "/api/models/o/m/xet-read-token/main", "/api/repos", "/api/repos/create/x", "/api/models/o/m/auth-check/a/b",
+        "/api/models/o/m/xet-read-token", "/api/repos", "/api/repos/create/x", "/api/models/o/m/auth-check/a/b",
         "/o/m.git/info/lfs/objects", "/o/m/info/lfs/objects/batch", "/.git/info/lfs/objects/batch", "/t/acme",
     ],
 )  # fmt: skip

@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from registry.xet.cutter import lay_out
 
 from helios.errors import IntegrityError
+from registry.xet.cutter import lay_out
 from registry.xet.hashes import chunk_hash, file_hash, from_text, to_text, xorb_hash
 from registry.xet.shard import TAG, Shards
 
@@ -64,6 +64,17 @@ def test_what_the_hashes_contradict_is_refused() -> None:
     shards.xorbs.clear()
     with pytest.raises(IntegrityError, match="do not hold the xorb"):
         lay_out("a" * 64, 148, FILE, shards)
+
+
+def test_a_large_upload_comes_in_several_shards() -> None:
+    empty = struct.pack("<32sQQ", TAG, 2, 0)
+    start = shard().index(END)
+    files, xorbs = shard()[: start + 48] + END, empty + END + shard()[start + 48 :]
+    for order in ([files, xorbs], [xorbs, files], [xorbs, files, xorbs, files]):
+        shards = Shards()
+        for each in order:
+            shards.add(each)
+        assert lay_out("a" * 64, 148, FILE, shards).size == 148
 
 
 @given(st.data())
