@@ -419,6 +419,8 @@ def the_command_downloads(c: Client) -> None:
     assert (c.directory / "here" / "old.txt").read_text() == "only in v1"
     if c.site.tenant is None:
         assert "none" in c.hf("download", "org/none", code=1)
+    else:
+        assert c.site.tenant in c.hf("auth", "whoami", env={"HF_TOKEN": "hf_x"})
 
 
 @case
