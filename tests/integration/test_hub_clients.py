@@ -65,7 +65,7 @@ def test_a_user_of_the_hub(report, case, version, tenant):
 
 
 @pytest.mark.slow
-def test_transformers_loads_a_model(site, tmp_path):
+def test_transformers_loads_a_model_and_pushes_one(site, tmp_path):
     script = """
         import sys, torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -74,7 +74,12 @@ def test_transformers_loads_a_model(site, tmp_path):
             assert AutoConfig.from_pretrained(source).num_hidden_layers == 2
             inputs = AutoTokenizer.from_pretrained(source)("the quick river", return_tensors="pt")
             answers.append(AutoModelForCausalLM.from_pretrained(source)(**inputs).logits)
-        assert torch.equal(*answers), answers
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[2]), AutoTokenizer.from_pretrained(sys.argv[2])
+        model.push_to_hub("acme/pushed")
+        tokenizer.push_to_hub("acme/pushed")
+        inputs = AutoTokenizer.from_pretrained("acme/pushed")("the quick river", return_tensors="pt")
+        answers.append(AutoModelForCausalLM.from_pretrained("acme/pushed")(**inputs).logits)
+        assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2]), answers
         print("equal", answers[0].shape)
     """
     done = subprocess.run(

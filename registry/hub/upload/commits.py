@@ -15,7 +15,7 @@ from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
 from heliosfs.store.safetensors import header_length, parse_header
 from registry.catalog import Catalog, Published
 from registry.hub.answers import absolute
-from registry.hub.asked import Asked, Handlers, flag
+from registry.hub.asked import Asked, Handlers, flag, steady
 from registry.hub.upload.apply import Change
 from registry.hub.upload.known import Known
 from registry.hub.upload.ndjson import CommitBody, Content, Copy, Delete, Header, Operation, Stored
@@ -131,7 +131,7 @@ class _Making:
 
     async def run(self) -> Published:
         body = CommitBody()
-        async for data in self._asked.request.stream():
+        async for data in steady(self._asked.request.stream()):
             for line in body.lines(data):
                 await self._receiver.run(partial(self._take, body, line))
         await self._receiver.run(partial(self._take, body, body.rest()))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from helios.errors import EntryNotFound, InvalidInput, Unavailable
+from helios.errors import DeadlineExceeded, EntryNotFound, InvalidInput, Unavailable
 from helios.names import RepoId
+from registry.hub.asked import steady
 from registry.hub.upload import pending as pending_module
 from registry.hub.upload import spools as spools_module
 from registry.hub.upload.pending import Pending
@@ -207,5 +208,16 @@ def test_a_sender_that_leaves_ends_its_ingest() -> None:
             await receiving
         await asyncio.wait_for(ended.wait(), 10)
         await receiver.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_body_that_stalls_is_given_up() -> None:
+    async def main() -> None:
+        body = steady(parts(b"a", b"b", then=asyncio.Event()), 0.05)
+        assert [await anext(body), await anext(body)] == [b"a", b"b"]
+        with pytest.raises(DeadlineExceeded, match="no byte of the body came"):
+            await anext(body)
+        assert [part async for part in steady(parts(b"a"), 0.05)] == [b"a"]
 
     asyncio.run(main())
