@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Router
 from starlette.testclient import TestClient
 
+from helios.names import RepoId
+from registry.metadata import quarantine, repositories
 from registry.xet.layout import Part, Reconstruction
 from registry.xet.routes import TOKEN_S
 from tests.support.damage import flip
@@ -225,6 +227,50 @@ def test_other_methods_and_paths(client: TestClient) -> None:
     assert client.post("/xet/v1/telemetry", content=b"{}").status_code == 204
     assert client.get(f"/xet/v1/chunks/default/{'0' * 64}").status_code == 404
     assert client.post(f"/xet/v1/xorbs/default/{'0' * 64}").status_code in (404, 405)
+
+
+def test_datasets_and_names_of_one_segment(parts: XetParts, client: TestClient) -> None:
+    parts.publish("datasets/squad", {"w.onnx": W})
+    head = client.head("/datasets/squad/resolve/main/w.onnx")
+    assert head.headers["x-xet-hash"] == file_hash(client)
+    link = head.links["xet-auth"]["url"]
+    assert link.startswith("http://registry:8470/api/datasets/squad/xet-read-token/")
+    headers = {"authorization": f"Bearer {client.get(link).json()['accessToken']}"}
+    fetcher = Fetcher(client, client.get(f"/xet/v2/reconstructions/{file_hash(client)}", headers=headers).json())
+    assert put_together(fetcher.plan, fetcher, len(W)) == W
+
+
+def test_what_is_kept_back_is_not_given_this_way_either(tmp_path: Path) -> None:
+    """Nor to who got the address before."""
+    with xet_parts(tmp_path / "xet") as parts, TestClient(parts.app()) as client:
+        parts.publish("models/org/m", {"w.onnx": A})
+        url, mine = f"/xet/v1/reconstructions/{file_hash(client)}", token_of(client)
+        ((_, (entry,)),) = client.get(url, headers=mine).json()["fetch_info"].items()
+        assert client.get(entry["url"]).status_code == 200
+        with parts.catalog.database.write() as connection:
+            repository = repositories.require(connection, RepoId.parse("org/m"))
+            blob = hashlib.sha256(A).hexdigest()
+            quarantine.hold(connection, repository, [("w.onnx", blob, "something wrong")], 1)
+        parts.catalog.forget()
+        assert client.get(url, headers=mine).status_code == 403
+        assert client.get(entry["url"]).status_code == 403
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["v1/reconstructions/", "v2/reconstructions/", "v1/xorbs/", "v1/", ""]),
+    name=st.one_of(st.text(max_size=70), st.from_regex(r"[0-9a-f]{64}", fullmatch=True)),
+    query=st.one_of(st.just(""), st.text(max_size=200)),
+    span=st.one_of(st.none(), st.text(st.characters(codec="latin-1", min_codepoint=32), max_size=50)),
+    access=st.one_of(st.none(), st.text(st.characters(codec="latin-1", min_codepoint=32), max_size=200)),
+)
+def test_nothing_that_is_asked_breaks_it(
+    client: TestClient, path: str, name: str, query: str, span: str | None, access: str | None
+) -> None:
+    headers = {"range": span, "authorization": access}
+    sent = {name: value.encode("latin-1") for name, value in headers.items() if value is not None}
+    answer = client.get(f"/xet/{path}{quote(name, safe='')}?grant={quote(query)}", headers=sent)
+    assert 400 <= answer.status_code < 500
 
 
 def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any) -> None:
