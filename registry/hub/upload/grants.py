@@ -25,3 +25,21 @@ class XetGrant(Grant, frozen=True, array_like=True, tag="xet-write"):
     """Xorbs and shards may be sent to a spool."""
 
     spool: str
+
+
+class PartGrant(Grant, frozen=True, array_like=True, tag="lfs-part"):
+    """Part ``number`` of an object, from 0, of ``length`` bytes, may be sent to a spool."""
+
+    spool: str
+    sha256: str
+    number: int
+    length: int
+
+
+class WholeGrant(Grant, frozen=True, array_like=True, tag="lfs-whole"):
+    """The parts of an object, of ``part`` bytes each but the last, may be put together."""
+
+    spool: str
+    sha256: str
+    size: int
+    part: int

@@ -18,6 +18,7 @@ from registry.hub.answers import absolute
 from registry.hub.asked import Asked, Handlers
 from registry.hub.upload.grants import LIFE_S, LfsGrant
 from registry.hub.upload.known import Known
+from registry.hub.upload.parts import Parts, kind_of
 from registry.hub.upload.pending import Pending, Uploading
 from registry.ingest import Source
 from registry.receiver import Receiver
@@ -46,12 +47,13 @@ class Batch(msgspec.Struct):
 class Lfs:
     """Handlers of ``{id}.git/info/lfs/objects/…``."""
 
-    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, signer: Signer) -> None:
+    def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, signer: Signer, parts: Parts) -> None:
+        self._parts = parts
         self._known = Known(catalog)
         self._pending, self._receiver, self._signer = pending, receiver, signer
 
     def handlers(self) -> Handlers:
-        return {"lfs": {"POST": self.post}, "lfs-object": {"PUT": self.put}}
+        return {"lfs": {"POST": self.post}, "lfs-object": {"PUT": self.put, "POST": self._parts.complete}}
 
     async def post(self, asked: Asked) -> Response:
         return await (self._batch(asked) if asked.call.path == "batch" else self._verify(asked))
@@ -67,10 +69,14 @@ class Lfs:
             raise InvalidInput(f"batch takes {MAX_OBJECTS} objects at a time, not {len(wanted.objects)}")
         await asyncio.to_thread(self._known.check_repo, repo)
         async with self._pending.of(repo) as uploading:
-            objects = [await self._object(asked, repo, each, uploading) for each in wanted.objects]
-        return JSONResponse({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, media_type=MEDIA)
+            transfers = wanted.transfers
+            objects = [await self._object(asked, repo, each, transfers, uploading) for each in wanted.objects]
+        chosen = "multipart" if any(self._parts.wanted(each.size, transfers) for each in wanted.objects) else "basic"
+        return JSONResponse({"transfer": chosen, "objects": objects, "hash_algo": "sha256"}, media_type=MEDIA)
 
-    async def _object(self, asked: Asked, repo: RepoId, wanted: Object, uploading: Uploading) -> dict[str, Any]:
+    async def _object(
+        self, asked: Asked, repo: RepoId, wanted: Object, transfers: list[str], uploading: Uploading
+    ) -> dict[str, Any]:
         """What to do with one object: nothing, when a commit may name it as it is."""
         out: dict[str, Any] = {"oid": wanted.oid, "size": wanted.size}
         if not _SHA256.match(wanted.oid) or not 0 <= wanted.size < 1 << 63:
@@ -83,10 +89,14 @@ class Lfs:
             return out
         prefix = "" if repo.kind == "models" else f"/{repo.kind}"
         base = f"{prefix}/{repo.id}.git/info/lfs/objects"
-        ends = int(self._signer.clock()) + LIFE_S
-        grant = self._signer.sign(LfsGrant(str(repo), ends, wanted.oid, wanted.size))
+        if self._parts.wanted(wanted.size, transfers):
+            upload = self._parts.upload(asked, base, wanted.oid, wanted.size)
+        else:
+            ends = int(self._signer.clock()) + LIFE_S
+            grant = self._signer.sign(LfsGrant(str(repo), ends, wanted.oid, wanted.size))
+            upload = {"href": absolute(asked.request.scope, f"{base}/{grant}"), "header": {}}
         actions = {
-            "upload": {"href": absolute(asked.request.scope, f"{base}/{grant}"), "header": {}},
+            "upload": upload,
             "verify": {"href": absolute(asked.request.scope, f"{base}/verify"), "header": {}},
         }
         return out | {"authenticated": True, "actions": actions}
@@ -98,7 +108,10 @@ class Lfs:
     async def put(self, asked: Asked) -> Response:
         """The bytes of an object, sent to the address that the batch call gave: the grant in it is what allows it."""
         repo = asked.repo
-        grant = self._signer.check(asked.call.path, LfsGrant)
+        kind, text = kind_of(asked.call.path)
+        if kind == "part":
+            return await self._parts.put(asked, text)
+        grant = self._signer.check(text, LfsGrant)
         if grant.repo != str(repo):
             raise Forbidden("this address for an upload is another repository's")
         async with self._pending.of(repo) as uploading:

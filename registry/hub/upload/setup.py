@@ -9,6 +9,7 @@ from typing import Final
 from registry.catalog import Catalog
 from registry.hub.upload.commits import Commits
 from registry.hub.upload.lfs import Lfs
+from registry.hub.upload.parts import Parts
 from registry.hub.upload.pending import Pending
 from registry.hub.upload.repos import Repos
 from registry.hub.upload.spools import Spools
@@ -28,7 +29,8 @@ class Uploads:
         """``directory`` is for what arrives over Xet, until it is ingested."""
         self._receiver, self._pending, self._spools = Receiver(), Pending(sessions), Spools(directory)
         self._xet = XetUploads(catalog, self._pending, self._receiver, self._spools, signer)
-        lfs = Lfs(catalog, self._pending, self._receiver, signer)
+        parts = Parts(self._pending, self._receiver, self._spools, signer)
+        lfs = Lfs(catalog, self._pending, self._receiver, signer, parts)
         commits = Commits(catalog, self._pending, self._receiver, self._spools.committed)
         self.handlers = [h.handlers() for h in (lfs, commits, self._xet, Repos(catalog, sessions))]
         self.routes = self._xet.routes()

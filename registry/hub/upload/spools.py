@@ -19,10 +19,14 @@ from typing import Final
 
 from helios.errors import EntryNotFound, Unavailable
 from helios.names import RepoId
+from registry.ingest import Source
+from registry.ingest.staged import check_space
 
 IDLE_S: Final = 3600.0
 """How long a spool stays after its last use, in seconds."""
 MAX_SPOOLS: Final = 512
+PIECE: Final = 1 << 20
+"""Bytes written at a time."""
 
 
 @dataclass(slots=True)
@@ -94,3 +98,18 @@ class Spools:
     def close(self) -> None:
         self._spools.clear()
         shutil.rmtree(self._root, ignore_errors=True)
+
+
+def receive_file(path: Path, size: int, source: Source) -> None:
+    """Put the bytes of a source into a file, which is there whole or not at all. Raises NoSpace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path.parent, size)
+    half = path.with_name(f"{path.name}.{id(source):x}")
+    try:
+        buffer = memoryview(bytearray(PIECE))
+        with half.open("wb", buffering=0) as file:
+            while count := source.readinto(buffer):
+                file.write(buffer[:count])
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)

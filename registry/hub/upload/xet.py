@@ -22,10 +22,9 @@ from registry.hub.answers import absolute, error_answer
 from registry.hub.asked import Asked, Handlers, read_body
 from registry.hub.upload.grants import LIFE_S, XetGrant
 from registry.hub.upload.pending import Pending, Uploading
-from registry.hub.upload.spools import Spool, Spools
+from registry.hub.upload.spools import Spool, Spools, receive_file
 from registry.hub.upload.xorbs import MAX_XORB, Part, Place, XorbSource, scan
 from registry.ingest import Source
-from registry.ingest.staged import check_space
 from registry.receiver import Receiver
 from registry.xet.hashes import from_text, to_text
 from registry.xet.shard import Shards, Term
@@ -34,7 +33,6 @@ from registry.xet.tokens import Signer
 CAS: Final = "/xet-upload"
 MAX_SHARD: Final = 80 << 20
 """Longest shard, in bytes; hf-xet makes them up to 64 MiB."""
-PIECE: Final = 1 << 20
 
 
 class XetUploads:
@@ -112,19 +110,14 @@ class XetUploads:
 
 
 def _store(spool: Spool, name: str, size: int, source: Source) -> None:
-    """Put a xorb into the spool, whole or not at all."""
-    spool.directory.mkdir(parents=True, exist_ok=True)
-    check_space(spool.directory, size)
-    path = spool.directory / f"{name}.{id(source):x}"
+    """Put a xorb into the spool; one that is malformed is not kept."""
+    arrived = spool.directory / f"{name}.{id(source):x}"
     try:
-        buffer = memoryview(bytearray(PIECE))
-        with path.open("wb", buffering=0) as file:
-            while count := source.readinto(buffer):
-                file.write(buffer[:count])
-        scan(path)
-        path.replace(spool.path(name))
+        receive_file(arrived, size, source)
+        scan(arrived)
+        arrived.replace(spool.path(name))
     finally:
-        path.unlink(missing_ok=True)
+        arrived.unlink(missing_ok=True)
 
 
 def _files(spool: Spool, data: bytes) -> list[tuple[str, XorbSource]]:
