@@ -10,7 +10,7 @@ from typing import Final
 from starlette.responses import JSONResponse, Response
 
 from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound
-from helios.names import RepoId, check_ref, is_commit
+from helios.names import RepoId, is_commit
 from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
 from heliosfs.store.safetensors import header_length, parse_header
 from registry.catalog import Catalog, Published
@@ -74,7 +74,7 @@ class Commits:
         return JSONResponse(await asyncio.to_thread(self._preupload, repo, asked.call.revision or "", wanted))
 
     def _preupload(self, repo: RepoId, revision: str, wanted: Preupload) -> dict[str, object]:
-        held = self._files(repo, self._head(repo, revision))
+        _, held = self._base(repo, revision)
         ignore = held.get(IGNORE)
         hosted = ""
         if wanted.gitIgnore is None and ignore is not None and ignore.size <= MAX_IGNORE:
@@ -87,28 +87,25 @@ class Commits:
         asked.access.check_writable(repo)
         if flag(asked.query.get("create_pr")):
             raise InvalidInput("there are no pull requests here: commit to a branch")
-        base = await asyncio.to_thread(self._head, repo, branch)
-        async with self._slots, self._pending.of(repo) as uploading:
-            files = await asyncio.to_thread(self._files, repo, base)
-            making = _Making(self._catalog, self._receiver, asked, branch, base, files, uploading)
-            published = await making.run()
-            self._committed(repo)
-            uploading.committed({entry.sha256 for entry in making.change.files.values()})
+        async with self._slots:
+            base, files = await asyncio.to_thread(self._base, repo, branch)
+            async with self._pending.of(repo) as uploading:
+                making = _Making(self._catalog, self._receiver, asked, branch, base, files, uploading)
+                published = await making.run()
+                self._committed(repo)
+                uploading.committed({entry.sha256 for entry in making.change.files.values()})
         prefix = "" if repo.kind == "models" else f"/{repo.kind}"
         url = absolute(asked.request.scope, f"{prefix}/{repo.id}/commit/{published.record.commit}")
         return JSONResponse({"success": True, "commitOid": published.record.commit, "commitUrl": url, "hookOutput": ""})
 
-    def _head(self, repo: RepoId, branch: str) -> str:
-        """Where a branch points. Raises RepoNotFound, RevisionNotFound."""
+    def _base(self, repo: RepoId, branch: str) -> tuple[str, Mapping[str, FileEntry]]:
+        """Where a branch points, and the files there. Raises RepoNotFound, RevisionNotFound."""
         refs = self._catalog.refs(repo)
         if is_commit(branch):
             raise InvalidInput(f"{branch} is a commit, which never changes: name a branch")
         if branch not in refs:
             raise RevisionNotFound(f"{repo.id} has no branch {branch[:80]!r}; make it first")
-        return refs[check_ref(branch)]
-
-    def _files(self, repo: RepoId, commit: str) -> Mapping[str, FileEntry]:
-        return self._catalog.manifest(repo, commit).files
+        return refs[branch], self._catalog.manifest(repo, refs[branch]).files
 
 
 class _Making:

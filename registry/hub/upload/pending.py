@@ -96,7 +96,7 @@ class Pending:
         finally:
             entry.busy -= 1
             entry.used = self._clock()
-            if not entry.busy and not entry.uploaded:
+            if not entry.busy and not entry.uploaded and self._entries.get(repo) is entry:
                 await asyncio.shield(self._end(repo, entry))
 
     def drop_idle(self) -> None:

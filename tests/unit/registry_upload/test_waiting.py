@@ -119,6 +119,20 @@ def test_a_session_that_can_not_be_opened_is_no_ones(registry: Registry, monkeyp
     asyncio.run(main())
 
 
+def test_a_shutdown_ends_sessions_that_are_in_use(registry: Registry) -> None:
+    async def main() -> None:
+        pending = Pending(registry.sessions)
+        async with pending.of(ONE) as uploading:
+            entry = registry.put(b"abc", session=uploading.session)
+            await pending.aclose()
+        assert len(pending) == 0
+        assert entry.size == 3
+
+    asyncio.run(main())
+    registry.sessions.clean()
+    assert registry.objects() == set()
+
+
 def test_a_spool_has_an_address_of_its_own_until_something_of_it_was_committed(tmp_path: Path) -> None:
     clock = [0.0]
     (tmp_path / "spools" / "left").mkdir(parents=True)
