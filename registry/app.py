@@ -23,6 +23,7 @@ from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
 from registry.api import admission, content, health, names, pushes
 from registry.api.support import Json
+from registry.fresh import Fresh
 from registry.services import Services
 
 log = logging.getLogger("helios.registry")
@@ -52,7 +53,7 @@ def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Seq
 
     app = Starlette(
         routes=[*native_routes(), *routes],
-        middleware=[Middleware(Boundary, metrics=services.metrics)],
+        middleware=[Middleware(Boundary, metrics=services.metrics), Middleware(AsOfNow, fresh=services.fresh)],
         exception_handlers={HeliosError: answer_error, HTTPException: answer_http},
         lifespan=lifespan,
     )
@@ -92,6 +93,26 @@ def request_name(scope: Scope) -> str:
         if _NAME.match(found := sent.get(header, b"").decode("latin-1")):
             return found
     return secrets.token_hex(8)
+
+
+class AsOfNow:
+    """Lets a request see every write that was acknowledged before it came (registry/fresh.py).
+
+    Objects are immutable, and an orchestrator that asks whether we are alive must hear so while the database is away.
+    """
+
+    def __init__(self, app: ASGIApp, fresh: Fresh) -> None:
+        self._app, self._fresh = app, fresh
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(("/api/v1/objects/", "/healthz", "/metrics")):
+            try:
+                await self._fresh()
+            except HeliosError as error:
+                response = await answer_error(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Boundary:

@@ -31,11 +31,13 @@ from registry.access import Tenants
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.hub.api import HubRoute, under_tenants
 from registry.hub.reads import Reads
 from registry.hub.upload.setup import Uploads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
+from registry.member import Member
 from registry.metadata.database import Database
 from registry.pull.pulls import Pulls
 from registry.pull.routes import routes as pull_routes
@@ -75,21 +77,25 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         meeting.record_path(home).unlink(missing_ok=True)
         store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
         stack.callback(store.close)
-        database = Database.sqlite(home.registry / "metadata.db")
+        database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
         tenants = Tenants(config.registry.tenants)
+        member = Member(database, lease_s=config.registry.process_lease_s)
         admission = Admission(config.registry.admission)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        fresh = Fresh(catalog)
+        stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
@@ -106,12 +112,18 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
-            services = Services(config, home, store, catalog, sessions, pushes, metrics, tenants)
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, tenants)
             parts = pulls, replications, reader, uploads, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
+
+
+def _open_database(config: Config, home: Home) -> Database:
+    if config.registry.database:
+        return Database.postgres(config.registry.database)
+    return Database.sqlite(home.registry / "metadata.db")
 
 
 async def _serve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from helios.errors import (
@@ -30,6 +30,7 @@ from registry.hub.lists import Wanted, pick
 from registry.hub.paths import HubCall
 from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
+from registry.xet.layouts import Layouts
 
 TREES = 64
 """Snapshots whose tree is kept in memory; one of a thousand files takes some 300 KB."""
@@ -79,9 +80,9 @@ class File:
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog, xet: Callable[[Iterable[FileEntry]], dict[str, str]]) -> None:
-        """``xet`` gives the Xet hashes, by sha256, of the files that clients are told to get over Xet."""
-        self._catalog, self._xet = catalog, xet
+    def __init__(self, catalog: Catalog, layouts: Layouts) -> None:
+        """``layouts`` say which files clients are told to get over Xet."""
+        self._catalog, self._layouts = catalog, layouts
         self._trees: Cache[str, Tree] = Cache(TREES)
         self._cards: Cache[str, Json] = Cache(CARDS)
 
@@ -127,7 +128,24 @@ class Lookup:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
-        return found, File(found.commit, entry, placed, self._xet([entry]).get(entry.sha256))
+        return found, File(found.commit, entry, placed, self._layouts.announced([entry]).get(entry.sha256))
+
+    def file_now(self, readings: Sequence[HubCall]) -> tuple[Found, File] | None:
+        """``file``, its metadata only, if the likeliest reading is in memory. Does not block: for the event loop.
+
+        None, too, for a file that may have to be announced over Xet: that is looked up.
+        """
+        call = readings[0]
+        try:
+            repo = repo_of(call)
+        except RepoNotFound:
+            return None
+        hot = self._catalog.hot(repo, call.revision or DEFAULT_REVISION, call.path)
+        if hot is None or self._layouts.concerns(hot[2]):
+            return None
+        resolved, manifest, entry = hot
+        found = Found(call, repo, resolved.commit, manifest, resolved.manifest_digest)
+        return found, File(resolved.commit, entry, None)
 
     def listing(
         self, readings: Sequence[HubCall], *, recursive: bool, expand: bool, after: str, limit: int
@@ -266,7 +284,7 @@ class Lookup:
         return self._trees.get(digest, lambda: Tree(manifest))
 
     def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
-        xet = self._xet(node for _, node in nodes if isinstance(node, FileEntry))
+        xet = self._layouts.announced(node for _, node in nodes if isinstance(node, FileEntry))
         items = [shapes.tree_item(path, node, xet) for path, node in nodes]
         if expand:
             last = self._last_changes(found, dict(nodes))

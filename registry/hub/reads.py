@@ -32,7 +32,7 @@ class Reads:
     """Handlers of the calls that change nothing."""
 
     def __init__(self, catalog: Catalog, reader: VerifiedReader, xet: XetService, metrics: RegistryMetrics) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts.announced), reader, metrics
+        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts), reader, metrics
         self._xet = xet
 
     def handlers(self) -> Handlers:
@@ -100,7 +100,10 @@ class Reads:
     async def resolve(self, asked: Asked) -> Any:
         request = asked.request
         get = request.method == "GET"
-        found, file = await asyncio.to_thread(self._lookup.file, asked.readings, bytes_too=get)
+        now = None if get else self._lookup.file_now(asked.readings)
+        if now is None:
+            now = await asyncio.to_thread(self._lookup.file, asked.readings, bytes_too=get)
+        found, file = now
         size = file.entry.size
         headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
         if file.xet is not None:
