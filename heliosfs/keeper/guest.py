@@ -14,7 +14,7 @@ HELLO_S: Final = 1.0
 
 
 def listen(path: str, uids: list[int]) -> socket.socket:
-    """Listen beside that path, for these users: ``settle`` there once the mount is ours."""
+    """Listen beside that path, for these users; it is to be renamed to it once the mount is ours."""
     listener, beside = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), path + wire.NEXT
     with contextlib.suppress(FileNotFoundError):  # of one that became no keeper
         os.unlink(beside)
@@ -23,11 +23,6 @@ def listen(path: str, uids: list[int]) -> socket.socket:
     listener.listen(8)
     listener.setblocking(False)
     return listener
-
-
-def settle(path: str) -> None:
-    """Who listens beside that path does so there, in place of whoever did until now."""
-    os.rename(path + wire.NEXT, path)
 
 
 class Guest:

@@ -11,15 +11,12 @@ from typing import Any, Final, NamedTuple
 
 from heliosfs.keeper import kernel, wire
 from heliosfs.keeper.board import Board
-from heliosfs.keeper.guest import Guest, listen, settle
+from heliosfs.keeper.guest import Guest, listen
 from heliosfs.keeper.log import log
 from heliosfs.keeper.worker import Worker
 
 ANSWER_S: Final = 20.0
 """How long a keeper may take to answer its successor."""
-
-LOOK_S: Final = 0.5
-"""How often is looked whether there still is something to take over."""
 
 
 class Held(NamedTuple):
@@ -38,7 +35,7 @@ class Held(NamedTuple):
 def mount(place: str, options: str, path: str, uids: list[int]) -> Held:
     """Mount at a place, and listen at a path. Raises OSError."""
     listener = listen(path, uids)
-    settle(path)
+    os.rename(path + wire.NEXT, path)
     try:
         fuse_fd, device = kernel.mount(place, options)
     except OSError:
@@ -58,8 +55,7 @@ def take_over(place: str, path: str, uids: list[int], orphan_s: float, asker: in
     Raises ConnectionError when a keeper is there and stays, another OSError when nobody brings the mount:
     ProcessLookupError when nobody will, since it is gone or the worker is.
     """
-    listener = listen(path, uids)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
+    with listen(path, uids) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
         last.settimeout(ANSWER_S)
         try:
             last.connect(path)
@@ -67,14 +63,14 @@ def take_over(place: str, path: str, uids: list[int], orphan_s: float, asker: in
             if not _stays(last):
                 raise ConnectionAbortedError(f"the keeper at {path} is ending, or belongs to somebody else")
             held = _from_worker(place, listener, uids, orphan_s, asker, last)
-            with contextlib.suppress(BrokenPipeError):  # it is gone, or has said no
+            with contextlib.suppress(ConnectionError):  # it is gone, or has said no
                 wire.send(last, {"have": True})
             _stays(last)
         except (FileNotFoundError, ConnectionRefusedError):  # nobody listens
-            held = _from_worker(place, listener, uids, orphan_s, asker)
-        except TimeoutError:
+            held = _from_worker(place, listener, uids, orphan_s, asker, None)
+        except (TimeoutError, BlockingIOError):
             raise ConnectionError(f"the keeper at {path} does not go: no worker of its brings the mount here") from None
-    settle(path)
+    os.rename(path + wire.NEXT, path)
     return held
 
 
@@ -90,12 +86,7 @@ def _stays(last: socket.socket) -> bool:
 
 
 def _from_worker(
-    place: str,
-    listener: socket.socket,
-    uids: list[int],
-    orphan_s: float,
-    asker: int | None,
-    last: socket.socket | None = None,
+    place: str, listener: socket.socket, uids: list[int], orphan_s: float, asker: int | None, last: socket.socket | None
 ) -> Held:
     """Wait for the worker, which brings the descriptors with its hello."""
     end, poller = time.monotonic() + orphan_s, select.poll()
@@ -104,7 +95,7 @@ def _from_worker(
         if fd >= 0:
             poller.register(fd, select.POLLIN)
     while time.monotonic() < end:
-        ready = [fd for fd, _ in poller.poll(LOOK_S * 1000)]
+        ready = [fd for fd, _ in poller.poll(500)]  # ms: then it may have been unmounted
         if last is not None and told in ready and not _stays(last):
             poller.unregister(last)
             last = None
@@ -118,6 +109,6 @@ def _from_worker(
             if about["ready"]:
                 worker.ready()
             board = Board(board_fd)
-            return Held(about["mountpoint"], about["dev"], fuse_fd, board, listener, worker, about["state"])
+            return Held(about["mountpoint"], about["dev"], fuse_fd, board, listener.dup(), worker, about["state"])
         guest.dismiss()
     raise (OSError if last is None else TimeoutError)("no worker came with the mount")
