@@ -138,7 +138,7 @@ class HubRoute(BaseRoute):
     async def _resolve(self, request: Request, readings: Sequence[HubCall]) -> Any:
         get = request.method == "GET"
         now = None if get else self._lookup.file_now(readings)
-        if now is None:
+        if now is None or self._xet.layouts.wanted(now[1].entry):  # whether it has a layout is in SQL
             now = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
         found, file = now
         size = file.entry.size
