@@ -25,6 +25,17 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
+class StoreOptions(Section, frozen=True):
+    """How a cloud store is reached. There are no secrets here: those come from each service's usual chain."""
+
+    endpoint: str = ""
+    """Address of the service where it is not the provider's own: ``http://minio:9000``."""
+    region: str = ""
+    """S3's region; empty means what AWS' configuration says."""
+    account: str = ""
+    """Azure's storage account; empty means AZURE_STORAGE_ACCOUNT_NAME."""
+
+
 class AdmissionRule(Section, frozen=True):
     """What may be published into the repositories whose id fits the pattern."""
 
@@ -67,7 +78,18 @@ class RegistrySettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8470
     store: str = ""
-    """Directory of the object store; empty means ``$HELIOS_HOME/store``."""
+    """The object store: a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``; empty
+    means ``$HELIOS_HOME/store``."""
+    replicas: list[str] = []
+    """Directories that hold the same as the directory ``store``."""
+    store_engine: Literal["obstore", "fsspec"] = "obstore"
+    """The library through which a cloud store is used."""
+    store_options: StoreOptions = StoreOptions()
+    store_read_back: bool = True
+    """Read each object once after it was written to a cloud store, and compare."""
+    redirect: Literal["always", "large", "never"] = "large"
+    """Which bytes clients and nodes fetch from a cloud store themselves, by addresses signed for them: all, those of
+    nodes and of large files, or none."""
     database: str = ""
     """Where the metadata is: ``postgresql://user@host:5432/name``; empty means SQLite in ``$HELIOS_HOME/registry``."""
     process_lease_s: float = 30.0
@@ -88,6 +110,12 @@ class RegistrySettings(Section, frozen=True):
     """Serve large files over Xet too, which is how clients of the Hub get files of more than 50 GB."""
     xet_min_gib: float = 40.0
     """Smallest file that is served over Xet, in GiB; 0: every file."""
+
+    def store_directory(self, default: Path) -> Path | None:
+        """The directory of the object store; None where the store is an address."""
+        if "://" in self.store:
+            return None
+        return Path(self.store) if self.store else default
 
 
 class MountSettings(Section, frozen=True):

@@ -193,7 +193,7 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     privileged = native.privileged()
     gpus = list_gpus()
     cache = Path(config.mount.cache) if config.mount.cache else home.cache
-    store = Path(config.registry.store) if config.registry.store else home.store
+    store = config.registry.store_directory(home.store)
     yield Check("Helios", "ok", f"{_version('helios-llm')} on Python {platform.python_version()} ({sys.executable})")
     yield check_kernel(release)
     yield check_fuse_device(Path("/dev/fuse"))
@@ -214,7 +214,7 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
             yield check_server("registry", url, "/readyz", needed=True, fix=fix)
     else:
         yield Check("registry", "ok", "embedded: it starts when a command needs it")
-        yield check_space("object store", store)
+        yield check_space("object store", store or home.registry / "staging")
     yield check_upstream(config, environ)
 
 

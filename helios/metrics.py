@@ -35,6 +35,12 @@ class RegistryMetrics(Metrics):
             "helios_registry_request_seconds", "Time to the end of an answer", ["route"], buckets=LATENCY_S, registry=r
         )
         self.sent_bytes = Counter("helios_registry_sent_bytes_total", "Object bytes sent", registry=r)
+        self.store_problems = Gauge(
+            "helios_registry_store_problems", "Directories of the store that lack something", registry=r
+        )
+        self.redirected = Counter(
+            "helios_registry_redirects_total", "Downloads sent to the object store itself", registry=r
+        )
         self.ingested_bytes = Counter(
             "helios_registry_ingested_bytes_total", "Bytes published", ["result"], registry=r
         )  # result: new, deduplicated

@@ -30,7 +30,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
     urls = list(config.registry.urls) or ([record.url] if record else [])
     base = f"unix:{record.socket}" if record else (urls[0] if urls else None)
     usage = _usage(base) if base else None
-    store = Path(config.registry.store) if config.registry.store else home.store
+    store = config.registry.store_directory(home.store)
     cache = Path(config.mount.cache) if config.mount.cache else home.cache
     return {
         "home": str(home.root),
@@ -41,8 +41,8 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             "reachable": usage is not None,
         },
         "store": {
-            "path": str(store),
-            "stored": usage.stored if usage else (None if config.registry.urls else disk_usage(store)),
+            "path": str(store or config.registry.store),
+            "stored": usage.stored if usage else (None if config.registry.urls or not store else disk_usage(store)),
             "logical": usage.logical if usage else None,
         },
         "cache": {"path": str(cache), "bytes": disk_usage(cache, shared=False)},

@@ -86,8 +86,15 @@ class BlobReader:
     def _load(self, index: int, buffer: memoryview) -> memoryview:
         placed, offset, length = self._placed.locate(index)
         data = buffer[:length]
+        digest = self._recipe.id(index)
+
+        def good(found: memoryview) -> bool:
+            return blake3(found).digest() == digest
+
         self._store.read_into(placed.key, offset, data)
-        if blake3(data).digest() != self._recipe.id(index):
+        if not good(data) and self._store.heal(placed.key, offset, length, good):
+            self._store.read_into(placed.key, offset, data)
+        if not good(data):
             low, high = self._recipe.span(index)
             raise IntegrityError(
                 f"chunk {index} of blob {self._recipe.blob} (bytes {low} to {high}) is damaged: "

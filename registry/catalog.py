@@ -130,7 +130,7 @@ class Catalog:
     def check(self) -> None:
         """Raises Unavailable, or another error, unless the metadata answers and the store is there."""
         self.count()
-        self.store.staging()
+        self.store.check()
 
     def count(self) -> int:
         """How many repositories there are."""

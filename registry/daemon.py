@@ -26,7 +26,8 @@ from helios.http.server import Server, listen_tcp, listen_unix, make_server, url
 from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
-from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.opening import open_objects
+from registry.addresses import Addresses
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
@@ -45,6 +46,7 @@ from registry.services import Services
 from registry.sessions import Sessions, own_store
 from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
+from registry.upkeep import keep_tidy
 from registry.xet.maker import Maker
 from registry.xet.routes import XetService
 from registry.xet.setup import make_xet
@@ -72,12 +74,13 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         ) from None
     with _only_registry(home), contextlib.ExitStack() as stack:
         meeting.record_path(home).unlink(missing_ok=True)
-        store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
+        store = open_objects(config.registry, home.store, home.registry / "staging")
         stack.callback(store.close)
         database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
         member = Member(database, lease_s=config.registry.process_lease_s)
+        addresses = Addresses(store, config.registry)
         admission = Admission(config.registry.admission)
         catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
@@ -102,12 +105,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         path = home.socket("registry")
         unix = stack.enter_context(contextlib.closing(listen_unix(path)))
         stack.callback(path.unlink, missing_ok=True)
-        record = _record(path, tcp, host, embedded, store.root)
+        record = _record(path, tcp, host, embedded, store.local)
         stack.callback(meeting.record_path(home).unlink, missing_ok=True)
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses)
             parts = pulls, replications, reader, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
@@ -141,12 +144,13 @@ async def _serve(
         announce(record)
         yield
 
-    hub = HubRoute(services.catalog, reader, xet, services.metrics)
+    hub = HubRoute(services.catalog, reader, xet, services.metrics, services.addresses)
     routes = [*pull_routes(pulls), *transfer_routes(replications), *xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
+            tasks.create_task(keep_tidy(services.store)),
             tasks.create_task(replications.keep_current()),
             tasks.create_task(_interrupt(services, pulls, replications, server)),
         ]
@@ -212,7 +216,7 @@ def _only_registry(home: Home) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path) -> RegistryRecord:
+def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Path | None) -> RegistryRecord:
     process = ProcessId.current()
     ticks = int(process.start.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
     started = time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks)
@@ -225,7 +229,7 @@ def _record(path: Path, tcp: socket.socket, host: str, embedded: bool, store: Pa
         started=round(started, 2),
         start=process.start,
         embedded=embedded,
-        store=str(store),
+        store=str(store or ""),
     )
 
 

@@ -8,6 +8,7 @@ from helios.config import Config
 from helios.home import Home
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
+from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.fresh import Fresh
 from registry.pushes import Pushes
@@ -26,3 +27,4 @@ class Services:
     pushes: Pushes
     fresh: Fresh
     metrics: RegistryMetrics
+    addresses: Addresses

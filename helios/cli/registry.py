@@ -13,7 +13,7 @@ from helios.cli.common import as_json
 @click.command()
 @click.option("--host", metavar="HOST", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port; 0 takes a free one (default: 8470).")
-@click.option("--store", metavar="DIR", help="Directory of the object store (default: $HELIOS_HOME/store).")
+@click.option("--store", metavar="STORE", help="Directory or address of the objects (default: $HELIOS_HOME/store).")
 @as_json
 def registry(host: str | None, port: int | None, store: str | None, as_json: bool) -> int:
     """Run the registry of this HELIOS_HOME until Ctrl-C or SIGTERM; prints its URL when it is ready.
@@ -27,7 +27,9 @@ def registry(host: str | None, port: int | None, store: str | None, as_json: boo
     from helios.home import Home
     from registry.daemon import run
 
-    config = load_from_process({"registry": {"host": host, "port": port, "store": store and os.path.abspath(store)}})
+    if store and "://" not in store:
+        store = os.path.abspath(store)
+    config = load_from_process({"registry": {"host": host, "port": port, "store": store}})
     logs.setup(config.log)
 
     def announce(record: object) -> None:

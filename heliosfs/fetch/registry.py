@@ -190,12 +190,12 @@ class RegistrySource:
             client.warm(NEW_PIECES)
         return lease_s if content.blobs else SINGLE_S
 
-    def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
+    def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float, wrong: int | None = None) -> None:
         asked = self._clock()
         slot = self._slot(want.sha256)
         with slot.lock:
-            if slot.fetched < asked:  # another thread may have asked while this one waited
-                self._ask(slot, want, recipe, timeout_s)
+            if slot.fetched < asked or wrong is not None:  # another thread may have asked while this one waited
+                self._ask(slot, want, recipe, timeout_s, {} if wrong is None else {"doubt": str(wrong)})
 
     def close(self) -> None:
         self._client.close()
@@ -230,10 +230,12 @@ class RegistrySource:
                 self._slots.popitem(last=False)
             return slot
 
-    def _ask(self, slot: _Slot, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
+    def _ask(
+        self, slot: _Slot, want: BlobRef, recipe: Recipe, timeout_s: float, more: Mapping[str, str] | None = None
+    ) -> None:
         now = self._clock()
         limit = min(MAX_RECORD, MAX_CHUNK_PLACE * (len(recipe) + 8))
-        placement = Placement.decode(self._get("/api/v1/placements", want, timeout_s, limit))
+        placement = Placement.decode(self._get("/api/v1/placements", want, timeout_s, limit, more))
         slot.placed = PlacedBlob(recipe, placement)
         slot.placement, slot.fetched, slot.until = placement, now, now + placement.lease_s
 
@@ -246,11 +248,13 @@ class RegistrySource:
                 _, old = self._recipes.popitem(last=False)
                 self._recipe_bytes -= len(old)
 
-    def _get(self, path: str, want: BlobRef, timeout_s: float, limit: int) -> bytes:
+    def _get(
+        self, path: str, want: BlobRef, timeout_s: float, limit: int, more: Mapping[str, str] | None = None
+    ) -> bytes:
         """The answer about a blob, through the first of its repositories that still has it."""
         for repo in (want.repo, *want.also):
             try:
-                return self._call(path, timeout_s, {"repo": str(repo), "blob": want.sha256}, limit)
+                return self._call(path, timeout_s, {"repo": str(repo), "blob": want.sha256, **(more or {})}, limit)
             except NotFound as error:
                 failure = error
         raise failure

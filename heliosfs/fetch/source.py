@@ -93,8 +93,9 @@ class Source(Protocol):
         Returns for how many seconds that holds. It is advice: where it can't be had, 0 or an error.
         """
 
-    def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float) -> None:
-        """Forget where the blob's chunks lie and ask again."""
+    def refresh(self, want: BlobRef, recipe: Recipe, timeout_s: float, wrong: int | None = None) -> None:
+        """Forget where the blob's chunks lie and ask again. ``wrong`` is a chunk whose bytes had another hash: the
+        source may know a better copy."""
 
     def close(self) -> None:
         """Close idle connections."""

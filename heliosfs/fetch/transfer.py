@@ -78,7 +78,8 @@ class Transfer:
                     "a chunk is not where its placement says; asking again",
                     extra={"blob": self._want.sha256, "source": self._source.name, "reason": str(error)},
                 )
-                self._source.refresh(self._want, self._recipe, self._timeout_s)
+                wrong = error.chunk if isinstance(error, CorruptChunk) else None
+                self._source.refresh(self._want, self._recipe, self._timeout_s, wrong)
                 self._fetch()
         finally:
             self._give_back(self._buffer)

@@ -1,39 +1,33 @@
 """The directory engine: objects as plain read-only files under one root.
 
     ROOT/.format                     "helios-store 1\\n"
-    ROOT/.staging/.lock              held (flock) while a staging directory is made or dead ones are removed
-    ROOT/.staging/<random>/.lock     held as long as the process that owns the directory lives
+    ROOT/.staging/                   files that are being written (staging.py)
     ROOT/<key>                       the objects, mode 0444
 
 An object is written to the owner's staging directory, fsynced, hard-linked to its name, and the directory that holds
-the name is fsynced: it is there whole and durable, or not at all. Several processes may use one root at a time. What a
-killed process left in staging is removed when the next one opens the store: its lock is free then, whatever its pid.
+the name is fsynced: it is there whole and durable, or not at all. Several processes may use one root at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
 import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NoSpace, NotFound, Unavailable
 from heliosfs.store.keys import check_key
-from heliosfs.store.objects import ObjectInfo
+from heliosfs.store.objects import Good, ObjectInfo
+from heliosfs.store.staging import Staging
 from heliosfs.store.syscalls import sync_directory
 
 FORMAT: Final = b"helios-store 1\n"
-LOCK_DEADLINE_S: Final = 30.0
-"""Longest wait for another process that is opening the store, in seconds."""
-
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -42,27 +36,14 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._staging_lock: int | None = None
         with self._guard("opened"):
             self.root.mkdir(parents=True, exist_ok=True)
             self._check_format()
-            area = self.root / ".staging"
-            area.mkdir(mode=0o700, exist_ok=True)
-            with _flock(area / ".lock"):
-                _remove_dead(area)
-                self._staging = area / secrets.token_hex(8)
-                self._staging.mkdir(mode=0o700)
-                self._staging_lock = os.open(self._staging / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._staging_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._staging = Staging(self.root / ".staging")
 
     def close(self) -> None:
         """Remove the staging directory and whatever is in it. The store must not be used any more."""
-        if self._staging_lock is not None:
-            lock, self._staging_lock = self._staging_lock, None
-            try:
-                _remove(self._staging)
-            finally:
-                os.close(lock)
+        self._staging.close()
 
     def __enter__(self) -> DirectoryStore:
         return self
@@ -77,20 +58,18 @@ class DirectoryStore:
 
     def staging(self) -> Path:
         """This process' private directory on the store's filesystem; it goes when the process does."""
-        if self._staging_lock is None:
-            raise Unavailable(f"the object store in {self.root} is closed")
-        return self._staging
+        return self._staging.directory()
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Store a finished file under ``key`` and take it away from ``path``.
+    def put_file(self, key: str, path: Path, *, keep: bool = False) -> None:
+        """Store a finished file under ``key`` and take it away from ``path``; with ``keep`` a copy of it.
 
         An object that is already there stays as it is; one of another size raises IntegrityError.
         """
         target = self._path(key)
         with self._guard(f"written ({key})"):
             local = path
-            if path.stat().st_dev != self.root.stat().st_dev:
-                local = self.staging() / secrets.token_hex(8)
+            if keep or path.stat().st_dev != self.root.stat().st_dev:
+                local = self._staging.file()
             try:
                 if local is not path:
                     shutil.copyfile(path, local)
@@ -100,14 +79,24 @@ class DirectoryStore:
             finally:
                 if local is not path:
                     local.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            if not keep:
+                path.unlink(missing_ok=True)
+
+    def replace(self, key: str, path: Path) -> None:
+        """Put a finished file of this store's staging in the place of a damaged object, or of none."""
+        target = self._path(key)
+        with self._guard(f"written ({key})"):
+            _seal(path)
+            self._make_parents(target.parent)
+            path.replace(target)
+            sync_directory(target.parent)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store a small object; one that is already there with other content raises IntegrityError."""
         target = self._path(key)
         with self._guard(f"written ({key})"):
             if not target.exists():
-                temporary = self.staging() / secrets.token_hex(8)
+                temporary = self._staging.file()
                 try:
                     temporary.write_bytes(data)
                     _seal(temporary)
@@ -148,9 +137,33 @@ class DirectoryStore:
         with self._guard(f"read ({key})", key):
             return open(path, "rb", buffering=0)
 
+    def signed_urls(self, keys: Sequence[str], expires_s: float) -> None:
+        return None
+
+    @property
+    def local(self) -> Path:
+        return self.root
+
+    def heal(self, key: str, offset: int, length: int, good: Good) -> bool:
+        return False
+
+    def check(self) -> None:
+        with self._guard("read"):
+            self.staging().stat()
+
+    def problems(self) -> Sequence[str]:
+        return ()
+
+    def tidy(self) -> int:
+        return 0
+
     def delete(self, key: str) -> None:
-        with self._guard(f"changed (removing {key})"):
-            self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        with self._guard(f"changed (removing {key})", key):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                self._there()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or any(part in (".", "..") for part in prefix.split("/")) or "\0" in prefix:
@@ -163,6 +176,11 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    def _there(self) -> None:
+        """What is missing is missing only while the store itself is there, and not on a disk that was taken away."""
+        if not (self.root / ".format").exists():
+            raise Unavailable(f"the object store in {self.root} is gone: is its disk mounted?")
+
     def _check_format(self) -> None:
         marker = self.root / ".format"
         try:
@@ -170,7 +188,9 @@ class DirectoryStore:
         except FileNotFoundError:
             temporary = self.root / f".format.{secrets.token_hex(4)}"
             temporary.write_bytes(FORMAT)
+            _seal(temporary)
             temporary.rename(marker)
+            sync_directory(self.root)
             found = FORMAT
         if found != FORMAT:
             raise IntegrityError(
@@ -235,6 +255,7 @@ class DirectoryStore:
             if error.errno in FULL:
                 raise full(self.root, error) from error
             if key is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+                self._there()
                 raise NotFound(f"the object {key} is not in {self.describe()}") from None
             raise Unavailable(f"the object store in {self.root} can't be {what}: {error}") from error
 
@@ -250,57 +271,6 @@ def full(directory: Path, error: OSError) -> NoSpace:
         f"no room in {directory}: {error.strerror} ({left})",
         hint="free some space there, raise the quota, or put the store on a larger disk (registry.store)",
     )
-
-
-@contextlib.contextmanager
-def _flock(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_DEADLINE_S
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                raise Unavailable(f"another process has held {path} for {LOCK_DEADLINE_S:g} s; find it with lsof")
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove_dead(area: Path) -> None:
-    """Remove the staging directories of processes that are gone; needs the area's lock."""
-    for directory in area.iterdir():
-        if directory.name == ".lock":
-            continue
-        try:
-            fd = os.open(directory / ".lock", os.O_RDWR | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            # Made under the area's lock, which we hold: its maker died in between.
-            _remove(directory)
-            continue
-        try:
-            if _try_lock(fd):
-                _remove(directory)
-        finally:
-            os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    """Remove a staging directory, or a stray file; somebody else may be doing the same."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    for entry in path.iterdir():
-        _remove(entry)
-    with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
 
 
 def _seal(path: Path) -> int:

@@ -15,11 +15,15 @@ from helios.names import is_commit
 from heliosfs.store.keys import check_key
 from registry.api.support import parameter, repository, services
 from registry.counted import Counted
+from registry.healing import heal_chunk
+from registry.stored import StoredRangeResponse
 
 OCTETS = "application/octet-stream"
 CHUNK_KINDS = ("blobs", "packs")
 """Kinds of objects that hold chunks; only these are sent by their key."""
 FOREVER = "public, max-age=31536000, immutable"
+PRIVATE = {"cache-control": "no-store"}
+"""For answers with signed addresses."""
 
 
 def routes() -> list[BaseRoute]:
@@ -47,16 +51,28 @@ async def recipe(request: Request) -> Response:
 
 
 async def placements(request: Request) -> Response:
-    catalog, repo = services(request).catalog, repository(request)
-    placement = await asyncio.to_thread(catalog.placement, repo, parameter(request, "blob"))
-    return Response(placement.encode(), media_type="application/json")
+    parts, repo = services(request), repository(request)
+    placed = await asyncio.to_thread(parts.catalog.placed, repo, parameter(request, "blob"))
+    if "doubt" in request.query_params:
+        number = _chunk(parameter(request, "doubt"), len(placed.recipe))
+        if not await asyncio.to_thread(heal_chunk, parts.store, placed, number):
+            parts.metrics.verify_failures.inc()
+    placement = await asyncio.to_thread(parts.addresses.placement, placed.placement)
+    return Response(placement.encode(), media_type="application/json", headers=PRIVATE)
 
 
 async def content(request: Request) -> Response:
     """Recipes and placements of a commit's largest blobs."""
-    catalog, repo = services(request).catalog, repository(request)
-    found = await asyncio.to_thread(catalog.commit_content, repo, _commit(request))
-    return Response(await asyncio.to_thread(found.encode), media_type="application/json")
+    parts, repo = services(request), repository(request)
+    found = await asyncio.to_thread(parts.catalog.commit_content, repo, _commit(request))
+    found = await asyncio.to_thread(parts.addresses.content, found)
+    return Response(await asyncio.to_thread(found.encode), media_type="application/json", headers=PRIVATE)
+
+
+def _chunk(text: str, chunks: int) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) >= chunks:
+        raise InvalidInput(f"doubt={text[:40]!r} is not a chunk of this blob, which has {chunks}")
+    return int(text)
 
 
 def _commit(request: Request) -> str:
@@ -71,29 +87,21 @@ async def objects(request: Request) -> Response:
     parts, key = services(request), request.path_params["key"]
     if check_key(key).split("/")[1] not in CHUNK_KINDS:
         raise NotFound(f"{key} holds no chunks: ask for manifests and recipes by their names")
+    size = (await asyncio.to_thread(parts.store.info, key)).size
+    etag = f'"{key.rpartition("/")[2]}"'
+    headers = [("content-type", OCTETS), ("accept-ranges", "bytes"), ("etag", etag), ("cache-control", FOREVER)]
+    wanted = request.headers.get("range")
+    if request.headers.get("if-range") not in (None, etag):
+        wanted = None
+    try:
+        span = parse_range(wanted, size)
+    except RangeError:
+        return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
+    status, span = (200, range(size)) if span is None else (206, span)
+    if status == 206:
+        headers.append(("content-range", f"bytes {span.start}-{span.stop - 1}/{size}"))
     file = await asyncio.to_thread(parts.store.open_local, key)
     if file is None:
-        raise NotFound(f"the object store ({parts.store.describe()}) has no local files; ask it directly")
-    try:
-        size = (await asyncio.to_thread(parts.store.info, key)).size
-        etag = f'"{key.rpartition("/")[2]}"'
-        headers = [
-            ("content-type", OCTETS), ("accept-ranges", "bytes"), ("etag", etag), ("cache-control", FOREVER),
-        ]  # fmt: skip
-        wanted = request.headers.get("range")
-        if request.headers.get("if-range") not in (None, etag):
-            wanted = None
-        try:
-            span = parse_range(wanted, size)
-        except RangeError:
-            file.close()
-            return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
-        if span is None:
-            response = FileRangeResponse(file, 0, size, 200, headers)
-        else:
-            headers.append(("content-range", f"bytes {span.start}-{span.stop - 1}/{size}"))
-            response = FileRangeResponse(file, span.start, len(span), 206, headers)
-    except BaseException:
-        file.close()
-        raise
-    return Counted(response, parts.metrics.sent_bytes)
+        response = StoredRangeResponse(parts.store, key, span.start, len(span), status, headers)
+        return Counted(response, parts.metrics.sent_bytes)
+    return Counted(FileRangeResponse(file, span.start, len(span), status, headers), parts.metrics.sent_bytes)

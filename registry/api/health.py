@@ -31,4 +31,5 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     parts = services(request)
     parts.metrics.repositories.set(await asyncio.to_thread(parts.catalog.count))
+    parts.metrics.store_problems.set(len(parts.store.problems()))
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)

@@ -61,6 +61,16 @@ def file_headers(path: str, entry: FileEntry, commit: str, revision: str) -> lis
     return headers
 
 
+def redirect(location: str, headers: Sequence[tuple[str, str]], entry: FileEntry) -> Response:
+    """The way to bytes that lie elsewhere: what clients want to know of the file stands here, as the Hub does it.
+
+    The answer is for this caller now and is kept nowhere: the address is signed and will expire.
+    """
+    kept = {name: value for name, value in headers if name in ("etag", "x-repo-commit", "accept-ranges")}
+    linked = {"x-linked-etag": f'"{etag_of(entry)}"', "x-linked-size": str(entry.size)}
+    return Response(status_code=302, headers={**kept, **linked, "location": location, "cache-control": "no-store"})
+
+
 def content_type(name: str) -> str:
     """A safe media type for a file name."""
     extension = name.rpartition(".")[2].lower()

@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
 from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
+from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.counted import Counted
-from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal
+from registry.hub.answers import error_answer, etag_of, file_headers, link_next, redirect, refusal
 from registry.hub.conditions import decide
 from registry.hub.lookup import Found, Lookup
 from registry.hub.paths import HubCall, parse
@@ -41,9 +42,16 @@ Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
 class HubRoute(BaseRoute):
     """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
 
-    def __init__(self, catalog: Catalog, reader: VerifiedReader, xet: XetService, metrics: RegistryMetrics) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader: VerifiedReader,
+        xet: XetService,
+        metrics: RegistryMetrics,
+        addresses: Addresses,
+    ) -> None:
         self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts.announced), reader, metrics
-        self._xet = xet
+        self._xet, self._addresses = xet, addresses
         self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
             "info": (("GET", "HEAD"), self._info),
             "tree": (("GET", "HEAD"), self._tree),
@@ -154,6 +162,9 @@ class HubRoute(BaseRoute):
             return Response(status_code=answer.status, headers=kept)
         if file.placed is None:
             return Response(headers=dict([*headers, ("content-length", str(size))]))
+        if (elsewhere := await asyncio.to_thread(self._addresses.of_blob, file.placed)) is not None:
+            self._metrics.redirected.inc()
+            return redirect(elsewhere, headers, file.entry)
         wanted = Wanted(str(found.repo), found.commit, found.call.path)
         parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
         response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)

@@ -17,10 +17,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Final
 
 from blake3 import blake3
@@ -37,10 +38,14 @@ FRESH_S: Final = 600.0
 """How long a chunk that passed is not hashed again, in seconds."""
 REMEMBERED: Final = 1 << 16
 """Chunks whose passing is remembered: 256 GB of models in some 18 MB of memory."""
+HEALED: Final = 3
+"""A chunk may turn out to be wrong so many times before it is given up, if the store finds a good copy each time."""
 THREADS: Final = 4
 """Most windows checked at a time; each thread has a buffer of 4 MiB."""
 WINDOWS: Final = (1, 2, 4, 8)
 """Chunks in the first window, the second and so on: a short way to the first byte, then few changes of threads."""
+COPIED_WINDOWS: Final = (1,)
+"""The same where there is no file to send from: a client's windows, two at a time, are in memory."""
 
 Stamp = tuple[int, ...]
 
@@ -115,7 +120,8 @@ class VerifiedReader:
 
         A part's file stays open until the next part is asked for.
         """
-        windows = _windows(blob.recipe.covering(start, stop - start))
+        sizes = COPIED_WINDOWS if self._store.local is None else WINDOWS
+        windows = _windows(blob.recipe.covering(start, stop - start), sizes)
         ahead = self._submit(blob, next(windows, None), start, stop, wanted)
         try:
             while ahead is not None:
@@ -151,30 +157,44 @@ class VerifiedReader:
         self, blob: PlacedBlob, chunks: range, key: str, offset: int, files: ExitStack, wanted: Wanted
     ) -> tuple[BinaryIO, int]:
         """Check consecutive chunks that lie from ``offset`` on in an object; returns a file with them, and where."""
-        index = chunks.start
-        try:
-            local = self._store.open_local(key)
-            if local is not None:
-                file = files.enter_context(local)
-                stamp = _stamp(file)
-                for index in chunks:
-                    _, at, length = blob.locate(index)
-                    digest = blob.recipe.id(index)
-                    if not self._passed.fresh(key, stamp, at, digest):
-                        _compare(_read(file, at, self._buffer(length)), digest)
-                        self._passed.add(key, stamp, at, digest)
-                return file, offset
-            # No local file to send from: the checked bytes themselves go into one, in memory.
-            copy = files.enter_context(os.fdopen(os.memfd_create("window"), "w+b", buffering=0))
+        first = chunks.start
+        for _ in range(HEALED + len(chunks)):
+            try:
+                return self._checked(blob, chunks, key, offset, files)
+            except _WrongChunk as problem:
+                first, error = problem.index, problem.why
+            except (NotFound, OSError) as problem:
+                raise self._damaged(blob, first, key, wanted, problem) from problem
+            _, at, length = blob.locate(first)
+            if not self._store.heal(key, at, length, partial(_matches, blob.recipe.id(first))):
+                break
+        raise self._damaged(blob, first, key, wanted, error) from error
+
+    def _checked(
+        self, blob: PlacedBlob, chunks: range, key: str, offset: int, files: ExitStack
+    ) -> tuple[BinaryIO, int]:
+        local = self._store.open_local(key)
+        if local is not None:
+            file = files.enter_context(local)
+            stamp = _stamp(file)
             for index in chunks:
                 _, at, length = blob.locate(index)
-                buffer = self._buffer(length)
+                digest = blob.recipe.id(index)
+                if not self._passed.fresh(key, stamp, at, digest):
+                    with _wrong(index):
+                        _compare(_read(file, at, self._buffer(length)), digest)
+                    self._passed.add(key, stamp, at, digest)
+            return file, offset
+        # No local file to send from: the checked bytes themselves go into one, in memory.
+        copy = files.enter_context(os.fdopen(os.memfd_create("window"), "w+b", buffering=0))
+        for index in chunks:
+            _, at, length = blob.locate(index)
+            buffer = self._buffer(length)
+            with _wrong(index):
                 self._store.read_into(key, at, buffer)
                 _compare(buffer, blob.recipe.id(index))
-                copy.write(buffer)
-            return copy, 0
-        except (IntegrityError, NotFound, OSError) as error:
-            raise self._damaged(blob, index, key, wanted, error) from error
+            copy.write(buffer)
+        return copy, 0
 
     def _damaged(
         self, blob: PlacedBlob, index: int, key: str, wanted: Wanted, error: HeliosError | OSError
@@ -207,11 +227,11 @@ class VerifiedReader:
         return view[:length]
 
 
-def _windows(chunks: range) -> Iterator[range]:
-    """The chunks in groups that grow to the last size of ``WINDOWS``."""
+def _windows(chunks: range, sizes: Sequence[int]) -> Iterator[range]:
+    """The chunks in groups that grow to the last of the sizes."""
     first, turn = chunks.start, 0
     while first < chunks.stop:
-        stop = min(chunks.stop, first + WINDOWS[min(turn, len(WINDOWS) - 1)])
+        stop = min(chunks.stop, first + sizes[min(turn, len(sizes) - 1)])
         yield range(first, stop)
         first, turn = stop, turn + 1
 
@@ -232,8 +252,28 @@ def _read(file: BinaryIO, offset: int, buffer: memoryview) -> memoryview:
 
 
 def _compare(data: memoryview, digest: bytes) -> None:
-    if blake3(data).digest() != digest:
+    if not _matches(digest, data):
         raise IntegrityError("its content has another hash")
+
+
+def _matches(digest: bytes, data: memoryview) -> bool:
+    return blake3(data).digest() == digest
+
+
+class _WrongChunk(Exception):
+    """A chunk that is not what it should be, and why."""
+
+    def __init__(self, index: int, why: IntegrityError) -> None:
+        super().__init__(index)
+        self.index, self.why = index, why
+
+
+@contextmanager
+def _wrong(index: int) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise _WrongChunk(index, error) from error
 
 
 def _drop(future: Future[_Window]) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
+from helios.config import RegistrySettings
 from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
+from registry.addresses import Addresses
 from registry.app import answer_error
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -57,7 +59,8 @@ class XetParts:
 
     def routes(self, *, on: bool = True) -> list[BaseRoute]:
         service = self.service(on=on)
-        return [*service.routes(), HubRoute(self.catalog, self.reader, service, self.metrics)]
+        addresses = Addresses(self.catalog.store, RegistrySettings())
+        return [*service.routes(), HubRoute(self.catalog, self.reader, service, self.metrics, addresses)]
 
     def app(self, *, on: bool = True) -> Starlette:
         return Starlette(routes=self.routes(on=on), exception_handlers={HeliosError: answer_error})

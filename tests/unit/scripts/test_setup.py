@@ -107,6 +107,7 @@ def quiet(setup, monkeypatch):
     monkeypatch.setattr(setup, "make_venv", lambda: (setup.VENV / "bin").mkdir(parents=True))
     monkeypatch.setattr(setup, "install_without_vllm", lambda extra: installed.append(("without", extra)))
     monkeypatch.setattr(setup, "install_test_models", lambda: installed.append(("models", "")))
+    monkeypatch.setattr(setup, "install_azurite", lambda: installed.append(("azurite", "")))
     return installed
 
 
@@ -117,7 +118,7 @@ def test_no_wheel_of_vllm_is_said_and_the_rest_goes_on(setup, quiet, monkeypatch
 
     monkeypatch.setattr(setup, "run", run)
     setup.setup("dev")
-    assert quiet == [("without", "dev"), ("models", "")]
+    assert quiet == [("without", "dev"), ("models", ""), ("azurite", "")]
     assert "no vLLM for CPython" in capsys.readouterr().out
     assert json.loads(setup.STAMP.read_text())["vllm"] is None
 

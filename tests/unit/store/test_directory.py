@@ -365,3 +365,22 @@ def test_every_object_is_fsynced_before_its_name_and_the_directory_after(
     steps.clear()
     store.put_file("public/a/2", staged(store, b"x"))
     assert steps == ["file", "link", "directory"]
+
+
+def test_a_store_that_was_taken_away_is_no_store_without_objects(tmp_path: Path) -> None:
+    """Its disk may be missing: nobody may conclude that an object was removed."""
+    with DirectoryStore(tmp_path / "store") as store:
+        store.put_bytes("public/a/1", b"one")
+        store.root.rename(tmp_path / "away")
+        for call in (
+            lambda: store.info("public/a/1"),
+            lambda: store.read_into("public/a/1", 0, memoryview(bytearray(1))),
+            lambda: store.open_local("public/a/1"),
+            lambda: store.delete("public/a/1"),
+            lambda: store.put_bytes("public/a/2", b"two"),
+            lambda: list(store.list("")),
+        ):
+            with pytest.raises(Unavailable):
+                call()
+        (tmp_path / "away").rename(store.root)
+        assert read(store, "public/a/1") == b"one"
