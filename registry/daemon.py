@@ -31,9 +31,11 @@ from registry.addresses import Addresses
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
+from registry.member import Member
 from registry.metadata.database import Database
 from registry.pull.pulls import Pulls
 from registry.pull.routes import routes as pull_routes
@@ -74,21 +76,25 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         meeting.record_path(home).unlink(missing_ok=True)
         store = open_objects(config.registry, home.store, home.registry / "staging")
         stack.callback(store.close)
-        database = Database.sqlite(home.registry / "metadata.db")
+        database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        member = Member(database, lease_s=config.registry.process_lease_s)
         addresses = Addresses(store, config.registry)
         admission = Admission(config.registry.admission)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulls.close)
+        fresh = Fresh(catalog)
+        stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
@@ -104,12 +110,18 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, metrics, addresses)
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses)
             parts = pulls, replications, reader, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
+
+
+def _open_database(config: Config, home: Home) -> Database:
+    if config.registry.database:
+        return Database.postgres(config.registry.database)
+    return Database.sqlite(home.registry / "metadata.db")
 
 
 async def _serve(

@@ -10,6 +10,7 @@ from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 from registry.addresses import Addresses
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.pushes import Pushes
 from registry.sessions import Sessions
 
@@ -24,5 +25,6 @@ class Services:
     catalog: Catalog
     sessions: Sessions
     pushes: Pushes
+    fresh: Fresh
     metrics: RegistryMetrics
     addresses: Addresses

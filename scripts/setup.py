@@ -120,7 +120,8 @@ def run(command: list[str], *, env: dict[str, str] | None = None) -> None:
 
 
 def missing_packages(extra: str) -> dict[str, str]:
-    """Debian packages that this interpreter and the build of pyfuse3 need and that are not here: name -> what for."""
+    """Debian packages that this interpreter, the build of pyfuse3 and, with ``dev``, the tests need and that are not
+    here: name -> what for."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     need: dict[str, str] = {}
     if not importlib.util.find_spec("ensurepip") or not importlib.util.find_spec("venv"):
@@ -140,6 +141,8 @@ def missing_packages(extra: str) -> dict[str, str]:
         need["fuse3"] = "to mount without being root"
     if not has_gpu() and not has_library("libnuma.so.1"):
         need["libnuma1"] = "vLLM's CPU build"
+    if extra == "dev" and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")) and not shutil.which("postgres"):
+        need["postgresql"] = "the registry's tests start a server of their own"
     if extra == "dev" and not shutil.which("npm"):
         need["npm"] = "to install Azurite, against which the tests run Azure Blob Storage"
     return need

@@ -69,7 +69,7 @@ class OpenFiles:
         """Open a file; returns its number, and whether pages that the kernel has of it are still right."""
         handle = await self._open_node(node)
         keep = node.lifetime == FOREVER
-        if isinstance(node, BlobFile) and self._blobs.was_wrong(node.entry.sha256):
+        if isinstance(node, BlobFile) and self._blobs.healer.was_wrong(node.entry.sha256):
             keep = False  # pages that the kernel has may be of the file that was wrong
         return self._handles.add_file(handle), keep
 

@@ -15,14 +15,14 @@ from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
 from registry.metadata import xet  # noqa: F401 - its tables
-from registry.metadata.tables import metadata, settings
+from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:
     from registry.metadata.database import Database
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "xet"
+HEAD: Final = "shared"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"
@@ -62,6 +62,7 @@ def create(connection: Connection) -> None:
     """Make all tables in an empty database."""
     metadata.create_all(connection)
     connection.execute(settings.insert().values(name="schema", value=_MARK))
+    connection.execute(generations.insert(), [{"name": name, "value": 0} for name in ("names", "content")])
     _stamp(connection, HEAD)
 
 
