@@ -25,6 +25,18 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
+class MirrorRule(Section, frozen=True):
+    """How a ref of an upstream repository is followed; patterns as in file names, the first rule that matches counts."""
+
+    repo: str = "*"
+    """``org/name`` for models, ``datasets/org/name`` for datasets."""
+    ref: str = "*"
+    policy: Literal["ttl", "pin", "approve", "local"] = "ttl"
+    """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when somebody
+    approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
+    ttl_s: float = 300.0
+
+
 class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
@@ -38,6 +50,20 @@ class RegistrySettings(Section, frozen=True):
     """Files downloaded at a time for each pull."""
     pull_stall_s: float = 120.0
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
+    pull_connections: int = 32
+    """Ranges under way at a time, for all downloads from the upstream together."""
+    upstream_redirects: list[str] = []
+    """Hosts that downloads may be redirected to (``*.example.com``), besides the upstream's own, huggingface.co and hf.co."""
+    mirror: Literal["on", "off"] = "on"
+    """Whether the Hub API fetches what it is asked for and does not hold from the upstream."""
+    mirror_rules: list[MirrorRule] = []
+    """Policies for refs; without one that matches: ``ttl`` of 300 s."""
+    mirror_complete: bool = False
+    """Fetch all files of a snapshot that somebody asks for, not only those that are asked for."""
+    mirror_finish: bool = True
+    """Finish the download of a file when all who asked for it have gone."""
+    offline: bool = False
+    """Never ask the upstream anything."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
 
@@ -165,7 +191,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 value = msgspec.json.decode(text)
             except msgspec.DecodeError as error:
                 raise UsageError(f"{name} is not valid JSON: {error}") from None
-        elif key in ("urls",):
+        elif key in ("urls", "upstream_redirects"):
             value = [part.strip() for part in text.split(",") if part.strip()]
         out.setdefault(section, {})[key] = value
     return out
