@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Builds the wheel and checks what a user would get: run with .venv/bin/python.
 
-- It holds the packages, py.typed and the licence, and no tests, benchmarks or scripts.
+- It holds the packages whole (also what is found by its path, as migrations are), py.typed and the licence, and no
+  tests, benchmarks or scripts.
 - Installed beside vLLM and all else in .venv/, none of its top-level import names belongs to another distribution.
 - Its console script works from there.
 """
@@ -31,6 +32,8 @@ def check_content(wheel: Path, packages: list[str]) -> list[str]:
     problems += [f"{package}/py.typed is missing" for package in packages if f"{package}/py.typed" not in names]
     if not any(".dist-info/licenses/LICENSE" in name for name in names):
         problems.append("the licence file is missing")
+    sources = {path.relative_to(ROOT).as_posix() for package in packages for path in (ROOT / package).rglob("*.py")}
+    problems += [f"{name} is missing" for name in sorted(sources - set(names))]
     problems += [f"{name} is a test" for name in names if "/tests/" in name or name.split("/")[-1].startswith("test_")]
     return problems
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError, IntegrityError, NoSpace, Unavailable
-from registry.metadata.tables import SCHEMA_VERSION, metadata, settings
+from registry.metadata.schema import prepare
 
 BATCH = 500
 """Most values in one IN list or rows in one INSERT: far below every engine's limit on bound parameters."""
@@ -56,7 +56,7 @@ class Database:
         event.listen(engine, "begin", _begin_sqlite)
         database = cls(engine, wait_s=wait_s)
         try:
-            database._migrate()
+            prepare(database)
         except BaseException:
             database.close()
             raise
@@ -71,30 +71,39 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A writing transaction, alone in this process; durable when the context has been left without an error."""
+        with self._turn(), self._errors(), self.engine.connect() as plain:
+            connection = plain.execution_options(helios_write=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        """A writing transaction in which tables may be changed.
+
+        SQLite changes a table by making it anew, so nothing may follow its foreign keys meanwhile; they are checked
+        at the end. Raises IntegrityError when one leads nowhere.
+        """
+        with self._turn(), self._errors(), self.engine.connect() as plain:
+            connection = plain.execution_options(helios_write=True, helios_migrate=True)
+            with connection.begin():
+                yield connection
+                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+                    raise IntegrityError(
+                        f"after its migration the metadata refers to rows that are not there: {broken[:5]}"
+                    )
+            plain.invalidate()  # its foreign keys are off
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
         if not self._writer.acquire(timeout=self._wait_s):
             raise Unavailable(f"the metadata database was busy for {self._wait_s:.0f} s")
         try:
-            with self._errors(), self.engine.connect() as plain:
-                connection = plain.execution_options(helios_write=True)
-                with connection.begin():
-                    yield connection
+            yield
         finally:
             self._writer.release()
 
     def close(self) -> None:
         self.engine.dispose()
-
-    def _migrate(self) -> None:
-        with self.write() as connection:
-            metadata.create_all(connection)
-            found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "schema"))
-            if found is None:
-                connection.execute(settings.insert().values(name="schema", value=str(SCHEMA_VERSION)))
-            elif found != str(SCHEMA_VERSION):
-                raise IntegrityError(
-                    f"the registry's metadata has schema {found}, this Helios knows {SCHEMA_VERSION}",
-                    hint="Run the version of Helios that wrote it, or point HELIOS_HOME at another directory.",
-                )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -153,5 +162,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A writer takes its lock at once: a transaction that began reading could not be upgraded under contention.
-    write = connection.get_execution_options().get("helios_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("helios_migrate"):
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")  # says nothing inside a transaction
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("helios_write") else "BEGIN")

@@ -2,11 +2,10 @@
 
 Hashes of chunks are 32 raw bytes, everything else is hexadecimal text. Sizes and offsets are in bytes, times in whole
 seconds since 1970 UTC. Rows of `chunks` are the placements: mutable, versioned; all other content rows are immutable.
+A change here needs a migration (registry/metadata/migrations).
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -21,9 +20,6 @@ from sqlalchemy import (
     Table,
     Text,
 )
-
-SCHEMA_VERSION: Final = 1
-"""Raised with every change of the tables; a database of another version is refused with a clear message."""
 
 metadata = MetaData()
 

@@ -1,7 +1,8 @@
 """Makes the golden files beside it. Run by hand, and only to ADD files for a new version of a format.
 
 Existing files are never rewritten: they say what was written once and must be readable for ever. Their content is small
-and follows from this script alone; docs/format.md explains it byte for byte.
+and follows from this script alone; docs/format.md explains it byte for byte. `metadata.db` is the exception: the first
+registry wrote it, before its tables had migrations (tests/unit/registry/test_migrations.py).
 
     python tests/golden/make.py
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -32,16 +31,6 @@ def test_an_error_inside_a_transaction_undoes_it(tmp_path: Path) -> None:
     with database.read() as connection:
         assert connection.scalar(sa.select(settings.c.value).where(settings.c.name == "x")) is None
     database.close()
-
-
-def test_another_version_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "metadata.db"
-    Database.sqlite(path).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE settings SET value = '99' WHERE name = 'schema'")
-    connection.close()
-    with pytest.raises(IntegrityError, match="schema 99"):
-        Database.sqlite(path)
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
