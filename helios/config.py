@@ -26,14 +26,14 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class MirrorRule(Section, frozen=True):
-    """How a ref of an upstream repository is followed; patterns as in file names, the first rule that matches counts."""
+    """How refs of upstream repositories are followed; patterns as for file names, the first that matches counts."""
 
     repo: str = "*"
     """``org/name`` for models, ``datasets/org/name`` for datasets."""
     ref: str = "*"
     policy: Literal["ttl", "pin", "approve", "local"] = "ttl"
-    """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when somebody
-    approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
+    """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when
+    somebody approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
     ttl_s: float = 300.0
 
 
@@ -53,7 +53,7 @@ class RegistrySettings(Section, frozen=True):
     pull_connections: int = 32
     """Ranges under way at a time, for all downloads from the upstream together."""
     upstream_redirects: list[str] = []
-    """Hosts that downloads may be redirected to (``*.example.com``), besides the upstream's own, huggingface.co and hf.co."""
+    """Hosts that downloads may be redirected to (``*.example.com``), besides the upstream's own and the Hub's."""
     mirror: Literal["on", "off"] = "on"
     """Whether the Hub API fetches what it is asked for and does not hold from the upstream."""
     mirror_rules: list[MirrorRule] = []

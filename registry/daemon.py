@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,9 +34,8 @@ from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
-from registry.pull.pulls import Pulls
 from registry.pull.routes import routes as pull_routes
-from registry.pull.setup import make_pulls
+from registry.pull.setup import Pulling, kept_blobs, make_pulling
 from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
@@ -72,13 +72,14 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         catalog = Catalog(database, store, lease_s=config.registry.lease_s)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
-        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        ingest = Ingest(store, catalog.index, catalog.domain, metrics)
+        sessions = Sessions(catalog, store, ingest, partial(kept_blobs, catalog))
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
             os.environ["HF_ENDPOINT"] = config.registry.upstream
-        pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
-        stack.callback(pulls.close)
+        pulling = make_pulling(config.registry, os.environ, catalog, store, sessions, spool, metrics)
+        stack.callback(pulling.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -92,7 +93,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, pulls, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            return await _serve(services, pulling, reader, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -100,7 +101,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
 async def _serve(
     services: Services,
-    pulls: Pulls,
+    pulling: Pulling,
     reader: VerifiedReader,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -115,12 +116,12 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulls), HubRoute(services.catalog, reader, services.metrics)]
+    routes = [*pull_routes(pulling.pulls), HubRoute(services.catalog, reader, services.metrics)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, server)),
+            tasks.create_task(_interrupt(services, pulling, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -130,12 +131,12 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, server: Server) -> None:
+async def _interrupt(services: Services, pulling: Pulling, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
-    await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(pulling.stop)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

@@ -49,7 +49,7 @@ class HttpClient:
     """Requests to one server: ``http://host:port[/prefix]`` or ``unix:/path/to/socket``."""
 
     def __init__(self, base: str, *, timeout_s: float = 30.0, max_idle: int = 16, proxy: str | None = None) -> None:
-        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute request targets."""
+        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute targets."""
         self.base, self.timeout_s, self._max_idle = base, timeout_s, max_idle
         self._lock = threading.Lock()
         self._idle: list[tuple[http.client.HTTPConnection, float]] = []

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
+from registry.metadata import mirror_tables as _mirror  # noqa: F401 puts its tables into the metadata
 from registry.metadata.tables import metadata, settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "first"
+HEAD: Final = "mirror"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 
+from sqlalchemy.engine import Connection
+
 from helios.names import RepoId
 from registry.metadata import mirror as tables
 from registry.metadata.database import Database
@@ -42,10 +44,8 @@ class Downloads:
         self._sessions.release(gone)
 
 
-def _listed(connection: tables.Connection, repo: RepoId) -> set[str]:
+def _listed(connection: Connection, repo: RepoId) -> set[str]:
     """Contents of the repository's mirrored snapshots whose files are not all here."""
     return {
-        file.key
-        for _, _, listing in tables.unpublished(connection, repo)
-        for file in decode_listing(listing).files
+        file.key for _, _, listing in tables.unpublished(connection, repo) for file in decode_listing(listing).files
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +16,7 @@ from helios.errors import (
     Unavailable,
 )
 from helios.names import RepoId
-from registry.pull.retry import Transient, asked_wait
+from registry.pull.retry import Headers, Transient, asked_wait
 
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 """Statuses that may not come again: RFC 9110 and, from 520 on, those of a CDN that can't reach its origin."""
@@ -39,7 +38,7 @@ class Where:
         return f"{what} at {self.endpoint}" if self.path is None else f"{self.path} of {what} at {self.endpoint}"
 
 
-def of_status(status: int, headers: Mapping[str, str], where: Where, now: float) -> Transient | HeliosError:
+def of_status(status: int, headers: Headers, where: Where, now: float) -> Transient | HeliosError:
     """The failure that an answer with this status, 400 or more, stands for; ``now`` in seconds since 1970.
 
     X-Error-Code tells what a 401 or 404 is about; a bare one means the repository, as huggingface_hub reads it.

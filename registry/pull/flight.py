@@ -226,8 +226,8 @@ class Flight:
                     self._opened = False
                 if attempt == TRIES:
                     raise IntegrityError(
-                        f"{self.file.path} of {self.repo.id}@{self.commit}: the upstream's bytes are not those it lists "
-                        f"({self.file.key}); downloaded {TRIES} times",
+                        f"{self.file.path} of {self.repo.id}@{self.commit}: the upstream's bytes are not those it "
+                        f"lists ({self.file.key}); downloaded {TRIES} times",
                         hint="Nothing was published. Try again later, or tell whoever runs the upstream.",
                     ) from error
                 self._partial.open()
@@ -369,7 +369,9 @@ class Flight:
                 self._location = None if self._client.origins.trusted(at.origin) else at
             self._receive(response, span, buffer)
         if span.at < span.stop and not self._stop.is_set():
-            raise Transient(f"{self._where}: the answer ended after {span.at - span.start} of {span.stop - span.start} bytes")
+            raise Transient(
+                f"{self._where}: the answer ended after {span.at - span.start} of {span.stop - span.start} bytes"
+            )
 
     def _refused(self, response: Response, known: Target | None, token: Token) -> None:
         """Raises what an error status means."""
@@ -380,7 +382,9 @@ class Flight:
                     self._location = None
             raise Relocated  # a signed URL ends after a while
         if status == 416:
-            raise Transient(f"{self._where}: the upstream says that it has fewer bytes than the {self.file.size} it lists")
+            raise Transient(
+                f"{self._where}: the upstream says that it has fewer bytes than the {self.file.size} it lists"
+            )
         found = faults.of_status(status, response.headers, self._where, time.time())
         if isinstance(found, Forbidden | NotFound):
             with self._changed:

@@ -86,9 +86,7 @@ class Flights:
                     raise Unavailable(f"{MOST} downloads are under way already", hint="Try again in a while.")
                 partial = self._spool.partial(repo, file)
                 self._check_space(file, partial)
-                flight = Flight(
-                    self._client, repo, commit, file, partial, self._connections, finish=self._finish
-                )
+                flight = Flight(self._client, repo, commit, file, partial, self._connections, finish=self._finish)
                 previous = self._flights.get(key)
                 self._flights[key] = flight
                 thread = threading.Thread(

@@ -178,6 +178,10 @@ class Puller:
                 work.progress.log(f"{file.path}: wrong bytes came, downloading it again")
             work.progress.done(file.path, here)
 
+        entry = None if file.sha256 is None else work.session.reuse(file.sha256)  # another pull may have brought it
+        if entry is not None:
+            work.done(file, entry)
+            return
         flight = self._flights.join(work.snapshot.repo, work.snapshot.commit, file, work.token)
         entry = flight.wait(work.stop, advance)
         work.done(file, work.session.reuse(entry.sha256) or entry)

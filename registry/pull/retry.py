@@ -6,9 +6,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, Protocol
 
 from helios.errors import DeadlineExceeded, RateLimited, Unavailable
 
@@ -20,6 +20,12 @@ MOST_RATE_LIMITS: Final = 8
 """So many 429s in a row, each waited out, and it is not going to end."""
 
 _RATE_LIMIT = re.compile(r";\s*t\s*=\s*(\d{1,9})")
+
+
+class Headers(Protocol):
+    """Looked up without regard to case."""
+
+    def get(self, name: str, /) -> str | None: ...
 
 
 class Transient(Exception):
@@ -109,7 +115,7 @@ class Gate:
             return max(0.0, self._opens - self._clock())
 
 
-def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
+def asked_wait(headers: Headers, now: float) -> float | None:
     """Seconds that a 429 asks to wait, or None: the Hub's ``RateLimit: "api";r=0;t=55``, else ``Retry-After``.
 
     ``RateLimit`` is draft-ietf-httpapi-ratelimit-headers-09; ``now`` is in seconds since 1970, for a Retry-After date.

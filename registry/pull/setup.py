@@ -34,9 +34,13 @@ class Pulling:
     pulls: Pulls
     downloads: Downloads
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """End what is under way, within bounds."""
         self.pulls.close()
         self.flights.close()
+
+    def close(self) -> None:
+        self.stop()
         self.upstream.close()
 
 
@@ -51,7 +55,12 @@ def make_pulling(
 ) -> Pulling:
     """Downloads from the configured upstream, else from HF_ENDPOINT, else from huggingface.co."""
     endpoint = settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    upstream = Upstream(endpoint, stall_s=settings.pull_stall_s, redirects=settings.upstream_redirects)
+    upstream = Upstream(
+        endpoint,
+        stall_s=settings.pull_stall_s,
+        redirects=settings.upstream_redirects,
+        offline=settings.offline,
+    )
 
     def free_bytes() -> dict[str, int]:
         return free_on(spool.ensure(), store.staging())

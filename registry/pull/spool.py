@@ -1,6 +1,6 @@
 """What unfinished downloads keep on disk, across restarts.
 
-    ROOT/models/org/name/<content>.partial    a sparse file of the content's size; ``<content>`` is its sha256 or git oid
+    ROOT/models/org/name/<content>.partial    a sparse file of the content's size, named by its sha256 or git oid
     ROOT/models/org/name/<content>.blocks     numbers of the 1 MiB blocks of it that are here, four bytes each
 
 One-segment repositories lie under ``_``. A block's number is written after its bytes: a killed registry loses at most

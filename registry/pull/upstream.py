@@ -63,9 +63,9 @@ class Answer:
 class Upstream:
     """One Hub. Threads may share it. ``stall_s`` is how long failures may go on without progress, in seconds."""
 
-    def __init__(self, endpoint: str, *, stall_s: float, redirects: Sequence[str] = ()) -> None:
+    def __init__(self, endpoint: str, *, stall_s: float, redirects: Sequence[str] = (), offline: bool = False) -> None:
         self.endpoint = endpoint.rstrip("/")
-        self.stall_s = stall_s
+        self.stall_s, self.offline = stall_s, offline
         self.gate = Gate()
         self.origins = Origins(self.endpoint, redirects, timeout_s=TIMEOUT_S)
 
@@ -144,9 +144,7 @@ class Upstream:
         """
         for _ in range(HOPS + 1):
             sent = {**headers, **self.headers(token if self.origins.trusted(target.origin) else False)}
-            response = self.origins.client(target.origin).request(
-                "GET", target.path, headers=sent, timeout_s=timeout_s
-            )
+            response = self.origins.client(target.origin).request("GET", target.path, headers=sent, timeout_s=timeout_s)
             if response.status not in REDIRECTS:
                 return response, target
             with response:
@@ -177,16 +175,19 @@ class Upstream:
 
     def headers(self, token: Token) -> dict[str, str]:
         """User agent and, where there is one, the token."""
+        if self.offline:
+            raise Unavailable(f"{self.endpoint} is not asked: the registry is offline", hint="Unset registry.offline.")
         import huggingface_hub.constants
-        from huggingface_hub.utils import build_hf_headers
+        import huggingface_hub.utils
 
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise Unavailable(
                 f"{self.endpoint} can't be asked: huggingface_hub is in offline mode",
                 hint="Unset HF_HUB_OFFLINE in the registry's environment.",
             )
+        utils: Any = huggingface_hub.utils  # documented, but not marked as exported
         # The Hub's edge compresses text, and then knows no ranges.
-        return {"accept-encoding": "identity", **build_hf_headers(token=token, library_name=AGENT)}
+        return {"accept-encoding": "identity", **utils.build_hf_headers(token=token, library_name=AGENT)}
 
     def _info(
         self, repo: RepoId, revision: str, query: str, stop: threading.Event, token: Token, retry: Retry | None
