@@ -173,6 +173,13 @@ class Upstream:
             log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
             sleep(delay, stop)
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the registry has a token of its own."""
+        import huggingface_hub
+
+        return bool(huggingface_hub.get_token())
+
     def headers(self, token: Token) -> dict[str, str]:
         """User agent and, where there is one, the token."""
         if self.offline:
