@@ -25,6 +25,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
+<<<<<<< HEAD
 class MirrorRule(Section, frozen=True):
     """How refs of upstream repositories are followed; patterns as for file names, the first that matches counts."""
 
@@ -35,6 +36,29 @@ class MirrorRule(Section, frozen=True):
     """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when
     somebody approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
     ttl_s: float = 300.0
+=======
+class AdmissionRule(Section, frozen=True):
+    """What may be published into the repositories whose id fits the pattern."""
+
+    repo: str = "*"
+    """Pattern of repository ids, such as ``org/*``; the first rule that fits counts."""
+    formats: list[str] = []
+    """Formats of files that are taken (docs/registry-admission.md); empty: all."""
+    pickle: Literal["quarantine", "allow", "refuse"] = "quarantine"
+    """Files that are read with pickle: kept back until somebody releases them, let through, or refused."""
+    signature: Literal["ignore", "verify", "require"] = "ignore"
+    """OpenSSF model signatures: not looked at, checked where there is one, or demanded."""
+    keys: list[str] = []
+    """Files with public keys (PEM, elliptic curve) whose signatures count."""
+    certificates: list[str] = []
+    """Files with certificates (PEM) under which a signer's certificate must stand."""
+    identity: str = ""
+    """Who must have signed, for keyless signatures (Sigstore): an e-mail address or a workflow's URL..."""
+    issuer: str = ""
+    """...and the OpenID Connect issuer that vouches for it."""
+    trust_config: str = ""
+    """File with Sigstore's trust configuration; empty: fetched from the public instance."""
+>>>>>>> main
 
 
 class RegistrySettings(Section, frozen=True):
@@ -66,6 +90,8 @@ class RegistrySettings(Section, frozen=True):
     """Never ask the upstream anything."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    admission: list[AdmissionRule] = []
+    """What may be published where, the first rule that fits (docs/registry-admission.md)."""
 
 
 class MountSettings(Section, frozen=True):

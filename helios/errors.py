@@ -71,10 +71,29 @@ class Forbidden(HeliosError):
     status = 403
 
 
+<<<<<<< HEAD
 class GatedRepo(Forbidden):
     """A repository whose terms the caller has not accepted at the upstream."""
 
     code = "GatedRepo"
+=======
+class Quarantined(Forbidden):
+    """A file that nobody may read before somebody has looked at it and released it."""
+
+    code = "Quarantined"
+
+
+class NotAdmitted(Forbidden):
+    """A file that the registry's rules don't take."""
+
+    code = "NotAdmitted"
+
+
+class BadSignature(Forbidden):
+    """A model's signature that is missing, by nobody who is trusted, or of other files."""
+
+    code = "BadSignature"
+>>>>>>> main
 
 
 class IntegrityError(HeliosError):
@@ -122,7 +141,11 @@ BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
+<<<<<<< HEAD
         Forbidden, GatedRepo, IntegrityError, Unavailable, DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
+=======
+        Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
+>>>>>>> main
     )
 }  # fmt: skip
 

@@ -92,6 +92,18 @@ class Pushed(msgspec.Struct, frozen=True):
     unchanged: bool
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A file that is or was kept back; times in unix seconds."""
+
+    repo: str
+    path: str
+    sha256: str
+    findings: str
+    since: int
+    released: int | None = None
+    released_by: str | None = None
+
+
 class RegistryClient:
     """Calls to one registry. ``local`` says that it runs on this machine and may read files by their path."""
 
@@ -138,6 +150,17 @@ class RegistryClient:
         """Remove a ref, or the whole repository."""
         params = {"repo": str(repo)} | ({} if ref is None else {"ref": ref})
         self.http.json("DELETE", "/api/v1/repos", params=params)
+
+    # --- quarantine ---
+
+    def kept(self, repo: RepoId | None = None, *, released: bool = False) -> list[Kept]:
+        """Files that are kept back; with ``released`` also those that were let go."""
+        params = {"released": "true" if released else "false"} | ({} if repo is None else {"repo": str(repo)})
+        return self._get("/api/v1/quarantine", _KeptFiles, **params).files
+
+    def release(self, repo: RepoId, sha256: str, by: str) -> None:
+        """Let a file go that is kept back."""
+        self.http.json("POST", "/api/v1/quarantine/release", body={"repo": str(repo), "sha256": sha256, "by": by})
 
     # --- push ---
 
@@ -233,6 +256,10 @@ class _Refs(msgspec.Struct, frozen=True):
 
 class _Commits(msgspec.Struct, frozen=True):
     commits: list[Commit]
+
+
+class _KeptFiles(msgspec.Struct, frozen=True):
+    files: list[Kept]
 
 
 class _Exact:

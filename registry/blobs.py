@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -11,6 +13,14 @@ from helios.errors import IntegrityError, InvalidInput
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+BUFFER = 256 << 10
+"""Bytes that a blob opened as a file reads ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +95,36 @@ class BlobReader:
                 hint=f"restore the object {placed.key} from a copy of the store",
             )
         return data
+
+
+class _Raw(io.RawIOBase):
+    """A blob's checked bytes under Python's own buffering."""
+
+    def __init__(self, blob: BlobReader) -> None:
+        self._blob, self._position = blob, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._blob.size}[whence]
+        if base + offset < 0:
+            raise OSError("a seek before the start of a blob")  # as files do, and as zipfile expects
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._blob.size - self._position))
+        if count:
+            view[:count] = self._blob.read(self._position, count)
+        self._position += count
+        return count
+
+
+def as_file(blob: BlobReader) -> io.BufferedReader:
+    """The blob as a binary file that can be seeked in; a damaged chunk raises IntegrityError where it is read."""
+    return io.BufferedReader(_Raw(blob), BUFFER)

@@ -16,7 +16,15 @@ from types import EllipsisType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from helios.errors import Conflict, EntryNotFound, IntegrityError, InvalidInput, NotFound, RevisionNotFound
+from helios.errors import (
+    Conflict,
+    EntryNotFound,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Quarantined,
+    RevisionNotFound,
+)
 from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
@@ -25,9 +33,10 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, check_tre
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
+from registry.admission.admission import Admission, Verdict
 from registry.cache import Cache
 from registry.gate import Gate
-from registry.metadata import content, repositories
+from registry.metadata import content, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Database
 
@@ -84,13 +93,16 @@ class Catalog:
         *,
         domain: str = PUBLIC,
         lease_s: float = 300.0,
+        admission: Admission | None = None,
         now: Callable[[], float] = clock.time,
     ) -> None:
         self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
         self.index = SqlChunkIndex(database)
+        self.admission = admission or Admission()
         self.gate = Gate()
         """Shared by whoever writes objects, held alone by whoever deletes them (registry/sessions.py)."""
         self._now = now
+        self._listeners: list[Callable[[], None]] = []
         self._publishing = threading.Lock()
         self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
         self._held: Cache[tuple[str, str], content.KnownBlob] = Cache(4096)
@@ -194,6 +206,12 @@ class Catalog:
         known = self.held(repo, blob)
         return self._placements.get(known.sha256, lambda: self._place(known))
 
+    def placed_blob(self, sha256: str) -> PlacedBlob | None:
+        """Like ``placed``, of any blob that is stored, whoever holds it: for what a mirrored commit lists."""
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, sha256)
+        return None if known is None else self._placements.get(known.sha256, lambda: self._place(known))
+
     def _place(self, known: content.KnownBlob) -> PlacedBlob:
         recipe = Recipe.decode(self._recipe(known.recipe), known.recipe)
         ids = [digest for digest, _ in recipe.chunks()]
@@ -222,7 +240,7 @@ class Catalog:
         for entry in sorted(files.values(), key=lambda entry: (-entry.size, entry.sha256))[:MAX_BLOBS]:
             try:
                 placed = self.placed(repo, entry.sha256)
-            except (NotFound, IntegrityError) as error:
+            except (NotFound, Quarantined, IntegrityError) as error:
                 log.info("a blob's content can't be told ahead", extra={"blob": entry.sha256, "reason": str(error)})
                 continue
             blobs.append(BlobContent(placed.recipe.encode(), placed.placement))
@@ -248,7 +266,7 @@ class Catalog:
         return None if known is None else known.entry()
 
     def held(self, repo: RepoId, blob: str) -> content.KnownBlob:
-        """The blob, if one of the repository's commits holds it; else EntryNotFound."""
+        """The blob, if one of the repository's commits holds it; else EntryNotFound. Raises Quarantined."""
         return self._held.get((str(repo), blob), lambda: self._find_held(repo, blob))
 
     def _find_held(self, repo: RepoId, blob: str) -> content.KnownBlob:
@@ -257,7 +275,13 @@ class Catalog:
             known = content.find_blob(connection, repository.domain, blob)
             if known is None or not repositories.holds_blob(connection, repository, blob):
                 raise EntryNotFound(f"{repo.id} holds no blob {blob}")
-            return known
+            findings = quarantine.is_held(connection, repository, blob)
+        if findings is not None and not self.admission.may_be_read(repo):
+            raise Quarantined(
+                f"{repo.id}: blob {blob} is kept back: {findings}",
+                hint=f"Look at it, then let it go with: helios quarantine release {repo.id} {blob}",
+            )
+        return known
 
     def usage(self, repo: RepoId | None = None) -> Usage:
         """Bytes used by a repository, or by all. Chunks that repositories share count for each of them."""
@@ -303,6 +327,7 @@ class Catalog:
         check_bulk(files)
         check_tree(files)
         now = int(self._now())
+        verdict = self._examine(repo, files)
         with self._publishing, self.gate.shared():
             manifest = Manifest(self._canonical(files))
             commit = commit or local_commit(repo, manifest.digest)
@@ -323,6 +348,10 @@ class Catalog:
                 content.publish_blobs(connection, self.domain, blobs)
                 repository = repositories.ensure(connection, repo, self.domain, now)
                 repositories.add_commit(connection, repository, record, size, blobs)
+                held = ((file.path, file.sha256, file.findings) for file in verdict.held)
+                quarantine.hold(connection, repository, held, now)
+                if verdict.signer is not None:
+                    quarantine.sign(connection, repository, commit, verdict.signer, now)
                 moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
@@ -358,6 +387,47 @@ class Catalog:
                 repositories.delete(connection, repository, author=author, now=int(self._now()))
             self.forget()
         log.info("removed", extra={"repo": str(repo)})
+
+    def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
+        """What the rules say of a snapshot, looked at before others are kept waiting."""
+        if not self.admission.concerns(repo, files):
+            return Verdict()
+        from registry.blobs import as_file
+
+        canonical = self._canonical(files)
+        return self.admission.examine(repo, canonical, lambda entry: as_file(self._stored(entry)))
+
+    def _stored(self, entry: FileEntry) -> BlobReader:
+        """A reader of a stored blob that no commit may hold yet."""
+        from registry.blobs import BlobReader
+
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, entry.sha256)
+        if known is None:
+            raise NotFound(f"the store does not hold blob {entry.sha256}; publish the file again")
+        placed = self._place(known)
+        return BlobReader(self.store, placed.recipe, placed.placement)
+
+    # --- quarantine ---
+
+    def kept(self, repo: RepoId | None = None, *, released: bool = False) -> list[quarantine.Kept]:
+        """Files that are kept back, in a repository or in all; with ``released`` also those that were let go."""
+        with self.database.read() as connection:
+            repository = None if repo is None else repositories.require(connection, repo)
+            return quarantine.listing(connection, repository, released=released)
+
+    def release(self, repo: RepoId, sha256: str, by: str) -> None:
+        """Let a file go that is kept back. Raises RepoNotFound or NotFound."""
+        with self.database.write() as connection:
+            repository = repositories.require(connection, repo)
+            quarantine.release(connection, repository, sha256, by, int(self._now()))
+        self.forget()
+        log.warning("released from quarantine", extra={"repo": str(repo), "blob": sha256, "by": by})
+
+    def signer(self, repo: RepoId, commit: str) -> str | None:
+        """Who signed a commit; None where nobody did, or it was not asked for."""
+        with self.database.read() as connection:
+            return quarantine.signer(connection, repositories.require(connection, repo), commit)
 
     def _canonical(self, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
         """The entries with the recipe that the store has for their blobs.
@@ -413,3 +483,9 @@ class Catalog:
         self._held.clear()
         self._placements.clear()
         self._placed.clear()
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, forget: Callable[[], None]) -> None:
+        """Call ``forget`` whenever the hot caches are dropped."""
+        self._listeners.append(forget)

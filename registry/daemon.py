@@ -28,6 +28,7 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.directory import DirectoryStore
+from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute
@@ -69,7 +70,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = Database.sqlite(home.registry / "metadata.db")
         stack.callback(database.close)
         metrics = RegistryMetrics()
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s)
+        admission = Admission(config.registry.admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         ingest = Ingest(store, catalog.index, catalog.domain, metrics)

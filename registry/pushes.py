@@ -155,6 +155,7 @@ class Pushes:
             raise InvalidInput(f"{repo.id}: a path is listed twice")
         check_bulk(by_path)
         check_tree(by_path)
+        self._catalog.admission.check_names(repo, by_path)
         self._check_open()
         base = await asyncio.to_thread(self._base, repo, ref)
         session = await asyncio.to_thread(self._sessions.open)

@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavailable
+from helios.errors import DeadlineExceeded, Forbidden, HeliosError, IntegrityError, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob, Waiter
 from heliosfs.fetch.engine import Engine
@@ -204,6 +204,6 @@ class Reads:
 
 def _retold(error: HeliosError, blob: Blob, offset: int) -> HeliosError:
     """The error for the reader: which file, and what was wrong. A file that is open is never "not found"."""
-    kinds = (IntegrityError, DeadlineExceeded)
+    kinds = (IntegrityError, DeadlineExceeded, Forbidden)
     kind = next((kind for kind in kinds if isinstance(error, kind)), Unavailable)
     return kind(f"{blob.want.repo} {blob.want.path} at byte {offset}: {error.message}")

@@ -93,7 +93,11 @@ class Lookup:
         entry = found.manifest.files.get(found.call.path)
         if entry is None:
             raise _missing(found, found.call.path)
-        placed = self._catalog.placed(found.repo, entry.sha256) if bytes_too else None
+        placed = None
+        if bytes_too:
+            placed = self._catalog.placed(found.repo, entry.sha256)
+        else:
+            self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
         return found, File(found.commit, entry, placed)
 
     def listing(

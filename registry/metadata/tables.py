@@ -146,3 +146,28 @@ unfinished = Table(
     Column("started", BigInteger, nullable=False),
 )
 """Ingests under way. A row left by a killed registry says that the store may hold content that nobody refers to."""
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("released", BigInteger),
+    Column("released_by", Text),
+    sqlite_with_rowid=False,
+)
+"""A blob of a repository that a rule held back; ``released`` is when somebody let it go, in unix seconds."""
+
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit", String(40), primary_key=True),
+    Column("signer", Text, nullable=False),
+    Column("checked", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Who signed a commit, where a rule asked for it."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from helios.config import MirrorRule
 from helios.errors import (
@@ -45,9 +45,6 @@ TRY_S: Final = 6.0
 PATIENCE_S: Final = 3.0
 """Longest rate limit that is waited out while a client waits, in seconds."""
 REMEMBERED: Final = 10_000
-
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -91,11 +88,6 @@ class Asking:
         self.stop = threading.Event()
         self._refused: Brief[tuple[str, ...], HeliosError] = Brief(REMEMBERED)
         self._allowed: Brief[tuple[str, ...], bool] = Brief(REMEMBERED)
-
-    def refusal(self, *key: str) -> HeliosError | None:
-        """What the upstream refused with a short while ago."""
-        found = self._refused.get(key)
-        return None if found is None else again(found)
 
     def learn(self, repo: RepoId, revision: str, caller: Caller) -> None:
         """Find out what the revision is and keep that. Raises what the client should be told."""

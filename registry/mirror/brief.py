@@ -36,6 +36,10 @@ class Brief(Generic[K, V]):
             if len(self._values) > self._size:
                 self._values.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
     def drop(self, key: K) -> None:
         with self._lock:
             self._values.pop(key, None)

@@ -15,7 +15,6 @@ from helios.errors import HeliosError, RepoNotFound, RevisionNotFound
 from helios.names import RepoId
 from heliosfs.store.manifest import FileEntry
 from registry.catalog import Catalog
-from registry.metadata import mirror as tables
 from registry.mirror.state import MirrorState
 from registry.pull.listing import RemoteFile, Snapshot
 from registry.pull.pulls import Pull, Pulls
@@ -82,8 +81,12 @@ class Completing:
             log.warning("a snapshot can't be completed now", extra={"repo": str(snapshot.repo), "error": error.message})
 
     def _pulled(self, pull: Pull) -> None:
-        """A pull has published a commit: its own, or one that is mirrored."""
-        if pull.commit is not None and self._state.has_snapshot(pull.repo, pull.commit):
+        """A commit was published: somebody's pull, which also moves a followed ref, or our own completion."""
+        if pull.commit is None:
+            return
+        if pull.revision != pull.commit:
+            self._state.pulled(pull.repo, pull.revision, pull.commit)
+        if self._state.has_snapshot(pull.repo, pull.commit):
             self._published(pull.repo, pull.commit)
 
     def _published(self, repo: RepoId, commit: str) -> None:
@@ -97,5 +100,3 @@ class Completing:
             return False
         return True
 
-
-__all__ = ["Completing", "tables"]

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from helios.config import RegistrySettings
 from helios.errors import GatedRepo, HeliosError, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
@@ -43,9 +43,6 @@ RENEW_S: Final = 3.0
 THREADS: Final = 16
 """Questions to the upstream at a time."""
 DEFAULT_REVISION: Final = "main"
-
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -150,8 +147,9 @@ class Mirror:
                     problem = RepoNotFound(problem.message)
                 continue
             key = ("learn", str(plan.repo), plan.revision, caller.id)
+            work = functools.partial(self._asking.learn, plan.repo, plan.revision, caller)
             try:
-                await self._share(key, lambda p=plan: self._asking.learn(p.repo, p.revision, caller), ANSWER_S)
+                await self._share(key, work, ANSWER_S)
                 return plan
             except NotFound as error:
                 problem = problem or error
@@ -247,19 +245,20 @@ class Mirror:
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
-    async def fetch(self, found: Mirrored, path: str, authorization: str | None) -> Flight | PlacedBlob:
-        """The download of a file that is not here, begun or joined; where it is, if it came a moment ago."""
+    async def fetch(
+        self, found: Mirrored, path: str, authorization: str | None
+    ) -> tuple[Flight, PlacedBlob | None]:
+        """The download of a file that is not here, begun or joined; and where it is, if it came a moment ago."""
         token = Caller.of(authorization).token if self.restricted(found.snapshot.repo) else None
         return await asyncio.to_thread(self._fetch, found, path, token)
 
-    def _fetch(self, found: Mirrored, path: str, token: str | None) -> Flight | PlacedBlob:
+    def _fetch(self, found: Mirrored, path: str, token: str | None) -> tuple[Flight, PlacedBlob | None]:
         if self._offline or not self._on:
             raise unavailable(self._client.endpoint, f"{path} is not here, and the registry does not fetch")
         snapshot = found.snapshot
         self._completing.track(snapshot, token)
         flight = self._flights.join(snapshot.repo, snapshot.commit, found.files[path], token)
-        placed = None if flight.entry is None else self._catalog.placed_blob(flight.entry.sha256)
-        return flight if placed is None else placed
+        return flight, None if flight.entry is None else self._catalog.placed_blob(flight.entry.sha256)
 
     def stream(self, flight: Flight, start: int, stop: int) -> AsyncGenerator[FilePart, None]:
         """The bytes ``start`` to ``stop`` of a file that is coming, as they come."""
@@ -282,7 +281,3 @@ class Mirror:
         if found is not None:
             self._completing.learnt(found.snapshot, None)
 
-
-def label(value: Any) -> str:
-    """A value for a header: one line of printable ASCII."""
-    return "".join(c if " " <= c <= "~" else "?" for c in str(value))[:300]

@@ -50,6 +50,7 @@ class MirrorState:
         self._restricted: Brief[str, tuple[bool | None]] = Brief(4096)
         self._refs: Brief[tuple[str, str], tuple[FollowedRef | None]] = Brief(4096)
         self._snapshots: Cache[tuple[str, str], Mirrored] = Cache(SNAPSHOTS)
+        catalog.listen(self._forget)
 
     def restricted(self, repo: RepoId) -> bool | None:
         """Whether a followed repository is restricted; None: it is not followed."""
@@ -109,6 +110,13 @@ class MirrorState:
             tables.set_ref(connection, repo, known.ref, commit=known.commit, checked=self.now(), pending=None)
         self._dropped(repo, known.ref)
 
+    def pulled(self, repo: RepoId, ref: str, commit: str) -> None:
+        """Somebody has pulled a ref: if it is followed, it points there now."""
+        with self._database.write() as connection:
+            if tables.find_ref(connection, repo, ref) is not None:
+                tables.set_ref(connection, repo, ref, commit=commit, checked=self.now(), pending=None)
+        self._dropped(repo, ref)
+
     def restrict(self, repo: RepoId) -> None:
         """The upstream lets not everybody read the repository any more."""
         with self._database.write() as connection:
@@ -149,6 +157,12 @@ class MirrorState:
             digests = {file.key: file.sha256 or known.get(file.key, "") for file in wanted}
             held = content.find_blobs(connection, self._catalog.domain, filter(None, digests.values()))
         return {key for key, sha256 in digests.items() if sha256 not in held}
+
+    def _forget(self) -> None:
+        """The catalog has changed: a repository may be gone, or a ref be somebody's own now."""
+        self._restricted.clear()
+        self._refs.clear()
+        self._snapshots.clear()
 
     def _dropped(self, repo: RepoId, ref: str | None) -> None:
         self._restricted.drop(str(repo))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,7 +69,12 @@ class Pulls:
         self._commits: dict[tuple[RepoId, str], Pull] = {}
         self._slots = threading.BoundedSemaphore(AT_A_TIME)
         self._closed = False
+        self._listeners: list[Callable[[Pull], None]] = []
         downloads.expire()
+
+    def listen(self, published: Callable[[Pull], None]) -> None:
+        """Call ``published``, from a pull's thread, when its commit is held, before anybody waiting hears of it."""
+        self._listeners.append(published)
 
     def start(self, repo: RepoId, revision: str) -> Pull:
         """The pull of this repository and revision: the one that runs, or a new one. Raises Unavailable."""
@@ -112,6 +118,8 @@ class Pulls:
         result = "failed"
         try:
             pull.commit = self._pull(pull)
+            for published in self._listeners:
+                published(pull)
             result = "done"
             log.info("pulled", extra={**extra, "commit": pull.commit})
         except HeliosError as error:

@@ -29,7 +29,10 @@ def command(name):
 
 
 def options_of(name):
-    return [p for p in command(name).params if isinstance(p, click.Option)]
+    """A command's own options, and those of the commands below it."""
+    found = command(name)
+    below = found.commands.values() if isinstance(found, click.Group) else ()
+    return [p for each in (found, *below) for p in each.params if isinstance(p, click.Option)]
 
 
 def documented(section):

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "mirror"
-down_revision = "first"
+down_revision = "admission"
 
 
 def upgrade() -> None:

@@ -1,0 +1,1 @@
+"""What may become visible: formats, pickled files, signatures (docs/registry-admission.md)."""
