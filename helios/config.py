@@ -25,7 +25,6 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
-<<<<<<< HEAD
 class MirrorRule(Section, frozen=True):
     """How refs of upstream repositories are followed; patterns as for file names, the first that matches counts."""
 
@@ -36,7 +35,8 @@ class MirrorRule(Section, frozen=True):
     """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when
     somebody approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
     ttl_s: float = 300.0
-=======
+
+
 class AdmissionRule(Section, frozen=True):
     """What may be published into the repositories whose id fits the pattern."""
 
@@ -58,7 +58,6 @@ class AdmissionRule(Section, frozen=True):
     """...and the OpenID Connect issuer that vouches for it."""
     trust_config: str = ""
     """File with Sigstore's trust configuration; empty: fetched from the public instance."""
->>>>>>> main
 
 
 class RegistrySettings(Section, frozen=True):

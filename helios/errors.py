@@ -71,12 +71,12 @@ class Forbidden(HeliosError):
     status = 403
 
 
-<<<<<<< HEAD
 class GatedRepo(Forbidden):
     """A repository whose terms the caller has not accepted at the upstream."""
 
     code = "GatedRepo"
-=======
+
+
 class Quarantined(Forbidden):
     """A file that nobody may read before somebody has looked at it and released it."""
 
@@ -93,7 +93,6 @@ class BadSignature(Forbidden):
     """A model's signature that is missing, by nobody who is trusted, or of other files."""
 
     code = "BadSignature"
->>>>>>> main
 
 
 class IntegrityError(HeliosError):
@@ -141,11 +140,8 @@ BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
-<<<<<<< HEAD
-        Forbidden, GatedRepo, IntegrityError, Unavailable, DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
-=======
-        Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
->>>>>>> main
+        Forbidden, GatedRepo, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded,
+        UpstreamUnavailable, RateLimited, NoSpace,
     )
 }  # fmt: skip
 

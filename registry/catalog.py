@@ -13,7 +13,7 @@ import time as clock
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 from helios.errors import (
@@ -36,7 +36,7 @@ from heliosfs.store.recipe import Recipe
 from registry.admission.admission import Admission, Verdict
 from registry.cache import Cache
 from registry.gate import Gate
-from registry.metadata import content, quarantine, repositories
+from registry.metadata import content, mirror, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Database
 
@@ -355,6 +355,8 @@ class Catalog:
                 moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
+                if ref is not None and "upstream" not in record.lineage:
+                    mirror.forget(connection, repo, ref)  # somebody's own now
             self.forget()
         log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
         return Published(record, moved)
@@ -377,14 +379,18 @@ class Catalog:
             repository = repositories.require(connection, repo)
             now = int(self._now())
             repositories.move_ref(connection, repository, ref, None, expect=expect, author=author, now=now)
+            mirror.forget(connection, repo, ref)
         self.forget()
 
     def delete_repo(self, repo: RepoId, *, author: str = "") -> None:
         """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
         with self._publishing:
             with self.database.write() as connection:
-                repository = repositories.require(connection, repo)
-                repositories.delete(connection, repository, author=author, now=int(self._now()))
+                followed = mirror.restricted(connection, repo) is not None
+                mirror.forget(connection, repo)
+                if not followed or repositories.find(connection, repo) is not None:
+                    repository = repositories.require(connection, repo)
+                    repositories.delete(connection, repository, author=author, now=int(self._now()))
             self.forget()
         log.info("removed", extra={"repo": str(repo)})
 
@@ -392,10 +398,14 @@ class Catalog:
         """What the rules say of a snapshot, looked at before others are kept waiting."""
         if not self.admission.concerns(repo, files):
             return Verdict()
+        canonical = self._canonical(files)
+        return self.admission.examine(repo, canonical, self.open_stored)
+
+    def open_stored(self, entry: FileEntry) -> IO[bytes]:
+        """A stored blob as a file, be it held by a commit or not; its bytes are checked as they are read."""
         from registry.blobs import as_file
 
-        canonical = self._canonical(files)
-        return self.admission.examine(repo, canonical, lambda entry: as_file(self._stored(entry)))
+        return as_file(self._stored(entry))
 
     def _stored(self, entry: FileEntry) -> BlobReader:
         """A reader of a stored blob that no commit may hold yet."""

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
 from helios import embedded as meeting
 from helios.config import Config
@@ -35,6 +36,8 @@ from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
+from registry.mirror.mirror import Mirror
+from registry.mirror.routes import routes as mirror_routes
 from registry.pull.routes import routes as pull_routes
 from registry.pull.setup import Pulling, kept_blobs, make_pulling
 from registry.pull.spool import Spool
@@ -82,6 +85,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             os.environ["HF_ENDPOINT"] = config.registry.upstream
         pulling = make_pulling(config.registry, os.environ, catalog, store, sessions, spool, metrics)
         stack.callback(pulling.close)
+        mirror = Mirror(config.registry, catalog, pulling)
+        stack.callback(mirror.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -95,7 +100,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            return await _serve(services, pulling, reader, [tcp, unix], record, embedded=embedded, announce=announce)
+            hub = HubRoute(catalog, reader, mirror, metrics)
+            routes = [*pull_routes(pulling.pulls), *mirror_routes(mirror), hub]
+            return await _serve(services, pulling, routes, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -104,7 +111,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulling: Pulling,
-    reader: VerifiedReader,
+    routes: list[BaseRoute],
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -118,7 +125,6 @@ async def _serve(
         announce(record)
         yield
 
-    routes = [*pull_routes(pulling.pulls), HubRoute(services.catalog, reader, services.metrics)]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import mimetypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
+from starlette.types import Message, Scope, Send
 
-from helios.errors import HeliosError
+from helios.errors import HeliosError, RateLimited
 from helios.names import is_commit
 from heliosfs.store.manifest import FileEntry
 from registry.hub.lookup import EntryMissing
@@ -25,8 +26,12 @@ TEXT: Final = frozenset({"txt", "md", "py", "yaml", "yml", "toml", "jinja", "csv
 def error_answer(error: HeliosError) -> Response:
     """The error with the headers that make clients raise the right exception."""
     headers = {"x-error-code": error.code, "x-error-message": _header_text(error.message)}
-    if isinstance(error, EntryMissing):
-        headers["x-repo-commit"] = error.commit
+    match error:
+        case EntryMissing():
+            headers["x-repo-commit"] = error.commit
+        case RateLimited():
+            wait = max(1, math.ceil(error.retry_after_s))
+            headers |= {"retry-after": str(wait), "ratelimit": f'"resolvers";r=0;t={wait}'}
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)
 
 
@@ -82,6 +87,18 @@ def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple
         host = f"{name}:{port}" if port else name
     prefix = quote(scope.get("root_path", "").rstrip("/"))
     return {"link": f'<{scope["scheme"]}://{host}{prefix}{path}?{urlencode(query)}>; rel="next"'}
+
+
+def with_warning(send: Send, warning: str) -> Send:
+    """Answers through this ``send`` carry a warning, which clients show (X-HF-Warning: topic; message)."""
+
+    async def warned(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            header = (b"x-hf-warning", f"mirror; {_header_text(warning)}".encode("latin-1"))
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        await send(message)
+
+    return warned
 
 
 def _header_text(message: str) -> str:

@@ -20,11 +20,12 @@ from helios.http.server import FilePartsResponse
 from helios.metrics import RegistryMetrics
 from registry.catalog import Catalog
 from registry.counted import Counted
-from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal
+from registry.hub.answers import error_answer, etag_of, file_headers, link_next, refusal, with_warning
 from registry.hub.conditions import decide
 from registry.hub.lookup import Found, Lookup
 from registry.hub.paths import HubCall, parse
 from registry.hub.verified import VerifiedReader, Wanted
+from registry.mirror.mirror import FOLLOWED, Mirror
 
 log = logging.getLogger("helios.registry.hub")
 
@@ -40,8 +41,8 @@ Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
 class HubRoute(BaseRoute):
     """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
 
-    def __init__(self, catalog: Catalog, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog), reader, metrics
+    def __init__(self, catalog: Catalog, reader: VerifiedReader, mirror: Mirror, metrics: RegistryMetrics) -> None:
+        self._lookup, self._reader, self._mirror, self._metrics = Lookup(catalog, mirror), reader, mirror, metrics
         self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
             "info": (("GET", "HEAD"), self._info),
             "tree": (("GET", "HEAD"), self._tree),
@@ -75,7 +76,11 @@ class HubRoute(BaseRoute):
             scope["route"] = _Label(f"/hub/{readings[0].verb}")
             methods, handler = self._handlers[readings[0].verb]
             if request.method in methods:
-                response = await handler(request, [call for call in readings if call.verb == readings[0].verb])
+                calls = [call for call in readings if call.verb == readings[0].verb]
+                if readings[0].verb in FOLLOWED:
+                    warning = await self._mirror.prepare(calls, request.headers.get("authorization"))
+                    send = with_warning(send, warning) if warning else send
+                response = await handler(request, calls)
             else:
                 response = refusal(
                     405, "the Hub API here is read-only: publish with `helios push`", {"allow": ", ".join(methods)}
@@ -144,10 +149,17 @@ class HubRoute(BaseRoute):
         if answer.status in (304, 416):
             kept = {name: value for name, value in headers if name != "content-type"}
             return Response(status_code=answer.status, headers=kept)
-        if file.placed is None:
+        if not get:
             return Response(headers=dict([*headers, ("content-length", str(size))]))
-        wanted = Wanted(str(found.repo), found.commit, found.call.path)
-        parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
+        placed = file.placed
+        if placed is None and found.mirrored is not None:
+            authorization = request.headers.get("authorization")
+            flight, placed = await self._mirror.fetch(found.mirrored, found.call.path, authorization)
+        if placed is None:
+            parts = self._mirror.stream(flight, answer.start, answer.stop)
+        else:
+            wanted = Wanted(str(found.repo), found.commit, found.call.path)
+            parts = self._reader.parts(placed, answer.start, answer.stop, wanted)
         return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
 
     async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:

@@ -15,6 +15,8 @@ from registry.hub import shapes
 from registry.hub.paths import HubCall
 from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
+from registry.mirror.mirror import Mirror
+from registry.mirror.state import Mirrored
 
 TREES = 64
 """Snapshots whose tree is kept in memory; one of a thousand files takes some 300 KB."""
@@ -40,11 +42,13 @@ class Found:
     commit: str
     manifest: Manifest
     digest: str
+    mirrored: Mirrored | None = None
+    """Set where only the listing is sure to be here."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted."""
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted, or is here."""
 
     commit: str
     entry: FileEntry
@@ -54,8 +58,8 @@ class File:
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, mirror: Mirror) -> None:
+        self._catalog, self._mirror = catalog, mirror
         self._trees: Cache[str, Tree] = Cache(TREES)
 
     def find(self, readings: Sequence[HubCall]) -> Found:
@@ -64,24 +68,38 @@ class Lookup:
         for call in readings:
             try:
                 repo = _repo(call)
-                resolved = self._resolve(repo, call.revision or DEFAULT_REVISION)
-                manifest = self._catalog.manifest(repo, resolved[0])
-                return Found(call, repo, resolved[0], manifest, resolved[1])
+                return self._find(call, repo, call.revision or DEFAULT_REVISION)
             except (RepoNotFound, RevisionNotFound) as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
         raise problem
 
+    def _find(self, call: HubCall, repo: RepoId, revision: str) -> Found:
+        """What is held, or else what is known of the upstream's."""
+        revision = self._mirror.commit_of(repo, revision) or revision
+        try:
+            commit, digest = self._resolve(repo, revision)
+        except (RepoNotFound, RevisionNotFound):
+            mirrored = self._mirror.snapshot(repo, revision)
+            if mirrored is None:
+                raise
+            return Found(call, repo, revision, mirrored.manifest, mirrored.digest, mirrored)
+        return Found(call, repo, commit, self._catalog.manifest(repo, commit), digest)
+
     def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool) -> Json:
         found = self.find(readings)
-        record = self._catalog.commit_record(found.repo, found.commit)
-        return shapes.info(found.repo, record, found.manifest, blobs=blobs, security=security)
+        record = self._history(found, 1)[0]
+        restricted = self._mirror.restricted(found.repo)
+        return shapes.info(found.repo, record, found.manifest, blobs=blobs, security=security, restricted=restricted)
 
     def refs(self, readings: Sequence[HubCall], *, include_prs: bool) -> Json:
         problem: RepoNotFound | None = None
         for call in readings:
             try:
-                return shapes.refs(self._catalog.refs(_repo(call)), include_prs=include_prs)
+                repo = _repo(call)
+                followed = self._mirror.refs(repo)
+                held = self._catalog.refs(repo) if not followed or self._holds(repo) else {}
+                return shapes.refs(held | followed, include_prs=include_prs)
             except RepoNotFound as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
@@ -94,7 +112,9 @@ class Lookup:
         if entry is None:
             raise _missing(found, found.call.path)
         placed = None
-        if bytes_too:
+        if found.mirrored is not None:
+            placed = self._mirror.placed(found.mirrored, found.call.path) if bytes_too else None
+        elif bytes_too:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
@@ -123,7 +143,7 @@ class Lookup:
     def commits(self, readings: Sequence[HubCall], *, skip: int, limit: int) -> tuple[Found, list[Json], bool]:
         """A page of the history, newest first, and whether more follows."""
         found = self.find(readings)
-        records = self._catalog.history(found.repo, found.commit, skip + limit + 1)[skip:]
+        records = self._history(found, skip + limit + 1)[skip:]
         return found, [shapes.commit_item(record) for record in records[:limit]], len(records) > limit
 
     def repos(
@@ -162,6 +182,19 @@ class Lookup:
             raise RevisionNotFound(error.message) from None
         return resolved.commit, resolved.manifest_digest
 
+    def _history(self, found: Found, limit: int) -> list[CommitRecord]:
+        """Records from the commit back; of one that is only known from the upstream, its own."""
+        if found.mirrored is not None:
+            return [found.mirrored.record]
+        return self._catalog.history(found.repo, found.commit, limit)
+
+    def _holds(self, repo: RepoId) -> bool:
+        try:
+            self._catalog.refs(repo)
+        except RepoNotFound:
+            return False
+        return True
+
     def _tree(self, digest: str, manifest: Manifest) -> Tree:
         return self._trees.get(digest, lambda: Tree(manifest))
 
@@ -174,7 +207,7 @@ class Lookup:
 
     def _last_changes(self, found: Found, nodes: dict[str, Node]) -> dict[str, CommitRecord]:
         """The oldest commit since which each path has its present content."""
-        history = self._catalog.history(found.repo, found.commit, HISTORY)
+        history = self._history(found, HISTORY)
         last = dict.fromkeys(nodes, history[0])
         left = dict(nodes)
         for record in history[1:]:

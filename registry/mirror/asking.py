@@ -26,11 +26,12 @@ from helios.errors import (
     UpstreamUnavailable,
 )
 from helios.names import RepoId, is_commit
+from registry.admission.admission import Admission
 from registry.mirror.brief import Brief
 from registry.mirror.policy import after_answer, rule_for
 from registry.mirror.state import MirrorState
 from registry.pull.flight import again
-from registry.pull.listing import Snapshot
+from registry.pull.listing import Snapshot, choose
 from registry.pull.retry import Retry
 from registry.pull.upstream import Token, Upstream
 
@@ -45,6 +46,7 @@ TRY_S: Final = 6.0
 PATIENCE_S: Final = 3.0
 """Longest rate limit that is waited out while a client waits, in seconds."""
 REMEMBERED: Final = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -81,10 +83,12 @@ class Asking:
         client: Upstream,
         state: MirrorState,
         rules: Sequence[MirrorRule],
+        admission: Admission,
         learnt: Callable[[Snapshot, Token], None],
     ) -> None:
         """``learnt`` is told of each snapshot that is new, with a token that may read it."""
         self._client, self._state, self._rules, self._learnt = client, state, rules, learnt
+        self._admission = admission
         self.stop = threading.Event()
         self._refused: Brief[tuple[str, ...], HeliosError] = Brief(REMEMBERED)
         self._allowed: Brief[tuple[str, ...], bool] = Brief(REMEMBERED)
@@ -94,6 +98,7 @@ class Asking:
         key = ("learn", str(repo), revision, caller.id)
         with self._remembering(key):
             snapshot, token = self._snapshot(repo, revision, caller)
+            self._admission.check_names(repo, [file.path for file in choose(snapshot.files)[0]])
             ref = None if is_commit(revision) else revision
             self._state.learn(snapshot, snapshot.restricted, ref, snapshot.commit, None)
         self._learnt(snapshot, token)
@@ -132,9 +137,7 @@ class Asking:
     def check(self, repo: RepoId, commit: str, path: str, caller: Caller) -> None:
         """Ask whether the caller may read a restricted repository; raises what the upstream says if not."""
         with self._remembering(("access", str(repo), caller.id)):
-            self._client.check_access(
-                repo, commit, path, self.stop, token=caller.as_token, retry=self._retry()
-            )
+            self._client.check_access(repo, commit, path, self.stop, token=caller.as_token, retry=self._retry())
         self._allowed.put((str(repo), caller.id), True, YES_S)
 
     def _snapshot(self, repo: RepoId, revision: str, caller: Caller) -> tuple[Snapshot, Token]:

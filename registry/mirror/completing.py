@@ -42,7 +42,7 @@ class Completing:
         if self._is_published(repo, commit):
             self._published(repo, commit)
         elif self._whole:
-            self._complete(snapshot, token)
+            self.complete(snapshot, token)
         else:
             self.track(snapshot, token)
 
@@ -59,7 +59,7 @@ class Completing:
                 if len(self._missing) > TRACKED:
                     self._missing.popitem(last=False)
         if not missing:
-            self._complete(snapshot, token)
+            self.complete(snapshot, token)
 
     def stored(self, repo: RepoId, file: RemoteFile, entry: FileEntry) -> None:
         """A download has ended well. Content of the Large File Storage counts for every repository."""
@@ -72,9 +72,10 @@ class Completing:
                         del self._missing[key]
                         done.append((snapshot, token))
         for snapshot, token in done:
-            self._complete(snapshot, token)
+            self.complete(snapshot, token)
 
-    def _complete(self, snapshot: Snapshot, token: Token) -> None:
+    def complete(self, snapshot: Snapshot, token: Token) -> None:
+        """Fetch what is missing, in the background, and publish the snapshot."""
         try:
             self._pulls.complete(snapshot, token)
         except HeliosError as error:  # too many pulls, or the registry ends: the next request tries again
@@ -99,4 +100,3 @@ class Completing:
         except (RepoNotFound, RevisionNotFound):
             return False
         return True
-

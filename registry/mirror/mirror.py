@@ -16,19 +16,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from helios.config import RegistrySettings
-from helios.errors import GatedRepo, HeliosError, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
+from helios.errors import GatedRepo, HeliosError, InvalidInput, NotFound, RepoNotFound, RevisionNotFound, Unavailable
 from helios.http.server import FilePart
 from helios.names import KINDS, RepoId, check_revision, is_commit
 from heliosfs.store.placement import PlacedBlob
 from registry.catalog import Catalog
 from registry.hub.paths import HubCall
 from registry.metadata.mirror import FollowedRef
+from registry.mirror.admitting import Admitting
 from registry.mirror.asking import NO_S, Asking, Caller, unavailable
 from registry.mirror.brief import Brief
 from registry.mirror.completing import Completing
 from registry.mirror.policy import Step, rule_for, step_for_ref
 from registry.mirror.state import Mirrored, MirrorState
-from registry.mirror.stream import parts
+from registry.mirror.stream import landed, parts
 from registry.pull.flight import Flight
 from registry.pull.setup import Pulling
 
@@ -43,6 +44,7 @@ RENEW_S: Final = 3.0
 THREADS: Final = 16
 """Questions to the upstream at a time."""
 DEFAULT_REVISION: Final = "main"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -64,7 +66,8 @@ class Mirror:
         self.state = MirrorState(catalog)
         self._completing = Completing(catalog, self.state, pulling.pulls, whole=settings.mirror_complete)
         pulling.flights.listen(self._completing.stored)
-        self._asking = Asking(self._client, self.state, self._rules, self._completing.learnt)
+        self._asking = Asking(self._client, self.state, self._rules, catalog.admission, self._completing.learnt)
+        self._admitting = Admitting(catalog)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mirror")
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, ...], Future[None]] = {}
@@ -130,9 +133,7 @@ class Mirror:
             records = [self._catalog.commit_record(repo, commit) for commit in commits]
         except (RepoNotFound, RevisionNotFound):
             return False
-        return bool(records) and all(
-            record.lineage.get("upstream") == self._client.lineage(repo) for record in records
-        )
+        return bool(records) and all(record.lineage.get("upstream") == self._client.lineage(repo) for record in records)
 
     async def _learn(self, plans: Sequence[Plan], caller: Caller) -> Plan | None:
         """Ask for the readings in turn; returns the one that the upstream knows, None when it must not be asked."""
@@ -141,10 +142,9 @@ class Mirror:
             if plan.step is not Step.LEARN:
                 continue
             if self._offline:
+                kind = RepoNotFound if self.state.restricted(plan.repo) is None else RevisionNotFound
                 what = f"the registry holds no {plan.repo.id}@{plan.revision}"
-                problem = problem or RevisionNotFound(f"{what}, and it is offline: {self._client.endpoint} is not asked")
-                if self.state.restricted(plan.repo) is None:
-                    problem = RepoNotFound(problem.message)
+                problem = problem or kind(f"{what}, and it is offline: {self._client.endpoint} is not asked")
                 continue
             key = ("learn", str(plan.repo), plan.revision, caller.id)
             work = functools.partial(self._asking.learn, plan.repo, plan.revision, caller)
@@ -241,22 +241,31 @@ class Mirror:
     def placed(self, found: Mirrored, path: str) -> PlacedBlob | None:
         """Where the store has a mirrored file; None when it does not yet."""
         sha256 = self.state.stored(found.snapshot.repo, found.files[path])
-        return None if sha256 is None else self._catalog.placed_blob(sha256)
+        if sha256 is None:
+            return None
+        self._admitting.check(found, path, sha256)
+        return self._catalog.placed_blob(sha256)
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
-    async def fetch(
-        self, found: Mirrored, path: str, authorization: str | None
-    ) -> tuple[Flight, PlacedBlob | None]:
+    async def fetch(self, found: Mirrored, path: str, authorization: str | None) -> tuple[Flight, PlacedBlob | None]:
         """The download of a file that is not here, begun or joined; and where it is, if it came a moment ago."""
         token = Caller.of(authorization).token if self.restricted(found.snapshot.repo) else None
-        return await asyncio.to_thread(self._fetch, found, path, token)
+        flight, placed = await asyncio.to_thread(self._fetch, found, path, token)
+        if self._admitting.whole_first(found, path):
+            if not await landed(flight, ANSWER_S):
+                raise Unavailable(f"{path} of {found.snapshot.repo.id} is served when it is whole and was looked at")
+            placed = await asyncio.to_thread(self.placed, found, path)
+        return flight, placed
 
     def _fetch(self, found: Mirrored, path: str, token: str | None) -> tuple[Flight, PlacedBlob | None]:
         if self._offline or not self._on:
             raise unavailable(self._client.endpoint, f"{path} is not here, and the registry does not fetch")
         snapshot = found.snapshot
-        self._completing.track(snapshot, token)
+        if self._catalog.admission.rule(snapshot.repo).signature == "ignore":
+            self._completing.track(snapshot, token)
+        else:
+            self._completing.complete(snapshot, token)
         flight = self._flights.join(snapshot.repo, snapshot.commit, found.files[path], token)
         return flight, None if flight.entry is None else self._catalog.placed_blob(flight.entry.sha256)
 
@@ -268,7 +277,7 @@ class Mirror:
 
     def followed(self) -> list[tuple[FollowedRef, str]]:
         """Every followed ref with its policy's name."""
-        out = []
+        out: list[tuple[FollowedRef, str]] = []
         for known in self.state.refs():
             repo = RepoId.from_canonical(known.repository)
             out.append((known, rule_for(self._rules, repo, known.ref).policy))
@@ -280,4 +289,3 @@ class Mirror:
         found = self.state.snapshot(repo, commit)
         if found is not None:
             self._completing.learnt(found.snapshot, None)
-

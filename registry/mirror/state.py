@@ -92,9 +92,7 @@ class MirrorState:
             raise RevisionNotFound(f"nothing is known of {repo.id}@{commit}")
         return mirrored(decode_listing(found[0]))
 
-    def learn(
-        self, snapshot: Snapshot, restricted: bool, ref: str | None, points_at: str, pending: str | None
-    ) -> None:
+    def learn(self, snapshot: Snapshot, restricted: bool, ref: str | None, points_at: str, pending: str | None) -> None:
         """Keep a listing and, with ``ref``, where that points now; in one transaction."""
         repo, now = snapshot.repo, self.now()
         with self._database.write() as connection:

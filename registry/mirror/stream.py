@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from helios.errors import Unavailable
@@ -20,6 +20,29 @@ PATIENCE_S: Final = 5.0
 """Longest rate limit that a client waits out with us before its first byte, in seconds."""
 
 
+async def landed(flight: Flight, wait_s: float) -> bool:
+    """Whether the flight ends within so many seconds."""
+    changed = asyncio.Event()
+    with flight.reading(0, waker(changed)), contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            while not flight.over:
+                changed.clear()
+                if not flight.over:
+                    await changed.wait()
+    return flight.over
+
+
+def waker(changed: asyncio.Event) -> Callable[[], None]:
+    """Sets the event of this loop from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody reads any more
+            loop.call_soon_threadsafe(changed.set)
+
+    return wake
+
+
 async def parts(flight: Flight, client: Upstream, start: int, stop: int) -> AsyncGenerator[FilePart, None]:
     """The bytes ``start`` to ``stop`` as parts of the partial file, in order, each as soon as it is here.
 
@@ -29,11 +52,7 @@ async def parts(flight: Flight, client: Upstream, start: int, stop: int) -> Asyn
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody reads any more
-            loop.call_soon_threadsafe(changed.set)
-
-    with flight.reading(start, wake) as reader:
+    with flight.reading(start, waker(changed)) as reader:
         at, until = start, loop.time() + FIRST_S
         while at < stop:
             changed.clear()  # before the look, so that nothing is missed

@@ -108,6 +108,15 @@ class Flight:
         self._idle_since = time.monotonic()
         self._waked = 0.0
 
+    @classmethod
+    def landed(
+        cls, client: Upstream, repo: RepoId, commit: str, file: RemoteFile, partial: Partial, entry: FileEntry
+    ) -> Flight:
+        """One for a file that the store has already."""
+        flight = cls(client, repo, commit, file, partial, threading.BoundedSemaphore(1), finish=True)
+        flight.entry = entry
+        return flight
+
     # --- for whoever wants the file ----------------------------------------------------------------------------------
 
     @property

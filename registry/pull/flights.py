@@ -75,7 +75,10 @@ class Flights:
         self._listeners.append(stored)
 
     def join(self, repo: RepoId, commit: str, file: RemoteFile, token: Token) -> Flight:
-        """The flight that brings this file: the one under way, or a new one. Raises Unavailable or NoSpace."""
+        """The flight that brings this file: the one under way, or a new one; one that is over where the store has it.
+
+        Raises Unavailable or NoSpace.
+        """
         key = _key(repo, file)
         with self._lock:
             if self._closed.is_set():
@@ -85,6 +88,9 @@ class Flights:
                 if len(self._flights) >= MOST:
                     raise Unavailable(f"{MOST} downloads are under way already", hint="Try again in a while.")
                 partial = self._spool.partial(repo, file)
+                entry = self._held(repo, file)
+                if entry is not None:
+                    return Flight.landed(self._client, repo, commit, file, partial, entry)
                 self._check_space(file, partial)
                 flight = Flight(self._client, repo, commit, file, partial, self._connections, finish=self._finish)
                 previous = self._flights.get(key)
@@ -115,6 +121,12 @@ class Flights:
                     return
             time.sleep(0.02)
         log.warning("downloads did not end in time", extra={"flights": len(flights)})
+
+    def _held(self, repo: RepoId, file: RemoteFile) -> FileEntry | None:
+        """The file, if the store has it: a flight may have ended since somebody looked."""
+        with self._database.read() as connection:
+            sha256 = file.sha256 or tables.find_downloads(connection, repo, [file.key]).get(file.key)
+        return None if sha256 is None else self._sessions.catalog.has_blob(sha256)
 
     def _check_space(self, file: RemoteFile, partial: Partial) -> None:
         need = {"store": file.size, "spool": max(0, file.size - partial.allocated)}

@@ -24,6 +24,7 @@ from registry.ingest.ingest import Ingest
 from registry.ingest.reader import FileSource
 from registry.metadata.database import Database
 from tests.support.hub_clients import VERSIONS, run_client
+from tests.support.mirrors import make_mirror
 
 FILES = {"config.json": b"{}", "a/model.safetensors.txt": b"x" * 100_000, **{f"many/{n:03}": b"" for n in range(40)}}
 
@@ -42,7 +43,7 @@ def endpoint(tmp_path_factory):
                 entries[path] = ingest.ingest(path, len(data), source).entry
         catalog.publish(RepoId.parse("org/m"), "main", entries, author="me", message="first")
         reader = stack.enter_context(contextlib.closing(VerifiedReader(store, metrics.verify_failures.inc)))
-        hub = HubRoute(catalog, reader, metrics)
+        hub = HubRoute(catalog, reader, make_mirror(stack, catalog, root), metrics)
         app = Starlette(routes=[Mount("/t/{tenant}", app=Router([hub])), hub])
         sock = stack.enter_context(contextlib.closing(listen_tcp("127.0.0.1", 0)))
         server = make_server(app)

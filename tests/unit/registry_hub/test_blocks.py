@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from registry.pull.blocks import BLOCK, LOOK, PIECE, Blocks
