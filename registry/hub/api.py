@@ -155,10 +155,10 @@ class HubRoute(BaseRoute):
         if placed is None and found.mirrored is not None:
             authorization = request.headers.get("authorization")
             flight, placed = await self._mirror.fetch(found.mirrored, found.call.path, authorization)
+        wanted = Wanted(str(found.repo), found.commit, found.call.path)
         if placed is None:
-            parts = self._mirror.stream(flight, answer.start, answer.stop)
+            parts = self._mirror.stream(flight, answer.start, answer.stop, self._reader, wanted)
         else:
-            wanted = Wanted(str(found.repo), found.commit, found.call.path)
             parts = self._reader.parts(placed, answer.start, answer.stop, wanted)
         return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
 

@@ -28,7 +28,7 @@ from helios.errors import (
 from helios.names import RepoId, is_commit
 from registry.admission.admission import Admission
 from registry.mirror.brief import Brief
-from registry.mirror.policy import after_answer, rule_for
+from registry.mirror.policy import Step, after_answer, rule_for, step_for_ref
 from registry.mirror.state import MirrorState
 from registry.pull.flight import again
 from registry.pull.listing import Snapshot, choose
@@ -41,7 +41,7 @@ NO_S: Final = 30.0
 """How long a refusal or "not found" is believed, in seconds."""
 YES_S: Final = 300.0
 """How long a caller's permission is believed, in seconds."""
-TRY_S: Final = 6.0
+TRY_S: Final = 4.0
 """How long one question is tried again while the upstream fails, in seconds."""
 PATIENCE_S: Final = 3.0
 """Longest rate limit that is waited out while a client waits, in seconds."""
@@ -96,18 +96,20 @@ class Asking:
     def learn(self, repo: RepoId, revision: str, caller: Caller) -> None:
         """Find out what the revision is and keep that. Raises what the client should be told."""
         key = ("learn", str(repo), revision, caller.id)
+        ref = None if is_commit(revision) else revision
+        if self._state.ref(repo, revision) is not None if ref else self._state.has_snapshot(repo, revision):
+            return  # somebody has learnt it since the caller looked
         with self._remembering(key):
             snapshot, token = self._snapshot(repo, revision, caller)
             self._admission.check_names(repo, [file.path for file in choose(snapshot.files)[0]])
-            ref = None if is_commit(revision) else revision
             self._state.learn(snapshot, snapshot.restricted, ref, snapshot.commit, None)
         self._learnt(snapshot, token)
 
     def renew(self, repo: RepoId, ref: str, caller: Caller) -> None:
         """Ask whether a followed ref has moved. Raises what went wrong; then nothing has changed."""
-        known = self._state.ref(repo, ref)
-        if known is None:
-            return
+        known, rule = self._state.ref(repo, ref), rule_for(self._rules, repo, ref)
+        if known is None or step_for_ref(rule, known, self._state.now()) is not Step.RENEW:
+            return  # somebody has asked since the caller looked
         was_restricted = self._state.restricted(repo) or False
         token: Token = (caller.token or None) if was_restricted else False
         with self._remembering(("renew", str(repo), ref)):
@@ -121,7 +123,7 @@ class Asking:
                 return
             snapshot = self._client.snapshot(repo, commit, self.stop, token=token, retry=self._retry())
             restricted = restricted or was_restricted
-            points_at, pending = after_answer(rule_for(self._rules, repo, ref), known, commit)
+            points_at, pending = after_answer(rule, known, commit)
             self._state.learn(snapshot, restricted, ref, points_at, pending)
         log.info(
             "an upstream ref has moved",

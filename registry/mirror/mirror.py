@@ -7,6 +7,7 @@ it, asking the upstream where that is needed, once for all who wait for the same
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -22,6 +23,7 @@ from helios.names import KINDS, RepoId, check_revision, is_commit
 from heliosfs.store.placement import PlacedBlob
 from registry.catalog import Catalog
 from registry.hub.paths import HubCall
+from registry.hub.verified import VerifiedReader, Wanted
 from registry.metadata.mirror import FollowedRef
 from registry.mirror.admitting import Admitting
 from registry.mirror.asking import NO_S, Asking, Caller, unavailable
@@ -30,7 +32,7 @@ from registry.mirror.completing import Completing
 from registry.mirror.policy import Step, rule_for, step_for_ref
 from registry.mirror.state import Mirrored, MirrorState
 from registry.mirror.stream import landed, parts
-from registry.pull.flight import Flight
+from registry.pull.flight import Flight, again
 from registry.pull.setup import Pulling
 
 log = logging.getLogger("helios.registry.mirror")
@@ -269,9 +271,21 @@ class Mirror:
         flight = self._flights.join(snapshot.repo, snapshot.commit, found.files[path], token)
         return flight, None if flight.entry is None else self._catalog.placed_blob(flight.entry.sha256)
 
-    def stream(self, flight: Flight, start: int, stop: int) -> AsyncGenerator[FilePart, None]:
-        """The bytes ``start`` to ``stop`` of a file that is coming, as they come."""
-        return parts(flight, self._client, start, stop)
+    def stream(
+        self, flight: Flight, start: int, stop: int, reader: VerifiedReader, wanted: Wanted
+    ) -> AsyncGenerator[FilePart, None]:
+        """The bytes ``start`` to ``stop`` of a file that is coming, as they come; from the store if it has just come."""
+
+        async def stored() -> AsyncGenerator[FilePart, None]:
+            entry = flight.entry
+            placed = None if entry is None else await asyncio.to_thread(self._catalog.placed_blob, entry.sha256)
+            if placed is None:
+                raise again(flight.error or Unavailable(f"{wanted.path} is gone again: ask once more"))
+            async with contextlib.aclosing(reader.parts(placed, start, stop, wanted)) as parts_:
+                async for part in parts_:
+                    yield part
+
+        return parts(flight, self._client, start, stop, stored)
 
     # --- what waits for approval -------------------------------------------------------------------------------------
 

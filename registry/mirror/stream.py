@@ -10,7 +10,7 @@ from typing import Final
 from helios.errors import Unavailable
 from helios.http.server import FilePart
 from registry.mirror.asking import unavailable
-from registry.pull.flight import Flight
+from registry.pull.flight import Flight, Landed
 from registry.pull.retry import limited
 from registry.pull.upstream import Upstream
 
@@ -23,7 +23,7 @@ PATIENCE_S: Final = 5.0
 async def landed(flight: Flight, wait_s: float) -> bool:
     """Whether the flight ends within so many seconds."""
     changed = asyncio.Event()
-    with flight.reading(0, waker(changed)), contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, Landed), flight.reading(0, waker(changed)):
         async with asyncio.timeout(wait_s):
             while not flight.over:
                 changed.clear()
@@ -43,16 +43,24 @@ def waker(changed: asyncio.Event) -> Callable[[], None]:
     return wake
 
 
-async def parts(flight: Flight, client: Upstream, start: int, stop: int) -> AsyncGenerator[FilePart, None]:
+async def parts(
+    flight: Flight, client: Upstream, start: int, stop: int, stored: Callable[[], AsyncGenerator[FilePart, None]]
+) -> AsyncGenerator[FilePart, None]:
     """The bytes ``start`` to ``stop`` as parts of the partial file, in order, each as soon as it is here.
 
-    Raises what the flight fails with; before the first part also RateLimited or UpstreamUnavailable when that takes too
+    ``stored`` gives the same bytes from the store, for a file that has just landed. Raises what the flight fails with; before the first part also RateLimited or UpstreamUnavailable when that takes too
     long. A reader that leaves changes nothing for others.
     """
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
-
-    with flight.reading(start, waker(changed)) as reader:
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(flight.reading(start, waker(changed)))
+        except Landed:
+            async with contextlib.aclosing(stored()) as kept:
+                async for part in kept:
+                    yield part
+            return
         at, until = start, loop.time() + FIRST_S
         while at < stop:
             changed.clear()  # before the look, so that nothing is missed

@@ -68,6 +68,10 @@ _numbers = itertools.count()
 Ingest = Callable[[Source], FileEntry]
 
 
+class Landed(Exception):
+    """The file is in the store: read it there."""
+
+
 class Relocated(Exception):
     """The place that the upstream redirected to does not serve the file any more; ask the upstream again."""
 
@@ -107,6 +111,7 @@ class Flight:
         self._wanted = 0
         self._idle_since = time.monotonic()
         self._waked = 0.0
+        self._ran = self._closed = False
 
     @classmethod
     def landed(
@@ -114,7 +119,7 @@ class Flight:
     ) -> Flight:
         """One for a file that the store has already."""
         flight = cls(client, repo, commit, file, partial, threading.BoundedSemaphore(1), finish=True)
-        flight.entry = entry
+        flight.entry, flight._closed = entry, True
         return flight
 
     # --- for whoever wants the file ----------------------------------------------------------------------------------
@@ -137,9 +142,14 @@ class Flight:
 
     @contextmanager
     def reading(self, offset: int, wake: Callable[[], None]) -> Iterator[Reader]:
-        """A reader from ``offset`` on; ``wake`` is called from any thread when there may be something new."""
+        """A reader from ``offset`` on; ``wake`` is called from any thread when there may be something new.
+
+        Raises Landed when the partial file has been let go.
+        """
         number = next(_numbers)
         with self._changed:
+            if self._closed:
+                raise Landed
             self._wanted += 1
             self._wakes[number] = wake
             self._blocks.want(number, offset)
@@ -152,6 +162,7 @@ class Flight:
                 del self._wakes[number]
                 self._blocks.want(number, None)
                 self._unwanted()
+                self._let_go()
 
     def wait(self, stop: threading.Event, advance: Callable[[int, int], None]) -> FileEntry:
         """Wait until the file is stored; ``advance`` hears (bytes here, attempt). Raises what the flight fails with."""
@@ -200,7 +211,7 @@ class Flight:
             entry = self._bring(ingest)
             stored(entry)
             self._end(entry, None)
-            self._partial.remove()
+            self._partial.unlink()
         except HeliosError as error:
             self._end(None, error)
         except Exception as error:
@@ -208,6 +219,14 @@ class Flight:
             self._end(None, HeliosError(f"the download of {self.file.path} broke: {error!r}"))
         finally:
             self._drain()
+            with self._changed:
+                self._ran = True
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the partial file when nobody reads it any more. With the lock held."""
+        if self._ran and not self._wakes and not self._closed:
+            self._closed = True
             self._partial.close()
 
     def _bring(self, ingest: Ingest) -> FileEntry:

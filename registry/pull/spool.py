@@ -141,6 +141,10 @@ class Partial:
     def remove(self) -> None:
         """Close and forget it."""
         self.close()
+        self.unlink()
+
+    def unlink(self) -> None:
+        """Forget it; whoever has it open may still read."""
         with guard(self.path):
             self._journal_path.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
