@@ -274,7 +274,7 @@ class Mirror:
     def stream(
         self, flight: Flight, start: int, stop: int, reader: VerifiedReader, wanted: Wanted
     ) -> AsyncGenerator[FilePart, None]:
-        """The bytes ``start`` to ``stop`` of a file that is coming, as they come; from the store if it has just come."""
+        """The bytes ``start`` to ``stop`` of a file that is coming, as they come; from the store if it just came."""
 
         async def stored() -> AsyncGenerator[FilePart, None]:
             entry = flight.entry

@@ -48,8 +48,9 @@ async def parts(
 ) -> AsyncGenerator[FilePart, None]:
     """The bytes ``start`` to ``stop`` as parts of the partial file, in order, each as soon as it is here.
 
-    ``stored`` gives the same bytes from the store, for a file that has just landed. Raises what the flight fails with; before the first part also RateLimited or UpstreamUnavailable when that takes too
-    long. A reader that leaves changes nothing for others.
+    ``stored`` gives the same bytes from the store, for a file that has just landed. Raises what the flight fails with;
+    before the first part also RateLimited or UpstreamUnavailable when that takes too long. A reader that leaves changes
+    nothing for others.
     """
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()

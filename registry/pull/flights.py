@@ -98,8 +98,10 @@ class Flights:
                 thread = threading.Thread(
                     target=self._run, args=(key, flight, previous), name=f"flight {file.path}"[:60], daemon=True
                 )
+                flight.add_token(token)
                 thread.start()
-        flight.add_token(token)
+            else:
+                flight.add_token(token)
         return flight
 
     def active(self, repo: RepoId) -> set[str]:

@@ -2,130 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import itertools
 import json
-import random
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.command import Command
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.registry import Running, running_registry
+from tests.support.mirror_site import BLOCK, MB, PIECE, Site, ask, fresh_files, fresh_name, mirror, sha, weights
 from tests.support.upstream import Fault, Upstream, rate_limited
-
-BLOCK = 1 << 20
-PIECE = 8 << 20
-MB = 1_000_000
-TTL_S = 1.0
-
-_numbers = itertools.count()
-
-
-def blob(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def weights(size: int) -> bytes:
-    """A safetensors file that no registry of this module has seen."""
-    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    return len(header).to_bytes(8, "little") + header + blob(next(_numbers), size)
-
-
-def fresh_files(size: int = 3 * MB) -> dict[str, bytes]:
-    number = next(_numbers)
-    return {
-        "README.md": f"# Grüße {number}\n".encode(),
-        "config.json": b'{"number": %d}\n' % number,
-        "model.safetensors": weights(size),
-        "empty": b"",
-    }
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def code(self) -> str | None:
-        return self.headers.get("x-error-code")
-
-
-def ask(url: str, path: str, method: str = "GET", token: str | None = None, timeout: float = 30, **headers) -> Answer:
-    """One request, whose body must have the length that the head says."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    if token is not None:
-        sent["authorization"] = f"Bearer {token}"
-    try:
-        connection.request(method, path, headers=sent)
-        answer = connection.getresponse()
-        return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
-    finally:
-        connection.close()
-
-
-@dataclass
-class Site:
-    """A registry that mirrors a Hub, and a repository that is new to it."""
-
-    hub: Upstream
-    registry: Running
-    helios: Command
-    repo: str
-    files: dict[str, bytes]
-
-    def commit(self, files=None, **options) -> str:
-        return self.hub.commit(self.repo, self.files if files is None else files, **options)
-
-    def get(self, path: str, revision: str = "main", **options) -> Answer:
-        return ask(self.registry.url, f"/{self.repo}/resolve/{revision}/{path}", **options)
-
-    def head(self, path: str, revision: str = "main", **options) -> Answer:
-        return self.get(path, revision, method="HEAD", **options)
-
-    def api(self, path: str = "", **options) -> Answer:
-        return ask(self.registry.url, f"/api/models/{self.repo}{path}", **options)
-
-    def native(self, path: str) -> Answer:
-        return ask(self.registry.url, f"/api/v1/{path}")
-
-    def held(self) -> dict[str, str]:
-        """The refs that nodes see; none as long as nothing is published."""
-        answer = self.native(f"refs?repo=models/{self.repo}")
-        return json.loads(answer.body)["refs"] if answer.status == 200 else {}
-
-
-RULES = [
-    {"repo": "pinned/*", "policy": "pin"},
-    {"repo": "slow/*", "ref": "main", "policy": "approve", "ttl_s": 0.5},
-    {"repo": "ours/*", "policy": "local"},
-    {"ttl_s": TTL_S},
-]
-
-
-@contextmanager
-def mirror(root, hub_url: str, **env: str) -> Iterator[tuple[Command, Running]]:
-    settings = {
-        "HELIOS_REGISTRY__UPSTREAM": hub_url,
-        "HELIOS_REGISTRY__MIRROR": "on",
-        "HELIOS_REGISTRY__PULL_STALL_S": "3",
-        "HELIOS_REGISTRY__MIRROR_RULES": json.dumps(RULES),
-    }
-    helios = Command(root, **(settings | env))
-    with running_registry(helios) as registry:
-        yield helios, registry
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +29,7 @@ def site(shared):
     hub = shared.hub
     with hub.lock:
         hub.seen, hub.faults, hub.bytes_per_s = [], [], None
-    yield replace(shared, repo=f"org/m{next(_numbers)}", files=fresh_files())
+    yield replace(shared, repo=fresh_name(), files=fresh_files())
     hub.faults, hub.bytes_per_s = [], None
     assert hub.violations == []
 
@@ -156,10 +45,6 @@ def alone(tmp_path):
 
         yield hub, open_
         assert hub.violations == []
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # --- what is answered ------------------------------------------------------------------------------------------------
@@ -243,7 +128,7 @@ def test_a_registry_behind_a_registry(site, tmp_path, wait_for):
 
 def test_xet_hashes_are_never_passed_on(site):
     for gated in (None, "hf_yes"):
-        site = replace(site, repo=f"org/m{next(_numbers)}", files=fresh_files())
+        site = replace(site, repo=fresh_name(), files=fresh_files())
         site.commit()
         held = site.hub.repos[f"models/{site.repo}"]
         held.masked_xet, held.gated, held.listed = True, gated, True
@@ -269,7 +154,7 @@ def test_what_is_published_here_is_never_looked_for_upstream(site, tmp_path):
     assert replace(site, repo="ours/secret-project").get("x").code == "RepoNotFound"
     assert site.hub.seen == []
     # And a push to a ref that was followed makes it one's own.
-    other = replace(site, repo=f"org/m{next(_numbers)}")
+    other = replace(site, repo=fresh_name())
     other.commit()
     assert other.get("config.json").body == site.files["config.json"]
     assert site.helios("push", str(tmp_path / "m"), other.repo) != mine
@@ -330,9 +215,9 @@ def test_bytes_stream_before_the_file_is_whole_and_leavers_stop_nobody(site, wai
     assert site.get("model.safetensors").body == data
 
 
-def test_a_file_that_nobody_wants_any_more_may_be_left(alone, monkeypatch):
+def test_a_file_that_nobody_wants_any_more_may_be_left(alone):
     """registry.mirror_finish = false is told to the downloads; what they do then is tested in test_flights.py."""
-    hub, open_ = alone
+    _, open_ = alone
     site = open_(HELIOS_REGISTRY__MIRROR_FINISH="false")
     site.commit()
     assert site.get("model.safetensors").body == site.files["model.safetensors"]
@@ -369,6 +254,7 @@ def test_a_killed_registry_goes_on_where_it_was(alone, wait_for):
 
 def test_truncation_5xx_and_a_308_on_the_way(site):
     commit = site.commit({**site.files, "big.safetensors": weights(20 * MB)})
+    files = site.hub.repos[f"models/{site.repo}"].commits[commit]
     path = f"/{site.repo}/resolve/{commit}/config.json"
     site.hub.faults = [
         Fault("/revision/", status=503),
@@ -379,7 +265,7 @@ def test_truncation_5xx_and_a_308_on_the_way(site):
     ]
     assert site.get("config.json").body == site.files["config.json"]
     big = site.get("big.safetensors")
-    assert (big.status, sha(big.body)) == (200, site.hub.repos[f"models/{site.repo}"].commits[commit]["big.safetensors"].sha256)
+    assert (big.status, sha(big.body)) == (200, files["big.safetensors"].sha256)
     assert site.hub.sent("^/repos/") <= 20 * MB + 200 + 4 * BLOCK
     assert all(fault.times == 0 for fault in site.hub.faults), "every fault has struck"
 
@@ -452,7 +338,7 @@ def test_a_rate_limit_is_obeyed_by_all_and_told_to_clients(alone):
     assert first.status == 429
     assert 50 <= int(first.headers["retry-after"]) <= 61
     assert "t=" in first.headers["ratelimit"]
-    other = replace(site, repo=f"org/m{next(_numbers)}")
+    other = replace(site, repo=fresh_name())
     other.commit()
     assert other.get("config.json").status == 429
     assert len(hub.seen) == 1, "nobody asks before the time is over"
@@ -461,7 +347,7 @@ def test_a_rate_limit_is_obeyed_by_all_and_told_to_clients(alone):
 def test_a_short_rate_limit_is_waited_out(site):
     site.commit()
     status, headers = rate_limited(1)
-    site.hub.faults = [Fault("/api/", status=status, headers=headers), Fault("^/repos/", status=status, headers=headers)]
+    site.hub.faults = [Fault(match, status=status, headers=headers) for match in ("/api/", "^/repos/")]
     assert site.get("model.safetensors").body == site.files["model.safetensors"]
 
 
@@ -469,7 +355,7 @@ def test_refusals_are_believed_for_a_while(site):
     for _ in range(5):
         assert site.head("x").code == "RepoNotFound"
     assert len(site.hub.requests("^/api/models")) == 1
-    missing = replace(site, repo=f"org/m{next(_numbers)}")
+    missing = replace(site, repo=fresh_name())
     missing.commit()
     for _ in range(3):
         assert missing.head("x", "v9").code == "RevisionNotFound"

@@ -354,9 +354,7 @@ class HubHandler(Handler):
             }
         )
 
-    def tree(
-        self, files: dict[str, HubFile], below: str, query: dict[str, list[str]], xet: str | None = None
-    ) -> None:
+    def tree(self, files: dict[str, HubFile], below: str, query: dict[str, list[str]], xet: str | None = None) -> None:
         first = int(query.get("cursor", ["0"])[0])
         items = [f.as_tree_item(p, xet) for p, f in sorted(files.items()) if not below or p.startswith(f"{below}/")]
         headers = {}
