@@ -87,6 +87,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(pulling.close)
         mirror = Mirror(config.registry, catalog, pulling)
         stack.callback(mirror.close)
+        if not embedded:
+            mirror.warm()
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)

@@ -75,6 +75,11 @@ class Mirror:
         self._shared: dict[tuple[str, ...], Future[None]] = {}
         self._stale: Brief[tuple[str, str], str] = Brief(4096)
 
+    def warm(self) -> None:
+        """Import what the first question needs, in the background."""
+        if self._on and not self._offline:
+            self._threads.submit(lambda: self._client.has_token)
+
     def close(self) -> None:
         """Stop asking. Questions under way end with their requests' deadlines."""
         self._asking.stop.set()

@@ -176,9 +176,7 @@ class Upstream:
     @property
     def has_token(self) -> bool:
         """Whether the registry has a token of its own."""
-        import huggingface_hub
-
-        return bool(huggingface_hub.get_token())
+        return "authorization" in self.headers(None)
 
     def headers(self, token: Token) -> dict[str, str]:
         """User agent and, where there is one, the token."""
