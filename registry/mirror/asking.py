@@ -30,7 +30,7 @@ from registry.admission.admission import Admission
 from registry.mirror.brief import Brief
 from registry.mirror.policy import Step, after_answer, rule_for, step_for_ref
 from registry.mirror.state import MirrorState
-from registry.pull.flight import again
+from registry.pull.faults import again
 from registry.pull.listing import Snapshot, choose
 from registry.pull.retry import Retry
 from registry.pull.upstream import Token, Upstream

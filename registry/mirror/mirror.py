@@ -32,7 +32,8 @@ from registry.mirror.completing import Completing
 from registry.mirror.policy import Step, rule_for, step_for_ref
 from registry.mirror.state import Mirrored, MirrorState
 from registry.mirror.stream import landed, parts
-from registry.pull.flight import Flight, again
+from registry.pull.faults import again
+from registry.pull.flight import Flight
 from registry.pull.setup import Pulling
 
 log = logging.getLogger("helios.registry.mirror")

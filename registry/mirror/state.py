@@ -16,6 +16,7 @@ from registry.metadata import content
 from registry.metadata import mirror as tables
 from registry.metadata.mirror import FollowedRef
 from registry.mirror.brief import Brief
+from registry.pull.known import stored_regular
 from registry.pull.listing import RemoteFile, Snapshot, choose, decode_listing, encode_listing
 
 MEMORY_S: Final = 2.0
@@ -141,18 +142,15 @@ class MirrorState:
 
     def stored(self, repo: RepoId, file: RemoteFile) -> str | None:
         """The sha256 under which the store holds the file, or None when it does not."""
-        with self._database.read() as connection:
-            sha256 = file.sha256 or tables.find_downloads(connection, repo, [file.key]).get(file.key)
-            known = None if sha256 is None else content.find_blob(connection, self._catalog.domain, sha256)
-        return None if known is None else known.sha256
+        sha256 = file.sha256 or stored_regular(self._catalog, repo, [file]).get(file.key)
+        return None if sha256 is None or self._catalog.has_blob(sha256) is None else sha256
 
     def missing(self, snapshot: Snapshot) -> set[str]:
         """Contents of the snapshot that the store does not hold."""
         wanted, _ = choose(snapshot.files)
+        known = stored_regular(self._catalog, snapshot.repo, [file for file in wanted if not file.lfs])
+        digests = {file.key: file.sha256 or known.get(file.key, "") for file in wanted}
         with self._database.read() as connection:
-            regular = [file.key for file in wanted if not file.lfs]
-            known = tables.find_downloads(connection, snapshot.repo, regular)
-            digests = {file.key: file.sha256 or known.get(file.key, "") for file in wanted}
             held = content.find_blobs(connection, self._catalog.domain, filter(None, digests.values()))
         return {key for key, sha256 in digests.items() if sha256 not in held}
 

@@ -68,3 +68,10 @@ def of_transport(error: HeliosError, where: Where) -> Transient:
     """A connection that was not made, broke or stalled."""
     timed_out = type(error) is DeadlineExceeded
     return Transient(f"{where}: {error.message}"[:300], timed_out=timed_out)
+
+
+def again(error: HeliosError) -> HeliosError:
+    """The error for one more person: an exception raised in several threads would collect their tracebacks."""
+    copy = type(error)(error.message, hint=error.hint, code=error.code)
+    copy.__dict__.update({k: v for k, v in vars(error).items() if not k.startswith("__")})
+    return copy.with_traceback(None)

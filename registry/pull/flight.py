@@ -4,9 +4,9 @@
                                     |
                                     +-------------> ingest: hashes and stores; its end is what verifies the file
 
-The flight's own thread ingests: of a large file while it comes, in order; of a small one when it is whole. Only when
-the ingest has returned, the hash is right and the last block is let go. Wrong bytes are thrown away and everything is
-fetched once more; wrong again, the flight fails.
+The flight's own thread ingests: a large file in order while the last of it comes, a small one when it is whole. Only
+when the ingest has returned, the hash is right and the last block is let go. Wrong bytes are thrown away and everything
+is fetched once more; wrong again, the flight fails.
 
 ``_changed`` guards all state but the bytes. It is held for a few instructions, never while anything is read, written
 or waited for; the journal of blocks is written after the state says so, by the thread that brought them.
@@ -14,34 +14,30 @@ or waited for; the journal of blocks is written after the state says so, by the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final
+from typing import Final
 
 from helios.errors import (
     DeadlineExceeded,
-    Forbidden,
     HeliosError,
     IntegrityError,
     InvalidInput,
-    NotFound,
     Unavailable,
 )
-from helios.http.response import Response
 from helios.names import RepoId
 from heliosfs.store.manifest import FileEntry
 from registry.ingest import Source
 from registry.pull import faults, upstream
 from registry.pull.blocks import PIECE, Blocks, Span
+from registry.pull.faults import again
 from registry.pull.listing import RemoteFile
-from registry.pull.origins import Target
+from registry.pull.reading import FlightSource, Reader, View
+from registry.pull.remote import FLUSH_S, Relocated, Remote
 from registry.pull.retry import Retry, Transient
 from registry.pull.spool import Partial
 from registry.pull.upstream import Stopped, Token, Upstream
@@ -51,18 +47,13 @@ log = logging.getLogger("helios.registry.pull")
 
 BUFFER: Final = 256 << 10
 """Bytes that a worker collects before it writes them."""
-FLUSH_S: Final = 0.05
-"""It writes sooner when they come slowly."""
 TRIES: Final = 2
 """Times a file is fetched whole when its bytes turn out wrong."""
-TOKENS: Final = 8
-"""Callers' tokens that a flight remembers: one may be refused where another is not."""
+NEAR_S: Final = 60.0
+"""A large file is ingested from when the rest of it is expected within so many seconds."""
 IDLE_S: Final = 30.0
 """A flight that need not finish ends when nobody has wanted it for so long, in seconds."""
-XET_ONLY: Final = 50 * 1000**3
-"""The Hub's CDN refuses larger files over plain HTTP; mirrors and other registries need not."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)\Z")
 _numbers = itertools.count()
 
 Ingest = Callable[[Source], FileEntry]
@@ -70,10 +61,6 @@ Ingest = Callable[[Source], FileEntry]
 
 class Landed(Exception):
     """The file is in the store: read it there."""
-
-
-class Relocated(Exception):
-    """The place that the upstream redirected to does not serve the file any more; ask the upstream again."""
 
 
 class Flight:
@@ -89,6 +76,7 @@ class Flight:
         connections: threading.BoundedSemaphore,
         *,
         finish: bool,
+        fetched: Callable[[int], object] = lambda count: None,
     ) -> None:
         self.repo, self.commit, self.file = repo, commit, file
         self.entry: FileEntry | None = None
@@ -97,7 +85,7 @@ class Flight:
         self.ended = threading.Event()
         """Its thread has let go of everything."""
         self._client, self._partial, self._connections, self._finish = client, partial, connections, finish
-        self._where = faults.Where(client.endpoint, repo, commit, file.path)
+        self._remote = Remote(client, repo, commit, file)
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._blocks = Blocks(file.size)
@@ -105,12 +93,12 @@ class Flight:
         self._retry = Retry(client.stall_s)
         self._width = Width(time.monotonic())
         self._workers = 0
-        self._tokens: list[Token] = []
-        self._location: Target | None = None
         self._wakes: dict[int, Callable[[], None]] = {}
         self._wanted = 0
         self._idle_since = time.monotonic()
         self._waked = 0.0
+        self._fetched = fetched
+        self._came, self._came_since = 0, time.monotonic()
         self._ran = self._closed = False
 
     @classmethod
@@ -136,9 +124,7 @@ class Flight:
 
     def add_token(self, token: Token) -> None:
         """The bytes may be fetched with this token."""
-        with self._changed:
-            if token not in self._tokens:
-                self._tokens = [token, *self._tokens][:TOKENS]
+        self._remote.add_token(token)
 
     @contextmanager
     def reading(self, offset: int, wake: Callable[[], None]) -> Iterator[Reader]:
@@ -164,6 +150,19 @@ class Flight:
                 self._unwanted()
                 self._let_go()
 
+    def view(self, number: int, offset: int, attempt: int | None) -> View | None:
+        """What a reader that needs ``offset`` may read now, None when nothing yet; raises what the flight fails with.
+
+        ``attempt`` is the one whose file the reader has.
+        """
+        with self._changed:
+            if self.error is not None:
+                raise again(self.error)
+            self._blocks.want(number, offset)
+            if not self._opened or (end := self._blocks.ready(offset)) <= offset:
+                return None
+            return View(self.attempt, end, None if attempt == self.attempt else self._partial.duplicate())
+
     def wait(self, stop: threading.Event, advance: Callable[[int, int], None]) -> FileEntry:
         """Wait until the file is stored; ``advance`` hears (bytes here, attempt). Raises what the flight fails with."""
         told = None
@@ -188,10 +187,6 @@ class Flight:
         finally:
             with self._changed:
                 self._unwanted()
-
-    def give_up(self) -> None:
-        """It never came to run."""
-        self._end(None, Stopped())
 
     def stop(self) -> None:
         """End it soon; what is here stays in the spool."""
@@ -237,6 +232,8 @@ class Flight:
             try:
                 if self.file.size <= PIECE:
                     self._until_whole()
+                else:
+                    self._until_near()
                 return ingest(FlightSource(self))
             except (IntegrityError, InvalidInput) as error:
                 if self.error is not None:
@@ -259,9 +256,10 @@ class Flight:
                         hint="Nothing was published. Try again later, or tell whoever runs the upstream.",
                     ) from error
                 self._partial.open()
+                self._remote.move()
                 with self._changed:
                     self._blocks = self._blocks.again(())
-                    self._location, self._opened, self.attempt = None, True, attempt + 1
+                    self._opened, self.attempt = True, attempt + 1
                     self._notify()
         raise AssertionError("unreachable")
 
@@ -282,6 +280,21 @@ class Flight:
             while not self._blocks.whole:
                 self._check()
                 self._changed.wait(0.2)
+
+    def _until_near(self) -> None:
+        """Wait until the rest will be here soon: an ingest keeps others from cleaning the store, so it is short."""
+        with self._changed:
+            while not self._blocks.whole:
+                self._check()
+                passed = max(time.monotonic() - self._came_since, 0.01)
+                if self.file.size - self._blocks.here < NEAR_S * self._came / passed:
+                    return
+                self._changed.wait(0.2)
+
+    def check(self) -> None:
+        """Raise what ends the flight, if something does."""
+        with self._changed:
+            self._check()
 
     def _check(self) -> None:
         """Raise what ends the flight, if something does. With the lock held."""
@@ -307,13 +320,11 @@ class Flight:
 
     def _as_listed(self) -> bool:
         """Whether the downloaded bytes have the hash that the upstream lists."""
-        file, offset = self.file, 0
-        digest = hashlib.sha256() if file.lfs else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-        buffer = memoryview(bytearray(1 << 20))
-        while offset < file.size and (count := self._partial.read_into(buffer, offset)):
+        digest, buffer, offset = self.file.hasher(), memoryview(bytearray(1 << 20)), 0
+        while offset < self.file.size and (count := self._partial.read_into(buffer, offset)):
             digest.update(buffer[:count])
             offset += count
-        return digest.hexdigest() == (file.sha256 or file.git_oid)
+        return digest.hexdigest() == (self.file.sha256 or self.file.git_oid)
 
     # --- workers -----------------------------------------------------------------------------------------------------
 
@@ -361,7 +372,7 @@ class Flight:
             upstream.sleep(0, self._stop)
         problem: Transient | None = None
         try:
-            self._fetch(span, buffer)
+            self._remote.fetch(span, buffer, self._write, self._stop)
         except Relocated:
             return
         except Transient as error:
@@ -369,7 +380,7 @@ class Flight:
         except (Unavailable, DeadlineExceeded) as error:
             if type(error) not in (Unavailable, DeadlineExceeded) or error.hint is not None:
                 raise
-            problem = faults.of_transport(error, self._where)
+            problem = faults.of_transport(error, self._remote.where)
         finally:
             self._connections.release()
         if problem is None:
@@ -382,83 +393,12 @@ class Flight:
         log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
         upstream.sleep(delay, self._stop)
 
-    def _fetch(self, span: Span, buffer: memoryview) -> None:
-        with self._changed:
-            known, token = self._location, self._tokens[0] if self._tokens else None
-        partly = span.start > 0 or span.stop < self.file.size
-        headers = {"range": f"bytes={span.start}-{span.stop - 1}"} if partly else {}
-        target = known or self._client.file_target(self.repo, self.commit, self.file.path)
-        response, at = self._client.open(target, token, headers, upstream.TIMEOUT_S)
-        with response:
-            if response.status >= 400:
-                self._refused(response, known, token)
-            self._check_head(response, span, partly)
-            with self._changed:
-                self._location = None if self._client.origins.trusted(at.origin) else at
-            self._receive(response, span, buffer)
-        if span.at < span.stop and not self._stop.is_set():
-            raise Transient(
-                f"{self._where}: the answer ended after {span.at - span.start} of {span.stop - span.start} bytes"
-            )
-
-    def _refused(self, response: Response, known: Target | None, token: Token) -> None:
-        """Raises what an error status means."""
-        status = response.status
-        if known is not None and status not in faults.PASSING:
-            with self._changed:
-                if self._location == known:
-                    self._location = None
-            raise Relocated  # a signed URL ends after a while
-        if status == 416:
-            raise Transient(
-                f"{self._where}: the upstream says that it has fewer bytes than the {self.file.size} it lists"
-            )
-        found = faults.of_status(status, response.headers, self._where, time.time())
-        if isinstance(found, Forbidden | NotFound):
-            with self._changed:
-                if token in self._tokens and len(self._tokens) > 1:
-                    self._tokens.remove(token)
-                    raise Relocated  # another caller's token may do
-        if self.file.size > XET_ONLY and isinstance(found, HeliosError):
-            found.hint = "The Hub serves files over 50 GB through Xet alone, which is not supported yet."
-        raise found
-
-    def _check_head(self, response: Response, span: Span, partly: bool) -> None:
-        """Raise Transient unless the body is what was asked for."""
-        length = response.headers.get("content-length")
-        wanted = str(span.stop - span.start)
-        if length not in (None, wanted) and (response.status == 206 or not partly):
-            raise Transient(f"{self._where}: the upstream sends {length} bytes, {wanted} were expected")
-        if not partly:
-            return
-        if response.status != 206:
-            raise Transient(f"{self._where}: the upstream ignores ranges (status {response.status})")
-        found = _CONTENT_RANGE.match(response.headers.get("content-range") or "")
-        if found is None or int(found[1]) != span.start or found[2] not in ("*", str(self.file.size)):
-            raise Transient(f"{self._where}: the upstream answered another range than was asked for")
-
-    def _receive(self, response: Response, span: Span, buffer: memoryview) -> None:
-        filled, since = 0, time.monotonic()
-        try:
-            while (room := min(len(buffer), span.stop - span.at)) and not self._stop.is_set():
-                count = response.read_ready(buffer[filled:room])
-                if not count:
-                    return
-                filled += count
-                now = time.monotonic()
-                if filled == room or now - since > FLUSH_S:
-                    self._write(span, buffer[:filled], now)
-                    filled, since = 0, now
-                    response.extend(upstream.TIMEOUT_S)
-        finally:
-            if filled and not self._stop.is_set():
-                self._write(span, buffer[:filled], time.monotonic())
-
     def _write(self, span: Span, data: memoryview, now: float) -> None:
         self._partial.write(data, span.at)
         with self._changed:
             numbers = list(self._blocks.advance(span, span.at + len(data)))
             self._retry.progress()
+            self._came += len(data)
             before = self._width.now_open
             self._width.arrived(len(data), now)
             if self._width.now_open > before:
@@ -466,6 +406,7 @@ class Flight:
             if numbers or now - self._waked > FLUSH_S:
                 self._notify()
         self._partial.done(numbers)
+        self._fetched(len(data))
 
     def _notify(self) -> None:
         """Wake everybody. With the lock held."""
@@ -477,59 +418,3 @@ class Flight:
     def _unwanted(self) -> None:
         self._wanted -= 1
         self._idle_since = time.monotonic()
-
-
-class Reader:
-    """One reader's view of a flight. Used on the event loop."""
-
-    def __init__(self, flight: Flight, number: int) -> None:
-        self._flight, self._number = flight, number
-        self._attempt: int | None = None
-        self._file: BinaryIO | None = None
-
-    def ready(self, offset: int, begun: bool) -> tuple[BinaryIO, int] | None:
-        """A file, and up to where its bytes from ``offset`` on may be sent; None when none may yet.
-
-        ``begun``: some were sent already, so that what comes must be of the same attempt. Raises what the flight fails
-        with.
-        """
-        flight = self._flight
-        with flight._changed:
-            if flight.error is not None:
-                raise again(flight.error)
-            blocks = flight._blocks
-            blocks.want(self._number, offset)
-            if not flight._opened or (end := blocks.ready(offset)) <= offset:
-                return None
-            if flight.attempt != self._attempt:
-                if begun:
-                    raise IntegrityError(f"{flight.file.path}: the upstream sent wrong bytes; ask again")
-                self.close()
-                self._file = os.fdopen(flight._partial.duplicate(), "rb", buffering=0)
-                self._attempt = flight.attempt
-            assert self._file is not None
-            return self._file, end
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class FlightSource:
-    """The flight's bytes in order, as an ingest's source."""
-
-    def __init__(self, flight: Flight) -> None:
-        self._flight, self._offset = flight, 0
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = self._flight.read_into(buffer, self._offset)
-        self._offset += count
-        return count
-
-
-def again(error: HeliosError) -> HeliosError:
-    """The error for one more person: an exception raised in several threads would collect their tracebacks."""
-    copy = type(error)(error.message, hint=error.hint, code=error.code)
-    copy.__dict__.update({k: v for k, v in vars(error).items() if not k.startswith("__")})
-    return copy.with_traceback(None)

@@ -1,8 +1,9 @@
 """The downloads under way: one for each content, however many want it.
 
 A file of the Large File Storage is known by its sha256, so all repositories share its download; a regular file only by
-its git oid, which is a sha1 and not believed across repositories. Each flight has a thread of its own; a few large
-files and a few small ones are on their way at a time, so that a tokenizer never waits for weights.
+its git oid, which is a sha1 and not believed across repositories. Each flight has a thread of its own. All are fetched
+at the same time, over a bounded number of connections; a few large files and a few small ones are ingested at a time,
+so that a tokenizer never waits for weights.
 
 All ingests of one busy time share a session of the store, which ends when nothing is under way. What it stored is
 written down (``downloads``) before, so that it stays until a commit holds it.
@@ -24,6 +25,7 @@ from registry.metadata import mirror as tables
 from registry.metadata.database import Database
 from registry.pull.blocks import PIECE
 from registry.pull.flight import Flight
+from registry.pull.known import stored_regular
 from registry.pull.listing import RemoteFile
 from registry.pull.spool import Partial, Spool
 from registry.pull.upstream import Token, Upstream
@@ -32,10 +34,10 @@ from registry.sessions import Session, Sessions
 log = logging.getLogger("helios.registry.pull")
 
 LARGE: Final = 8
-"""Large files on their way at a time: each holds buffers of the ingest."""
+"""Large files that are ingested at a time: each holds buffers."""
 SMALL: Final = 16
 MOST: Final = 2000
-"""Flights that may be under way or wait for their turn, each with a thread."""
+"""Flights that may be under way, each with a thread."""
 SLACK: Final = 64 << 20
 """Bytes that stay free on a disk that downloads are written to."""
 CLOSE_S: Final = 3.0
@@ -57,12 +59,13 @@ class Flights:
         connections: int,
         finish: bool,
         free_bytes: FreeBytes,
+        fetched: Callable[[int], object] = lambda count: None,
     ) -> None:
-        """``finish``: go on when nobody wants a file any more; ``free_bytes`` tells the bytes free on ``spool`` and
-        ``store``; one key, ``both``, when they share a disk."""
+        """``fetched`` is told of bytes that came; ``finish``: go on when nobody wants a file any more; ``free_bytes``
+        tells the bytes free on ``spool`` and ``store``; one key, ``both``, when they share a disk."""
         self._client, self._database, self._sessions, self._spool = client, database, sessions, spool
         self._connections = threading.BoundedSemaphore(connections)
-        self._finish, self.free_bytes = finish, free_bytes
+        self._finish, self.free_bytes, self._fetched = finish, free_bytes, fetched
         self._slots = {False: threading.BoundedSemaphore(SMALL), True: threading.BoundedSemaphore(LARGE)}
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
@@ -92,7 +95,16 @@ class Flights:
                 if entry is not None:
                     return Flight.landed(self._client, repo, commit, file, partial, entry)
                 self._check_space(file, partial)
-                flight = Flight(self._client, repo, commit, file, partial, self._connections, finish=self._finish)
+                flight = Flight(
+                    self._client,
+                    repo,
+                    commit,
+                    file,
+                    partial,
+                    self._connections,
+                    finish=self._finish,
+                    fetched=self._fetched,
+                )
                 previous = self._flights.get(key)
                 self._flights[key] = flight
                 thread = threading.Thread(
@@ -126,9 +138,9 @@ class Flights:
 
     def _held(self, repo: RepoId, file: RemoteFile) -> FileEntry | None:
         """The file, if the store has it: a flight may have ended since somebody looked."""
-        with self._database.read() as connection:
-            sha256 = file.sha256 or tables.find_downloads(connection, repo, [file.key]).get(file.key)
-        return None if sha256 is None else self._sessions.catalog.has_blob(sha256)
+        catalog = self._sessions.catalog
+        sha256 = file.sha256 or stored_regular(catalog, repo, [file]).get(file.key)
+        return None if sha256 is None else catalog.has_blob(sha256)
 
     def _check_space(self, file: RemoteFile, partial: Partial) -> None:
         need = {"store": file.size, "spool": max(0, file.size - partial.allocated)}
@@ -143,18 +155,8 @@ class Flights:
     def _run(self, key: str, flight: Flight, previous: Flight | None) -> None:
         if previous is not None:
             previous.ended.wait()  # it may still be closing the partial file
-        slots = self._slots[flight.file.size > PIECE]
         try:
-            while not slots.acquire(timeout=0.2):
-                if self._closed.is_set():
-                    break
-            else:
-                try:
-                    flight.run(lambda source: self._ingest(flight, source), lambda entry: self._stored(flight, entry))
-                finally:
-                    slots.release()
-                return
-            flight.give_up()
+            flight.run(lambda source: self._ingest(flight, source), lambda entry: self._stored(flight, entry))
         finally:
             with self._lock:
                 if self._flights.get(key) is flight:
@@ -167,10 +169,15 @@ class Flights:
                 session.close()
 
     def _ingest(self, flight: Flight, source: Source) -> FileEntry:
-        file = flight.file
-        blob = self._shared().ingest(
-            file.path, file.size, source, lfs=file.lfs, expect_sha256=file.sha256, expect_git_oid=file.git_oid
-        )
+        file, slots = flight.file, self._slots[flight.file.size > PIECE]
+        while not slots.acquire(timeout=0.2):
+            flight.check()
+        try:
+            blob = self._shared().ingest(
+                file.path, file.size, source, lfs=file.lfs, expect_sha256=file.sha256, expect_git_oid=file.git_oid
+            )
+        finally:
+            slots.release()
         return blob.entry
 
     def _shared(self) -> Session:

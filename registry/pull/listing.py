@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Mapping
@@ -44,6 +45,10 @@ class RemoteFile:
     def key(self) -> str:
         """Names the content, for a partial download."""
         return f"sha256-{self.sha256}" if self.sha256 is not None else f"git-{self.git_oid}"
+
+    def hasher(self) -> hashlib._Hash:
+        """Of the content, to be compared with ``sha256`` or, without one, ``git_oid``."""
+        return hashlib.sha256() if self.lfs else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
-from helios.errors import IntegrityError, NoSpace, RepoNotFound
-from helios.names import RepoId
+from helios.errors import IntegrityError, NoSpace
 from heliosfs.store.manifest import FileEntry
 from registry.catalog import Catalog
-from registry.metadata import mirror as tables
 from registry.pull.flights import SLACK, Flights
+from registry.pull.known import stored_regular
 from registry.pull.listing import RemoteFile, Snapshot, choose
 from registry.pull.progress import Progress
 from registry.pull.spool import Spool
@@ -95,28 +94,16 @@ class Puller:
     def _reuse(self, work: Work, files: list[RemoteFile]) -> list[RemoteFile]:
         """Take what is held already; returns the rest."""
         repo = work.snapshot.repo
-        known = self._regular_files(repo)
-        with self._catalog.database.read() as connection:
-            keys = {file.key: file.git_oid for file in files if not file.lfs and file.git_oid not in known}
-            known |= {keys[key]: sha for key, sha in tables.find_downloads(connection, repo, list(keys)).items()}
+        known = stored_regular(self._catalog, repo, [file for file in files if not file.lfs])
         missing = []
         for file in files:
-            sha256 = file.sha256 or known.get(file.git_oid)
+            sha256 = file.sha256 or known.get(file.key)
             entry = None if sha256 is None else work.session.reuse(sha256)
             if entry is None:
                 missing.append(file)
             else:
                 work.done(file, entry)
         return missing
-
-    def _regular_files(self, repo: RepoId) -> dict[str, str]:
-        """Git oid -> sha256 of the repository's own regular files: a sha1 is not believed across repositories."""
-        try:
-            commits = set(self._catalog.refs(repo).values())
-        except RepoNotFound:
-            return {}
-        entries = [entry for commit in commits for entry in self._catalog.manifest(repo, commit).files.values()]
-        return {entry.git_oid: entry.sha256 for entry in entries if not entry.lfs}
 
     def _check_space(self, work: Work, missing: list[RemoteFile]) -> None:
         """Raise NoSpace when what is missing will not fit, before anything is downloaded.

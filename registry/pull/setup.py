@@ -73,6 +73,7 @@ def make_pulling(
         connections=settings.pull_connections,
         finish=settings.mirror_finish,
         free_bytes=free_bytes,
+        fetched=metrics.fetched_bytes.inc,
     )
     with contextlib.ExitStack() as undo:
         undo.callback(upstream.close)

@@ -32,8 +32,10 @@ log = logging.getLogger("helios.registry.pull")
 
 TIMEOUT_S: Final = 20.0
 """Longest wait for an answer's head, or for the next bytes of one; then the attempt has failed."""
-MAX_JSON: Final = 256 << 20
-"""Longest answer in bytes: a listing of more files than a manifest may have."""
+MAX_JSON: Final = 64 << 20
+"""Longest answer in bytes."""
+MAX_FILES: Final = 200_000
+"""Most files of a listing: more than a manifest may have."""
 AGENT: Final = "helios"
 
 _NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*\brel="?next"?')
@@ -208,6 +210,7 @@ class Upstream:
     ) -> Iterator[RemoteFile]:
         where = faults.Where(self.endpoint, repo, revision)
         target = self._target(f"/api/{repo.kind}/{repo.id}/tree/{quote(revision, safe='')}?recursive=true")
+        pages = 0
         while True:
             items, answer = self._json(target, where, stop, token, retry)
             if not isinstance(items, list):
@@ -215,6 +218,9 @@ class Upstream:
             for item in items:
                 if isinstance(item, dict) and item.get("type") == "file":
                     yield _from_tree(item)
+            pages += 1
+            if pages * max(len(items), 100) > MAX_FILES:
+                raise IntegrityError(f"{where}: a listing of more than {MAX_FILES} files, or without an end")
             following = _NEXT.search(answer.headers.get("link") or "")
             if following is None:
                 return

@@ -18,6 +18,7 @@ from registry.pull import flights as flights_module
 from registry.pull import retry
 from registry.pull.flight import Flight
 from registry.pull.flights import SLACK, Flights
+from registry.pull.remote import Remote
 from registry.pull.setup import kept_blobs
 from registry.pull.spool import Spool
 from registry.pull.upstream import Stopped
@@ -183,6 +184,6 @@ def test_a_signed_url_that_ends_is_asked_for_again(hub, make):
 
 def test_an_unexpected_error_ends_the_flight_and_is_logged(hub, make, monkeypatch, expected_log_errors):
     expected_log_errors("a range broke")
-    monkeypatch.setattr(Flight, "_check_head", lambda *args: 1 / 0)
+    monkeypatch.setattr(Remote, "_check_head", lambda *args: 1 / 0)
     with pytest.raises(Exception, match="ZeroDivisionError"):
         finish(make().join("big.dat"))
