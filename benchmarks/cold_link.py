@@ -55,7 +55,7 @@ from heliosfs.store.placement import Placement
 
 REPO = RepoId.parse("bench/model")
 NAME = "model.bin"
-"""A weight file: opening it starts the fill. Its chunks are a plain grid, as the bare client of fill.py expects."""
+"""A weight file: opening it starts the fill. It is cut plainly, as the bare client of fill.py expects."""
 PORT = 8080
 CONNECTIONS = MountSettings().connections
 TARGETS = {"shaped": 0.9, "unshaped": 0.8, "byte_s": 0.05}
@@ -112,7 +112,7 @@ except OSError:
 
 
 def make_file(directory: Path, size: int) -> int:
-    """Random bytes: not safetensors, so that they are cut on a plain grid. Returns how many there are."""
+    """Random bytes: not safetensors, so that they are cut plainly. Returns how many there are."""
     directory.mkdir()
     with (directory / NAME).open("wb") as file:
         for _ in range(size // CHUNK):

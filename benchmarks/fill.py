@@ -67,7 +67,7 @@ def origin(*args: str) -> Iterator[tuple[str, BlobRef]]:
 
 
 def bare(url: str, want: BlobRef, path: Path, threads: int) -> None:
-    """Fetch, hash, write: nothing else. For a blob of one object whose chunks are a plain 4 MiB grid."""
+    """Fetch, hash, write: nothing else. For a blob of one object that is cut plainly: every range is whole chunks."""
     source = RegistrySource(url, timeout_s=30, connections=threads)
     recipe = Recipe.decode(source.recipe(want, 30), want.recipe_digest)
     client = HttpClient(url)
@@ -88,12 +88,13 @@ def bare(url: str, want: BlobRef, path: Path, threads: int) -> None:
                 return
             stop = min(start + RANGE, want.size)
             with client.request("GET", target, headers={"range": f"bytes={start}-{stop - 1}"}) as response:
-                for at in range(start, stop, CHUNK):
-                    view = buffer[: min(CHUNK, stop - at)]
+                for index in recipe.covering(start, stop - start):
+                    low, high = recipe.span(index)
+                    view = buffer[: high - low]
                     response.read_into(view)
-                    if blake3(view).digest() != recipe.id(at // CHUNK):
-                        raise SystemExit(f"chunk {at // CHUNK} is wrong")
-                    os.pwrite(out, view, at)
+                    if blake3(view).digest() != recipe.id(index):
+                        raise SystemExit(f"chunk {index} is wrong")
+                    os.pwrite(out, view, low)
 
     failed: list[BaseException] = []
 

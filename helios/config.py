@@ -60,6 +60,19 @@ class AdmissionRule(Section, frozen=True):
     """File with Sigstore's trust configuration; empty: fetched from the public instance."""
 
 
+class PeerSettings(Section, frozen=True):
+    """Another registry whose repositories are brought here (docs/registry-replication.md)."""
+
+    name: str
+    url: str
+    repos: list[str] = []
+    """Patterns of repository ids; empty: all."""
+    history: bool = False
+    """Bring all commits of a ref, not only its last."""
+    every_s: float = 0.0
+    """How often it is looked at, in seconds; 0: only when asked."""
+
+
 class RegistrySettings(Section, frozen=True):
     urls: list[str] = []
     """Where clients find the registry, in order of preference; empty means the embedded one."""
@@ -89,6 +102,8 @@ class RegistrySettings(Section, frozen=True):
     """Never ask the upstream anything."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    peers: list[PeerSettings] = []
+    """Other registries, for replication."""
     admission: list[AdmissionRule] = []
     """What may be published where, the first rule that fits (docs/registry-admission.md)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -113,6 +113,14 @@ class FollowedRef(msgspec.Struct, frozen=True):
     pending: str | None
     checked: float
     policy: str
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """What a bundle brought: commits, bytes of their files, and bytes that were not here before."""
+
+    commits: list[str]
+    logical_bytes: int
+    new_bytes: int
 
 
 class RegistryClient:
@@ -244,21 +252,59 @@ class RegistryClient:
 
         An ``error`` event is raised as the error it describes. ``timeout_s`` bounds the whole pull.
         """
-        body = msgspec.json.encode({"repo": str(repo), "rev": rev})
-        headers = {"content-type": "application/json"}
-        with self.http.request("POST", "/api/v1/pulls", headers=headers, body=body, timeout_s=timeout_s) as response:
+        return self._events("/api/v1/pulls", {"repo": str(repo), "rev": rev}, timeout_s)
+
+    # --- bundles and replication ---
+
+    def export_bundle(self, revisions: list[str], have: list[str], file: BinaryIO) -> int:
+        """Write a bundle of revisions (``models/org/name@rev``) to a file, without what ``have`` holds; its bytes."""
+        query = urlencode([("rev", rev) for rev in revisions] + [("have", rev) for rev in have])
+        size = 0
+        with self.http.request("GET", f"/api/v1/bundles?{query}") as response:
             if response.status >= 400:
-                raise error_of(response.status, response.read(), "POST /api/v1/pulls")
+                raise error_of(response.status, response.read(), "GET /api/v1/bundles")
+            buffer = memoryview(bytearray(1 << 20))
+            while count := response.read_ready(buffer):
+                response.extend(self.http.timeout_s)
+                file.write(buffer[:count])
+                size += count
+        return size
+
+    def import_bundle(self, local: Path) -> Imported:
+        """Bring a bundle in."""
+        size = local.stat().st_size
+        headers = {"content-length": str(size), "content-type": "application/x-tar"}
+        with open(local, "rb", buffering=0) as file:
+            body: Any = _Exact(file, str(local), size)
+            timeout_s = self._deadline(size)
+            with self.http.request(
+                "POST", "/api/v1/bundles", headers=headers, body=body, timeout_s=timeout_s
+            ) as answer:
+                content = answer.read()
+        if answer.status >= 400:
+            raise error_of(answer.status, content, "POST /api/v1/bundles")
+        return _decode(content, Imported)
+
+    def replicate(self, peer: str, repos: list[str] | None, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Bring a peer's repositories here: the events as they come, ``done`` last; see ``pull``."""
+        return self._events("/api/v1/replications", {"peer": peer, "repos": repos}, timeout_s)
+
+    def _events(self, path: str, wanted: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
+        body = msgspec.json.encode(wanted)
+        headers = {"content-type": "application/json"}
+        with self.http.request("POST", path, headers=headers, body=body, timeout_s=timeout_s) as response:
+            if response.status >= 400:
+                raise error_of(response.status, response.read(), f"POST {path}")
             for line in response.lines():
                 if not line:
                     continue
                 event: dict[str, Any] = _decode(line, dict)
                 if event.get("event") == "error":
-                    raise error_of(502, line, "the pull")
+                    raise error_of(502, line, f"POST {path}")
                 yield event
                 if event.get("event") == "done":
                     return
-        raise Unavailable("the registry ended the pull without saying how it went; look at its log and pull again")
+        raise Unavailable("the registry's answer ended without saying how it went; look at its log and try again")
 
     def _deadline(self, size: int) -> float:
         return self.http.timeout_s + size / SLOWEST_BYTES_S

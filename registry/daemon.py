@@ -44,6 +44,8 @@ from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
 from registry.sessions import Sessions, own_store
+from registry.transfer.replications import Replications
+from registry.transfer.routes import routes as transfer_routes
 
 log = logging.getLogger("helios.registry")
 
@@ -89,6 +91,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(mirror.close)
         if not embedded:
             mirror.warm()
+        replications = Replications(catalog, sessions, config.registry.peers)
+        stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
@@ -103,8 +107,10 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
             hub = HubRoute(catalog, reader, mirror, metrics)
-            routes = [*pull_routes(pulling.pulls), *mirror_routes(mirror), hub]
-            return await _serve(services, pulling, routes, [tcp, unix], record, embedded=embedded, announce=announce)
+            routes = [*pull_routes(pulling.pulls), *mirror_routes(mirror), *transfer_routes(replications), hub]
+            return await _serve(
+                services, pulling, replications, routes, [tcp, unix], record, embedded=embedded, announce=announce
+            )
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -113,6 +119,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 async def _serve(
     services: Services,
     pulling: Pulling,
+    replications: Replications,
     routes: list[BaseRoute],
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -131,7 +138,8 @@ async def _serve(
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
-            tasks.create_task(_interrupt(services, pulling, server)),
+            tasks.create_task(replications.keep_current()),
+            tasks.create_task(_interrupt(services, pulling, replications, server)),
         ]
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
@@ -141,12 +149,13 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulling: Pulling, server: Server) -> None:
+async def _interrupt(services: Services, pulling: Pulling, replications: Replications, server: Server) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     await asyncio.to_thread(pulling.stop)
+    await asyncio.to_thread(replications.close)
 
 
 async def _end_when_unused(home: Home, server: Server) -> None:

@@ -30,6 +30,7 @@ from helios.errors import HeliosError, IntegrityError, Unavailable
 from heliosfs.store.keys import commit_key, manifest_key
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.objects import ObjectStore
+from heliosfs.store.recipe import Recipe
 from registry.catalog import Catalog
 from registry.ingest import IngestedBlob, Source
 from registry.ingest.ingest import Ingest
@@ -58,6 +59,7 @@ class Session:
         lfs: bool | None = None,
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
+        recipe: Recipe | None = None,
     ) -> IngestedBlob:
         """Store a file's bytes; see ``Ingest.ingest``. Nothing is visible until a publish names the blob."""
         sessions = self._sessions
@@ -70,6 +72,7 @@ class Session:
                 lfs=lfs,
                 expect_sha256=expect_sha256,
                 expect_git_oid=expect_git_oid,
+                recipe=recipe,
             )
             self._claim(blob.entry.sha256)
         return blob

@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "pull": ("helios.cli.models:pull", "Bring a model from the upstream Hub into the registry."),
     "push": ("helios.cli.models:push", "Publish a directory as org/name and print its commit."),
+    "replicate": ("helios.cli.transfer:replicate", "Bring the repositories of another registry here."),
+    "bundle": ("helios.cli.transfer:bundle", "Carry models to a registry that no network reaches, in a file."),
     "ls": ("helios.cli.models:ls", "List the models in the registry."),
     "show": ("helios.cli.models:show", "Show a model's revisions and files."),
     "rm": ("helios.cli.models:rm", "Remove a model or one of its refs from the registry."),

@@ -16,6 +16,7 @@ from typing import Final
 
 from helios.errors import UsageError
 from helios.metrics import MountMetrics
+from heliosfs.store.chunking import chunks_read_first
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.memory import Kind, MemoryPolicy
 from heliosfs.tree.snapshot import WEIGHTS
@@ -37,7 +38,7 @@ RECIPE_BYTES: Final = 64 << 10
 """A longer recipe is not kept: it belongs to a file of 6 GB or more."""
 
 HEADED: Final = (".safetensors", ".gguf")
-"""Endings of the files whose first chunk is a header that every loader reads first."""
+"""Endings of the files that start with a header, which every loader reads first."""
 
 _PAGE: Final = mmap.PAGESIZE
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -78,7 +79,7 @@ class Pool:
 
     def offer(self, path: str, recipe: Recipe, index: int, data: memoryview, *, stored: bool) -> memoryview | None:
         """A verified chunk of a file came; ``stored``: the disk has it too. Returns the copy that is kept, if any."""
-        key, kind = recipe.id(index), self._kind(path, recipe.size, index)
+        key, kind = recipe.id(index), self._kind(path, recipe, index)
         if stored and kind is Kind.CHUNK:
             with self._lock:
                 if self._policy.drop(key):
@@ -123,10 +124,11 @@ class Pool:
             hits = {kind.value: self._hits[kind] for kind in Kind}
             return PoolReport(policy.limit, policy.used, len(policy), held, hits)
 
-    def _kind(self, path: str, size: int, index: int) -> Kind:
+    def _kind(self, path: str, recipe: Recipe, index: int) -> Kind:
+        size = recipe.size
         if size <= min(TINY_BYTES, self._small) or (size <= self._small and not path.endswith(WEIGHTS)):
             return Kind.SMALL
-        return Kind.HEADER if not index and path.endswith(HEADED) else Kind.CHUNK
+        return Kind.HEADER if path.endswith(HEADED) and index < chunks_read_first(recipe) else Kind.CHUNK
 
     def _get(self, key: bytes) -> memoryview | None:
         with self._lock:

@@ -17,6 +17,7 @@ from helios.metrics import RegistryMetrics
 from heliosfs.store.keys import PUBLIC, check_domain, recipe_key
 from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
 from heliosfs.store.objects import ObjectStore
+from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.recipe import Recipe
 from registry.ingest.kinds import SNIFF, cut, is_lfs
 from registry.ingest.pipeline import Pipeline
@@ -24,7 +25,7 @@ from registry.ingest.reader import Reader
 from registry.ingest.slabs import SLAB, Slab, SlabPool
 from registry.ingest.staged import flush
 from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source
-from registry.ingest.writer import BlobWriter
+from registry.ingest.writer import LOOKUP, BlobWriter
 
 log = logging.getLogger("helios.registry.ingest")
 
@@ -56,12 +57,14 @@ class Ingest:
         lfs: bool | None = None,
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
+        recipe: Recipe | None = None,
     ) -> IngestedBlob:
         """Store the ``size`` bytes of ``source`` as the file ``path`` of a repository, and record them in the index.
 
         Blocks until everything is durable. ``lfs`` says how the file's upstream keeps it; None decides by the Hub's
         rules. ``expect_sha256`` and ``expect_git_oid`` are what the content must hash to; for an LFS file with a known
-        sha256 the git oid is the upstream's name for its pointer file and is taken as it is.
+        sha256 the git oid is the upstream's name for its pointer file and is taken as it is. ``recipe`` says where to
+        cut, and what the chunks must hash to, where another registry has cut the file already.
 
         Raises InvalidInput for a source that is shorter or longer than ``size`` and for a malformed safetensors header,
         IntegrityError for content that is not the expected, NoSpace, and whatever the source raises. Then no object of
@@ -72,14 +75,18 @@ class Ingest:
         reader = Reader(source, path, size)
         with self._pool.user():
             lengths = cut(path, size, reader)
+            if recipe is not None:
+                lengths = [length for _, length in recipe.chunks()]
             if lfs is None:
                 lfs = is_lfs(path, size, reader.peek(min(size, SNIFF)))
-            known = expect_sha256 is not None and self._index.has_blob(self._domain, expect_sha256)
+            known = expect_sha256 is not None and self._index.recipe_of(self._domain, expect_sha256) is not None
             writer = BlobWriter(self._store, self._index, self._domain, size, known=known)
             try:
                 hashes = _FileHashes(size, git=not lfs)
                 self._stream(reader, lengths, hashes, writer)
                 entry = hashes.entry(path, executable, expect_sha256, expect_git_oid)
+                if recipe is not None and writer.chunks != list(recipe.chunks()):
+                    raise IntegrityError(f"{path}: its bytes are not those of its recipe (blob {recipe.blob})")
                 with self._finishing.turn(entry.sha256):
                     blob = self._finish(path, entry, writer)
             finally:
@@ -107,11 +114,11 @@ class Ingest:
     def _finish(self, path: str, entry: FileEntry, writer: BlobWriter) -> IngestedBlob:
         """Make the verified blob visible: objects first, then the index."""
         recipe = Recipe.build(entry.sha256, writer.chunks)
+        if (known := self._known(path, entry, recipe)) is not None:
+            return known
         record = recipe.encode()
         digest = hashlib.sha256(record).hexdigest()
         entry = msgspec.structs.replace(entry, recipe=digest)
-        if self._index.has_blob(self._domain, entry.sha256) and (locations := writer.recall()) is not None:
-            return IngestedBlob(path, entry, recipe, record, locations, (), 0, entry.size)
         stored: list[NewObject] = []
         try:
             locations, new = writer.put(entry.sha256, stored)
@@ -124,10 +131,42 @@ class Ingest:
             raise
         return blob
 
+    def _known(self, path: str, entry: FileEntry, recipe: Recipe) -> IngestedBlob | None:
+        """The blob as it is in the store already; None where it is not, or not all of it is found.
+
+        The recipe that was recorded first stands, though an earlier version may have cut the blob in another way.
+        """
+        digest = self._index.recipe_of(self._domain, entry.sha256)
+        if digest is None:
+            return None
+        record = recipe.encode()
+        if hashlib.sha256(record).hexdigest() != digest:
+            record = self._read(recipe_key(self._domain, digest))
+            recipe = Recipe.decode(record, digest)
+        locations = self._locate(recipe)
+        if locations is None:
+            return None
+        entry = msgspec.structs.replace(entry, recipe=digest)
+        return IngestedBlob(path, entry, recipe, record, locations, (), 0, entry.size)
+
+    def _locate(self, recipe: Recipe) -> list[ChunkLocation] | None:
+        """Where all chunks lie by what the index says now; None when it lacks one."""
+        ids = [chunk for chunk, _ in recipe.chunks()]
+        locations: list[ChunkLocation] = []
+        for start in range(0, len(ids), LOOKUP):
+            found = self._index.find(self._domain, ids[start : start + LOOKUP])
+            locations.extend(at for at in found if at is not None)
+        return locations if len(locations) == len(ids) else None
+
+    def _read(self, key: str) -> bytes:
+        buffer = bytearray(self._store.info(key).size)
+        self._store.read_into(key, 0, memoryview(buffer))
+        return bytes(buffer)
+
     def _undo(self, stored: list[NewObject], sha256: str) -> None:
         """Delete the objects of an ingest that failed, unless the index has recorded the blob after all."""
         try:
-            if not self._index.has_blob(self._domain, sha256):
+            if self._index.recipe_of(self._domain, sha256) is None:
                 for made in stored:
                     self._store.delete(made.key)
         except HeliosError as error:

@@ -6,7 +6,8 @@ import codecs
 from typing import Final
 
 from helios.errors import InvalidInput
-from heliosfs.store.chunking import cut_plain, cut_safetensors
+from heliosfs.store import gguf
+from heliosfs.store.chunking import cut_plain, cut_tensors
 from heliosfs.store.safetensors import MAX_HEADER, header_length, parse_header
 from registry.ingest.reader import Reader
 
@@ -23,6 +24,9 @@ LFS_SIZE: Final = 10 << 20
 
 SNIFF: Final = 8 << 10
 """Bytes at the start of a file that decide whether it is text."""
+
+FIRST_LOOK: Final = 1 << 20
+"""Bytes of a GGUF file in which its whole head is looked for first."""
 
 
 def extension(path: str) -> str:
@@ -47,19 +51,36 @@ def _is_text(start: bytes, *, whole: bool) -> bool:
 
 
 def cut(path: str, size: int, reader: Reader) -> list[int]:
-    """Lengths of a file's chunks. Reads the header of a safetensors file ahead.
+    """Lengths of a file's chunks. Reads the header of a safetensors or GGUF file ahead.
 
     A file that is named ``*.safetensors`` and is none is refused with InvalidInput. A file of another name that is one,
-    down to the last offset, is cut like one: so the chunks of a blob depend on its bytes alone.
+    down to the last offset, is cut like one, and so is a GGUF file: the chunks of a blob depend on its bytes alone.
     """
     named = extension(path) == "safetensors"
     start = reader.peek(min(9, size))
+    if not named and start.startswith(gguf.MAGIC):
+        return _cut_gguf(size, reader)
     if not named and not (start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(MAX_HEADER, size - 8)):
         return cut_plain(size)
     try:
         length = header_length(start[:8], size, path)
-        return cut_safetensors(8 + length, parse_header(reader.peek(8 + length)[8:], size, path))
+        tensors = parse_header(reader.peek(8 + length)[8:], size, path)
+        return cut_tensors(8 + length, [(tensor.start, tensor.end) for tensor in tensors])
     except InvalidInput:
         if named:
             raise
         return cut_plain(size)
+
+
+def _cut_gguf(size: int, reader: Reader) -> list[int]:
+    """As ``cut``; the head's length is not known before it was read, so twice as much is looked at each time."""
+    ahead = FIRST_LOOK
+    while True:
+        try:
+            return cut_tensors(*gguf.spans(reader.peek(min(ahead, size)), size))
+        except InvalidInput:
+            return cut_plain(size)
+        except gguf.Short:
+            if ahead >= min(size, gguf.MAX_HEAD):
+                return cut_plain(size)
+            ahead *= 2

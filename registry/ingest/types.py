@@ -59,8 +59,8 @@ class ChunkIndex(Protocol):
         At most a few hundred ids a call. Only what a finished ``add_blob`` recorded may be returned.
         """
 
-    def has_blob(self, domain: str, sha256: str) -> bool:
-        """Whether a finished ``add_blob`` recorded the blob."""
+    def recipe_of(self, domain: str, sha256: str) -> str | None:
+        """The digest of the recipe that a finished ``add_blob`` recorded for the blob first; None for no such blob."""
 
     def add_blob(self, domain: str, blob: IngestedBlob) -> None:
         """Record a blob, its chunks and its objects in one transaction, durably.

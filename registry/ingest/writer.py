@@ -78,14 +78,6 @@ class BlobWriter:
         new = sum(at.length for at in self._places.values() if at is not None and at.object_key in ours)
         return self._locations(), new
 
-    def recall(self) -> list[ChunkLocation] | None:
-        """Where all chunks lie by what the index says now; None when it lacks one."""
-        locations: list[ChunkLocation] = []
-        for start in range(0, len(self.chunks), LOOKUP):
-            found = self._index.find(self._domain, [chunk for chunk, _ in self.chunks[start : start + LOOKUP]])
-            locations.extend(at for at in found if at is not None)
-        return locations if len(locations) == len(self.chunks) else None
-
     def abort(self) -> None:
         """Remove what is still in staging."""
         if self._raw is not None:

@@ -59,10 +59,11 @@ class SqlChunkIndex:
             known = locate(connection, domain, ids)
         return [known.get(id_) for id_ in ids]
 
-    def has_blob(self, domain: str, sha256: str) -> bool:
-        """See ``ChunkIndex.has_blob``."""
+    def recipe_of(self, domain: str, sha256: str) -> str | None:
+        """See ``ChunkIndex.recipe_of``."""
         with self._database.read() as connection:
-            return find_blob(connection, domain, sha256) is not None
+            known = find_blob(connection, domain, sha256)
+        return None if known is None else known.recipe
 
     def add_blob(self, domain: str, blob: IngestedBlob) -> None:
         """See ``ChunkIndex.add_blob``. Raises Conflict when an older object that the blob needs has gone meanwhile."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from helios.errors import HeliosError, RepoNotFound, RevisionNotFound, Unavailable
 from helios.metrics import RegistryMetrics
@@ -49,6 +49,10 @@ class Pull:
     error: HeliosError | None = None
     snapshot: Snapshot | None = None
     token: Token = None
+
+    def result(self) -> dict[str, Any]:
+        """What the last event of its stream says."""
+        return {"commit": self.commit}
 
 
 class Pulls:

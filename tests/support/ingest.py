@@ -35,9 +35,10 @@ class MemoryIndex:
             self.calls += 1
             return [self.chunks.get((domain, id_)) for id_ in ids]
 
-    def has_blob(self, domain: str, sha256: str) -> bool:
+    def recipe_of(self, domain: str, sha256: str) -> str | None:
         with self._lock:
-            return (domain, sha256) in self.blobs
+            blob = self.blobs.get((domain, sha256))
+        return None if blob is None else blob.entry.recipe
 
     def add_blob(self, domain: str, blob: IngestedBlob) -> None:
         with self._lock:
@@ -45,7 +46,7 @@ class MemoryIndex:
                 error, self.fail_add = self.fail_add, None
                 raise error
             assert len(blob.locations) == len(blob.recipe)
-            self.blobs[domain, blob.entry.sha256] = blob
+            self.blobs.setdefault((domain, blob.entry.sha256), blob)
             for (id_, _), location in zip(blob.recipe.chunks(), blob.locations, strict=True):
                 self.chunks.setdefault((domain, id_), location)
 

@@ -32,7 +32,7 @@ from blake3 import blake3
 
 from helios.names import RepoId
 from heliosfs.fetch.source import BlobRef
-from heliosfs.store.chunking import cut_plain
+from heliosfs.store.chunking import grid
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
 
 REPO = RepoId.parse("test/model")
@@ -191,7 +191,7 @@ class Origin:
         sha256 = hashlib.sha256()
         chunks = []
         offset = 0
-        for length in cut_plain(content.size) if cuts is None else cuts:
+        for length in grid(0, content.size) if cuts is None else cuts:
             data = content.read(offset, length)
             sha256.update(data)
             chunks.append((blake3(data).digest(), length))

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from helios.errors import UsageError
 from helios.metrics import MountMetrics
+from heliosfs.store.chunking import cut_plain, grid
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
 from heliosfs.tiers.memory import APART_S, GUARDED, HOT, Kind, MemoryPolicy
 from heliosfs.tiers.pool import MAPPED, SMALL_BYTES, Pool, charge, owned
@@ -161,8 +162,8 @@ def test_a_copy_does_not_change_with_the_buffer_it_came_in() -> None:
 def test_what_is_kept_depends_on_the_file() -> None:
     pool = pool_of(64 * MIB)
 
-    def kept(path: str, size: int, index: int, *, stored: bool) -> bool:
-        lengths = [MAX_CHUNK] * (size // MAX_CHUNK) + [size % MAX_CHUNK] * (size % MAX_CHUNK > 0)
+    def kept(path: str, size: int, index: int, *, stored: bool, edges: bool = False) -> bool:
+        lengths = cut_plain(size) if edges else list(grid(0, size))
         recipe = Recipe.build("0" * 64, [(bytes([number]) + b"%31d" % size, n) for number, n in enumerate(lengths)])
         data = memoryview(bytes(lengths[index]))
         return pool.offer(path, recipe, index, data, stored=stored) is not None
@@ -171,6 +172,9 @@ def test_what_is_kept_depends_on_the_file() -> None:
     assert kept("tiny.safetensors", 1000, 0, stored=True)
     assert kept("model.safetensors", 40 * MIB, 0, stored=True), "its header"
     assert kept("model.gguf", 44 * MIB, 0, stored=True)
+    assert kept("finer.gguf", 48 * MIB, 0, stored=True, edges=True)
+    assert kept("finer.gguf", 48 * MIB, 6, stored=True, edges=True), "its header's chunks are all those of the 4 MiB"
+    assert not kept("finer.gguf", 48 * MIB, 7, stored=True, edges=True)
     assert not kept("model.safetensors", 40 * MIB, 1, stored=True), "the disk has it, and the page cache"
     assert kept("model.safetensors", 40 * MIB, 1, stored=False)
     assert not kept("data.txt", SMALL_BYTES + 1, 0, stored=True), "not small"

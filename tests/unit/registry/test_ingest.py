@@ -8,11 +8,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from helios.errors import IntegrityError, InvalidInput
 from helios.metrics import RegistryMetrics
 from heliosfs.store import pack
+from heliosfs.store.chunking import LARGE
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, recipe_key
 from heliosfs.store.manifest import git_blob_oid, lfs_pointer
@@ -21,6 +24,20 @@ from registry.ingest import FileSource, Ingest, IngestedBlob
 from tests.support.ingest import Bytes, MemoryIndex, audit, reader, safetensors, seeded, stored_bytes
 
 MIB = 1 << 20
+
+
+def gguf_file(path: Path, tensors: dict[str, int], template: str) -> bytes:
+    """A file by ggml's own writer: tensors of so many bytes each."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_chat_template(template)
+    writer.add_token_list([f"word{n}" for n in range(1000)])
+    for number, (name, size) in enumerate(tensors.items()):
+        writer.add_tensor(name, np.frombuffer(seeded(size, number), dtype=np.int8))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
 
 
 class Lab:
@@ -94,11 +111,11 @@ def test_an_expected_blob_that_is_known_needs_no_room_at_all(lab: Lab, monkeypat
 
 
 def test_a_partly_known_file_stores_only_its_new_chunks_in_packs(lab: Lab) -> None:
-    base = seeded(40 * MIB, 1)
+    base = seeded(24 * MIB, 1)
     lab.put("base.bin", base)
     changed = base[: 8 * MIB] + seeded(4 * MIB, 2) + base[12 * MIB :] + seeded(5 * MIB, 3)
     blob = lab.put("tuned.bin", changed)
-    assert (blob.new_bytes, blob.deduplicated_bytes) == (9 * MIB, 36 * MIB)
+    assert (blob.new_bytes, blob.deduplicated_bytes) == (9 * MIB, 20 * MIB)
     kinds = [o.key.split("/")[1] for o in blob.objects]
     assert kinds == ["packs", "recipes"]
     assert not (lab.store.root / blob_key("public", blob.entry.sha256)).exists()
@@ -109,19 +126,19 @@ def test_packs_take_no_chunk_once_they_are_full(lab: Lab, monkeypatch: pytest.Mo
     monkeypatch.setattr(pack, "TARGET", 10 * MIB)
     base = seeded(8 * MIB, 1)
     lab.put("base.bin", base)
-    new = seeded(28 * MIB, 2)
+    new = seeded(20 * MIB, 2)
     blob = lab.put("tuned.bin", base + new)
     overhead = pack.HEAD_SIZE + pack.TRAILER_SIZE
     sizes = [o.size for o in blob.objects if "/packs/" in o.key]
-    assert sizes == [overhead + n * (4 * MIB + pack.ENTRY_SIZE) for n in (3, 3, 1)]
+    assert sizes == [overhead + n * (4 * MIB + pack.ENTRY_SIZE) for n in (3, 2)]
     assert blob.new_bytes == len(new)
 
 
 def test_known_chunks_late_in_a_file_move_what_was_written_raw_into_packs(lab: Lab) -> None:
     tail = seeded(8 * MIB, 1)
     lab.put("base.bin", tail)
-    blob = lab.put("tuned.bin", seeded(40 * MIB, 2) + tail)
-    assert (blob.new_bytes, blob.deduplicated_bytes) == (40 * MIB, 8 * MIB)
+    blob = lab.put("tuned.bin", seeded(20 * MIB, 2) + tail)
+    assert (blob.new_bytes, blob.deduplicated_bytes) == (20 * MIB, 8 * MIB)
     assert not (lab.store.root / blob_key("public", blob.entry.sha256)).exists()
 
 
@@ -142,9 +159,56 @@ def test_a_file_of_which_one_64th_is_known_stays_one_object(lab: Lab) -> None:
 
 
 def test_repeated_chunks_are_stored_once(lab: Lab) -> None:
-    blob = lab.put("zeros.bin", bytes(40 * MIB))
-    assert (blob.new_bytes, blob.deduplicated_bytes) == (4 * MIB, 36 * MIB)
+    blob = lab.put("zeros.bin", bytes(28 * MIB))
+    assert (blob.new_bytes, blob.deduplicated_bytes) == (4 * MIB, 24 * MIB)
     assert stored_bytes(lab.store) < 5 * MIB
+
+
+def test_what_an_earlier_version_stored_stays_as_it_was_cut(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before large files were cut finer at their edges: the same file is known, and another shares all but the edges,
+    which are stored once."""
+    data = seeded(LARGE + 100_000, 1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("heliosfs.store.chunking.LARGE", 1 << 63)
+        first = lab.put("model.gguf", data)
+        assert len(first.recipe) == LARGE // MAX_CHUNK + 1
+    before = stored_bytes(lab.store)
+    again = lab.put("model.gguf", data)
+    assert (again.entry.recipe, again.objects, again.new_bytes) == (first.entry.recipe, (), 0)
+    assert lab.put("copy.gguf", data, expect_sha256=again.entry.sha256).objects == ()
+    assert stored_bytes(lab.store) == before
+    middle = 4 * MAX_CHUNK
+    blob = lab.put("tuned.gguf", data[:middle] + seeded(MAX_CHUNK, 2) + data[middle + MAX_CHUNK :])
+    assert blob.new_bytes == 2 * MAX_CHUNK, "the changed chunk and the first; the last is too short to be cut"
+    other = lab.put("other.gguf", data[:middle] + seeded(MAX_CHUNK, 3) + data[middle + MAX_CHUNK :])
+    assert other.new_bytes == MAX_CHUNK
+
+
+def test_a_recipe_of_a_known_blob_that_is_damaged_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = seeded(LARGE, 1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("heliosfs.store.chunking.LARGE", 1 << 63)
+        digest = lab.put("a.bin", data).entry.recipe
+    path = lab.store.root / recipe_key("public", digest)
+    record = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(record[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=digest):
+        lab.ingest.ingest("a.bin", len(data), Bytes(data))
+    path.write_bytes(record)
+
+
+def test_a_gguf_file_with_other_metadata_shares_its_tensors(lab: Lab, tmp_path: Path) -> None:
+    """A longer chat template moves every tensor; a wrong head makes it a plain file, not an error."""
+    sizes = {f"blk.{n}.weight": 5 * MIB + 64 for n in range(6)}
+    one = gguf_file(tmp_path / "one.gguf", sizes, template="short")
+    two = gguf_file(tmp_path / "two.gguf", sizes, template="x" * 100_000)
+    lab.put("one.gguf", one)
+    blob = lab.put("two.gguf", two)
+    assert blob.new_bytes == blob.recipe.span(0)[1] < 200_000
+    broken = one[:16] + b"\xff" * 8 + one[24:]
+    plain = lab.put("broken.gguf", broken)
+    assert plain.recipe.span(0)[1] != lab.put("one.gguf", one).recipe.span(0)[1]
 
 
 def test_a_fine_tune_costs_what_it_changes(lab: Lab) -> None:

@@ -14,12 +14,13 @@ from helios.errors import NoSpace, Unavailable
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
+from registry.api import watching
 from registry.catalog import Catalog
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
 from registry.metadata.mirror_tables import downloads
 from registry.pull import pulls as pulls_module
-from registry.pull import retry, routes
+from registry.pull import retry
 from registry.pull.downloads import Downloads
 from registry.pull.flights import SLACK, Flights
 from registry.pull.pull import Puller
@@ -234,17 +235,17 @@ def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tm
 
 def collect(pull: Pull) -> list[dict]:
     async def run() -> list[dict]:
-        return [event async for event in routes.events(pull)]
+        return [event async for event in watching.events(pull)]
 
     return asyncio.run(run())
 
 
 def test_signs_of_life(hub, parts, monkeypatch):
-    monkeypatch.setattr(routes, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(watching, "HEARTBEAT_S", 0.1)
     hub.commit("org/m", FILES)
     hub.faults = [Fault("/revision/", delay_s=0.5), Fault("^/repos/", delay_s=0.5)]
     events = collect(parts.make(pull_files=1).start(REPO, "main"))
-    assert any(e == {"event": "log", "message": "waiting for the upstream"} for e in events)
+    assert any(e == {"event": "log", "message": "waiting for the other side"} for e in events)
     assert events.count({"event": "progress", "path": "a.bin", "done": 0, "total": 1_500_000}) > 1
     assert events[-1]["event"] == "done"
     json.dumps(events)

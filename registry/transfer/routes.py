@@ -1,0 +1,110 @@
+"""Replication and bundles as routes (docs/native-api.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.concurrency import iterate_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from helios.errors import HeliosError, InvalidInput, Unavailable
+from helios.names import RepoId, check_revision
+from registry.api.support import Json, read_json, services
+from registry.api.watching import watching
+from registry.body import BodySource
+from registry.transfer import bundle
+from registry.transfer.replications import Replications
+
+MAX_REVISIONS = 1000
+
+
+class StartReplication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From which peer, and which repositories (patterns of ids; None: those of the configuration)."""
+
+    peer: str
+    repos: list[str] | None = None
+
+
+def routes(replications: Replications) -> list[BaseRoute]:
+    async def replicate(request: Request) -> Response:
+        wanted = await read_json(request, StartReplication)
+        return watching(await asyncio.to_thread(replications.start, wanted.peer, wanted.repos))
+
+    return [
+        Route("/api/v1/replications", replicate, methods=["POST"]),
+        Route("/api/v1/bundles", export, methods=["GET"]),
+        Route("/api/v1/bundles", load, methods=["POST"]),
+    ]
+
+
+async def export(request: Request) -> Response:
+    """Revisions as one file; ``rev`` and ``have`` are ``models/org/name@revision``, as often as needed."""
+    wanted, have = (_revisions(request, name) for name in ("rev", "have"))
+    if not wanted:
+        raise InvalidInput("a bundle needs at least one rev=models/org/name@revision")
+    content = await asyncio.to_thread(bundle.export, services(request).catalog, wanted, have)
+    headers = {"content-disposition": 'attachment; filename="helios-bundle.tar"', "cache-control": "no-store"}
+    return StreamingResponse(iterate_in_threadpool(content), media_type="application/x-tar", headers=headers)
+
+
+async def load(request: Request) -> Response:
+    """Bring a bundle in: the body."""
+    length = request.headers.get("content-length", "")
+    if not length.isascii() or not length.isdigit() or len(length) > 18:
+        raise InvalidInput("a bundle is sent with its Content-Length")
+    parts = services(request)
+    source = BodySource(int(length), "the bundle")
+    work = asyncio.ensure_future(asyncio.to_thread(bundle.load, parts.catalog, parts.sessions, _Body(source)))
+    feeder = asyncio.ensure_future(_feed(source, request.stream()))
+    try:
+        await asyncio.wait([work, feeder], return_when=asyncio.FIRST_COMPLETED)
+        if feeder.done():
+            feeder.result()
+        done = await work
+    finally:
+        source.abandon()
+        feeder.cancel()
+        await asyncio.wait([feeder])
+        if not work.done():
+            source.fail(Unavailable("the sender of the bundle went away"))
+            await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # it has been raised, or an earlier error has
+    return Json(done)
+
+
+class _Body:
+    """A body as what a bundle is read from."""
+
+    def __init__(self, source: BodySource) -> None:
+        self._source = source
+
+    def read(self, count: int, /) -> bytes:
+        buffer = bytearray(min(count, 1 << 20))
+        return bytes(buffer[: self._source.readinto(memoryview(buffer))]) if buffer else b""
+
+
+async def _feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
+    try:
+        async for data in body:
+            await source.write(data)
+        source.finish()
+    except HeliosError as error:
+        source.fail(error)
+
+
+def _revisions(request: Request, name: str) -> list[tuple[RepoId, str]]:
+    texts = request.query_params.getlist(name)
+    if len(texts) > MAX_REVISIONS:
+        raise InvalidInput(f"a bundle of {len(texts)} revisions is more than {MAX_REVISIONS}")
+    out = []
+    for text in texts:
+        repo, at, rev = text.partition("@")
+        if not at:
+            raise InvalidInput(f"{name}={text[:200]!r} names no revision: write models/org/name@main")
+        out.append((RepoId.from_canonical(repo), check_revision(rev)))
+    return out
