@@ -151,11 +151,12 @@ class Lookup:
     ) -> tuple[list[Json], str | None]:
         """A page of the repositories held, by id, and the id after which the next page starts."""
         out: list[Json] = []
+        restricted = self._mirror.all_restricted()
         for held in self._catalog.repos(kind):
             if held.repo.id <= after or search.lower() not in held.repo.id.lower():
                 continue
-            if author and held.repo.org != author:
-                continue
+            if (author and held.repo.org != author) or str(held.repo) in restricted:
+                continue  # not everybody may know that it is here
             item = self._summary(held, full)
             if item is None or not set(tags) <= set(item["tags"]):
                 continue

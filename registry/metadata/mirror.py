@@ -33,9 +33,9 @@ _REF = (
 )
 
 
-def repositories(connection: Connection) -> dict[str, bool]:
-    """Every followed repository, and whether it is restricted."""
-    return dict(connection.execute(sa.select(mirror_repositories.c.repository, mirror_repositories.c.restricted)).all())
+def all_restricted(connection: Connection) -> set[str]:
+    """The restricted ones of the followed repositories."""
+    return set(connection.scalars(sa.select(mirror_repositories.c.repository).where(mirror_repositories.c.restricted)))
 
 
 def restricted(connection: Connection, repo: RepoId) -> bool | None:

@@ -39,6 +39,8 @@ log = logging.getLogger("helios.registry.mirror")
 
 NO_S: Final = 30.0
 """How long a refusal or "not found" is believed, in seconds."""
+DOWN_S: Final = 2.0
+"""How long the same is not asked again of an upstream that failed, in seconds."""
 YES_S: Final = 300.0
 """How long a caller's permission is believed, in seconds."""
 TRY_S: Final = 4.0
@@ -187,7 +189,9 @@ class _Remembering:
             case NotFound() | Forbidden() | IntegrityError():
                 self._refused.put(self._key, again(error), NO_S)
             case DeadlineExceeded() | Unavailable():
-                raise unavailable(self._endpoint, error.message) from error
+                failed = unavailable(self._endpoint, error.message)
+                self._refused.put(self._key, failed, DOWN_S)
+                raise failed from error
 
 
 def unavailable(endpoint: str, why: str) -> UpstreamUnavailable:

@@ -246,6 +246,10 @@ class Mirror:
         """Whether not everybody may read the repository."""
         return self.state.restricted(repo) or False
 
+    def all_restricted(self) -> set[str]:
+        """The canonical names of all restricted repositories."""
+        return self.state.all_restricted()
+
     def placed(self, found: Mirrored, path: str) -> PlacedBlob | None:
         """Where the store has a mirrored file; None when it does not yet."""
         sha256 = self.state.stored(found.snapshot.repo, found.files[path])

@@ -62,6 +62,11 @@ class MirrorState:
             self._restricted.put(str(repo), found, MEMORY_S)
         return found[0]
 
+    def all_restricted(self) -> set[str]:
+        """The canonical names of all restricted repositories."""
+        with self._database.read() as connection:
+            return tables.all_restricted(connection)
+
     def ref(self, repo: RepoId, ref: str) -> FollowedRef | None:
         found = self._refs.get((str(repo), ref))
         if found is None:

@@ -311,7 +311,7 @@ def test_a_slow_head_is_answered_in_time_and_learnt_all_the_same(site, wait_for)
     assert len(site.hub.requests("^/api/models")) == 1
 
 
-def test_an_upstream_that_is_down_is_no_not_found(alone):
+def test_an_upstream_that_is_down_is_no_not_found(alone, wait_for):
     hub, open_ = alone
     site = open_()
     site.commit()
@@ -319,7 +319,7 @@ def test_an_upstream_that_is_down_is_no_not_found(alone):
     for answer in (site.head("config.json"), site.get("config.json")):
         assert (answer.status, answer.code) == (504, "UpstreamUnavailable")
     hub.faults = []
-    assert site.head("config.json").status == 200
+    wait_for(lambda: site.head("config.json").status == 200, 10, "the upstream to be asked again")
     hub.faults = [Fault("/resolve/", status=503, times=-1)]
     answer = site.get("config.json")
     assert answer.status in (503, 504)
