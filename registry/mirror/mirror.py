@@ -63,7 +63,7 @@ class Mirror:
     """One registry's view of its upstream; close it at shutdown."""
 
     def __init__(self, settings: RegistrySettings, catalog: Catalog, pulling: Pulling) -> None:
-        self._on, self._offline = settings.mirror == "on", settings.offline
+        self._on, self._offline = settings.mirror == "on", pulling.upstream.offline
         self._rules = settings.mirror_rules
         self._catalog, self._client, self._flights = catalog, pulling.upstream, pulling.flights
         self.state = MirrorState(catalog)

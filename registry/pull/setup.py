@@ -59,7 +59,7 @@ def make_pulling(
         endpoint,
         stall_s=settings.pull_stall_s,
         redirects=settings.upstream_redirects,
-        offline=settings.offline,
+        offline=settings.offline or environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
     )
 
     def free_bytes() -> dict[str, int]:

@@ -183,15 +183,12 @@ class Upstream:
     def headers(self, token: Token) -> dict[str, str]:
         """User agent and, where there is one, the token."""
         if self.offline:
-            raise Unavailable(f"{self.endpoint} is not asked: the registry is offline", hint="Unset registry.offline.")
-        import huggingface_hub.constants
+            raise Unavailable(
+                f"{self.endpoint} is not asked: the registry is offline",
+                hint="Unset registry.offline, and HF_HUB_OFFLINE in the registry's environment.",
+            )
         import huggingface_hub.utils
 
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            raise Unavailable(
-                f"{self.endpoint} can't be asked: huggingface_hub is in offline mode",
-                hint="Unset HF_HUB_OFFLINE in the registry's environment.",
-            )
         utils: Any = huggingface_hub.utils  # documented, but not marked as exported
         # The Hub's edge compresses text, and then knows no ranges.
         return {"accept-encoding": "identity", **utils.build_hf_headers(token=token, library_name=AGENT)}

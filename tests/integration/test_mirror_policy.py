@@ -331,8 +331,8 @@ def test_offline_and_off(alone, wait_for):
     time.sleep(TTL_S)
     with hub.lock:
         hub.seen = []
-    for name, env in (("offline", {"OFFLINE": "true"}), ("off", {"MIRROR": "off"})):
-        again = open_(**{f"HELIOS_REGISTRY__{key}": value for key, value in env.items()})
+    for name, env in (("offline", {"HELIOS_REGISTRY__OFFLINE": "true"}), ("off", {"HELIOS_REGISTRY__MIRROR": "off"})):
+        again = open_(**env)
         assert replace(again, repo=site.repo).get("model.safetensors").body == site.files["model.safetensors"]
         assert replace(again, repo=half.repo).get("config.json").body == half.files["config.json"]
         missing = replace(again, repo=half.repo).get("model.safetensors")

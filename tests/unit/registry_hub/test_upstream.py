@@ -307,13 +307,12 @@ def test_a_file_that_the_hub_serves_through_xet_alone_is_said(hub, puller):
     assert "Xet" in caught.value.hint
 
 
-def test_offline_mode_is_named(hub, puller, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Unavailable, match="offline mode") as caught:
-        puller.snapshot()
+def test_offline_mode_is_named(hub):
+    client = upstream.Upstream(hub.url, stall_s=1, offline=True)
+    with pytest.raises(Unavailable, match="offline") as caught:
+        client.snapshot(REPO, "main", threading.Event())
     assert "HF_HUB_OFFLINE" in caught.value.hint
+    assert hub.seen == []
 
 
 SCRIPT = """
