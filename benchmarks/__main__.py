@@ -175,6 +175,12 @@ BENCHMARKS = {
         median_of("sync_ratio", "trio_ratio"),
         {"sync_ratio": 0.95, "trio_ratio": 0.8},
     ),
+    "xet": Benchmark(
+        (),
+        ("--gb", "0.3", "--rounds", "1"),
+        lambda result: {"client": float(result["median"]["client_ratio"]), "growth": 0.01 / result["median"]["growth"]},
+        {"client": 0.8, "growth": 1.0},
+    ),
     "router": Benchmark(
         ("--seconds", "5", "--rounds", "3"),
         ("--seconds", "1", "--rounds", "1"),

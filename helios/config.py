@@ -106,6 +106,10 @@ class RegistrySettings(Section, frozen=True):
     """Other registries, for replication."""
     admission: list[AdmissionRule] = []
     """What may be published where, the first rule that fits (docs/registry-admission.md)."""
+    xet: bool = True
+    """Serve large files over Xet too, which is how clients of the Hub get files of more than 50 GB."""
+    xet_min_gib: float = 40.0
+    """Smallest file that is served over Xet, in GiB; 0: every file."""
 
 
 class MountSettings(Section, frozen=True):

@@ -43,6 +43,11 @@ class RegistryMetrics(Metrics):
             "helios_registry_fetched_bytes_total", "Bytes of files fetched from the upstream Hub", registry=r
         )
         self.pulls = Counter("helios_registry_pulls_total", "Pulls from the upstream Hub", ["result"], registry=r)
+        self.xorb_bytes = Counter("helios_registry_xorb_bytes_total", "Bytes of Xet xorbs sent", registry=r)
+        self.xet_layouts = Counter(
+            "helios_registry_xet_layouts_total", "Blobs that hf-xet has laid out", ["result"], registry=r
+        )  # result: made, failed
+        self.xet_waiting = Gauge("helios_registry_xet_waiting", "Blobs that wait for a Xet layout", registry=r)
         self.repositories = Gauge("helios_registry_repositories", "Repositories held", registry=r)
 
 

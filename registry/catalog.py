@@ -256,6 +256,17 @@ class Catalog:
         placed = self.placed(repo, blob)
         return BlobReader(self.store, placed.recipe, placed.placement)
 
+    def stored_blob(self, sha256: str) -> BlobReader:
+        """A reader of a stored blob, whoever holds it, for work of the registry's own. Raises NotFound."""
+        from registry.blobs import BlobReader
+
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, sha256)
+        if known is None:
+            raise NotFound(f"the store does not hold blob {sha256}")
+        placed = self._place(known)
+        return BlobReader(self.store, placed.recipe, placed.placement)
+
     def has_blob(self, sha256: str) -> FileEntry | None:
         """The line for a manifest of a blob whose every byte is stored, or None.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from prometheus_client import Counter
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-from helios.metrics import RegistryMetrics
 
 
 class FileAnswer(Protocol):
@@ -21,12 +20,13 @@ class FileAnswer(Protocol):
 class Counted(Response):
     """Sends a file and counts what really left."""
 
-    def __init__(self, response: FileAnswer, metrics: RegistryMetrics) -> None:
+    def __init__(self, response: FileAnswer, *counters: Counter) -> None:
         super().__init__()
-        self._response, self._metrics = response, metrics
+        self._response, self._counters = response, counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._response(scope, receive, send)
         finally:
-            self._metrics.sent_bytes.inc(self._response.sent)
+            for counter in self._counters:
+                counter.inc(self._response.sent)

@@ -46,6 +46,8 @@ from registry.services import Services
 from registry.sessions import Sessions, own_store
 from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
+from registry.xet.maker import Maker
+from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
 
@@ -95,6 +97,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
+        xet, layouts = make_xet(config.registry, home, catalog, reader, metrics)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
         tcp = stack.enter_context(contextlib.closing(listen_tcp(host, port)))
         path = home.socket("registry")
@@ -106,11 +109,10 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
             services = Services(config, home, store, catalog, sessions, pushes, metrics)
-            hub = HubRoute(catalog, reader, mirror, metrics)
-            routes = [*pull_routes(pulling.pulls), *mirror_routes(mirror), *transfer_routes(replications), hub]
-            return await _serve(
-                services, pulling, replications, routes, [tcp, unix], record, embedded=embedded, announce=announce
-            )
+            hub = HubRoute(catalog, reader, mirror, xet, metrics)
+            ours = [*pull_routes(pulling.pulls), *mirror_routes(mirror), *transfer_routes(replications), *xet.routes()]
+            parts = pulling, replications, [*ours, hub], layouts
+            return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
@@ -121,6 +123,7 @@ async def _serve(
     pulling: Pulling,
     replications: Replications,
     routes: list[BaseRoute],
+    layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
     *,
@@ -141,6 +144,8 @@ async def _serve(
             tasks.create_task(replications.keep_current()),
             tasks.create_task(_interrupt(services, pulling, replications, server)),
         ]
+        if layouts is not None:
+            background.append(tasks.create_task(layouts.run()))
         if embedded:
             background.append(tasks.create_task(_end_when_unused(services.home, server)))
         await server.serve(sockets=sockets)

@@ -196,7 +196,7 @@ class Sessions:
             for name, commit, manifest in repositories.all_commits(connection):
                 named |= {commit_key(domain, name, commit), manifest_key(domain, manifest)}
         count = 0
-        for kind in ("blobs", "packs", "recipes", "manifests", "commits"):
+        for kind in ("blobs", "packs", "recipes", "xet", "manifests", "commits"):
             stray = [info.key for info in self.store.list(f"{domain}/{kind}/") if info.key not in named]
             for key in stray:
                 self.store.delete(key)

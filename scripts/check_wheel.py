@@ -32,10 +32,14 @@ def check_content(wheel: Path, packages: list[str]) -> list[str]:
     problems += [f"{package}/py.typed is missing" for package in packages if f"{package}/py.typed" not in names]
     if not any(".dist-info/licenses/LICENSE" in name for name in names):
         problems.append("the licence file is missing")
-    sources = {path.relative_to(ROOT).as_posix() for package in packages for path in (ROOT / package).rglob("*.py")}
-    problems += [f"{name} is missing" for name in sorted(sources - set(names))]
     problems += [f"{name} is a test" for name in names if "/tests/" in name or name.split("/")[-1].startswith("test_")]
     return problems
+
+
+def check_whole(wheel: Path, packages: list[str], root: Path = ROOT) -> list[str]:
+    """Sources of the packages that the wheel lacks."""
+    sources = {path.relative_to(root).as_posix() for package in packages for path in (root / package).rglob("*.py")}
+    return [f"{name} is missing" for name in sorted(sources - set(zipfile.ZipFile(wheel).namelist()))]
 
 
 def check_names(target: Path, packages: list[str], distribution: str) -> list[str]:
@@ -74,7 +78,7 @@ def main() -> int:
         (wheel,) = Path(work).glob("*.whl")
         target = Path(work) / "installed"
         subprocess.run([*PIP, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
-        problems = check_content(wheel, packages)
+        problems = check_content(wheel, packages) + check_whole(wheel, packages)
         problems += check_names(target, packages, project["project"]["name"])
         problems += check_script(target)
     for problem in problems:

@@ -11,8 +11,9 @@ import asyncio
 import os
 import select
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Final
+from typing import Final, Protocol
 
 TURN_BYTES: Final = 16 << 20
 TURN_S: Final = 0.1
@@ -21,6 +22,27 @@ PATIENCE_MS: Final = 10
 
 STALL_S: Final = 120.0
 """A client that takes nothing for this long is cut off, in seconds."""
+
+
+Move = Callable[[int, int, int], int]
+"""Sends to a socket (a descriptor) what is to be sent from a position on, but not more than so many bytes.
+
+Returns how many went; raises BlockingIOError when the socket has no room. Returns 0 or raises FileEnded when there is
+nothing at the position."""
+
+
+class BodyPart(Protocol):
+    """Some bytes of a body that are made, or read, while they are sent, in threads."""
+
+    @property
+    def count(self) -> int:
+        """How many bytes."""
+
+    def move(self, sock: int, position: int, most: int) -> int:
+        """A ``Move``."""
+
+    def read(self, position: int, most: int) -> bytes:
+        """At most ``most`` bytes, at least one, from a position on; none only where there are none."""
 
 
 class FileEnded(OSError):
@@ -33,10 +55,20 @@ async def send(executor: Executor, sock: int, file: int, offset: int, count: int
     Both must stay open until this returns, and nobody else may write to the socket. Returns how many bytes went:
     fewer when the client has gone or stalled. Raises FileEnded, or OSError when the file can't be read.
     """
+    return await drive(executor, sock, file_move(file, offset), count)
+
+
+def file_move(file: int, offset: int) -> Move:
+    """Sends bytes of a file (a descriptor) from ``offset`` on."""
+    return lambda sock, position, most: os.sendfile(sock, file, offset + position, most)
+
+
+async def drive(executor: Executor, sock: int, move: Move, count: int) -> int:
+    """Send ``count`` bytes with ``move``, which is called in the executor's threads; otherwise like ``send``."""
     loop = asyncio.get_running_loop()
     sent = 0
     while sent < count:
-        turn = loop.run_in_executor(executor, _turn, sock, file, offset + sent, count - sent)
+        turn = loop.run_in_executor(executor, _turn, sock, move, sent, count - sent)
         try:
             moved = await asyncio.shield(turn)
         except ConnectionError:
@@ -50,14 +82,14 @@ async def send(executor: Executor, sock: int, file: int, offset: int, count: int
     return sent
 
 
-def _turn(sock: int, file: int, offset: int, count: int) -> int:
+def _turn(sock: int, move: Move, position: int, count: int) -> int:
     """Send for a while; 0 when the socket took nothing."""
     end = time.monotonic() + TURN_S
     count = min(count, TURN_BYTES)
     moved = 0
     while moved < count and time.monotonic() < end:
         try:
-            done = os.sendfile(sock, file, offset + moved, count - moved)
+            done = move(sock, position + moved, count - moved)
         except BlockingIOError:
             poller = select.poll()
             poller.register(sock, select.POLLOUT)

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from helios.errors import HeliosError, Unavailable
-from helios.http.sendfile import STALL_S, FileEnded, send
+from helios.http.sendfile import STALL_S, BodyPart, FileEnded, Move, drive, file_move
 
 log = logging.getLogger("helios.http")
 
@@ -70,8 +70,8 @@ class Protocol(HttpToolsProtocol):
             self.peer = {"pid": pid, "uid": uid, "gid": gid}
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        async def sendfile(file: BinaryIO, offset: int, count: int) -> int:
-            """Send ``count`` bytes of the file as the rest of the body (Content-Length is sent).
+        async def send(move: Move, count: int) -> int:
+            """Send ``count`` bytes with ``move`` as the rest of the body (Content-Length is sent).
 
             Returns how many were sent: fewer when the client has left or took nothing for too long.
             """
@@ -83,7 +83,7 @@ class Protocol(HttpToolsProtocol):
                 # A descriptor of our own: the transport may close its one while a thread is at work.
                 sock = os.dup(self.transport.get_extra_info("socket").fileno())
                 try:
-                    sent = await send(self.config.senders, sock, file.fileno(), offset, count)
+                    sent = await drive(self.config.senders, sock, move, count)
                 except FileEnded:
                     abort()
                     raise
@@ -102,7 +102,7 @@ class Protocol(HttpToolsProtocol):
 
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         if self.scheme == "http":
-            extensions[SENDFILE] = {"send": sendfile, "abort": abort}
+            extensions[SENDFILE] = {"send": send, "abort": abort}
         if self.peer is not None:
             extensions[PEER] = self.peer
         super()._start_asgi_task(cycle, app)
@@ -130,7 +130,7 @@ class FileRangeResponse:
                 if extension is None:
                     await self._copy(send)
                 else:
-                    self.sent = await extension["send"](self.file, self.offset, self.count)
+                    self.sent = await extension["send"](file_move(self.file.fileno(), self.offset), self.count)
                     if self.sent < self.count:
                         return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -155,9 +155,16 @@ class FilePart:
     offset: int
     count: int
 
+    def move(self, sock: int, position: int, most: int) -> int:
+        """Send with sendfile(2)."""
+        return os.sendfile(sock, self.file.fileno(), self.offset + position, most)
+
+    def read(self, position: int, most: int) -> bytes:
+        return os.pread(self.file.fileno(), most, self.offset + position)
+
 
 class FilePartsResponse:
-    """An ASGI response whose body is parts of open files, ``count`` bytes in all, over sendfile where there is one.
+    """An ASGI response whose body is parts, say of open files, ``count`` bytes in all, over sendfile if possible.
 
     ``parts`` may make its parts while earlier ones are sent (check them, for example). Its first part is awaited
     before the head goes out, so what it raises until then comes out of the call with nothing sent. After that an error
@@ -167,7 +174,7 @@ class FilePartsResponse:
 
     def __init__(
         self,
-        parts: AsyncGenerator[FilePart, None],
+        parts: AsyncGenerator[BodyPart, None],
         count: int,
         status: int,
         headers: Sequence[tuple[str, str]],
@@ -187,7 +194,7 @@ class FilePartsResponse:
                 while part is not None:
                     if extension is None:
                         await _copy(part, send)
-                    elif (sent := await extension["send"](part.file, part.offset, part.count)) < part.count:
+                    elif (sent := await extension["send"](part.move, part.count)) < part.count:
                         self.sent += sent
                         return
                     self.sent += part.count
@@ -202,13 +209,13 @@ class FilePartsResponse:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _copy(part: FilePart, send: Send) -> None:
-    offset, left = part.offset, part.count
-    while left:
-        data = await asyncio.to_thread(os.pread, part.file.fileno(), min(left, 1 << 20), offset)
+async def _copy(part: BodyPart, send: Send) -> None:
+    done = 0
+    while done < part.count:
+        data = await asyncio.to_thread(part.read, done, min(part.count - done, 1 << 20))
         if not data:
             raise OSError("the file became shorter while it was sent")
-        offset, left = offset + len(data), left - len(data)
+        done += len(data)
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
 

@@ -54,7 +54,7 @@ class Attachment:
     def __init__(self, path: str, sock: socket.socket, welcome: Mapping[str, Any], fds: list[int]) -> None:
         self._path, self._sock = path, sock
         self.fuse_fd, board_fd = fds
-        """``fuse_fd``: the connection to the kernel, blocking."""
+        """``fuse_fd``: the connection to the kernel, blocking or not as the last one wanted it."""
         self.board = Board(board_fd)
         self.mountpoint = str(welcome["mountpoint"])
         self.device = str(welcome["dev"])
@@ -102,7 +102,7 @@ class Attachment:
             return Event.KEEPER
         if message.get("stop"):
             return Event.STOP
-        raise wire.ProtocolError(f"the keeper said {message!r}")
+        raise Unavailable(f"the keeper said {message!r}", hint="Keeper and worker must be of versions that fit.")
 
     def reconnect(self) -> bool:
         """After LOST: offer the mount to a new keeper; says whether one listens. Takes up to a second.

@@ -9,7 +9,7 @@ Beside the tables of keeper/board.py it uses two spare words:
 from __future__ import annotations
 
 from heliosfs.fuse.modes import Change
-from heliosfs.fuse.tables import BoardFullError, deliveries, open_files
+from heliosfs.fuse.tables import BoardFullError, deliveries, init_request, keep_init, open_files
 from heliosfs.keeper.board import CHANGE, Board
 
 _REGISTERING, _CRASHES_SEEN = 352 // 8, 360 // 8
@@ -31,11 +31,11 @@ class Ledger:
 
     @property
     def init(self) -> bytes:
-        return self._board.init
+        return init_request(self._board)
 
     @init.setter
     def init(self, request: bytes) -> None:
-        self._board.init = request
+        keep_init(self._board, request)
 
     def files(self) -> dict[int, tuple[int, int]]:
         return {file.ino: (file.backing, file.opens) for file in self._open}

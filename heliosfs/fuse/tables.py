@@ -1,11 +1,11 @@
-"""The board's tables as the worker uses them: with an index in this process. Their layout: keeper/board.py."""
+"""The board as the worker uses it: its tables, with an index in this process, and INIT. The layout: keeper/board.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from heliosfs.keeper.board import DELIVERIES, DELIVERY_ROWS, FILE_ROWS, FILES, Board
+from heliosfs.keeper.board import DELIVERIES, DELIVERY_ROWS, FILE_ROWS, FILES, INIT, INIT_MAX, Board
 
 
 class BoardFullError(OSError):
@@ -99,3 +99,16 @@ def open_files(board: Board) -> OpenFiles:
 
 def _open_file(ino: int, value: int) -> OpenFile:
     return OpenFile(ino, value & 0xFFFFFFFF, value >> 32)
+
+
+def init_request(board: Board) -> bytes:
+    """The kernel's INIT request with its header; empty before it came."""
+    return bytes(board.words.cast("B")[INIT : INIT + board.init_len])
+
+
+def keep_init(board: Board, request: bytes) -> None:
+    """Keep the kernel's INIT request for later workers. Raises ValueError when it is too long."""
+    if len(request) > INIT_MAX:
+        raise ValueError(f"an INIT request of {len(request)} bytes is longer than {INIT_MAX}")
+    board.words.cast("B")[INIT : INIT + len(request)] = request
+    board.init_len = len(request)

@@ -4,24 +4,29 @@ A FUSE mount lives as long as somebody has its /dev/fuse descriptor open, and Li
 to (RESEND), what was read from that descriptor and never answered. So this process mounts, holds the descriptor and
 serves nothing, while a *worker* (heliosfs/fuse) serves, and may crash, hang, be killed or be upgraded at any time
 without an error in any reader. Everything that runs in here is in this directory and imports only Python's standard
-library:
+library. How to read it, in this order:
 
-    __main__   the command line, and how a keeper comes by its mount
-    keeper     the loop: one thread, one poll(2), a deadline for everything
-    held       what it holds; taking it over from another keeper, or from the worker that a killed keeper left
-    worker     a worker: a process, and after its hello a socket
-    policy     how soon the next worker starts, who is to blame for a death, what counts as hanging; no I/O
-    board      a page of shared memory: signs of life, and what the next worker must know
-    kernel     mount, unmount, and the few FUSE messages that a keeper speaks
-    wire       messages on the socket, with descriptors beside them
+    worker     a worker: a process in one of four phases, and after its hello a socket
+    place      the place for one worker: how it is taken, watched, and free again
+    keeper     the loop: one thread, one poll(2), a deadline for everything; signals and guests
+    policy     what counts as hanging, who is to blame for a death, how soon the next worker starts; no I/O
+    refuse     EIO, when nobody has served for too long
+    __main__   the command line; how a keeper comes by its mount (held), and what it leaves behind: nothing
 
-A worker connects to the socket and says hello; with the answer it gets the descriptor of the mount and the board, once
-the process of the last worker is gone. On one machine the keeper spawns its workers. With ``--external`` somebody else
-does, a kubelet say: then any worker of an allowed user may come, one that bears another name than the present one
-replaces it, and one that hangs and can't be killed from here is *dropped*: its board is fenced, and the next worker
-gets a copy (docs/concurrency.md says why that is safe).
+and where a question stays: board (the page of memory that all workers see), wire and guest (the socket), kernel, log.
 
-While there is no worker, requests wait; after ``--patience`` they fail. A keeper that is to go hands everything to its
-successor (``--take-over``); after one that was killed the worker offers the mount to whoever listens at the socket, and
-with ``--external`` after one that got SIGTERM. All other ends release the mount: lazy unmount, abort.
+The state machine:
+
+    FREE       a spawned process takes the place (after a delay where the last ones failed: policy.Restarts), or with
+               ``--external`` a worker's hello; free for ``--patience`` after a worker that served: what waits is EIO
+    STARTING   its hello: it gets the descriptor of the mount and the board  ->  it is ready: SERVING
+    SERVING    no sign of life for ``--stall``, or a request that is too old: KILLED; so is a start that takes too long
+    GOING      told to go (SIGHUP, a worker of another name, the end), or hung up: it has the ``--grace``, then KILLED
+    KILLED     fenced by the board's generation, and SIGKILL
+    -> FREE    its process is gone; or it can't be killed: it is *dropped*, and the next one gets a copy of the board
+               (docs/concurrency.md says why that is safe)
+
+    the mount  ends when it is unmounted, at a signal, or when the first spawned worker never served; it *stays* with
+               its worker, and the keeper ends, at SIGTERM with ``--external`` and when another keeper asks for it.
+               A worker whose keeper is gone, by this or by SIGKILL, gives the mount to whoever listens at the socket.
 """

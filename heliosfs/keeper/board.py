@@ -18,8 +18,8 @@ A memfd that the keeper makes and holds and every worker maps; numbers are littl
 
 ``state`` is backing id | open handles << 32. Each number is written with one aligned store, so a reader in the other
 process sees the old or the new one. The tables belong to one process at a time: the worker, which knows them by
-fuse/tables.py, or the keeper while there is none. A row's key is written last and removed first, so that a process
-killed in between leaves a whole row or none.
+fuse/tables.py, or while there is none the keeper (refuse.py). A row's key is written last and removed first, so that a
+process killed in between leaves a whole row or none.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Container
 from typing import Final
 
 VERSION: Final = 1
-INIT_MAX: Final = 256
-INIT: Final = 64
+INIT_LEN, INIT, INIT_MAX = 56, 64, 256
 CHANGE: Final = 328 // 8
 """The word where the change that is under way begins."""
-
 DELIVERIES, DELIVERY_ROWS = 4096, 1024
 FILES, FILE_ROWS = 20480, 16384
 SIZE: Final = FILES + FILE_ROWS * 16
@@ -67,8 +64,8 @@ class Board:
     oldest_ns = _Word(32)
     limit_ns = _Word(40)
     crashes = _Word(48)
+    init_len = _Word(INIT_LEN)
     mounted_ns = _Word(320)
-    _init_len = _Word(56)
 
     def __init__(self, fd: int) -> None:
         """Map a board; takes the descriptor. Raises ValueError when it is none, or one of another version."""
@@ -102,52 +99,3 @@ class Board:
         self.words.release()
         self._map.close()
         os.close(self.fd)
-
-    @property
-    def init(self) -> bytes:
-        """The kernel's INIT request with its header; empty before it came."""
-        return self._map[INIT : INIT + self._init_len]
-
-    @init.setter
-    def init(self, request: bytes) -> None:
-        if len(request) > INIT_MAX:
-            raise ValueError(f"an INIT request of {len(request)} bytes is longer than {INIT_MAX}")
-        self._map[INIT : INIT + len(request)] = request
-        self._init_len = len(request)
-
-    def forgive(self) -> None:
-        """Forget all deliveries."""
-        self._map[DELIVERIES:FILES] = bytes(FILES - DELIVERIES)
-
-    def put_back(self, again: Container[int]) -> int:
-        """Settle the change that a dead worker left, as fuse/modes.py does; ``again``: what the kernel sent again.
-
-        Returns the backing id that nobody uses, else 0.
-        """
-        unique, ino, state = self.words[CHANGE : CHANGE + 3]
-        if unique in again:
-            self._put(ino, state if state >> 32 else 0)
-        self.words[CHANGE] = 0
-        return state & 0xFFFFFFFF if unique and self._row(ino) is None else 0
-
-    def released(self, ino: int) -> int:
-        """One handle less. Returns the backing id that nobody uses any more, else 0."""
-        row = self._row(ino)
-        state = self.words[row + 1] if row is not None else 0
-        last = state >> 32 <= 1
-        self._put(ino, 0 if last else state - (1 << 32))
-        return state & 0xFFFFFFFF if last else 0
-
-    def _row(self, ino: int) -> int | None:
-        keys = self.words[FILES // 8 : SIZE // 8 : 2].tolist()
-        return FILES // 8 + 2 * keys.index(ino) if ino in keys else None
-
-    def _put(self, ino: int, state: int) -> None:
-        row = self._row(ino)
-        if not state:
-            if row is not None:
-                self.words[row] = 0
-            return
-        row = self._row(0) if row is None else row  # a free one
-        if row is not None:
-            self.words[row + 1], self.words[row] = state, ino

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from typing import Final
 
 from heliosfs.keeper.board import Board
@@ -18,10 +17,10 @@ HEALTHY_S: Final = 10.0
 class Death(Enum):
     """How a worker ended."""
 
-    ASKED = auto()  # by us, and not because it hung
-    CLEAN = auto()  # it said so, or exit status 0
-    KILLED = auto()  # SIGKILL or SIGTERM from outside
-    CRASH = auto()  # anything else, or replaced because it hung; counts against the requests that were pending
+    ASKED = "by us, and not because it hung"
+    CLEAN = "it said so, or exit status 0"
+    KILLED = "SIGKILL or SIGTERM from outside"
+    CRASH = "anything else, or replaced because it hung; counts against the requests that were pending"
 
 
 def death(
@@ -42,22 +41,22 @@ def death(
     return Death.CRASH
 
 
-@dataclass
 class Restarts:
     """How soon the next worker starts: at once after one that served, later and later after those that fail."""
 
-    failures: int = 0
+    def __init__(self) -> None:
+        self._failures = 0
 
     def died(self, how: Death, served_s: float | None) -> float:
         """The delay after a death, in seconds; ``served_s``: how long it was ready, None for never."""
         if served_s is not None and served_s >= HEALTHY_S:
-            self.failures = 0
+            self._failures = 0
         if how is Death.ASKED or (served_s is not None and how is not Death.CRASH):
             return 0.0
         if how is Death.KILLED:  # whoever kills workers at their start does not lengthen the delay
             return FIRST_DELAY_S
-        self.failures += 1
-        return 0.0 if self.failures == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.failures - 2, 10))
+        self._failures += 1
+        return 0.0 if self._failures == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures - 2, 10))
 
 
 def hang(board: Board, now: float, since: float, stall_s: float) -> str | None:

@@ -83,7 +83,7 @@ def _finer_at_the_edges(lengths: list[int], size: int) -> list[int]:
 
 
 def chunks_read_first(recipe: Recipe) -> int:
-    """How many chunks every reader of the file begins with: its first one, in one piece or several; 0 of an empty one."""
+    """How many chunks every reader of the file begins with: its first one, in one piece or several; 0: it is empty."""
     count = len(_HEAD_ENDS)
     return count if tuple(recipe.ends[:count]) == _HEAD_ENDS else min(1, len(recipe))
 

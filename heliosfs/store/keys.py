@@ -58,6 +58,11 @@ def manifest_key(domain: str, digest: str) -> str:
     return _fanned(domain, "manifests", digest, 64)
 
 
+def xet_key(domain: str, digest: str) -> str:
+    """Key of a Xet layout, named by the sha256 of the record."""
+    return _fanned(domain, "xet", digest, 64)
+
+
 def pack_key(domain: str, name: str) -> str:
     """Key of a pack; ``name`` is 32 hexadecimal digits drawn at random by its writer."""
     return _fanned(domain, "packs", name, 32)

@@ -149,6 +149,7 @@ def _names(file: _Bounded) -> Iterator[str]:
     it, so a name is never taken for another one: at worst it is reported as computed.
     """
     strings: list[str | None] = []
+    texts, protocol = 0, 0
     memo: dict[int, str | None] = {}
     for code, value, _ in pickletools.genops(file):  # type: ignore[arg-type]
         name, argument = code.name, cast("Any", value)
@@ -158,10 +159,14 @@ def _names(file: _Bounded) -> Iterator[str]:
         elif name == "STACK_GLOBAL":
             module, attribute = strings[-2:] if len(strings) > 1 else (None, None)
             known = module is not None and attribute is not None
+            if not texts:
+                raise ValueError("a name is imported where no text was seen")  # as loading would
             yield f"{module} {attribute}" if known else "a computed name"
             del strings[-2:]
             strings.append(None)
         elif name in ("EXT1", "EXT2", "EXT4"):
+            if not protocol:
+                raise ValueError("an extension in a pickle of protocol 0 or 1")  # they come with protocol 2
             yield "a registered extension"
         elif name == "MEMOIZE":
             memo[len(memo)] = strings[-1] if strings else None
@@ -171,9 +176,13 @@ def _names(file: _Bounded) -> Iterator[str]:
             strings.append(memo.get(int(argument)))
         elif isinstance(argument, str) and "UNICODE" in name:
             strings.append(argument)
+            texts += 1
         elif name in ("STRING", "BINSTRING", "SHORT_BINSTRING"):
             strings.append(argument if isinstance(argument, str) else bytes(argument).decode("latin-1"))
-        elif name not in ("PROTO", "FRAME"):
+            texts += 1
+        elif name == "PROTO":
+            protocol = int(argument)
+        elif name != "FRAME":
             strings.append(None)
         if len(strings) > 64:  # only the newest matter
             del strings[:32]

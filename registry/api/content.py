@@ -96,4 +96,4 @@ async def objects(request: Request) -> Response:
     except BaseException:
         file.close()
         raise
-    return Counted(response, parts.metrics)
+    return Counted(response, parts.metrics.sent_bytes)

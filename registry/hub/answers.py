@@ -77,7 +77,12 @@ def content_type(name: str) -> str:
 
 
 def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """The Link header to a page, absolute: from what the client called us and the prefix we are mounted under.
+    """The Link header to a page, absolute. ``path`` starts with a slash and is quoted already."""
+    return {"link": f'<{absolute(scope, path)}?{urlencode(query)}>; rel="next"'}
+
+
+def absolute(scope: Scope, path: str) -> str:
+    """The URL of a path of ours: from what the client called us and the prefix we are mounted under.
 
     ``path`` starts with a slash and is quoted already.
     """
@@ -86,7 +91,7 @@ def link_next(scope: Scope, path: str, query: Mapping[str, Any] | Sequence[tuple
         name, port = scope.get("server") or ("localhost", None)
         host = f"{name}:{port}" if port else name
     prefix = quote(scope.get("root_path", "").rstrip("/"))
-    return {"link": f'<{scope["scheme"]}://{host}{prefix}{path}?{urlencode(query)}>; rel="next"'}
+    return f"{scope['scheme']}://{host}{prefix}{path}"
 
 
 def with_warning(send: Send, warning: str) -> Send:

@@ -26,6 +26,7 @@ from registry.hub.lookup import Found, Lookup
 from registry.hub.paths import HubCall, parse
 from registry.hub.verified import VerifiedReader, Wanted
 from registry.mirror.mirror import FOLLOWED, Mirror
+from registry.xet.routes import XetService
 
 log = logging.getLogger("helios.registry.hub")
 
@@ -41,8 +42,16 @@ Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
 class HubRoute(BaseRoute):
     """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
 
-    def __init__(self, catalog: Catalog, reader: VerifiedReader, mirror: Mirror, metrics: RegistryMetrics) -> None:
-        self._lookup, self._reader, self._mirror, self._metrics = Lookup(catalog, mirror), reader, mirror, metrics
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader: VerifiedReader,
+        mirror: Mirror,
+        xet: XetService,
+        metrics: RegistryMetrics,
+    ) -> None:
+        self._lookup = Lookup(catalog, mirror, xet.layouts.announced)
+        self._reader, self._mirror, self._xet, self._metrics = reader, mirror, xet, metrics
         self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
             "info": (("GET", "HEAD"), self._info),
             "tree": (("GET", "HEAD"), self._tree),
@@ -52,6 +61,7 @@ class HubRoute(BaseRoute):
             "resolve": (("GET", "HEAD"), self._resolve),
             "list": (("GET", "HEAD"), self._list),
             "whoami": (("GET", "HEAD"), self._whoami),
+            "xet-read-token": (("GET",), self._xet_token),
         }
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -142,6 +152,8 @@ class HubRoute(BaseRoute):
         found, file = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
         size = file.entry.size
         headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
+        if file.xet is not None:
+            headers += self._xet.links(request.scope, found.repo, found.commit, file.xet)
         # A HEAD asks about the whole file: only a GET has ranges (RFC 9110, 14.2).
         conditions = request.headers if get else {"if-none-match": request.headers.get("if-none-match", "")}
         answer = decide(conditions, etag_of(file.entry), size)
@@ -160,7 +172,8 @@ class HubRoute(BaseRoute):
             parts = self._mirror.stream(flight, answer.start, answer.stop, self._reader, wanted)
         else:
             parts = self._reader.parts(placed, answer.start, answer.stop, wanted)
-        return Counted(FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers), self._metrics)
+        response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
+        return Counted(response, self._metrics.sent_bytes)
 
     async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:
         query = request.query_params
@@ -182,6 +195,10 @@ class HubRoute(BaseRoute):
             kept = [(k, v) for k, v in query.multi_items() if k != "cursor"]
             headers = link_next(request.scope, f"/api/{readings[0].kind}", [*kept, ("cursor", _cursor(following))])
         return JSONResponse(items, headers=headers)
+
+    async def _xet_token(self, request: Request, readings: Sequence[HubCall]) -> Response:
+        found = await asyncio.to_thread(self._lookup.find, readings)
+        return self._xet.token(request.scope, found.repo)
 
     async def _whoami(self, request: Request, readings: Sequence[HubCall]) -> Response:
         return refusal(401, "Invalid username or password.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from helios.errors import EntryNotFound, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
@@ -48,18 +48,23 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted, or is here."""
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted, or is here.
+
+    ``xet`` is its hash in the Xet protocol, where clients are told to use that.
+    """
 
     commit: str
     entry: FileEntry
     placed: PlacedBlob | None
+    xet: str | None = None
 
 
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog, mirror: Mirror) -> None:
-        self._catalog, self._mirror = catalog, mirror
+    def __init__(self, catalog: Catalog, mirror: Mirror, xet: Callable[[Iterable[FileEntry]], dict[str, str]]) -> None:
+        """``xet`` gives the Xet hashes, by sha256, of the files that clients are told to get over Xet."""
+        self._catalog, self._mirror, self._xet = catalog, mirror, xet
         self._trees: Cache[str, Tree] = Cache(TREES)
 
     def find(self, readings: Sequence[HubCall]) -> Found:
@@ -118,7 +123,7 @@ class Lookup:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
-        return found, File(found.commit, entry, placed)
+        return found, File(found.commit, entry, placed, self._hashes(found, [entry]).get(entry.sha256))
 
     def listing(
         self, readings: Sequence[HubCall], *, recursive: bool, expand: bool, after: str, limit: int
@@ -183,6 +188,10 @@ class Lookup:
             raise RevisionNotFound(error.message) from None
         return resolved.commit, resolved.manifest_digest
 
+    def _hashes(self, found: Found, entries: Iterable[FileEntry]) -> dict[str, str]:
+        """Xet hashes, by sha256, of what is published: Xet serves what a commit of the repository holds."""
+        return {} if found.mirrored is not None else self._xet(entries)
+
     def _history(self, found: Found, limit: int) -> list[CommitRecord]:
         """Records from the commit back; of one that is only known from the upstream, its own."""
         if found.mirrored is not None:
@@ -200,7 +209,8 @@ class Lookup:
         return self._trees.get(digest, lambda: Tree(manifest))
 
     def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
-        items = [shapes.tree_item(path, node) for path, node in nodes]
+        xet = self._hashes(found, (node for _, node in nodes if isinstance(node, FileEntry)))
+        items = [shapes.tree_item(path, node, xet) for path, node in nodes]
         if expand:
             last = self._last_changes(found, dict(nodes))
             return [item | shapes.expansion(last[path], node) for item, (path, node) in zip(items, nodes, strict=True)]

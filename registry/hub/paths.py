@@ -15,7 +15,14 @@ from urllib.parse import unquote_to_bytes
 
 from helios.errors import InvalidInput
 
-API_MARKERS: Final = {"revision": (1, 1), "tree": (1, None), "paths-info": (1, 1), "commits": (1, 1), "refs": (0, 0)}
+API_MARKERS: Final = {
+    "revision": (1, 1),
+    "tree": (1, None),
+    "paths-info": (1, 1),
+    "commits": (1, 1),
+    "refs": (0, 0),
+    "xet-read-token": (1, 1),
+}
 """Calls below ``/api/{kind}/{id}/`` and how many segments may follow: (least, most)."""
 
 OTHER_KINDS: Final = ("datasets", "spaces", "kernels")

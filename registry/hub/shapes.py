@@ -1,6 +1,7 @@
-"""The Hub's JSON, made from manifests and commit records. No ``xetHash`` anywhere: Xet is not served yet.
+"""The Hub's JSON, made from manifests and commit records.
 
-A leaked Xet hash would make clients look for a Xet service and fail, so tests hold this.
+A file's ``xetHash`` stands in listings exactly when its HEAD has one (registry/xet): a client that sees one in a
+listing alone looks for a Xet service and fails.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def summary(repo: RepoId, record: CommitRecord) -> Json:
     return out
 
 
-def tree_item(path: str, node: Node) -> Json:
-    """A file or directory in a listing."""
+def tree_item(path: str, node: Node, xet: Mapping[str, str]) -> Json:
+    """A file or directory in a listing; ``xet`` has Xet hashes by sha256."""
     match node:
         case Directory(oid):
             return {"type": "directory", "oid": oid, "size": 0, "path": path}
@@ -70,6 +71,8 @@ def tree_item(path: str, node: Node) -> Json:
             item: Json = {"type": "file", "oid": node.git_oid, "size": node.size, "path": path}
             if node.lfs:
                 item["lfs"] = {"oid": node.sha256, "size": node.size, "pointerSize": _pointer_size(node)}
+            if node.sha256 in xet:
+                item["xetHash"] = xet[node.sha256]
             return item
 
 

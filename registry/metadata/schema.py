@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
-from registry.metadata import mirror_tables as _mirror  # noqa: F401 puts its tables into the metadata
+from registry.metadata import mirror_tables, xet  # noqa: F401 - their tables
 from registry.metadata.tables import metadata, settings
 
 if TYPE_CHECKING:

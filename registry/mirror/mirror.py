@@ -38,7 +38,7 @@ from registry.pull.setup import Pulling
 
 log = logging.getLogger("helios.registry.mirror")
 
-FOLLOWED: Final = frozenset({"info", "tree", "paths-info", "refs", "commits", "resolve"})
+FOLLOWED: Final = frozenset({"info", "tree", "paths-info", "refs", "commits", "resolve", "xet-read-token"})
 """Calls about one repository."""
 ANSWER_S: Final = 8.0
 """Longest wait for the upstream, in seconds: clients give up on a HEAD after 10."""

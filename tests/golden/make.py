@@ -2,7 +2,8 @@
 
 Existing files are never rewritten: they say what was written once and must be readable for ever. Their content is small
 and follows from this script alone; docs/format.md explains it byte for byte. `metadata.db` is the exception: the first
-registry wrote it, before its tables had migrations (tests/unit/registry/test_migrations.py).
+registry wrote it, before its tables had migrations (tests/unit/registry/test_migrations.py), and `repeats.xet` is what
+hf-xet 1.8.0 made (tests/unit/xet/test_cutter.py).
 
     python tests/golden/make.py
 """

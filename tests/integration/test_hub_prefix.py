@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -14,37 +16,26 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Router
 
 from helios.http.server import listen_tcp, make_server
-from helios.metrics import RegistryMetrics
-from helios.names import RepoId
-from heliosfs.store.directory import DirectoryStore
-from registry.catalog import Catalog
-from registry.hub.api import HubRoute
-from registry.hub.verified import VerifiedReader
-from registry.ingest.ingest import Ingest
-from registry.ingest.reader import FileSource
-from registry.metadata.database import Database
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mirrors import make_mirror
+from tests.support.xet_site import xet_parts
 
-FILES = {"config.json": b"{}", "a/model.safetensors.txt": b"x" * 100_000, **{f"many/{n:03}": b"" for n in range(40)}}
+FILES = {
+    "config.json": b"{}",
+    "a/model.safetensors.txt": b"x" * 100_000,
+    **{f"many/{n:03}": b"" for n in range(40)},
+    "w.onnx": hashlib.shake_256(b"w").digest(1_500_000),
+}
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):
     root: Path = tmp_path_factory.mktemp("prefix")
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(DirectoryStore(root / "store")))
-        database = stack.enter_context(contextlib.closing(Database.sqlite(root / "metadata.db")))
-        catalog, metrics = Catalog(database, store), RegistryMetrics()
-        ingest, entries = Ingest(store, catalog.index), {}
-        for path, data in FILES.items():
-            (root / "file").write_bytes(data)
-            with FileSource(root / "file") as source:
-                entries[path] = ingest.ingest(path, len(data), source).entry
-        catalog.publish(RepoId.parse("org/m"), "main", entries, author="me", message="first")
-        reader = stack.enter_context(contextlib.closing(VerifiedReader(store, metrics.verify_failures.inc)))
-        hub = HubRoute(catalog, reader, make_mirror(stack, catalog, root), metrics)
-        app = Starlette(routes=[Mount("/t/{tenant}", app=Router([hub])), hub])
+        parts = stack.enter_context(xet_parts(root / "parts"))
+        parts.publish("models/org/m", FILES)
+        parts.now[0] = time.time()  # clients look at their own clock
+        routes = parts.routes()
+        app = Starlette(routes=[Mount("/t/{tenant}", app=Router(routes)), *routes])
         sock = stack.enter_context(contextlib.closing(listen_tcp("127.0.0.1", 0)))
         server = make_server(app)
         server.capture_signals = contextlib.nullcontext  # not the main thread
@@ -58,8 +49,12 @@ def endpoint(tmp_path_factory):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_clients_work_under_a_prefix(endpoint, version, tmp_path):
     script = """
+    from huggingface_hub import constants
+    constants.MAX_HTTP_DOWNLOAD_SIZE = 1_000_000  # what is larger comes over Xet, under the prefix too, or not at all
+    found = tree(snapshot_download("org/m"))
     result = {
-        "files": len(tree(snapshot_download("org/m"))),
+        "files": len(found),
+        "weights": found["w.onnx"],
         "tree": len(list(api.list_repo_tree("org/m", recursive=True))),
         "text": len(HfFileSystem().cat_file("org/m/a/model.safetensors.txt")),
         "errors": [raised(hf_hub_download, "org/none", "x"), raised(hf_hub_download, "org/m", "nope")],
@@ -67,6 +62,7 @@ def test_clients_work_under_a_prefix(endpoint, version, tmp_path):
     """
     result = run_client(version, script, endpoint, tmp_path)
     assert result["files"] == len(FILES)
+    assert result["weights"] == hashlib.sha256(FILES["w.onnx"]).hexdigest()
     assert result["tree"] == len(FILES) + 2
     assert result["text"] == 100_000
     assert "RepositoryNotFoundError" in result["errors"][0]

@@ -52,7 +52,7 @@ def test_a_reader_sees_no_error_while_workers_are_killed(kept):
         assert digest.digests(60) == {kept.digest}
     assert generations == list(range(1, 12))
     assert kept.board().crashes == 0, "nobody's fault"
-    assert kept.board().init
+    assert kept.board().init_len
 
 
 def test_a_request_that_takes_its_worker_along_counts_as_a_crash_and_is_answered_by_the_next(kept):

@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,28 @@ def test_a_keeper_that_ends_leaves_the_mount_with_its_worker_until_the_next_one_
         end(kept, worker)
         worker = kept.start_worker("pod-1", NAMESPACE)
         serving(kept, 2)
+        assert rounds.digests(60) == {kept.digest}
+    end(kept, kept.keeper, signal.SIGINT)
+    assert worker.wait(20) == 0
+
+
+def test_a_keeper_goes_for_a_successor_only_while_its_worker_lives(kept: Kept) -> None:
+    kept.start(spawn=False, within=NAMESPACE)
+    first, worker = kept.keeper, kept.start_worker("pod-1", NAMESPACE)
+    with reading(kept) as rounds:
+        serving(kept, 1)
+        rounds.next()
+        os.kill(inner(worker), signal.SIGSTOP)
+        time.sleep(2.2)
+        with ThreadPoolExecutor(1) as pool:
+            listens = pool.submit(kept.start, spawn=False, within=NAMESPACE)
+            time.sleep(1)
+            assert first.poll() is None, "nobody would bring the mount"
+            os.kill(inner(worker), signal.SIGCONT)
+            assert first.wait(20) == 0
+            listens.result(20)
+        kept.wait(lambda: kept.board().generation == 1)
+        rounds.next()
         assert rounds.digests(60) == {kept.digest}
     end(kept, kept.keeper, signal.SIGINT)
     assert worker.wait(20) == 0

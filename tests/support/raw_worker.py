@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from heliosfs.fuse.attach import Attachment, Event, attach
-from heliosfs.fuse.tables import open_files
+from heliosfs.fuse.tables import keep_init, open_files
 
 REQUEST = struct.Struct("<IIQQIIIHH")
 REPLY = struct.Struct("<IiQ")
@@ -46,7 +46,7 @@ class Worker:
         now = time.monotonic_ns()
         self.board.loop_ns = self.board.channel_ns = now
         self.board.limit_ns = int(LIMIT_S * 1e9)
-        if self.board.init:
+        if self.board.init_len:
             os.write(self.fuse, REPLY.pack(16, 7, 0))  # RESEND
         else:
             self.request()
@@ -106,7 +106,7 @@ class Worker:
 
     def answer(self, opcode: int, node: int, body: bytes, whole: bytes) -> int | bytes | None:
         if opcode == INIT:
-            self.board.init = whole
+            keep_init(self.board, whole)
             flags = ASYNC_READ | MAX_PAGES | INIT_EXT
             out = struct.pack(
                 "<IIIIHHIIHHIIHHI", 7, 39, 1 << 20, flags, 64, 48, 1 << 20, 1, 256, 0, HAS_RESEND, 0, 0, 0, 0

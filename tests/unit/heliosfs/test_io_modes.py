@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from heliosfs.fuse.ledger import Ledger
 from heliosfs.fuse.modes import Change, IoModes
 from heliosfs.keeper import board as keeper
+from heliosfs.keeper.refuse import put_back, released
 
 INODES = (10, 20, 30)
 
@@ -236,14 +237,14 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def nobody_serves_for_too_long(self) -> None:
-        """The keeper answers what waits (keeper/kernel.py), and then a worker comes again."""
+        """The keeper answers what waits (keeper/refuse.py), and then a worker comes again."""
         board, waiting = self.records.board, list(self.kernel.unanswered)
-        unused = [board.put_back({request.unique for request in waiting})]
+        unused = [put_back(board, {request.unique for request in waiting})]
         for request in waiting:
             self.kernel.unanswered.remove(request)
             if request.opcode == "release":
                 self.kernel.handles[request.ino].remove(request.backing)
-                unused.append(board.released(request.ino))
+                unused.append(released(board, request.ino))
         self.kernel.registered -= set(unused)
         self.sent = []
         self.start()

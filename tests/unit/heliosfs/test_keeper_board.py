@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from heliosfs.fuse.tables import BoardFullError, OpenFile, deliveries, open_files
+from heliosfs.fuse.tables import BoardFullError, OpenFile, deliveries, init_request, keep_init, open_files
 from heliosfs.keeper import policy
 from heliosfs.keeper.board import INIT_MAX, SIZE, Board
 from heliosfs.keeper.policy import Death, Restarts
@@ -36,7 +36,7 @@ def test_the_layout_is_what_the_module_says(board):
     for number, name in enumerate(WORDS, 1):
         setattr(board, name, number)
     board.mounted_ns = 7
-    board.init = b"init"
+    keep_init(board, b"init")
     deliveries(board).put(11, 2)
     open_files(board).put(12, 3, 4)
     data = os.pread(board.fd, SIZE + 1, 0)
@@ -53,9 +53,9 @@ def test_what_one_process_writes_the_other_reads(values, init):
     with contextlib.closing(Board.create()) as board, other(board) as second:
         for name, value in values.items():
             setattr(board, name, value)
-        board.init = init
+        keep_init(board, init)
         assert {name: getattr(second, name) for name in values} == values
-        assert second.init == init
+        assert init_request(second) == init
 
 
 def test_the_board_keeps_its_size(board):
@@ -75,8 +75,8 @@ def test_what_is_no_board_is_refused(content):
 
 def test_an_init_that_does_not_fit_is_refused(board):
     with pytest.raises(ValueError, match="257 bytes"):
-        board.init = bytes(INIT_MAX + 1)
-    assert board.init == b""
+        keep_init(board, bytes(INIT_MAX + 1))
+    assert init_request(board) == b""
 
 
 def test_a_full_table_says_so_and_takes_more_after_a_removal(board):

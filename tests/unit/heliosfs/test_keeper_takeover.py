@@ -9,7 +9,8 @@ from pathlib import Path
 
 from heliosfs.keeper.board import Board
 from heliosfs.keeper.held import Held
-from heliosfs.keeper.keeper import Keeper, Settings
+from heliosfs.keeper.keeper import Keeper
+from heliosfs.keeper.place import Settings
 from heliosfs.keeper.worker import Worker
 
 
@@ -25,10 +26,10 @@ def test_a_worker_that_hangs_up_before_it_is_greeted_takes_no_keeper_down(tmp_pa
         stack.enter_context(ours)
         pidfd = os.pidfd_open(os.getpid())
         stack.callback(os.close, pidfd)
-        worker = Worker(0, pidfd, 0.0)
-        worker.sock = ours
+        worker = Worker(0, pidfd)
+        worker.attach(ours)
         theirs.close()
-        settings = Settings(str(tmp_path / "k.sock"), [], [os.getuid()], None, False, 10.0, 60.0, 5.0, 150.0)
+        settings = Settings(str(tmp_path / "k.sock"), [], [os.getuid()], None, 10.0, 60.0, 5.0)
         keeper = Keeper(settings, Held(str(tmp_path), "0:0", -1, board, listener, worker), -1, lambda *_: None)
 
         def tick(now: float) -> None:

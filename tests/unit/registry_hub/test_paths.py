@@ -67,7 +67,7 @@ def test_repositories_called_like_a_marker_have_a_second_reading():
         "/o/m/resolve/main/", "/a/b/c/resolve/main/x", "/api/models/a/b/c", "/api/models/o/m/revision",
         "/api/models/o/m/refs/x",
         "/api/models/o/m/paths-info/main/x", "/api/whoami-v2/x", "/api/agent-harnesses",
-        "/api/models/o/m/xet-read-token/main", "/api/repos/create",
+        "/api/models/o/m/xet-read-token", "/api/models/o/m/xet-write-token/main", "/api/repos/create",
     ],
 )  # fmt: skip
 def test_what_is_no_call_has_no_reading(path):

@@ -44,6 +44,14 @@ def test_content(check, tmp_path, names, problem):
     assert (problem is None and not problems) or problem in problems[0]
 
 
+def test_a_source_that_the_wheel_lacks(check, tmp_path):
+    (tmp_path / "helios" / "migrations").mkdir(parents=True)
+    for name in ("__init__.py", "migrations/first.py"):
+        (tmp_path / "helios" / name).touch()
+    built = wheel(tmp_path / "x.whl", "helios/__init__.py")
+    assert check.check_whole(built, ["helios"], tmp_path) == ["helios/migrations/first.py is missing"]
+
+
 def distribution(directory, name, *files):
     info = directory / f"{name}-1.dist-info"
     info.mkdir(parents=True)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "mirror"
-down_revision = "admission"
+down_revision = "xet"
 
 
 def upgrade() -> None:

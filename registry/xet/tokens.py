@@ -1,0 +1,77 @@
+"""Signed texts: access tokens and addresses that say themselves what they are good for, and until when."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from helios.errors import Forbidden, HeliosError
+
+TAG_BYTES: Final = 32
+MAX_TOKEN: Final = 2000
+"""Longest token that is looked at, in characters."""
+
+
+class TokenRefused(HeliosError):
+    """There is no access token, or it is not a valid one."""
+
+    code = "Unauthorized"
+    status = 401
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """What every signed text says: who it is for (a repository's canonical name) and when it ends (unix seconds)."""
+
+    repo: str
+    ends: int
+
+
+class ReadGrant(Grant, frozen=True, array_like=True, tag="read"):
+    """Reconstructions of the files of a repository."""
+
+
+class XorbGrant(Grant, frozen=True, array_like=True, tag="xorb"):
+    """The bytes of xorb number ``xorb`` in the layout of a blob."""
+
+    blob: str
+    xorb: int
+
+
+G = TypeVar("G", bound=Grant)
+
+
+class Signer:
+    """Makes and checks signed texts with one key. Threads may share it."""
+
+    def __init__(self, key: bytes, clock: Callable[[], float] = time.time) -> None:
+        self._key, self.clock = key, clock
+
+    def sign(self, grant: Grant) -> str:
+        """The grant as text that fits into a URL or a header."""
+        body = msgspec.json.encode(grant)
+        return urlsafe_b64encode(self._tag(body) + body).rstrip(b"=").decode()
+
+    def check(self, text: str | None, kind: type[G]) -> G:
+        """The grant in the text. Raises TokenRefused for none or a wrong one, Forbidden for one that has ended."""
+        if not text:
+            raise TokenRefused("this needs an access token")
+        try:
+            data = urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)) if len(text) <= MAX_TOKEN else b""
+            tag, body = data[:TAG_BYTES], data[TAG_BYTES:]
+            if not hmac.compare_digest(tag, self._tag(body)):
+                raise ValueError
+            grant = msgspec.json.decode(body, type=kind)
+        except (ValueError, msgspec.DecodeError):
+            raise TokenRefused("the access token is not one that this registry gave for this") from None
+        if grant.ends <= self.clock():
+            raise Forbidden("the access token has ended: ask for a new one")
+        return grant
+
+    def _tag(self, body: bytes) -> bytes:
+        return hmac.digest(self._key, body, hashlib.sha256)

@@ -1,0 +1,3 @@
+"""The catalog's fixture for these tests too."""
+
+from tests.unit.registry.conftest import registry as registry
