@@ -232,10 +232,12 @@ def test_restricted_repositories_need_the_callers_own_token(site, how, wait_for)
         assert site.get("config.json", token=token).code == code
         assert site.get("config.json", commit, token=token).code == code
         assert site.api(token=token).code == code
+        assert site.api(f"/xet-read-token/{commit}", token=token).code == code
     asked = len(site.hub.seen)
     assert site.get("model.safetensors", commit, token=TOKEN).body == site.files["model.safetensors"]
     assert len(site.hub.seen) == asked, "a permission is believed for a while"
     assert json.loads(site.api(token=TOKEN).body)["gated"] == "auto"
+    assert site.api(f"/xet-read-token/{commit}", token=TOKEN).status == 200
     logs = "".join(path.read_text() for path in (site.helios.home / "logs").glob("*.log"))
     database = b"".join(path.read_bytes() for path in (site.helios.home / "registry").glob("metadata.db*"))
     assert site.repo not in ask(site.registry.url, "/api/models?limit=1000").body.decode(), "nor is it listed"
