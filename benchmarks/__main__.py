@@ -175,6 +175,13 @@ BENCHMARKS = {
         median_of("sync_ratio", "trio_ratio"),
         {"sync_ratio": 0.95, "trio_ratio": 0.8},
     ),
+    "registry_metadata": Benchmark(
+        (),
+        ("--seconds", "2", "--rounds", "1"),
+        lambda result: dict(result["median"]),
+        {f"1_ms_to_{way}_{engine}": 1.0 for way in ("sql", "head") for engine in ("sqlite", "postgres")}
+        | {f"head_p99_{engine}": 0.5 for engine in ("sqlite", "postgres")},
+    ),
     "xet": Benchmark(
         (),
         ("--gb", "0.3", "--rounds", "1"),

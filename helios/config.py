@@ -80,6 +80,10 @@ class RegistrySettings(Section, frozen=True):
     port: int = 8470
     store: str = ""
     """Directory of the object store; empty means ``$HELIOS_HOME/store``."""
+    database: str = ""
+    """Where the metadata is: ``postgresql://user@host:5432/name``; empty means SQLite in ``$HELIOS_HOME/registry``."""
+    process_lease_s: float = 30.0
+    """Processes that share a database take one that was silent for so long for dead and clean up after it."""
     upstream: str = ""
     """Hub to pull from; empty means HF_ENDPOINT, else https://huggingface.co."""
     pull_files: int = 4

@@ -19,9 +19,10 @@ from helios import config, logs
 from helios.errors import HeliosError
 from helios.home import Home
 from helios.mounts import MountState
-from heliosfs.daemon import Plan, run
+from heliosfs.daemon import run
 from heliosfs.fuse.attach import attach
 from heliosfs.keeper.wire import ENVIRON
+from heliosfs.plan import Plan
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,13 +12,16 @@ from heliosfs.fetch.read import Reads
 TELL_BYTES: Final = 8 << 20
 """A reader that needs no help from the loop tells it where it is this often, in bytes: what is ahead comes first."""
 
+TELL_HELD_BYTES: Final = 2 << 20
+"""One that reads from memory tells it more often: there is less ahead of it, and what it has read goes."""
+
 
 class Owner(Protocol):
     """The store that opened the blob."""
 
     def has(self, blob: Blob, offset: int, count: int) -> bool: ...
     def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None: ...
-    def progressed_soon(self, blob: Blob, number: int, offset: int) -> None: ...
+    def progressed_soon(self, blob: Blob, number: int, offset: int, end: int) -> None: ...
     def release(self, blob: Blob, number: int) -> None: ...
 
 
@@ -78,7 +81,7 @@ class BlobHandle:
         if not blob.whole:
             if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
-            self._tell(offset, count)
+            self._tell(offset, count, TELL_BYTES)
         return fd, count
 
     def held(self, offset: int, size: int) -> list[memoryview] | None:
@@ -89,14 +92,14 @@ class BlobHandle:
         blob, count = self._blob, min(size, self.size - offset)
         parts = self._store.held(blob, offset, count) if count > 0 else None
         if parts is not None and blob.planned:
-            self._tell(offset, count)
+            self._tell(offset, count, TELL_HELD_BYTES)
         return parts
 
-    def _tell(self, offset: int, count: int) -> None:
+    def _tell(self, offset: int, count: int, every: int) -> None:
         """Let the loop know now and then how far the reader is."""
-        if not 0 <= offset - self._told < TELL_BYTES:
+        if not 0 <= offset - self._told < every:
             self._told = offset
-            self._store.progressed_soon(self._blob, self._number, offset + count)
+            self._store.progressed_soon(self._blob, self._number, offset, offset + count)
 
     def local_fd(self) -> int | None:
         """A read-only descriptor of the whole blob once it is local, for ``os.preadv`` and the like; else None.

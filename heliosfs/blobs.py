@@ -26,13 +26,13 @@ from heliosfs.fetch.ahead import Ahead
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
+from heliosfs.fetch.heal import Healer
 from heliosfs.fetch.lanes import LIBRARY_SHARE, Lanes, SourceStatus
+from heliosfs.fetch.prepare import Preparer
 from heliosfs.fetch.read import Reads
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef, Source
-from heliosfs.store.recipe import Recipe
-from heliosfs.tiers.local import Loaded
 from heliosfs.tiers.pool import Pool
 from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.snapshot import WEIGHTS
@@ -125,21 +125,18 @@ class BlobStore:
         self._settler = Settler(
             self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
         )
+        self._preparer = Preparer(self._engine, self.room, self.pool, self._lanes, self._ahead, self._disk)
+        self.healer = Healer(
+            self._blobs, self._engine, self._settler, self.room, new_key=self._new_key, begin_fill=self._begin_fill
+        )
+        """What is wrong on the disk."""
+        prepare, deadline_s = self._preparer.prepare, settings.request_deadline_s
         self._filler = Filler(
-            self._engine, self.room, metrics, blob_of=self._blob_of, prepare=self._prepare, released=self._released
+            self._engine, self.room, metrics, blob_of=self._blob_of, prepare=prepare, released=self._released
         )
         self._reads = Reads(
-            self._engine,
-            self._filler,
-            self._disk,
-            metrics,
-            clock,
-            settings.request_deadline_s,
-            len(sources),
-            self._prepare,
-            self._broke,
+            self._engine, self._filler, self._disk, metrics, clock, deadline_s, len(sources), prepare, self.healer.broke
         )
-        self._healed: set[str] = set()
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
 
@@ -178,9 +175,9 @@ class BlobStore:
         blob.want = want.beside(blob.want)
         blob.handles += 1
         try:
-            await self._load(blob)
-            if not blob.whole and not blob.planned and self._remembered(want) is not None:
-                await self._prepare(blob)  # so that even its first READ needs nobody
+            await self._preparer.load(blob)
+            if not blob.whole and not blob.planned and self._preparer.remembered(want) is not None:
+                await self._preparer.prepare(blob)  # so that even its first READ needs nobody
         except BaseException:
             self._drop_handle(blob)
             raise
@@ -192,7 +189,7 @@ class BlobStore:
     def release(self, blob: Blob, number: int) -> None:
         """A handle is closed."""
         if blob.planned:
-            self._engine.planner.reader_left(blob.key, number)
+            self._engine.reader_left(blob, number)
         self._drop_handle(blob)
 
     @property
@@ -212,12 +209,12 @@ class BlobStore:
 
     def held(self, blob: Blob, offset: int, count: int) -> list[memoryview] | None:
         """These bytes from the memory pool, in pieces; None when it lacks some. Any thread."""
-        recipe = blob.recipe or self._remembered(blob.want)
+        recipe = blob.recipe or self._preparer.remembered(blob.want)
         return None if recipe is None else self.pool.read(recipe, offset, count)
 
-    def progressed_soon(self, blob: Blob, number: int, offset: int) -> None:
-        """A handle was read up to ``offset`` without the loop's help. Any thread."""
-        self._engine.soon(self._reads.progressed, blob, number, offset)
+    def progressed_soon(self, blob: Blob, number: int, offset: int, end: int) -> None:
+        """A handle was read from ``offset`` to ``end`` without the loop's help. Any thread."""
+        self._engine.soon(self._reads.progressed, blob, number, offset, end)
 
     def expect(self, repo: RepoId, commit: str) -> None:
         """Files of this commit may be opened soon: what that takes is asked for now. No content is fetched."""
@@ -301,39 +298,6 @@ class BlobStore:
         held = self.room.usage()
         return BlobsUsage(held, filler.filling, filler.queued, engine.planner.in_flight, self.pool.used)
 
-    # --- what is wrong on the disk ---
-
-    def chunks_here(self, sha256: str) -> tuple[Recipe, list[int]] | None:
-        """Of a partial blob that is open or filled: its recipe and the chunks that count as being here."""
-        blob = self._blobs.get(sha256)
-        if blob is None or not blob.planned or blob.recipe is None:
-            return None
-        return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
-
-    async def gone_wrong(self, sha256: str, file: tuple[int, int]) -> None:
-        """The whole file, by device and inode, was wrong and is taken away: who has it open reads right bytes again.
-
-        Descriptors of it that were handed out stay what they are.
-        """
-        self._healed.add(sha256)
-        blob = self._blobs.get(sha256)
-        if blob is None:
-            return
-        async with blob.preparing:  # who is just looking at the disk may have found it before it went
-            if self._blobs.get(sha256) is blob and blob.whole and blob.local.identity == file:
-                blob.renew(self._new_key(blob.want), self.room.instead(blob.local))
-                if blob.handles:
-                    self._begin_fill(blob)
-
-    async def chunks_wrong(self, sha256: str, chunks: Sequence[int]) -> bool:
-        """Chunks of a partial blob are wrong on the disk and are fetched again; False where nobody has it open."""
-        blob = self._blobs.get(sha256)
-        return blob is not None and await self._settler.forget(blob, chunks)
-
-    def was_wrong(self, sha256: str) -> bool:
-        """Whether a file of this content was wrong: pages of it that the kernel keeps may be, too."""
-        return sha256 in self._healed
-
     # --- blobs come and go ---
 
     def _blob_of(self, want: BlobRef) -> Blob:
@@ -353,59 +317,6 @@ class BlobStore:
     def _new_key(self, want: BlobRef) -> str:
         return f"{next(self._numbers)}:{want.sha256}"
 
-    async def _load(self, blob: Blob) -> None:
-        """Find out what the disk has of it."""
-        async with blob.preparing:
-            if blob.loaded:
-                return
-            await self.room.settled(blob.want.sha256)
-            found = Loaded(whole=blob.local.load_at_once())
-            if not found.whole:
-                load, digest, places = blob.local.load, blob.want.recipe_digest, self.room.places()
-                found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._disk)
-            for place, error in found.failed:
-                fields = {"file": blob.want.path, "tier": place.name, "reason": error.strerror}
-                log.warning("a cached file can't be opened; it is looked for elsewhere", extra=fields)
-            blob.loaded, blob.whole = True, found.whole
-            self.room.loaded(blob.local)
-            if found.recipe is not None:
-                self._engine.add(blob, found.recipe, found.have)
-
-    async def _prepare(self, blob: Blob) -> None:
-        """Make chunks of the blob ready to be asked for: find the recipe. Raises HeliosError."""
-        await self._load(blob)
-        async with blob.preparing:
-            if blob.whole or blob.planned:
-                return
-            recipe = self._remembered(blob.want)
-            if recipe is None:
-                await self._ahead.settled(blob.want.repo, blob.want.commit)
-                recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
-            if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._disk):
-                self.room.loaded(blob.local)
-            self._engine.add(blob, recipe, None)
-
-    def _remembered(self, want: BlobRef) -> Recipe | None:
-        """The blob's recipe, where the pool has it."""
-        return self.pool.recipe(want.recipe_digest, want.sha256, want.size)
-
-    def _recipe_of(self, want: BlobRef) -> Callable[[Source, float], Recipe]:
-        """What a thread does to get the blob's recipe, checked."""
-
-        def ask(source: Source, timeout_s: float) -> Recipe:
-            record = source.recipe(want, timeout_s)
-            try:
-                recipe = Recipe.decode(record, want.recipe_digest)
-            except IntegrityError:  # damaged on its way, perhaps: like a chunk it is asked for once more
-                record = source.recipe(want, timeout_s)
-                recipe = Recipe.decode(record, want.recipe_digest)
-            if recipe.blob != want.sha256 or recipe.size != want.size:
-                raise IntegrityError(f"the recipe of {want.path} is one of another blob, {recipe.blob}")
-            self.pool.offer_recipe(want.recipe_digest, record)
-            return recipe
-
-        return ask
-
     def _begin_fill(self, blob: Blob) -> None:
         if self._nursery is not None:
             blob.users += 1
@@ -414,7 +325,7 @@ class BlobStore:
 
     async def _fill_opened(self, blob: Blob) -> None:
         try:
-            await self._prepare(blob)
+            await self._preparer.prepare(blob)
             await trio.sleep(FIRST_READ_S)
             if blob.handles:
                 self._filler.opened(blob)
@@ -463,13 +374,6 @@ class BlobStore:
     def _became_whole(self, blob: Blob) -> None:
         self.room.grew(blob.local, None)
         self._filler.stop(blob)
-
-    def _broke(self, blob: Blob, error: OSError) -> None:
-        """A whole file can't be read any more: the blob is fetched again. Who has the file open keeps it."""
-        fields = {"file": blob.want.path, "tier": blob.local.places.name, "reason": error.strerror}
-        log.warning("a cached file can't be read; it is fetched again", extra=fields)
-        blob.renew(self._new_key(blob.want), self.room.instead(blob.local, broken=True))
-        blob.loaded = True  # the disk would only give the same file again
 
     def _lost_tier(self) -> None:
         """Nothing can be written to a tier now: what is filled there stops, and asks for room again."""

@@ -25,7 +25,7 @@ from heliosfs.store.recipe import Recipe
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import Examination, load_sums
-from heliosfs.tiers.local import save_sums, unlink
+from heliosfs.tiers.places import save_sums, unlink
 from heliosfs.tiers.quarantine import Taken
 from heliosfs.tiers.sums import Sums
 
@@ -145,7 +145,7 @@ class Care:
             return "it went meanwhile", False
         tier.room.taken_away(sha256, taken.grown)
         self._count(tier)
-        await self._store.gone_wrong(sha256, (examination.device, inode))
+        await self._store.healer.gone_wrong(sha256, (examination.device, inode))
         outcome = _outcome(tier.files, sha256, taken)
         fields = {"blob": sha256, "tier": tier.name, "reason": examination.reason, "outcome": outcome}
         log.error("a cached blob is damaged; it is fetched again", extra=fields)
@@ -155,7 +155,7 @@ class Care:
     async def _check_partial(self, tier: Tier, sha256: str, paced: Paced) -> Checked:
         count = 0
         for _ in range(TRIES):
-            known = self._store.chunks_here(sha256)
+            known = self._store.healer.chunks_here(sha256)
             if known is None:
                 known = await trio.to_thread.run_sync(_journal, tier.files, sha256, limiter=self._limiter)
             if known is None:
@@ -177,7 +177,7 @@ class Care:
             if examination.unreadable and not await self._answers(tier):
                 return Checked(count, examination.reason, "it stays: its disk does not answer")
             bad = [index for index in examination.bad if index >= 0] or chunks
-            if await self._store.chunks_wrong(sha256, bad):
+            if await self._store.healer.chunks_wrong(sha256, bad):
                 outcome = "those chunks are fetched again"
             elif await tier.room.discard(sha256):
                 outcome = "what was here of it was removed"

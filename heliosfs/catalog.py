@@ -2,7 +2,8 @@
 
 Refs and lists of repositories are believed for ``NAME_TTL_S``; commits and manifests for ever. While no registry
 answers, names keep the last value that was seen and commits that were seen stay readable; a name never seen raises
-Unavailable, which a reader sees as EIO, never as "no such file". What was seen survives a restart (records.py).
+Unavailable, which a reader sees as EIO, never as "no such file" (asking.py). What was seen survives a restart
+(records.py).
 
 All methods run in one trio loop; the registry's and the disk's blocking calls in threads. State changes only between
 waits, and one question is asked once however many tasks wait for it.
@@ -10,46 +11,32 @@ waits, and one question is asked once however many tasks wait for it.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from helios.errors import DeadlineExceeded, IntegrityError, NotFound, Unavailable
+from helios.errors import NotFound, Unavailable
 from helios.names import RepoId
+from heliosfs.asking import NEVER, PATIENCE, Asking, Patience
 from heliosfs.flights import Flights
 from heliosfs.records import Records, SeenCommit
-from heliosfs.store.bulk import MAX_DIRECTORY_BYTES, directory_bytes
-from heliosfs.store.manifest import CommitRecord, Manifest
+from heliosfs.snapshots import Snapshots, Unusable, build
+from heliosfs.store.manifest import CommitRecord
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S, Known, Repos
 
-log = logging.getLogger("heliosfs.catalog")
-
 T = TypeVar("T")
-
-SNAPSHOT_BYTES: Final = 64 << 20
-"""Memory of the snapshots that are kept, in bytes; the least recently used goes. The last one asked for stays, whatever
-its size: no manifest of more than 32 MiB is taken (metadata.py), so none has more than 128 MiB."""
-
-INFLATION: Final = 3
-"""A snapshot takes at most so many times its manifest's bytes, beside its directories."""
 
 MAX_ABSENT: Final = 10_000
 """Repositories and commits remembered as absent."""
 
-MAX_REFUSED: Final = 1000
-"""Manifests remembered as unusable."""
-
-NEVER: Final = -1e9
-"""A time long ago, in seconds of the monotonic clock."""
+DISK_THREADS: Final = 4
+"""What was seen is read and written in threads of its own: it does not wait for a registry that is silent."""
 
 REPOS: Final = ("repos",)
 
@@ -93,29 +80,6 @@ class NothingKept:
 NOTHING_KEPT: Final = NothingKept()
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a registry may take, in seconds: for a name never seen, and for one whose last value would do."""
-
-    unknown_s: float = 5.0
-    known_s: float = 2.0
-    pause_s: float = 1.0
-    """After a failure nobody asks again for this long, doubled with every failure up to ``longest_pause_s``."""
-    longest_pause_s: float = 5.0
-
-
-class Unusable(IntegrityError):
-    """A manifest that is the commit's, and can't be shown: it will be no better when it is asked for again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A snapshot in memory, and the bytes that it takes there."""
-
-    snapshot: Snapshot
-    cost: int
-
-
 class Catalog:
     """A ``heliosfs.tree.source.Source`` on a registry."""
 
@@ -125,25 +89,18 @@ class Catalog:
         records: Records,
         kept: Kept = NOTHING_KEPT,
         *,
-        patience: Patience = Patience(),
+        patience: Patience = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
-        threads: int = 8,
     ) -> None:
-        self._registry, self._records, self._kept = registry, records, kept
-        self._patience, self._clock = patience, clock
-        self._limiter = trio.CapacityLimiter(threads)
+        self._registry, self._records, self._kept, self._clock = registry, records, kept, clock
+        self._asking = Asking(patience, clock)
+        self._limiter = trio.CapacityLimiter(DISK_THREADS)
         self._flights: Flights[tuple[str, ...]] = Flights()
         self._refs: dict[RepoId, Known[Mapping[str, str]]] = {}
         self._repos: Known[Repos] | None = None
         self._commits: dict[RepoId, dict[str, SeenCommit]] = {}
         self._absent: dict[tuple[RepoId, str | None], float] = {}  # commits, and (None) whole repositories
-        self._snapshots: OrderedDict[tuple[RepoId, str], _Held] = OrderedDict()
-        self._refused: dict[str, str] = {}  # by the manifest's digest: why
-        self._one_at_a_time = trio.CapacityLimiter(1)
-        self.snapshot_bytes = 0
-        """Memory that the snapshots take, about."""
-        self._pause = 0.0
-        self._quiet_until = NEVER
+        self._snapshots = Snapshots()
 
     async def load(self) -> None:
         """Take up what was seen before a restart, as values that are to be asked for again."""
@@ -155,10 +112,19 @@ class Catalog:
         if seen.refs:
             self._repos = Known(Repos.of(seen.refs), NEVER)
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Notice when a registry that was away answers again; without it the catalog may not. Returns never."""
+        await self._asking.run(task_status=task_status)
+
     @property
     def answering(self) -> bool:
         """Whether the last question was answered."""
-        return self._pause == 0.0
+        return self._asking.answering
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Memory that the snapshots take, about."""
+        return self._snapshots.bytes
 
     # --- names ---
 
@@ -167,7 +133,7 @@ class Catalog:
         known = self._repos
         try:
             while known is None or known.at < since:  # an answer that we share may have been asked for too early
-                known = await self._flights.share(REPOS, self._ask_repos)
+                known = await self._flights.share((*REPOS, str(fresh)), lambda: self._ask_repos(fresh))
         except Unavailable:
             if fresh or known is None:
                 raise
@@ -182,7 +148,8 @@ class Catalog:
         known: Known[Mapping[str, str] | None] | None = self._refs.get(repo)  # type: ignore[assignment]
         try:
             while known is None or known.at < since:
-                known = await self._flights.share(("refs", str(repo)), lambda: self._ask_refs(repo))
+                work = ("refs", str(repo), str(fresh))  # who needs an answer shares none that gave up at once
+                known = await self._flights.share(work, lambda: self._ask_refs(repo, fresh))
         except Unavailable:
             if fresh or known is None:
                 raise
@@ -196,13 +163,10 @@ class Catalog:
         return Known(None if record is None else record.time, self._said(repo, commit))
 
     async def snapshot(self, repo: RepoId, commit: str) -> Known[Snapshot | None]:
-        held = self._snapshots.get((repo, commit))
-        snapshot = None if held is None else held.snapshot
+        snapshot = self._snapshots.get(repo, commit)
         if snapshot is None:
             work = ("snapshot", str(repo), commit)
             snapshot = await self._flights.share(work, lambda: self._load_snapshot(repo, commit))
-        if (repo, commit) in self._snapshots:
-            self._snapshots.move_to_end((repo, commit))
         return Known(snapshot, self._said(repo, commit))
 
     async def seen(self, repo: RepoId) -> Known[tuple[str, ...]]:
@@ -218,14 +182,16 @@ class Catalog:
 
     async def told(self, repo: RepoId, commit: str, summary: Callable[[Snapshot], T]) -> T | None:
         """What a function says of a seen commit, in a thread; None where its files are not known. Asks nobody."""
-        held, record = self._snapshots.get((repo, commit)), self._commits.get(repo, {}).get(commit)
+        snapshot, record = self._snapshots.peek(repo, commit), self._commits.get(repo, {}).get(commit)
 
         def tell() -> T | None:
-            if held is not None:
-                return summary(held.snapshot)
-            data = self._recorded(record.manifest) if record and record.manifest not in self._refused else None
+            if snapshot is not None:
+                return summary(snapshot)
+            if record is None or self._snapshots.refused(record.manifest) is not None:
+                return None
+            data = self._recorded(record.manifest)
             with suppress(Unusable):  # whoever asks for it is told
-                return summary(_snapshot(record, data).snapshot) if record and data is not None else None
+                return None if data is None else summary(build(record, data).snapshot)
             return None
 
         return await self._in_thread(tell)
@@ -237,18 +203,18 @@ class Catalog:
 
     # --- asking ---
 
-    async def _ask_repos(self) -> Known[Repos]:
+    async def _ask_repos(self, patient: bool) -> Known[Repos]:
         asked = self._clock()
-        listing = await self._ask(self._registry.listing, self._repos is not None)
+        listing = await self._asking.ask(self._registry.listing, fallback=self._repos is not None, patient=patient)
         self._repos = answer = Known(Repos.of(listing), asked)
         await self._dropped([repo for repo in self._refs if repo not in listing], asked)
         await self._learned(listing, asked)
         return answer
 
-    async def _ask_refs(self, repo: RepoId) -> Known[Mapping[str, str] | None]:
-        asked = self._clock()
+    async def _ask_refs(self, repo: RepoId, patient: bool) -> Known[Mapping[str, str] | None]:
+        asked, ask = self._clock(), partial(self._registry.refs, repo)
         try:
-            refs = await self._ask(lambda timeout_s: self._registry.refs(repo, timeout_s), repo in self._refs)
+            refs = await self._asking.ask(ask, fallback=repo in self._refs, patient=patient)
         except NotFound:
             self._note_absent(repo, None, asked)
             await self._dropped([repo], asked)
@@ -265,7 +231,8 @@ class Catalog:
     async def _ask_commit(self, repo: RepoId, commit: str) -> SeenCommit | None:
         asked = self._clock()
         try:
-            found = await self._ask(lambda timeout_s: self._registry.commit(repo, commit, timeout_s), known=False)
+            ask = partial(self._registry.commit, repo, commit)
+            found = await self._asking.ask(ask, fallback=False, patient=True)
         except NotFound:
             self._note_absent(repo, commit, asked)
             return None
@@ -279,27 +246,17 @@ class Catalog:
         record = await self._commit(repo, commit)
         if record is None:
             return None
-        if (why := self._refused.get(record.manifest)) is not None:
+        if (why := self._snapshots.refused(record.manifest)) is not None:
             raise Unusable(why)
         data = await self._in_thread(lambda: self._recorded(record.manifest))
         known = data is not None
         if data is None:
-            data = await self._ask(lambda timeout_s: self._registry.manifest(repo, commit, timeout_s), known=False)
-        try:
-            held = await trio.to_thread.run_sync(_snapshot, record, data, limiter=self._one_at_a_time)
-        except Unusable as error:
-            if len(self._refused) >= MAX_REFUSED:
-                self._refused.clear()
-            self._refused[record.manifest] = error.message
-            raise
+            ask = partial(self._registry.manifest, repo, commit)
+            data = await self._asking.ask(ask, fallback=False, patient=True)
+        snapshot = await self._snapshots.make(record, data)
         if not known:
             await self._in_thread(lambda: self._records.add_manifest(record.manifest, data))
-        self._snapshots[repo, commit] = held
-        self.snapshot_bytes += held.cost
-        while self.snapshot_bytes > SNAPSHOT_BYTES and len(self._snapshots) > 1:
-            _, old = self._snapshots.popitem(last=False)
-            self.snapshot_bytes -= old.cost
-        return held.snapshot
+        return snapshot
 
     def _recorded(self, digest: str) -> bytes | None:
         return self._records.manifest(digest) or self._kept.manifest(digest)
@@ -323,8 +280,7 @@ class Catalog:
         known = [repo for repo in gone if self._refs.pop(repo, None) is not None]
         for repo in gone:
             for commit in self._commits.pop(repo, {}):
-                if (held := self._snapshots.pop((repo, commit), None)) is not None:
-                    self.snapshot_bytes -= held.cost
+                self._snapshots.drop(repo, commit)
         if known:
             await self._in_thread(lambda: self._records.drop(known))
 
@@ -342,62 +298,5 @@ class Catalog:
         """When the registry spoke of a commit: for one that exists that matters no more."""
         return self._absent.get((repo, commit), self._clock())
 
-    async def _ask(self, call: Callable[[float], T], known: bool) -> T:
-        """Ask the registry, again for a while when it does not answer; raises Unavailable in the end.
-
-        ``known``: there is a last value to fall back on, so it is not worth waiting for long.
-        """
-        if self._clock() < self._quiet_until:
-            raise Unavailable("the registry does not answer")
-        patience = self._patience.known_s if known else self._patience.unknown_s
-        end = self._clock() + patience
-        pause = 0.05
-        while True:
-            try:
-                with trio.fail_after(max(0.0, end - self._clock()) + 0.5):
-                    value = await self._in_thread(lambda: call(max(0.05, end - self._clock())))
-            except (Unavailable, trio.TooSlowError) as error:
-                again = self._pause == 0.0 and self._clock() + pause < end
-                if again:
-                    await trio.sleep(pause)
-                    pause *= 2
-                    continue
-                self._silent(error)
-                raise DeadlineExceeded("the registry does not answer") from error
-            except NotFound:
-                self._answered()
-                raise
-            self._answered()
-            return value
-
-    def _silent(self, error: Exception) -> None:
-        if self._pause == 0.0:
-            log.warning(
-                "the registry does not answer: names keep their last value, unknown ones give EIO",
-                extra={"reason": str(error) or "no answer before the deadline"},
-            )
-        self._pause = min(self._patience.longest_pause_s, max(self._patience.pause_s, self._pause * 2))
-        self._quiet_until = self._clock() + self._pause
-
-    def _answered(self) -> None:
-        if self._pause:
-            log.info("the registry answers again")
-        self._pause, self._quiet_until = 0.0, NEVER
-
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
-
-
-def _snapshot(record: SeenCommit, data: bytes) -> _Held:
-    """A snapshot from its manifest's record, checked and indexed. In a thread, one at a time: big ones take their time,
-    and for a moment several times their size in memory. Raises IntegrityError; Unusable where it will stay so."""
-    if hashlib.sha256(data).hexdigest() != record.manifest:
-        raise IntegrityError(f"what is said to be the manifest of {record.repo} at {record.commit} is not it")
-    try:
-        files = Manifest.decode(data).files
-    except IntegrityError as error:
-        raise Unusable(f"the manifest of {record.repo} at {record.commit} can't be used: {error.message}") from None
-    cost = directory_bytes(files)
-    if cost > MAX_DIRECTORY_BYTES:
-        raise Unusable(f"the manifest of {record.repo} at {record.commit} names too many directories")
-    return _Held(Snapshot(record.repo, record.commit, record.time, files), cost + INFLATION * len(data))

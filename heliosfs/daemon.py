@@ -11,11 +11,10 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +24,10 @@ import msgspec
 import trio
 
 from helios import mounts
-from helios.config import Config
 from helios.embedded import attach
-from helios.errors import Conflict, HeliosError, Unavailable, UsageError
-from helios.home import Home, hash_text
+from helios.errors import Conflict, HeliosError, Unavailable
 from helios.keepers import succeed
-from helios.lockfile import LockFile, held
+from helios.lockfile import held
 from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
 from helios.mounts import MountState
 from helios.process import ProcessId
@@ -44,6 +41,7 @@ from heliosfs.fuse.native import NativeMount
 from heliosfs.fuse.operations import HeliosOperations
 from heliosfs.fuse.portable import PortableMount
 from heliosfs.metadata import MetadataClient
+from heliosfs.plan import Plan, claimed
 from heliosfs.records import Records
 from heliosfs.routing import Page, Route, Routes, json_page, page
 from heliosfs.shadow.plain import PlainDownload
@@ -73,37 +71,6 @@ SPARE_S: Final = 30.0
 """A request may take this much longer than the longest READ before the keeper takes this process for hanging."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to mount where. ``mountpoint`` is canonical and empty; ``created``: it was made for this mount."""
-
-    mountpoint: Path
-    config: Config
-    home: Home
-    environ: Mapping[str, str]
-    created: bool = False
-    log: str | None = None
-    portable: str = "pyfuse3 mounts alone"
-    """Why the mount is not a native one, where it is not."""
-
-    @property
-    def cache(self) -> Path:
-        """The local tier's directory."""
-        configured = self.config.mount.cache
-        return Path(os.path.abspath(configured)) if configured else self.home.cache
-
-    @property
-    def l2(self) -> Path | None:
-        """The second tier's directory, if there is one."""
-        configured = self.config.mount.l2
-        return Path(os.path.abspath(configured)) if configured else None
-
-    @property
-    def name(self) -> str:
-        """A short name that no other mount has."""
-        return f"{hash_text(str(self.mountpoint)):016x}"
-
-
 def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | None = None) -> int:
     """Mount and serve until a signal or an unmount; returns the exit status. ``ready`` is called once it answers.
 
@@ -112,7 +79,7 @@ def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | No
     with contextlib.ExitStack() as stack:
         write: Callable[[bytes], object] = partial(mounts.write_state, mounts.state_path(plan.home, plan.mountpoint))
         if keeper is None or keeper.external:
-            write = stack.enter_context(_claimed(plan)).write
+            write = stack.enter_context(claimed(plan)).write
         urls, revive, beside = list(plan.config.registry.urls), None, None
         if not urls:
             registry = stack.enter_context(attach(plan.config, plan.home, plan.environ))
@@ -185,6 +152,7 @@ class _Daemon:
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, background.cancel_scope)
                 await background.start(blobs.run)
+                await background.start(catalog.run)
                 if shadow is not None:
                     await background.start(shadow.run)
                 if keeper is not None:
@@ -231,7 +199,7 @@ class _Daemon:
         finally:
             self._answers = False
             with trio.CancelScope(shield=True):
-                await operations.close()
+                await operations.files.close()
         log.info("unmounted" if self._keeper is None else "ended", extra={"mountpoint": state.mountpoint})
 
     async def _obey(self, keeper: Attachment) -> None:
@@ -301,27 +269,11 @@ class _Daemon:
         self, stack: contextlib.ExitStack
     ) -> tuple[trio.SocketListener, list[trio.SocketListener], str | None]:
         """Where the control API is served, where the pages alone are, and the address of those."""
-        path = self._socket_path
-        path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(str(path))
-        stack.callback(path.unlink, missing_ok=True)
-        path.chmod(0o600)
-        sock.listen(64)
-        control = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        tcp: list[trio.SocketListener] = []
-        url = None
-        if listen := self._plan.config.mount.listen:
-            host, _, port = listen.rpartition(":")
-            if not host or not port.isdecimal():
-                raise UsageError(f"mount.listen is {listen!r}: write host:port")
-            try:
-                tcp = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
-            except OSError as error:
-                raise Unavailable(
-                    f"{listen} can't be used: {error.strerror}", hint="Change mount.listen; port 0 takes a free one."
-                ) from None
-            url = f"http://{host}:{tcp[0].socket.getsockname()[1]}"
+        control = stack.enter_context(http.listen_here(self._socket_path))
+        listen = self._plan.config.mount.listen
+        if not listen:
+            return control, [], None
+        tcp, url = await http.listen_on(listen, "mount.listen")
         return control, tcp, url
 
     @property
@@ -366,39 +318,6 @@ class _Daemon:
             Route("GET", "/readyz", page(ready)),
             Route("GET", "/api/v1/status", page(status)),
         ]
-
-
-@contextlib.contextmanager
-def _claimed(plan: Plan) -> Iterator[LockFile]:
-    """The claim on the mount point of a daemon that mounts by itself."""
-    with contextlib.ExitStack() as stack:
-        state_file = mounts.claim(plan.home, plan.mountpoint)
-        if state_file is None:
-            raise Conflict(f"{plan.mountpoint} is mounted already, or about to be")
-        stack.callback(state_file.release)
-        if plan.created:
-            stack.callback(_remove_directory, plan.mountpoint)
-        stack.enter_context(_pid_file(plan))
-        yield state_file
-
-
-@contextlib.contextmanager
-def _pid_file(plan: Plan) -> Iterator[None]:
-    """``heliosfs-worker.pid``; a second mount of the same home has its own name in it."""
-    run = plan.home.run
-    held = LockFile.acquire(run / "heliosfs-worker.pid") or LockFile.acquire(run / f"heliosfs-worker-{plan.name}.pid")
-    if held is None:
-        raise Conflict(f"another process holds {run}/heliosfs-worker-{plan.name}.pid")
-    try:
-        held.write(f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        held.release()
-
-
-def _remove_directory(path: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty: somebody uses it
-        path.rmdir()
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,13 +5,17 @@ HTTP/1.1 by h11 on trio's sockets. Bodies, connections and times are bounded; wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import h11
 import trio
 
-from helios.errors import DeadlineExceeded, InvalidInput
+from helios.errors import DeadlineExceeded, InvalidInput, Unavailable, UsageError
 from heliosfs.routing import Page, Routes, error_page
 
 log = logging.getLogger("heliosfs.http")
@@ -27,6 +31,34 @@ CONNECTIONS: Final = 64
 
 MAX_BODY: Final = 64 << 10
 """Longest body of a request, in bytes."""
+
+
+@contextlib.contextmanager
+def listen_here(path: Path) -> Iterator[trio.SocketListener]:
+    """A unix socket at a path, for its owner alone; it goes with the block, an older one at once."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    try:
+        path.chmod(0o600)
+        sock.listen(64)
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def listen_on(address: str, setting: str) -> tuple[list[trio.SocketListener], str]:
+    """Listen on ``host:port``, which a setting says; returns the URL, too. Raises UsageError, Unavailable."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"{setting} is {address!r}: write host:port")
+    try:
+        listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
+    except OSError as error:
+        raise Unavailable(
+            f"{address} can't be used: {error.strerror}", hint=f"Change {setting}; port 0 takes a free one."
+        ) from None
+    return listeners, f"http://{host}:{listeners[0].socket.getsockname()[1]}"
 
 
 async def serve(listeners: list[trio.SocketListener], routes: Routes) -> None:

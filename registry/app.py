@@ -20,6 +20,7 @@ from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
 from registry.api import admission, content, health, names, pushes
 from registry.api.support import Json
+from registry.fresh import Fresh
 from registry.services import Services
 
 log = logging.getLogger("helios.registry")
@@ -47,7 +48,7 @@ def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Seq
 
     app = Starlette(
         routes=[*native_routes(), *routes],
-        middleware=[Middleware(Boundary, metrics=services.metrics)],
+        middleware=[Middleware(Boundary, metrics=services.metrics), Middleware(AsOfNow, fresh=services.fresh)],
         exception_handlers={HeliosError: answer_error, HTTPException: answer_http},
         lifespan=lifespan,
     )
@@ -75,6 +76,26 @@ async def answer_http(request: Request, error: Exception) -> Response:
 
 def error_response(status: int, code: str, message: str, hint: str | None) -> Response:
     return Json({"error": {"code": code, "message": message, "hint": hint}}, status_code=status)
+
+
+class AsOfNow:
+    """Lets a request see every write that was acknowledged before it came (registry/fresh.py).
+
+    Objects are immutable, and an orchestrator that asks whether we are alive must hear so while the database is away.
+    """
+
+    def __init__(self, app: ASGIApp, fresh: Fresh) -> None:
+        self._app, self._fresh = app, fresh
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(("/api/v1/objects/", "/healthz", "/metrics")):
+            try:
+                await self._fresh()
+            except HeliosError as error:
+                response = await answer_error(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Boundary:

@@ -39,6 +39,14 @@ class Cache(Generic[K, V]):
                     self._values.popitem(last=False)
         return value
 
+    def peek(self, key: K) -> V | None:
+        """The value for the key if it is here; never waits."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
     def clear(self) -> None:
         """Forget everything: call it after a write that may have changed any value, before acknowledging it."""
         with self._lock:

@@ -7,25 +7,30 @@ SQL, objects first: a crash between the two leaves an object that nobody names, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import threading
 import time as clock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
+from sqlalchemy.engine import Connection
+
 from helios.errors import (
     Conflict,
     EntryNotFound,
+    HeliosError,
     IntegrityError,
     InvalidInput,
     NotFound,
     Quarantined,
     RevisionNotFound,
 )
-from helios.names import RepoId, check_ref, check_revision, is_commit
+from helios.names import RepoId, check_ref, check_revision
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.content import MAX_BLOBS, MAX_BYTES, BlobContent, CommitContent
 from heliosfs.store.keys import PUBLIC, commit_key, manifest_key, recipe_key
@@ -34,11 +39,12 @@ from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
 from registry.admission.admission import Admission, Verdict
+from registry.burial import bury
 from registry.cache import Cache
-from registry.gate import Gate
-from registry.metadata import content, mirror, quarantine, repositories
+from registry.member import Member
+from registry.metadata import claims, content, mirror, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
-from registry.metadata.database import Database
+from registry.metadata.database import Changes, Database
 
 if TYPE_CHECKING:
     from registry.blobs import BlobReader
@@ -83,6 +89,17 @@ class Usage:
     stored: int
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A session that only claims what is being written; see ``Catalog.claiming``."""
+
+    session: str
+
+    def end(self, connection: Connection) -> None:
+        """Give the claims back, in the transaction whose rows name the objects."""
+        claims.end(connection, [self.session])
+
+
 class Catalog:
     """Reads and writes of one registry's metadata."""
 
@@ -94,21 +111,22 @@ class Catalog:
         domain: str = PUBLIC,
         lease_s: float = 300.0,
         admission: Admission | None = None,
+        member: Member | None = None,
         now: Callable[[], float] = clock.time,
     ) -> None:
         self.database, self.store, self.domain, self.lease_s = database, store, domain, lease_s
         self.index = SqlChunkIndex(database)
+        self.member = member or Member(database)
         self.admission = admission or Admission()
-        self.gate = Gate()
-        """Shared by whoever writes objects, held alone by whoever deletes them (registry/sessions.py)."""
         self._now = now
         self._listeners: list[Callable[[], None]] = []
-        self._publishing = threading.Lock()
+        self._confirming = threading.Lock()
+        self._generations: dict[str, int] = {}
         self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
         self._held: Cache[tuple[str, str], content.KnownBlob] = Cache(4096)
         self._manifests: Cache[str, tuple[bytes, Manifest]] = Cache(128)
         self._placements: Cache[str, PlacedBlob] = Cache(256)
-        self._placed: Cache[tuple[str, int], PlacedBlob] = Cache(128)
+        database.watch(self.forget)
 
     def check(self) -> None:
         """Raises Unavailable, or another error, unless the metadata answers and the store is there."""
@@ -139,16 +157,23 @@ class Catalog:
         return self._resolved.get((str(repo), check_revision(rev)), lambda: self._resolve(repo, rev))
 
     def _resolve(self, repo: RepoId, rev: str) -> Resolved:
-        with self.database.read() as connection:
+        with self.database.read(single=True) as connection:
+            found = repositories.resolve(connection, repo, rev)
+        if found is not None:
+            return Resolved(*found)
+        with self.database.read() as connection:  # what is missing?
             repository = repositories.require(connection, repo)
-            commit: str | None = rev
-            if not is_commit(rev):
-                commit = repositories.ref_target(connection, repository, rev)
-            found = None if commit is None else repositories.find_commit(connection, repository, commit)
-            if found is None:
-                known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
-                raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
-            return Resolved(found.commit, found.manifest)
+            known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
+            raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
+
+    def hot(self, repo: RepoId, rev: str, path: str) -> tuple[Resolved, Manifest, FileEntry] | None:
+        """A file of a revision that may be read, if all of it is in memory. Does not block: for the event loop."""
+        resolved = self._resolved.peek((str(repo), rev))
+        found = None if resolved is None else self._manifests.peek(resolved.manifest_digest)
+        entry = None if found is None else found[1].files.get(path)
+        if resolved is None or found is None or entry is None or not self._held.peek((str(repo), entry.sha256)):
+            return None
+        return resolved, found[1], entry
 
     def commit_record(self, repo: RepoId, commit: str) -> CommitRecord:
         """Who published a commit, and when."""
@@ -324,12 +349,14 @@ class Catalog:
         lineage: Mapping[str, str] | None = None,
         parent: Expected = ...,
         expect: Expected = ...,
+        also: Callable[[Connection], None] = lambda _connection: None,
     ) -> Published:
         """Make a snapshot of stored blobs visible and point a ref at it (None: at no ref), in one transaction.
 
         ``commit`` is the Hub's id, or None for a local commit. ``parent`` defaults to where the ref points now;
         ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. A commit that
-        is there already keeps its record. Raises InvalidInput for bad paths, NotFound for a blob that is not stored.
+        is there already keeps its record. ``also`` runs last in the transaction, and undoes it by raising. Raises
+        InvalidInput for bad paths, NotFound for a blob that is not stored.
         """
         if ref is not None:
             check_ref(ref)
@@ -339,26 +366,35 @@ class Catalog:
         check_tree(files)
         now = int(self._now())
         verdict = self._examine(repo, files)
-        with self._publishing, self.gate.shared():
-            manifest = Manifest(self._canonical(files))
-            commit = commit or local_commit(repo, manifest.digest)
-            record = self._existing(repo, commit, manifest.digest)
-            if record is None:
-                if parent is ...:
-                    parent = None if ref is None else self._target(repo, ref)
-                if parent == commit:
-                    parent = None
-                when = now if time is None else time
-                record = CommitRecord(
-                    str(repo), commit, manifest.digest, author, when, message, parent, dict(lineage or {})
-                )
-                self._put_records(repo, manifest, record)
-            size = sum(entry.size for entry in manifest.files.values())
-            blobs = {entry.sha256 for entry in manifest.files.values()}
-            with self.database.write() as connection:
-                content.publish_blobs(connection, self.domain, blobs)
+        manifest = Manifest(self._canonical(files))
+        commit = commit or local_commit(repo, manifest.digest)
+        recipes = {entry.sha256: entry.recipe for entry in manifest.files.values()}
+        size = sum(entry.size for entry in manifest.files.values())
+        record_key = commit_key(self.domain, repo, commit)
+        with self.claiming({manifest_key(self.domain, manifest.digest), record_key}) as claimed:
+            self.store.put_bytes(manifest_key(self.domain, manifest.digest), manifest.encode())
+            with self.database.write(changes=Changes.NAMES) as connection:
+                content.publish_blobs(connection, self.domain, recipes)
                 repository = repositories.ensure(connection, repo, self.domain, now)
-                repositories.add_commit(connection, repository, record, size, blobs)
+                record = self._existing(connection, repository, commit, manifest.digest)
+                if record is None:
+                    if parent is ...:
+                        parent = None if ref is None else repositories.ref_target(connection, repository, ref)
+                    when = now if time is None else time
+                    record = CommitRecord(
+                        str(repo),
+                        commit,
+                        manifest.digest,
+                        author,
+                        when,
+                        message,
+                        None if parent == commit else parent,
+                        dict(lineage or {}),
+                    )
+                    # A record of a removed repository may lie there; SQL says it means nothing.
+                    self.store.delete(record_key)
+                    self.store.put_bytes(record_key, record.encode())
+                repositories.add_commit(connection, repository, record, size, recipes)
                 held = ((file.path, file.sha256, file.findings) for file in verdict.held)
                 quarantine.hold(connection, repository, held, now)
                 if verdict.signer is not None:
@@ -368,41 +404,57 @@ class Catalog:
                 )
                 if ref is not None and "upstream" not in record.lineage:
                     mirror.forget(connection, repo, ref)  # somebody's own now
-            self.forget()
+                claimed.end(connection)
+                also(connection)
         log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
         return Published(record, moved)
+
+    @contextlib.contextmanager
+    def claiming(self, keys: set[str]) -> Iterator[Claimed]:
+        """Objects that are about to be written, claimed. Whoever makes rows of them ends the claim in the same
+        transaction; objects that no row names in the end are deleted.
+        """
+        claimed = Claimed(secrets.token_hex(16))
+        with self.database.write(lazy=True, changes=Changes.NOTHING) as connection:
+            self.member.begin(connection, claimed.session)
+            claims.claim(connection, claimed.session, keys)
+        try:
+            yield claimed
+        except BaseException:
+            try:
+                with self.database.write(changes=Changes.NOTHING) as connection:
+                    claims.end(connection, [claimed.session])
+                bury(self.database, self.store)
+            except HeliosError as error:
+                log.warning("what was written in vain is left for a while", extra={"error": str(error)})
+            raise
 
     def set_ref(self, repo: RepoId, ref: str, commit: str, expect: Expected = ..., *, author: str = "") -> bool:
         """Point a ref at a commit of the repository by compare-and-swap; returns whether it moved."""
         check_ref(ref)
-        with self.database.write() as connection:
+        with self.database.write(changes=Changes.NAMES) as connection:
             repository = repositories.require(connection, repo)
             repositories.require_commit(connection, repository, commit)
             now = int(self._now())
-            moved = repositories.move_ref(connection, repository, ref, commit, expect=expect, author=author, now=now)
-        self.forget()
-        return moved
+            return repositories.move_ref(connection, repository, ref, commit, expect=expect, author=author, now=now)
 
     def delete_ref(self, repo: RepoId, ref: str, expect: Expected = ..., *, author: str = "") -> None:
         """Remove a ref. Its commits stay, and can be asked for by their id."""
         check_ref(ref)
-        with self.database.write() as connection:
+        with self.database.write(changes=Changes.NAMES) as connection:
             repository = repositories.require(connection, repo)
             now = int(self._now())
             repositories.move_ref(connection, repository, ref, None, expect=expect, author=author, now=now)
             mirror.forget(connection, repo, ref)
-        self.forget()
 
     def delete_repo(self, repo: RepoId, *, author: str = "") -> None:
         """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
-        with self._publishing:
-            with self.database.write() as connection:
-                followed = mirror.restricted(connection, repo) is not None
-                mirror.forget(connection, repo)
-                if not followed or repositories.find(connection, repo) is not None:
-                    repository = repositories.require(connection, repo)
-                    repositories.delete(connection, repository, author=author, now=int(self._now()))
-            self.forget()
+        with self.database.write() as connection:
+            followed = mirror.restricted(connection, repo) is not None
+            mirror.forget(connection, repo)
+            if not followed or repositories.find(connection, repo) is not None:
+                repository = repositories.require(connection, repo)
+                repositories.delete(connection, repository, author=author, now=int(self._now()))
         log.info("removed", extra={"repo": str(repo)})
 
     def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
@@ -468,45 +520,46 @@ class Catalog:
             out[path] = FileEntry(entry.sha256, entry.size, entry.git_oid, blob.recipe, entry.lfs, entry.executable)
         return out
 
-    def _existing(self, repo: RepoId, commit: str, manifest: str) -> CommitRecord | None:
-        with self.database.read() as connection:
-            repository = repositories.find(connection, repo)
-            found = None if repository is None else repositories.find_commit(connection, repository, commit)
+    def _existing(
+        self, connection: Connection, repository: repositories.Repository, commit: str, manifest: str
+    ) -> CommitRecord | None:
+        found = repositories.find_commit(connection, repository, commit)
         if found is None:
             return None
         if found.manifest != manifest:
             raise Conflict(
-                f"{repo.id}: commit {commit} is here already with other content",
+                f"{repository.name}: commit {commit} is here already with other content",
                 hint="A commit's content never changes; whoever offers this one is wrong.",
             )
         return CommitRecord.decode(found.record)
-
-    def _target(self, repo: RepoId, ref: str) -> str | None:
-        with self.database.read() as connection:
-            repository = repositories.find(connection, repo)
-            return None if repository is None else repositories.ref_target(connection, repository, ref)
-
-    def _put_records(self, repo: RepoId, manifest: Manifest, record: CommitRecord) -> None:
-        self.store.put_bytes(manifest_key(self.domain, manifest.digest), manifest.encode())
-        key = commit_key(self.domain, repo, record.commit)
-        # A record of a removed repository or of a publish that failed may lie there; SQL says it means nothing.
-        self.store.delete(key)
-        self.store.put_bytes(key, record.encode())
 
     def _read_object(self, key: str) -> bytes:
         buffer = bytearray(self.store.info(key).size)
         self.store.read_into(key, 0, memoryview(buffer))
         return bytes(buffer)
 
-    def forget(self) -> None:
-        """Drop the hot caches, after a write and before it is acknowledged."""
+    def forget(self, changes: Changes = Changes.ALL) -> None:
+        """Drop what is in memory and may have changed. Called for every write before it is acknowledged."""
         self._resolved.clear()
         self._held.clear()
-        self._placements.clear()
-        self._placed.clear()
+        if changes is Changes.ALL:
+            self._placements.clear()
         for listener in self._listeners:
             listener()
 
     def listen(self, forget: Callable[[], None]) -> None:
-        """Call ``forget`` whenever the hot caches are dropped."""
+        """Call ``forget`` whenever something in memory may have changed."""
         self._listeners.append(forget)
+
+    def confirm(self) -> None:
+        """Make sure that what is in memory is as new as the last write that was acknowledged, by any process."""
+        if not self.database.kind.shared:
+            return  # every write was ours, and ``forget`` has seen it
+        found = self.database.generations()
+        with self._confirming:
+            # Answers may come in another order than questions were asked: an older one says nothing new.
+            newer = {name for name, value in found.items() if value > self._generations.get(name, -1)}
+            for name in newer:
+                self._generations[name] = found[name]
+            if newer:
+                self.forget(Changes.ALL if "content" in newer else Changes.NAMES)

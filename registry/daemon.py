@@ -32,9 +32,11 @@ from heliosfs.store.directory import DirectoryStore
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.hub.api import HubRoute
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
+from registry.member import Member
 from registry.metadata.database import Database
 from registry.mirror.mirror import Mirror
 from registry.mirror.routes import routes as mirror_routes
@@ -74,15 +76,17 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         meeting.record_path(home).unlink(missing_ok=True)
         store = DirectoryStore(Path(config.registry.store) if config.registry.store else home.store)
         stack.callback(store.close)
-        database = Database.sqlite(home.registry / "metadata.db")
+        database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        member = Member(database, lease_s=config.registry.process_lease_s)
         admission = Admission(config.registry.admission)
-        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission)
+        catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
         ingest = Ingest(store, catalog.index, catalog.domain, metrics)
         sessions = Sessions(catalog, store, ingest, partial(kept_blobs, catalog))
+        stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
@@ -93,6 +97,8 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         stack.callback(mirror.close)
         if not embedded:
             mirror.warm()
+        fresh = Fresh(catalog)
+        stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
         stack.callback(replications.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
@@ -108,7 +114,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, metrics)
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics)
             hub = HubRoute(catalog, reader, mirror, xet, metrics)
             ours = [*pull_routes(pulling.pulls), *mirror_routes(mirror), *transfer_routes(replications), *xet.routes()]
             parts = pulling, replications, [*ours, hub], layouts
@@ -116,6 +122,12 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         stopped_by = asyncio.run(main())
     return 130 if stopped_by == signal.SIGINT else 0
+
+
+def _open_database(config: Config, home: Home) -> Database:
+    if config.registry.database:
+        return Database.postgres(config.registry.database)
+    return Database.sqlite(home.registry / "metadata.db")
 
 
 async def _serve(

@@ -9,6 +9,7 @@ from helios.home import Home
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 from registry.catalog import Catalog
+from registry.fresh import Fresh
 from registry.pushes import Pushes
 from registry.sessions import Sessions
 
@@ -23,4 +24,5 @@ class Services:
     catalog: Catalog
     sessions: Sessions
     pushes: Pushes
+    fresh: Fresh
     metrics: RegistryMetrics

@@ -117,8 +117,9 @@ def run(command: list[str], *, env: dict[str, str] | None = None) -> None:
 # --- the machine ----------------------------------------------------------------------------------------------------
 
 
-def missing_packages() -> dict[str, str]:
-    """Debian packages that this interpreter and the build of pyfuse3 need and that are not here: name -> what for."""
+def missing_packages(extra: str) -> dict[str, str]:
+    """Debian packages that this interpreter, the build of pyfuse3 and, with ``dev``, the tests need and that are not
+    here: name -> what for."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     need: dict[str, str] = {}
     if not importlib.util.find_spec("ensurepip") or not importlib.util.find_spec("venv"):
@@ -138,6 +139,8 @@ def missing_packages() -> dict[str, str]:
         need["fuse3"] = "to mount without being root"
     if not has_gpu() and not has_library("libnuma.so.1"):
         need["libnuma1"] = "vLLM's CPU build"
+    if extra == "dev" and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")) and not shutil.which("postgres"):
+        need["postgresql"] = "the registry's tests start a server of their own"
     return need
 
 
@@ -185,7 +188,7 @@ def link_mtab() -> None:
     run([*prefix, *command])
 
 
-def install_packages(need: dict[str, str]) -> None:
+def install_packages(need: dict[str, str], extra: str) -> None:
     """Install Debian packages, or raise SetupError with the command to run."""
     names = sorted(need)
     command = ["apt-get", "install", "-y", "--no-install-recommends", *names]
@@ -205,7 +208,7 @@ def install_packages(need: dict[str, str]) -> None:
             run([*prefix, *quiet, "apt-get", "update"])
             run([*prefix, *quiet, *command])
     importlib.invalidate_caches()
-    if still := missing_packages():
+    if still := missing_packages(extra):
         raise SetupError(
             f"{sys.executable} still lacks {', '.join(sorted(still))}: it is not Debian's interpreter, so they have to "
             "come from where it came from; or choose Debian's: make PYTHON=/usr/bin/python3"
@@ -340,8 +343,8 @@ def stamp_is_good(want: str, extra: str) -> bool:
 
 def setup(extra: str) -> None:
     start = time.monotonic()
-    if need := missing_packages():
-        install_packages(need)
+    if need := missing_packages(extra):
+        install_packages(need, extra)
     link_mtab()
     want = key()
     if stamp_is_good(want, extra):

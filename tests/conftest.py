@@ -5,6 +5,7 @@
 - ``helios``: runs ``helios …`` as a process on that home: ``helios("ls", "--json").json()``; ``helios.start(…)`` for
   one that stays.
 - A record at ERROR or above fails the test unless the fixture ``expected_log_errors`` was given a pattern for it.
+- ``postgres_url``: a fresh database of a real PostgreSQL server, which the tests of a run share.
 - ``@pytest.mark.fuse`` and ``@pytest.mark.vllm`` skip where /dev/fuse or vLLM is missing. With HELIOS_REQUIRE_ALL=1 a
   skip is a failure.
 """
@@ -29,6 +30,9 @@ import hypothesis
 import pytest
 
 from helios.home import Home
+from tests.support.postgres import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
 
 # How long one example takes says nothing on a loaded machine.
 hypothesis.settings.register_profile("helios", deadline=None)

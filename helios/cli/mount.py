@@ -68,7 +68,8 @@ def mount(
     if not reasons:
         return mounting.run_native(home, place, overrides, lambda state: _show(state, as_json))
     from helios import logs
-    from heliosfs.daemon import Plan, run
+    from heliosfs.daemon import run
+    from heliosfs.plan import Plan
 
     logs.setup(settings.log)
     plan = Plan(place.mountpoint, settings, home, os.environ, place.created, portable="; ".join(reasons))

@@ -225,29 +225,40 @@ class Response:
             raise Unavailable(f"the connection broke: {error!r}") from None
 
 
-def read_together(parts: Sequence[tuple[Response, memoryview]], seconds: float) -> None:
+def read_together(parts: Sequence[tuple[Response, memoryview]], seconds: float) -> Iterator[int]:
     """Fill each buffer from its answer, taking from whichever has something: many connections, one thread.
 
-    Raises IntegrityError for an answer that ends early, DeadlineExceeded when not all is here after ``seconds``.
+    Yields, whenever it grows, how many bytes are here from the first buffer's start on without a gap; at last all.
+    Raises Unavailable for an answer that ends early, DeadlineExceeded when not all is here after ``seconds``.
     """
     deadline = Deadline.after(seconds)
-    left = {response.fileno(): (response, view) for response, view in parts if view}
+    left = [view for _, view in parts]
+    numbers = {response.fileno(): number for number, (response, view) in enumerate(parts) if view}
     poller = select.poll()
-    for fd, (response, _) in left.items():
-        response.wait(False)
+    for fd, number in numbers.items():
+        parts[number][0].wait(False)
         poller.register(fd, select.POLLIN)
-    ready = list(left)  # what came with a head is in no socket any more
-    while left:
+    ready = list(numbers)  # what came with a head is in no socket any more
+    told = front = before = 0
+    while numbers:
         for fd in ready:
-            response, view = left[fd]
+            number = numbers[fd]
+            response, view = parts[number][0], left[number]
             count = response.read_ready(view)
             if count is None:
                 continue
             if not count:
-                raise IntegrityError(f"an answer ended {len(view)} bytes early")
-            left[fd] = response, view[count:]
+                raise Unavailable(f"an answer ended {len(view)} bytes early")
+            left[number] = view[count:]
             if count == len(view):
                 poller.unregister(fd)
                 response.wait(True)
-                del left[fd]
-        ready = [fd for fd, _ in poller.poll(deadline.left() * 1000)] if left else []
+                del numbers[fd]
+        while front < len(parts) and not left[front]:
+            before += len(parts[front][1])
+            front += 1
+        here = before + (len(parts[front][1]) - len(left[front]) if front < len(parts) else 0)
+        if here > told:
+            told = here
+            yield here
+        ready = [fd for fd, _ in poller.poll(deadline.left() * 1000)] if numbers else []

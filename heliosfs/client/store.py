@@ -151,6 +151,7 @@ async def running(parts: Parts) -> AsyncIterator[Store]:
     await parts.catalog.load()
     async with background() as nursery:
         await nursery.start(parts.cache.store.run)
+        await nursery.start(parts.catalog.run)
         store = Store(parts)
         try:
             yield store

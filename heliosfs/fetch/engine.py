@@ -21,10 +21,11 @@ from heliosfs.fetch.blob import Blob, Waiter
 from heliosfs.fetch.breaker import Breaker
 from heliosfs.fetch.budget import COMPANY
 from heliosfs.fetch.buffers import BufferPool
+from heliosfs.fetch.chunks import HAVE, POOLED, Job
 from heliosfs.fetch.flight import TICK_S, Flight, Flights
 from heliosfs.fetch.lanes import Lane, Lanes, worst
 from heliosfs.fetch.pace import Pace
-from heliosfs.fetch.planner import HAVE, Job, Limits, Planner
+from heliosfs.fetch.planner import Limits, Planner
 from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import CorruptChunk
 from heliosfs.fetch.transfer import Pointless, Transfer
@@ -108,8 +109,10 @@ class Engine:
 
     def remove(self, blob: Blob) -> None:
         """The blob is whole or closed: no chunk of it will be asked for any more, and nobody waits for one."""
-        if self._blobs.pop(blob.key, None) is not None:
+        if blob.key in self._blobs:
             self.planner.remove(blob.key)
+            self._let_go()
+            del self._blobs[blob.key]
         for waiters in blob.waiters.values():
             for waiter in waiters:
                 waiter.event.set()
@@ -127,31 +130,50 @@ class Engine:
         """A READ is done or gone; fetches that others, or the background, want go on."""
         self.planner.unwant(blob.key, blob.leave(waiter))
 
+    def read_at(self, blob: Blob, reader: int, offset: int, end: int) -> None:
+        """A reader asked for the bytes from ``offset`` to ``end``; ``pump`` then fetches what comes next."""
+        self.planner.read_at(blob.key, reader, offset, end)
+
+    def reader_left(self, blob: Blob, reader: int) -> None:
+        """A reader has closed the blob."""
+        self.planner.reader_left(blob.key, reader)
+        self._let_go()
+
+    def from_memory(self, blob: Blob) -> bool:
+        """Whether readers of the blob get what comes next from memory: it is not being filled now."""
+        return not self.planner.filled(blob.key) or not self.disk.ready(self._clock())
+
+    def _let_go(self) -> None:
+        """Take out of memory what readers have gone past."""
+        past = self.planner.readahead.past
+        while past:
+            key, index = past.pop()
+            recipe = self._blobs[key].recipe
+            assert recipe is not None
+            self.pool.let_go(recipe, index)
+
     # --- starting ---
 
     def pump(self) -> None:
         """Start every job that may be started now. Called whenever something changed that could allow one."""
         if self._nursery is None:
             return
+        self._let_go()
         now = self._clock()
+        filling = self.disk.ready(now)
         while (lanes := self._lanes.in_order()) and self._buffers.free:
             best = lanes[0]
             lane = next((lane for lane in lanes if lane.free > 0), None)
-            background = (
-                best.breaker.ready(now)
-                and self.disk.ready(now)
-                and best.used < best.width.count
-                and self._buffers.free > self._reserve
-            )
+            background = best.breaker.ready(now) and best.used < best.width.count and self._buffers.free > self._reserve
             budget, range_bytes = best.link.budget, best.link.range_bytes(best.width.count)
             if self.planner.demand_jobs and not best.link.settled:
                 budget, range_bytes = COMPANY, MAX_CHUNK
-            if self.disk.failures:  # one chunk shows whether the disk takes something again
+            if filling and self.disk.failures:  # one chunk shows whether the disk takes something again
                 budget, range_bytes = 0, 0
-            limits = Limits(lane is not None, background, budget, range_bytes)
+            limits = Limits(lane is not None, background, budget, range_bytes, self.pool.readahead_room, filling)
             job = self.planner.next(now, limits)
             if job is None:
-                if background:
+                if background and filling:
                     self._idle()
                 break
             blob, buffer = self._blobs[job.key], self._buffers.take()
@@ -215,7 +237,8 @@ class Engine:
                 self.pool,
                 buffer,
                 store=flight.loan is not None,
-                demand=job.demand,
+                urgent=job.demand,
+                ahead=job.ahead,
                 timeout_s=self._lanes.timeout_s,
                 post=partial(_post, self._token, self._arrived, flight),
                 give_back=partial(self._returned, self._token, flight.loan),
@@ -255,10 +278,12 @@ class Engine:
             self._room.grew(blob.local, flight.loan)
         self._metrics.fetched_bytes.labels(IN_PLACE if in_place else lane.source.name).inc(end - start)
         if job.key not in self._blobs:
+            self.pool.let_go(blob.recipe, index)
             return  # the blob was closed meanwhile, and its files with it
         if trouble is not None:
             self.disk_failed(blob, trouble)
-        if self.planner.arrived(job, index, kept=data is None):
+        pooled = data is not None and self.pool.has(blob.recipe, index)
+        if self.planner.arrived(job, index, kept=data is None, pooled=pooled):
             if data is None and not in_place:
                 self._disk_worked()
             for waiter in blob.waiters.pop(index, ()):
@@ -267,6 +292,8 @@ class Engine:
                 waiter.arrived(index)
             if data is None:
                 self._stored(blob, index)
+        if pooled and self.planner.state(job.key, index) != POOLED:
+            self.pool.let_go(blob.recipe, index)
         self.pump()
 
     def _returned(self, token: trio.lowlevel.TrioToken, loan: Reservation | None, buffer: memoryview) -> None:

@@ -20,8 +20,8 @@ from helios.errors import Conflict, HeliosError, IntegrityError, NoSpace, Unavai
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.breaker import LONGEST_PAUSE_S, Breaker
+from heliosfs.fetch.chunks import Rank
 from heliosfs.fetch.engine import Engine
-from heliosfs.fetch.planner import Rank
 from heliosfs.fetch.room import Room
 from heliosfs.fetch.source import BlobRef
 from heliosfs.tiers.policy import Verdict

@@ -14,9 +14,10 @@ from typing import Final
 import trio
 
 from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.chunks import Job
 from heliosfs.fetch.lanes import Lane, Lanes
 from heliosfs.fetch.pace import UNKNOWN_RATE, Pace, patience_s
-from heliosfs.fetch.planner import Job, Planner
+from heliosfs.fetch.planner import Planner
 from heliosfs.fetch.transfer import Transfer
 from heliosfs.tiers.policy import Reservation
 

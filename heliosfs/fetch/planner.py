@@ -2,7 +2,8 @@
 
 Order:
 1. chunks that a READ waits for, first come, first served;
-2. chunks ahead of a reader, the reader that read last first;
+2. chunks ahead of a reader: of a file that is not filled into memory (readahead.py), then of one that is, the reader
+   that read last first;
 3. the rest of that file, from its start;
 4. other files to be filled, by their rank.
 
@@ -10,26 +11,20 @@ Order:
 chunks are joined into ranges of several MiB, and the bytes in flight are bounded by a budget (budget.py), so that on a
 slow link a READ never waits behind more than a moment's worth of background.
 
-A chunk is in at most one open job, however many readers wait for it (single flight). The chunk states of a file are one
-byte each, so "the next missing chunk" is a search in C.
+A chunk is in at most one open job, however many readers wait for it (single flight).
 """
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+from heliosfs.fetch.chunks import HAVE, HELD, IN_FLIGHT, MISSING, POOLED, Chunks, Job, Rank
+from heliosfs.fetch.readahead import ReadAhead
 from heliosfs.store.recipe import Recipe
-
-MISSING: Final = 0
-IN_FLIGHT: Final = 1
-HAVE: Final = 2
-HELD: Final = 3
-"""Missing, and left alone for a while because fetching it failed."""
 
 DEMAND_SLACK: Final = 1 << 20
 """A demand job takes missing neighbours along while it stays within this many bytes: small chunks come in company."""
@@ -37,74 +32,38 @@ DEMAND_SLACK: Final = 1 << 20
 DEMAND_RANGE: Final = 8 << 20
 """Most bytes of one demand job: a READ of more is split over several, which run side by side."""
 
-AHEAD: Final = 64 << 20
-"""Every reader gets this many bytes ahead of it before any gets more."""
-
-READERS: Final = 8
-"""Readers of one file that count, the latest ones."""
-
-Rank = tuple[int, int]
-"""Order among files to be filled: a class (0 is the first), then a number within it, the lower the earlier."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """Consecutive chunks to be fetched in order; ``next`` is the first that has not arrived, ``left`` bytes to come."""
-
-    key: str
-    first: int
-    stop: int
-    demand: bool
-    left: int
-    next: int = field(init=False)
-    open: bool = True
-
-    def __post_init__(self) -> None:
-        self.next = self.first
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be started now: ``budget`` bounds the bytes in flight, ``range_bytes`` the size of a background job."""
+    """What may be started now: ``budget`` bounds the bytes in flight, ``range_bytes`` the size of a background job.
+
+    ``memory``: bytes that read-ahead of files that are not filled may take. ``filling``: whether the disk takes
+    anything; where not, no file is filled.
+    """
 
     demand: bool
     background: bool
     budget: int
     range_bytes: int
-
-
-@dataclass(slots=True)
-class _File:
-    ends: array[int]
-    states: bytearray
-    todo: int  # chunks that are neither HAVE nor IN_FLIGHT
-    local: int  # bytes of the chunks that are HAVE
-    wanted: set[int] = field(default_factory=set)
-    held: dict[int, float] = field(default_factory=dict)
-    readers: OrderedDict[int, int] = field(default_factory=OrderedDict)
-    rank: Rank | None = None
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def bytes_of(self, first: int, stop: int) -> int:
-        return self.ends[stop - 1] - (self.ends[first - 1] if first else 0)
+    memory: int = 0
+    filling: bool = True
 
 
 class Planner:
     """Chunk states of all files being read or filled, and what to fetch next."""
 
     def __init__(self) -> None:
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, Chunks] = {}
         self._order: list[str] | None = None
         self._demand: deque[tuple[str, int]] = deque()
         self._holding: set[str] = set()
         self.in_flight = 0
         """Bytes of open jobs that have not arrived."""
         self.background_jobs = 0
+        """Open jobs that fill."""
+        self.ahead_jobs = 0
         self.demand_jobs = 0
+        self.readahead = ReadAhead(self._files)
 
     # --- files and readers ---
 
@@ -117,10 +76,11 @@ class Planner:
                 states[index] = HAVE
                 start, end = recipe.span(index)
                 local += end - start
-        self._files[key] = _File(recipe.ends, states, states.count(MISSING), local)
+        self._files[key] = Chunks(recipe.ends, states, states.count(MISSING), local)
 
     def remove(self, key: str) -> None:
         """Drop a file; its open jobs may still end."""
+        self.readahead.gone(key)
         del self._files[key]
         self._holding.discard(key)
         self._order = None
@@ -164,16 +124,19 @@ class Planner:
         self._files[key].rank = rank
         self._order = None
 
-    def read_at(self, key: str, reader: int, after: int) -> None:
-        """A reader has read up to chunk ``after`` (not including it): what follows comes first in the background."""
-        readers = self._files[key].readers
-        readers[reader] = after
-        readers.move_to_end(reader)
-        if len(readers) > READERS:
-            readers.popitem(last=False)
+    def read_at(self, key: str, reader: int, offset: int, end: int) -> None:
+        """A reader asked for the bytes from ``offset`` to ``end``: what follows comes first in the background."""
+        file = self._files[key]
+        file.read_up_to(reader, file.at(end - 1) + 1)
+        self.readahead.read(key, reader, offset, end)
+
+    def filled(self, key: str) -> bool:
+        """Whether the file is to be fetched whole."""
+        return self._files[key].rank is not None
 
     def reader_left(self, key: str, reader: int) -> None:
         self._files[key].readers.pop(reader, None)
+        self.readahead.left(key, reader)
 
     def want(self, key: str, chunks: Iterable[int]) -> None:
         """A READ waits for these chunks; those that are here or already asked for change nothing."""
@@ -182,8 +145,8 @@ class Planner:
             state = file.states[index]
             if state == HAVE:
                 continue
-            if state == HELD:  # somebody asks again: that is reason enough to try again
-                self._set(file, index, MISSING)
+            if state in (HELD, POOLED):  # somebody asks again: that is reason enough to try again; or it went early
+                file.set(index, MISSING)
             if state == HELD or index not in file.wanted:  # what was held is in no queue, whoever waited for it before
                 file.wanted.add(index)
                 self._demand.append((key, index))
@@ -200,7 +163,7 @@ class Planner:
         for index in chunks:
             if file.states[index] == HAVE:
                 coming = any(job.next <= index < job.stop for job in file.jobs)
-                self._set(file, index, IN_FLIGHT if coming else MISSING)
+                file.set(index, IN_FLIGHT if coming else MISSING)
 
     def waited(self, job: Job) -> bool:
         """Whether a READ waits for something that the job has still to bring."""
@@ -219,11 +182,14 @@ class Planner:
         self._release_due(now)
         job = self._next_demand() if limits.demand else None
         if job is None and limits.background:
-            job = self._next_background(limits)
+            job = self._next_ahead(limits)
+            if job is None and limits.filling:
+                job = self._next_background(limits)
         return job
 
-    def arrived(self, job: Job, index: int, kept: bool = True) -> bool:
-        """A chunk of the job is here, verified. With ``kept`` it stays; else it was only handed to who waited.
+    def arrived(self, job: Job, index: int, kept: bool = True, pooled: bool = False) -> bool:
+        """A chunk of the job is here, verified. With ``kept`` it stays; else it was only handed to who waited, and is
+        ``pooled`` if it also stays in memory for a while.
 
         Chunks of one job arrive in order. Returns whether this is news: a job that was given up may still deliver.
         """
@@ -234,9 +200,9 @@ class Planner:
         if file is None or file.states[index] == HAVE:
             return False
         if kept:
-            self._set(file, index, HAVE)
+            file.set(index, HAVE)
         elif file.states[index] == IN_FLIGHT and job.open:
-            self._set(file, index, MISSING)
+            file.set(index, POOLED if pooled and self.readahead.expects(job.key, index) else MISSING)
         file.wanted.discard(index)
         return True
 
@@ -249,19 +215,16 @@ class Planner:
             return
         job.open = False
         self._account(job, job.left)
-        if job.demand:
-            self.demand_jobs -= 1
-        else:
-            self.background_jobs -= 1
+        self._count(job, -1)
         file = self._files.get(job.key)
         if file is None or job not in file.jobs:  # closed meanwhile, and perhaps opened again
             return
         file.jobs.remove(job)
         back = [index for index in range(job.next, job.stop) if file.states[index] == IN_FLIGHT]
         for index in back:
-            self._set(file, index, MISSING)
+            file.set(index, MISSING)
         if hold is not None and file.states[hold] == MISSING:
-            self._set(file, hold, HELD)
+            file.set(hold, HELD)
             file.held[hold] = until
             self._holding.add(job.key)
         self._demand.extendleft((job.key, i) for i in reversed(back) if i in file.wanted and i != hold)
@@ -297,9 +260,25 @@ class Planner:
             return self._start(key, file, first, stop, demand=True)
         return None
 
+    def _next_ahead(self, limits: Limits) -> Job | None:
+        if limits.filling:  # what waited for the disk in memory goes there
+            for key, file in self._files.items():
+                if file.rank is not None and file.pooled:
+                    self.readahead.forget(key)
+        found = self.readahead.next(limits.memory, limits.range_bytes, filling=limits.filling)
+        if found is None:
+            return None
+        key, first, stop = found
+        file = self._files[key]
+        return (
+            self._start(key, file, first, stop, ahead=True)
+            if self._may_go(file.bytes_of(first, stop), limits)
+            else None
+        )
+
     def _next_background(self, limits: Limits) -> Job | None:
         for key, file in self._by_rank():
-            first = _find(file)
+            first = file.next_missing()
             if first < 0:
                 continue
             stop = first + 1
@@ -309,16 +288,20 @@ class Planner:
                 and file.bytes_of(first, stop + 1) <= limits.range_bytes
             ):
                 stop += 1
-            # A job that does not fit waits until it does: cutting it to what is left of the budget would end in many
-            # small ones. The very first always goes, or nothing would ever move.
-            if self.background_jobs and self.in_flight + file.bytes_of(first, stop) > limits.budget:
-                return None
-            if not self.background_jobs and self.demand_jobs and self.in_flight >= limits.budget:
-                return None
-            return self._start(key, file, first, stop, demand=False)
+            return self._start(key, file, first, stop) if self._may_go(file.bytes_of(first, stop), limits) else None
         return None
 
-    def _by_rank(self) -> Iterator[tuple[str, _File]]:
+    def _may_go(self, count: int, limits: Limits) -> bool:
+        """Whether a background job of so many bytes may be started.
+
+        One that does not fit waits until it does: cutting it to what is left of the budget would end in many small
+        ones. The very first always goes, or nothing would ever move.
+        """
+        if self.background_jobs or self.ahead_jobs:
+            return self.in_flight + count <= limits.budget
+        return not self.demand_jobs or self.in_flight < limits.budget
+
+    def _by_rank(self) -> Iterator[tuple[str, Chunks]]:
         if self._order is None:
             ranked = [(file.rank, key) for key, file in self._files.items() if file.rank is not None]
             self._order = [key for _, key in sorted(ranked)]
@@ -326,52 +309,38 @@ class Planner:
             if self._files[key].todo:
                 yield key, self._files[key]
 
-    def _start(self, key: str, file: _File, first: int, stop: int, *, demand: bool) -> Job:
+    def _start(
+        self, key: str, file: Chunks, first: int, stop: int, *, demand: bool = False, ahead: bool = False
+    ) -> Job:
         for index in range(first, stop):
-            self._set(file, index, IN_FLIGHT)
-        job = Job(key, first, stop, demand, file.bytes_of(first, stop))
+            file.set(index, IN_FLIGHT)
+        job = Job(key, first, stop, demand, file.bytes_of(first, stop), ahead)
         file.jobs.append(job)
         self.in_flight += job.left
-        if demand:
-            self.demand_jobs += 1
-        else:
-            self.background_jobs += 1
+        self.readahead.coming += job.left if ahead else 0
+        self._count(job, 1)
         return job
+
+    def _count(self, job: Job, change: int) -> None:
+        if job.demand:
+            self.demand_jobs += change
+        elif job.ahead:
+            self.ahead_jobs += change
+        else:
+            self.background_jobs += change
 
     def _account(self, job: Job, arrived: int) -> None:
         job.left -= arrived
         self.in_flight -= arrived
-
-    def _set(self, file: _File, index: int, state: int) -> None:
-        before = file.states[index]
-        file.todo += (state in (MISSING, HELD)) - (before in (MISSING, HELD))
-        if before == HELD:
-            del file.held[index]
-        file.local += file.bytes_of(index, index + 1) * ((state == HAVE) - (before == HAVE))
-        file.states[index] = state
+        if job.ahead:
+            self.readahead.coming -= arrived
 
     def _release_due(self, now: float) -> None:
         for key in list(self._holding):
             file = self._files[key]
             for index in [i for i, until in file.held.items() if until <= now]:
-                self._set(file, index, MISSING)
+                file.set(index, MISSING)
                 if index in file.wanted:
                     self._demand.append((key, index))
             if not file.held:
                 self._holding.discard(key)
-
-
-def _find(file: _File) -> int:
-    """The file's next missing chunk in the background's order, or -1."""
-    positions = list(reversed(file.readers.values()))
-    for position in positions:
-        if position < len(file.states):
-            start = file.ends[position - 1] if position else 0
-            found = file.states.find(MISSING, position, bisect_left(file.ends, start + AHEAD) + 1)
-            if found >= 0:
-                return found
-    if positions:
-        found = file.states.find(MISSING, positions[0])
-        if found >= 0:
-            return found
-    return file.states.find(MISSING)

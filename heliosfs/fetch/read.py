@@ -71,10 +71,10 @@ class Reads:
         except OSError as error:
             raise Unavailable(f"{blob.want.path}: the cached copy can't be read: {error.strerror}") from error
 
-    def progressed(self, blob: Blob, reader: int, offset: int) -> None:
-        """A reader got everything up to ``offset`` without us: what follows comes first."""
-        if blob.planned and blob.handles and blob.recipe is not None:
-            self._engine.planner.read_at(blob.key, reader, blob.recipe.locate(min(offset, blob.want.size) - 1) + 1)
+    def progressed(self, blob: Blob, reader: int, offset: int, end: int) -> None:
+        """A reader got the bytes from ``offset`` to ``end`` without us: what follows comes first."""
+        if blob.planned and blob.handles:
+            self._engine.read_at(blob, reader, offset, end)
             self._filler.read(blob)
             self._engine.pump()
 
@@ -114,7 +114,7 @@ class Reads:
         assert blob.recipe is not None
         engine = self._engine
         chunks = blob.recipe.covering(waiter.offset, len(waiter.view))
-        engine.planner.read_at(blob.key, reader, chunks.stop)
+        engine.read_at(blob, reader, waiter.offset, waiter.offset + len(waiter.view))
         self._filler.read(blob)
         missing = []
         for index in chunks:
@@ -125,6 +125,8 @@ class Reads:
                 missing.append(index)
             else:
                 waiter.copy(index, blob.recipe.span(index)[0], data)
+        if not missing and engine.from_memory(blob):
+            engine.pump()
         return missing
 
     async def _wait(self, blob: Blob, waiter: Waiter, missing: list[int]) -> None:

@@ -47,8 +47,8 @@ MAX_RECIPES: Final = 16 << 20
 SINGLE_S: Final = 300.0
 """A registry that does not know the call for a whole commit is asked again after so many seconds."""
 
-PIECE: Final = 128 << 10
-"""An urgent chunk is asked for in pieces of at least so many bytes, each on a connection of its own."""
+PIECE: Final = 32 << 10
+"""What is urgent is asked for in pieces of at least so many bytes, each on a connection of its own: two round trips."""
 
 NEW_PIECES: Final = 32
 """Most pieces over connections that may be new. TCP starts with some 14 KB a round trip and doubles: 4 MiB take eight
@@ -297,13 +297,14 @@ class RegistrySource:
         timeout_s: float,
         watch: Watch,
     ) -> None:
-        """One chunk after the other, each over several connections at once."""
+        """What the buffer takes at a time, over several connections at once; each chunk as soon as it is here."""
         first = recipe.span(segment.first)[0]
-        for index in range(segment.first, segment.first + segment.count):
-            start, end = recipe.span(index)
+        for window in recipe.windows(range(segment.first, segment.first + segment.count)):
+            start, index = recipe.span(window.start)[0], window.start
+            size = recipe.span(window.stop - 1)[1] - start
             at = segment.offset + start - first
-            step = max(PIECE, -(-(end - start) // pieces))
-            spans = [range(at + low, at + min(low + step, end - start)) for low in range(0, end - start, step)]
+            step = max(PIECE, -(-size // pieces))
+            spans = [range(at + low, at + min(low + step, size)) for low in range(0, size, step)]
             with ExitStack() as stack:
                 answers = client.ranges(path, spans, timeout_s=timeout_s, watch=watch)
                 for answer in answers:
@@ -311,11 +312,11 @@ class RegistrySource:
                 for answer, span in zip(answers, spans, strict=True):
                     self._check(answer, segment, span)
                 views = [buffer[span.start - at : span.stop - at] for span in spans]
-                try:
-                    read_together(list(zip(answers, views, strict=True)), timeout_s)
-                except IntegrityError as error:
-                    raise Unavailable(str(error)) from None
-            deliver(index, buffer[: end - start])
+                for here in read_together(list(zip(answers, views, strict=True)), timeout_s):
+                    while index < window.stop and recipe.ends[index] <= start + here:
+                        low, high = recipe.span(index)
+                        deliver(index, buffer[low - start : high - start])
+                        index += 1
 
     def _pieces(self, client: HttpClient) -> int:
         """Over how many connections to ask for something urgent: open ones only."""

@@ -31,7 +31,10 @@ class Pointless(Exception):
 
 
 class Transfer:
-    """Fetch chunks ``first`` to ``stop`` from one source. Made on the event loop, ``run`` in a worker thread, once."""
+    """Fetch chunks ``first`` to ``stop`` from one source. Made on the event loop, ``run`` in a worker thread, once.
+
+    ``urgent``: a READ waits. ``ahead``: a reader is about to come there. For both a chunk counts that is not stored.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,8 @@ class Transfer:
         buffer: memoryview,
         *,
         store: bool,
-        demand: bool,
+        urgent: bool,
+        ahead: bool,
         timeout_s: float,
         post: Post,
         give_back: Callable[[memoryview], None],
@@ -52,7 +56,8 @@ class Transfer:
         self._source, self._want, self._recipe, self._local = source, want, recipe, local
         self._next, self._stop = chunks.start, chunks.stop
         self._pool, self._buffer, self._give_back = pool, buffer, give_back
-        self._store, self._demand, self._timeout_s, self._post = store, demand, timeout_s, post
+        self._store, self._urgent, self._ahead = store, urgent, ahead
+        self._timeout_s, self._post = timeout_s, post
         self._lock = threading.Lock()
         self._claimed = False
         self._given_up = False
@@ -105,7 +110,7 @@ class Transfer:
             self._buffer,
             self._deliver,
             self._timeout_s,
-            urgent=self._demand,
+            urgent=self._urgent,
             watch=self.watch,
         )
 
@@ -126,7 +131,7 @@ class Transfer:
                     raise Pointless
                 continue
             self._local.damaged = True
-            if not self._demand:
+            if not (self._urgent or self._ahead):
                 raise CorruptChunk(index, f"chunk {index} of {self._want.path} is corrupt in the store's file")
             self._store = False
             self._read(range(index, index + 1))
@@ -142,10 +147,10 @@ class Transfer:
             except OSError as error:
                 trouble, self._store = error, False
         self._next = index + 1
-        kept = self._pool.offer(self._want.path, self._recipe, index, data, stored=self._store)
+        kept = self._pool.offer(self._want.path, self._recipe, index, data, stored=self._store, ahead=self._ahead)
         if not self._store and kept is None:
             kept = owned(data)  # for those who wait
         self._post(index, None if self._store else kept, trouble)
-        if self._given_up or (trouble is not None and not self._demand):
+        if self._given_up or (trouble is not None and not (self._urgent or self._ahead)):
             raise Pointless
         self.busy = False

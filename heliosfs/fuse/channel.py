@@ -1,10 +1,10 @@
 """The channel: /dev/fuse in front of pyfuse3. Passthrough for whole blobs, local READs answered on the spot.
 
 pyfuse3 gets one end of a socket pair instead of the fuse device. One thread takes requests from the device: a RELEASE,
-and a READ of bytes that are here, are answered at once, OPEN and any other READ go to the trio loop, everything else to
-pyfuse3. A second thread takes pyfuse3's replies, adds to INIT and OPENDIR what pyfuse3 can't say, and hands them to the
-kernel. All that must survive this process is on the board (keeper/board.py); modes.py keeps what the kernel saw and
-what the board says in step.
+and a READ of bytes that are here (reads.py), are answered at once, OPEN and any other READ go to the trio loop,
+everything else to pyfuse3. A second thread takes pyfuse3's replies, adds to INIT and OPENDIR what pyfuse3 can't say,
+and hands them to the kernel. All that must survive this process is on the board (keeper/board.py); modes.py keeps what
+the kernel saw and what the board says in step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,12 +25,12 @@ from helios.metrics import MountMetrics
 from heliosfs.fuse import protocol
 from heliosfs.fuse.backing import Backings
 from heliosfs.fuse.modes import IoModes
+from heliosfs.fuse.reads import LocalReads
 from heliosfs.fuse.sides import Board, Files
 
 log = logging.getLogger("heliosfs.fuse")
 
 SOCKET_BUFFER: Final = 4 << 20
-DISK_THREADS: Final = 4
 STRIKES: Final = 3
 """A request that survived this many crashes of workers is answered with EIO."""
 
@@ -88,7 +87,6 @@ class Channel:
         self._offer: protocol.Offer | None = None
         self._init = b""
         self._metrics = metrics
-        self._read_bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory")}
         self._latency = {opcode: metrics.requests.labels(name) for opcode, name in protocol.NAMES.items()}
         self._other_latency = metrics.requests.labels("other")
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -97,8 +95,7 @@ class Channel:
             _enlarge(fd)
         os.set_blocking(device, False)
         self._wake_read, self._wake_write = os.pipe()
-        self._pool = ThreadPoolExecutor(DISK_THREADS, "fuse-disk")
-        self._local = threading.local()
+        self._reads = LocalReads(files, metrics, self._writev, self.answer, read)
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             for name, loop in (("fuse-requests", self._requests), ("fuse-replies", self._replies))
@@ -128,7 +125,7 @@ class Channel:
         self._ours.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5.0)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reads.close()
         self._ours.close()
         for fd in (self._wake_read, self._wake_write):
             os.close(fd)
@@ -192,9 +189,8 @@ class Channel:
         poller = select.poll()
         poller.register(self._device, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
-        payload = memoryview(bytearray(protocol.MAX_READ))
         for request in self._sent_again(view):
-            self._take(request, payload)
+            self._take(request)
         while True:
             self.alive_ns = time.monotonic_ns()
             try:
@@ -214,7 +210,7 @@ class Channel:
                 self._write(protocol.resend())  # that one gets what was taken just now
                 self._ended(Dropped("the keeper gave up on this process"))
                 return
-            self._take(view[:length], payload)
+            self._take(view[:length])
 
     def _sent_again(self, buffer: memoryview) -> list[memoryview]:
         """What earlier workers took and did not answer: it lies ahead of all that is new (fuse_resend). All of it is
@@ -242,13 +238,13 @@ class Channel:
             self._backings.find_lost()
         return requests
 
-    def _take(self, request: memoryview, payload: memoryview) -> None:
+    def _take(self, request: memoryview) -> None:
         """Answer a request or pass it on."""
         _, opcode, unique, ino, *_ = protocol.REQUEST.unpack_from(request)
         if unique & protocol.RESENT and self._struck(opcode, unique):
             return
         if opcode == protocol.READ:
-            self._take_read(unique, ino, request, payload)
+            self._take_read(unique, ino, request)
             return
         if opcode == protocol.RELEASE:
             self._take_release(unique, ino, request)
@@ -267,27 +263,19 @@ class Channel:
             self._offer, self._init = protocol.parse_init(request), bytes(request)
         self._ours.send(request)
 
-    def _take_read(self, unique: int, ino: int, request: memoryview, payload: memoryview) -> None:
-        """Answer a READ of what is here, from the page cache or from memory; else let the disk or the loop do it."""
+    def _take_read(self, unique: int, ino: int, request: memoryview) -> None:
+        """Answer a READ of what is here; else let the disk or the loop do it."""
         since = time.monotonic_ns()
         fh, offset, size = protocol.parse_read(request)
         self._files.adopt(fh, ino)
         found = self._files.local(fh, offset, size)
-        parts: list[memoryview] | None = None
-        if found is not None and self._at_once(unique, fh, found[0], payload[: found[1]], offset):
-            parts = [payload[: found[1]]]
-        elif (parts := self._files.held(fh, offset, size)) is not None:
-            self._reply(unique, parts, "memory")
-        if parts is not None:
-            seconds = (time.monotonic_ns() - since) / 1e9
-            self._latency[protocol.READ].observe(seconds)
-            self._files.answered(fh, offset, parts, seconds)
+        if self._reads.at_once(unique, fh, offset, size, found, since):
             return
         self._pending[unique] = Pending(protocol.READ, ino, since)
         if found is None:
             self._read(unique, fh, offset, size)
         else:
-            self._pool.submit(self._from_disk, unique, fh, *found, offset, since)
+            self._reads.later(unique, fh, offset, found, since)
 
     def _take_release(self, unique: int, ino: int, request: memoryview) -> None:
         """A handle goes: nobody waits for that, and pyfuse3 need not know."""
@@ -322,45 +310,6 @@ class Channel:
         if opcode not in protocol.UNANSWERED:
             self._write(protocol.failure(unique))
         return True
-
-    def _at_once(self, unique: int, fh: int, fd: int, view: memoryview, offset: int) -> bool:
-        """Answer a READ from the page cache; False when the disk must be asked, which also finds out what is wrong."""
-        try:
-            count = os.preadv(fd, [view], offset, os.RWF_NOWAIT) if view else 0
-        except OSError:
-            return False
-        if count < len(view):
-            return False
-        self._reply(unique, [view], self._files.tier(fh))
-        return True
-
-    def _reply(self, unique: int, parts: list[memoryview], tier: str) -> None:
-        """Answer a READ that nobody else has seen."""
-        count = sum(map(len, parts))
-        self._read_bytes[tier].inc(count)
-        self._metrics.channel_reads.inc()
-        self._writev([protocol.REPLY.pack(protocol.REPLY.size + count, 0, unique), *parts])
-
-    def _from_disk(self, unique: int, fh: int, fd: int, size: int, offset: int, since: int) -> None:
-        """In a thread of the pool, with a buffer of its own. What the disk refuses the event loop may get elsewhere."""
-        try:
-            buffer: memoryview | None = getattr(self._local, "buffer", None)
-            if buffer is None:
-                buffer = self._local.buffer = memoryview(bytearray(protocol.MAX_READ))
-            view, done = buffer[:size], 0
-            while done < size:
-                count = os.preadv(fd, [view[done:]], offset + done)
-                if not count:
-                    raise OSError(errno.EIO, "a cached file is shorter than its blob")
-                done += count
-        except OSError as error:
-            log.warning("a cached file can't be read", extra={"reason": error.strerror})
-            self._read(unique, fh, offset, size)
-        else:
-            self._read_bytes[self._files.tier(fh)].inc(size)
-            self._metrics.channel_reads.inc()
-            self.answer(unique, view)
-            self._files.answered(fh, offset, [view], (time.monotonic_ns() - since) / 1e9)
 
     # --- replies ---
 

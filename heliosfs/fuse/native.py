@@ -85,10 +85,9 @@ class NativeMount:
         board.limit_ns = int(self._patience_s * 1e9)
         ledger = Ledger(board, self._attachment.generation)
         inherited = frozenset(ledger.files())
-        fd = self._attachment.fuse_fd
-        channel = Channel(fd, ledger, self._operations, self._metrics, open_file, wait_for, closed, released, ended)
+        fd, operations = self._attachment.fuse_fd, self._operations
+        channel = Channel(fd, ledger, operations.files, self._metrics, open_file, wait_for, closed, released, ended)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
-        operations = self._operations
         try:
             pyfuse3.init(operations, f"/dev/fd/{channel.session_fd}", mounting.options(allow_other=True))
             try:
@@ -97,7 +96,7 @@ class NativeMount:
                     nursery.start_soon(self._pulse, board, channel)
                     nursery.start_soon(pyfuse3.main, IDLE_TASKS, TASKS)
                     channel.start()
-                    nursery.start_soon(operations.inherit, inherited)
+                    nursery.start_soon(operations.files.inherit, inherited)
                     await mounting.wait_until_it_answers(self._mountpoint)
                     mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
                     task_status.started()
@@ -146,7 +145,7 @@ class NativeMount:
 
     def _begin_let_go(self, ino: int) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(self._operations.let_go, ino)
+            self._nursery.start_soon(self._operations.files.let_go, ino)
 
     def _begin_release(self, fh: int) -> None:
         if self._nursery is not None:

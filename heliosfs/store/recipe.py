@@ -86,6 +86,14 @@ class Recipe:
         stop = min(offset + length, self.size)
         return range(0) if offset >= stop else range(self.locate(offset), self.locate(stop - 1) + 1)
 
+    def windows(self, chunks: range) -> Iterator[range]:
+        """Consecutive chunks in groups of as many as ``MAX_CHUNK`` bytes hold."""
+        first = chunks.start
+        while first < chunks.stop:
+            stop = min(chunks.stop, bisect_right(self.ends, self.span(first)[0] + MAX_CHUNK, lo=first))
+            yield range(first, stop)
+            first = stop
+
     def chunks(self) -> Iterator[tuple[bytes, int]]:
         """(BLAKE3 digest, length) pairs in order."""
         start = 0

@@ -35,7 +35,8 @@ from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.store.syscalls import sync_directory
 from heliosfs.tiers import bitmap, ownership
 from heliosfs.tiers.leases import open_elsewhere
-from heliosfs.tiers.local import LocalBlob, make_fan, unlink
+from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.places import make_fan, unlink
 from heliosfs.tiers.policy import Disk
 from heliosfs.tiers.quarantine import Quarantine, Taken
 

@@ -1,6 +1,6 @@
 """One blob on the local disk: absent, partial or whole.
 
-A partial blob is a sparse file and a journal (bitmap.py). The order of its writes is what makes a kill at any instant
+A partial blob is a sparse file and a journal (journal.py). The order of its writes is what makes a kill at any instant
 safe: data, fdatasync, journal entry, fdatasync again; and at the end data, fsync, rename. Nothing that was not verified
 is ever written by the callers, nothing that was not flushed is ever in the journal. A *sealed* partial blob is a link
 to an object of the store beside it: all bytes are there, read-only, the journal says which were verified, and nothing
@@ -20,37 +20,16 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Protocol
 
 from helios.errors import IntegrityError
 from heliosfs.store.recipe import Recipe
-from heliosfs.store.syscalls import open_cached, replace_file, start_writeback, sync_directory
+from heliosfs.store.syscalls import open_cached, start_writeback
 from heliosfs.tiers import bitmap
-from heliosfs.tiers.sums import Sums, Tally
+from heliosfs.tiers.journal import NEW, JournalFile
+from heliosfs.tiers.places import Places, advise, blocks, make_fan, open_data, save_sums, unlink
+from heliosfs.tiers.sums import Tally
 
 log = logging.getLogger("heliosfs.tiers")
-
-
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class Places(Protocol):
-    """Where a blob's files lie, and who counts them: one tier's directory."""
-
-    @property
-    def name(self) -> str: ...
-    def whole_path(self, sha256: str) -> str: ...
-    def object_path(self, sha256: str) -> str | None: ...
-    def data_path(self, sha256: str) -> str: ...
-    def map_path(self, sha256: str) -> str: ...
-    def sums_path(self, sha256: str) -> str: ...
-    def became_whole(self, sha256: str, size: int) -> None: ...
-    def went(self, sha256: str) -> None: ...
-    def sync_whole(self, sha256: str) -> None: ...
-    def sync_partial(self) -> None: ...
-    def unlinked(self, sha256: str) -> None: ...
-    def may_return(self, sha256: str) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -80,9 +59,7 @@ class LocalBlob:
         self.sealed = False
         self.damaged = False
         """Set when a chunk of a sealed file was wrong: the file is not kept once nobody uses it."""
-        self._map_fd = -1
-        self._map_end = 0
-        self._seed = 0
+        self._journal: JournalFile | None = None
         self._named = False
         """Whether the names of the partial files are on the disk for certain."""
         self._tally: Tally | None = None
@@ -153,7 +130,7 @@ class LocalBlob:
             except OSError:  # it lies in packs, or on another filesystem, or belongs to somebody else
                 return False
             try:
-                fd, sealed = _open_data(data_path)
+                fd, sealed = open_data(data_path)
                 if sealed and os.fstat(fd).st_size == self.size:
                     self.fd, self.sealed = fd, True
                     self._start_journal(recipe)
@@ -210,16 +187,13 @@ class LocalBlob:
 
         Raises OSError; may be called again.
         """
-        entries = bitmap.entries(self._seed, self._map_end, chunks)
-        written = 0
         with self._using():
-            while written < len(entries):
-                written += os.pwrite(self._map_fd, entries[written:], self._map_end + written)
-            os.fdatasync(self._map_fd)
+            assert self._journal is not None
+            end = self._journal.write(chunks)
             if not self._named:
                 self._places.sync_partial()
                 self._named = True
-        self._map_end += len(entries)
+            self._journal.end = end
 
     def finish(self) -> None:
         """Every chunk was written: make the blob whole, read-only and durable under its own name.
@@ -240,13 +214,13 @@ class LocalBlob:
                     os.dup2(read_only, fd, inheritable=False)
                 finally:
                     os.close(read_only)
-                _advise(fd)
+                advise(fd)
             self._places.sync_whole(self.sha256)
             if unlink(self._places.map_path(self.sha256)):
                 self._places.unlinked(self.sha256)
-            map_fd, self._map_fd = self._map_fd, -1
-            if map_fd >= 0:
-                os.close(map_fd)
+            journal, self._journal = self._journal, None
+            if journal is not None:
+                journal.close()
             tally, self._tally = self._tally, None
             if tally is not None:
                 self._sums_bytes = save_sums(self._places.sums_path(self.sha256), tally.sums())
@@ -257,32 +231,9 @@ class LocalBlob:
         Like ``record`` it is not called beside the others.
         """
         with self._using():
-            if self._map_fd < 0:
-                return
-            path = self._places.map_path(self.sha256)
-            with os.fdopen(os.dup(self._map_fd), "rb") as file:
-                file.seek(0)
-                journal = bitmap.replay(file.read(), self.sha256, self.size)
-            for index in chunks:
-                journal.have[index] = 0
-            head = bitmap.start(journal.recipe)
-            have = (index for index, flag in enumerate(journal.have) if flag)
-            data = head + bitmap.entries(journal.seed, len(head), have)
-            map_fd = os.open(f"{path}.new", _NEW, 0o600)
-            try:
-                written = 0
-                while written < len(data):
-                    written += os.write(map_fd, data[written:])
-                os.fsync(map_fd)
-                os.rename(f"{path}.new", path)
-            except OSError:
-                os.close(map_fd)
-                unlink(f"{path}.new")
-                raise
-            self._places.sync_partial()
-            os.dup2(map_fd, self._map_fd, inheritable=False)
-            os.close(map_fd)
-            self._map_end = len(data)
+            if self._journal is not None:
+                path = self._places.map_path(self.sha256)
+                self._journal.forget(path, self.sha256, self.size, chunks, self._places.sync_partial)
 
     @property
     def identity(self) -> tuple[int, int] | None:
@@ -299,8 +250,9 @@ class LocalBlob:
             return 0
         status = os.fstat(self.fd)
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
-        beside = self._sums_bytes if self.whole else self._map_end
-        return data + _blocks(beside) if data or not self.whole else 0
+        journal = self._journal.end if self._journal is not None else 0
+        beside = self._sums_bytes if self.whole else journal
+        return data + blocks(beside) if data or not self.whole else 0
 
     @property
     def closed(self) -> bool:
@@ -341,10 +293,11 @@ class LocalBlob:
                 self._close_files()
 
     def _close_files(self) -> None:
-        for fd in (self.fd, self._map_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._map_fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+        if self._journal is not None:
+            self._journal.close()
+        self.fd, self._journal = -1, None
         if self.damaged and not self.whole:
             self._remove_partial()
 
@@ -396,15 +349,13 @@ class LocalBlob:
     def _has_whole(self, fd: int, sums_bytes: int) -> None:
         """The descriptor is one of the whole file; its sums take so many bytes."""
         self.fd, self.whole, self._sums_bytes = fd, True, sums_bytes
-        _advise(fd)
+        advise(fd)
 
     def _open_partial(self, recipe_digest: str) -> bitmap.Journal | None:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
-            self.fd, sealed = _open_data(data_path)
-            self._map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with os.fdopen(os.dup(self._map_fd), "rb") as file:
-                journal = bitmap.replay(file.read(), self.sha256, self.size, recipe_digest)
+            self.fd, sealed = open_data(data_path)
+            self._journal, journal = JournalFile.open(map_path, self.sha256, self.size, recipe_digest)
             if os.fstat(self.fd).st_size != self.size:
                 raise IntegrityError(f"the partial file of {self.sha256} has the wrong size")
         except FileNotFoundError:
@@ -419,16 +370,16 @@ class LocalBlob:
         except OSError:
             self._forget_files()
             raise
-        os.ftruncate(self._map_fd, journal.end)
-        self.sealed, self._map_end, self._seed = sealed, journal.end, journal.seed
+        self._journal.cut()
+        self.sealed = sealed
         self._tally = Tally(journal.recipe)
-        _advise(self.fd)
+        advise(self.fd)
         return journal
 
     def _create(self, recipe: Recipe) -> None:
         try:
             self._remove_partial()  # what could not be loaded
-            self.fd = os.open(self._places.data_path(self.sha256), _NEW, 0o600)
+            self.fd = os.open(self._places.data_path(self.sha256), NEW, 0o600)
             os.ftruncate(self.fd, self.size)
             self._start_journal(recipe)
         except OSError:
@@ -438,69 +389,12 @@ class LocalBlob:
             raise
 
     def _start_journal(self, recipe: Recipe) -> None:
-        head = bitmap.start(recipe)
-        self._map_fd = os.open(self._places.map_path(self.sha256), _NEW, 0o600)
-        written = 0
-        while written < len(head):
-            written += os.write(self._map_fd, head[written:])
-        journal = bitmap.replay(head, self.sha256, self.size)
-        self._map_end, self._seed = journal.end, journal.seed
+        self._journal = JournalFile.create(self._places.map_path(self.sha256), recipe)
         self._tally = Tally(recipe)
-        _advise(self.fd)
+        advise(self.fd)
 
     def _remove_partial(self) -> None:
         if unlink(self._places.map_path(self.sha256)) or self._places.may_return(self.sha256):
             # an old journal must never come back, after a power cut, beside a new data file
             self._places.sync_partial()
         unlink(self._places.data_path(self.sha256))
-
-
-def _open_data(path: str) -> tuple[int, bool]:
-    """Open a partial blob's data file; says whether it is sealed, which is to say read-only."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, os.O_RDONLY | flags)
-    if not os.fstat(fd).st_mode & 0o222:
-        return fd, True
-    os.close(fd)
-    return os.open(path, os.O_RDWR | flags), False
-
-
-def _advise(fd: int) -> None:
-    """The mount's own page cache keeps what is read through it: let the copy below it be the first to be reclaimed."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
-
-
-def save_sums(path: str, sums: Sums) -> int:
-    """Keep a whole blob's sums; returns the file's bytes, 0 where the disk does not take it: they can be made again."""
-    data = sums.encode()
-    temporary = f"{path}.{threading.get_native_id()}"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        replace_file(Path(path), data, Path(temporary), lasting=False)
-    except OSError as error:
-        log.info("the sums of a blob can't be kept", extra={"path": path, "reason": error.strerror})
-        return 0
-    return len(data)
-
-
-def _blocks(length: int) -> int:
-    """Bytes on disk of a file that was written from its start."""
-    return -(-length // 4096) * 4096
-
-
-def make_fan(path: str) -> None:
-    """Make the directory that a blob's file is put in; where the one above is not there, it is no tier's any more."""
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory)
-        sync_directory(Path(directory).parent)  # else a power cut may take it, and with it the blob
-
-
-def unlink(path: str) -> bool:
-    """Remove a name; returns whether there was one."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True

@@ -6,6 +6,9 @@ guarded leave of theirs. A chunk comes in as *new*; used again a while later it 
 ``HOT`` of the chunks' room: one pass over a file, which uses each chunk many times in a row and never again, pushes out
 nothing that is hot (segmented LRU; Karedla, Love and Wherry, 1994, with the correlated references of LRU-K). Within a
 segment the least recently used goes first.
+
+What a reader is about to come to is *read ahead*: it has up to ``AHEAD`` of the chunks' room, whatever else comes does
+not push it out, and it goes when it is dropped, once it was read.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ GUARDED: Final = 0.75
 HOT: Final = 0.8
 """Most of the chunks' room that hot ones take."""
 
+AHEAD: Final = 0.5
+"""Most of the chunks' room for what is read ahead."""
+
 APART_S: Final = 10.0
 """Uses of a chunk within so many seconds are one: a reader takes a chunk in many pieces."""
 
@@ -32,6 +38,7 @@ class Kind(Enum):
     HEADER = "header"
     RECIPE = "recipe"
     CHUNK = "chunk"
+    READAHEAD = "readahead"
 
 
 @dataclass(slots=True)
@@ -50,14 +57,15 @@ class MemoryPolicy:
         self._new: OrderedDict[bytes, _Held] = OrderedDict()
         self._hot: OrderedDict[bytes, _Held] = OrderedDict()
         self._hot_bytes = 0
+        self._ahead: OrderedDict[bytes, _Held] = OrderedDict()
         self.bytes_of: dict[Kind, int] = dict.fromkeys(Kind, 0)
         """Bytes by kind."""
 
     def __len__(self) -> int:
-        return len(self._guarded) + len(self._new) + len(self._hot)
+        return len(self._guarded) + len(self._new) + len(self._hot) + len(self._ahead)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._guarded or key in self._new or key in self._hot
+        return key in self._guarded or key in self._new or key in self._hot or key in self._ahead
 
     @property
     def used(self) -> int:
@@ -69,26 +77,28 @@ class MemoryPolicy:
 
         A chunk that turns out to be a part of a small file becomes guarded, or goes where that has no room for it.
         """
-        if key in self._guarded or (kind is Kind.CHUNK and key in self):
+        passing = kind in (Kind.CHUNK, Kind.READAHEAD)
+        if key in self._guarded or (passing and key in self):
             self.use(key, now)
             return None
         self.drop(key)
-        room = int(self.limit * GUARDED) if kind is not Kind.CHUNK else self._chunk_room
-        if cost > room:
+        if cost > self._room(kind):
             return None
-        segment = self._new if kind is Kind.CHUNK else self._guarded
+        segment = self._ahead if kind is Kind.READAHEAD else self._new if passing else self._guarded
         segment[key] = _Held(cost, kind, now)
         self.bytes_of[kind] += cost
         gone = []
         while self._guarded_bytes > int(self.limit * GUARDED):
             gone.append(self._evict(next(iter(self._guarded))))
+        while self.bytes_of[Kind.READAHEAD] > self.readahead_room:
+            gone.append(self._evict(next(iter(self._ahead))))
         while self.used > self.limit:
             gone.append(self._evict(self._victim(key)))
         return gone
 
     def use(self, key: bytes, now: float) -> Kind | None:
         """An entry was used; returns its kind, or None where there is none."""
-        for segment in (self._guarded, self._hot):
+        for segment in (self._guarded, self._hot, self._ahead):
             if key in segment:
                 segment.move_to_end(key)
                 return segment[key].kind
@@ -114,9 +124,26 @@ class MemoryPolicy:
         self._evict(key)
         return True
 
+    def kind(self, key: bytes) -> Kind | None:
+        """What an entry is; None where there is none. This is no use of it."""
+        for segment in (self._guarded, self._new, self._hot, self._ahead):
+            if key in segment:
+                return segment[key].kind
+        return None
+
+    @property
+    def readahead_room(self) -> int:
+        """Most bytes for what is read ahead."""
+        return int(self._chunk_room * AHEAD)
+
+    def _room(self, kind: Kind) -> int:
+        if kind is Kind.READAHEAD:
+            return self.readahead_room
+        return self._chunk_room if kind is Kind.CHUNK else int(self.limit * GUARDED)
+
     @property
     def _guarded_bytes(self) -> int:
-        return self.used - self.bytes_of[Kind.CHUNK]
+        return self.used - self.bytes_of[Kind.CHUNK] - self.bytes_of[Kind.READAHEAD]
 
     @property
     def _chunk_room(self) -> int:
@@ -130,7 +157,7 @@ class MemoryPolicy:
         return comer if new is None else new
 
     def _evict(self, key: bytes) -> bytes:
-        held = self._guarded.pop(key, None) or self._new.pop(key, None)
+        held = self._guarded.pop(key, None) or self._new.pop(key, None) or self._ahead.pop(key, None)
         if held is None:
             held = self._hot.pop(key)
             self._hot_bytes -= held.cost

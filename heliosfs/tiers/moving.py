@@ -16,7 +16,7 @@ from typing import Final
 from helios.errors import IntegrityError
 from heliosfs.store.syscalls import start_writeback
 from heliosfs.tiers.directory import TierDirectory
-from heliosfs.tiers.local import unlink
+from heliosfs.tiers.places import unlink
 
 BUFFER: Final = 4 << 20
 TELL: Final = 32 << 20

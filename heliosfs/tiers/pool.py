@@ -24,6 +24,9 @@ from heliosfs.tree.snapshot import WEIGHTS
 ENTRY_BYTES: Final = 1024
 """More than the tables take for one entry."""
 
+DATA: Final = 0.95
+"""The data's share of what entries take, about: the rest are tables, and ends of pages."""
+
 MAPPED: Final = 64 << 10
 """Data of this many bytes or more has pages of its own, which the system gets back the moment it goes: freed blocks of
 malloc's may not be, and the bound would be one in name only."""
@@ -77,15 +80,34 @@ class Pool:
         with self._lock:
             return self._policy.used
 
-    def offer(self, path: str, recipe: Recipe, index: int, data: memoryview, *, stored: bool) -> memoryview | None:
-        """A verified chunk of a file came; ``stored``: the disk has it too. Returns the copy that is kept, if any."""
+    def offer(
+        self, path: str, recipe: Recipe, index: int, data: memoryview, *, stored: bool, ahead: bool = False
+    ) -> memoryview | None:
+        """A verified chunk of a file came; ``stored``: the disk has it too; ``ahead``: it stays until it is let go.
+
+        Returns the copy that is kept, if any.
+        """
         key, kind = recipe.id(index), self._kind(path, recipe, index)
         if stored and kind is Kind.CHUNK:
             with self._lock:
                 if self._policy.drop(key):
                     del self._data[key]
             return None
-        return self._put(key, kind, data)
+        return self._put(key, Kind.READAHEAD if ahead and kind is Kind.CHUNK else kind, data)
+
+    def let_go(self, recipe: Recipe, index: int) -> None:
+        """A chunk that came ahead is needed no more. One that is kept for other reasons stays."""
+        key = recipe.id(index)
+        with self._lock:
+            if self._policy.kind(key) is Kind.READAHEAD:
+                self._policy.drop(key)
+                del self._data[key]
+
+    @property
+    def readahead_room(self) -> int:
+        """Bytes of chunks that may be here, or on their way, because readers are about to come to them."""
+        with self._lock:
+            return int(self._policy.readahead_room * DATA)
 
     def offer_recipe(self, digest: str, record: bytes) -> None:
         """A recipe's record that has this digest."""
@@ -101,6 +123,10 @@ class Pool:
     def get(self, recipe: Recipe, index: int) -> memoryview | None:
         """A chunk, if it is here; read-only, and valid as long as it is held."""
         return self._get(recipe.id(index))
+
+    def has(self, recipe: Recipe, index: int) -> bool:
+        """Whether a chunk is here."""
+        return recipe.id(index) in self._data
 
     def read(self, recipe: Recipe, offset: int, count: int) -> list[memoryview] | None:
         """``count`` bytes of a blob from ``offset`` in pieces, in order; None when some are not here."""

@@ -21,9 +21,10 @@ from heliosfs.tiers.directory import Found, TierDirectory
 from heliosfs.tiers.examine import load_sums
 from heliosfs.tiers.health import State
 from heliosfs.tiers.history import History
-from heliosfs.tiers.local import LocalBlob, Places, save_sums, unlink
+from heliosfs.tiers.local import LocalBlob
 from heliosfs.tiers.measuring import LOOK_S, Measured
 from heliosfs.tiers.moving import copy
+from heliosfs.tiers.places import Places, save_sums, unlink
 from heliosfs.tiers.policy import Answer, Bounds, Disk, Policy, Reservation, Verdict
 from heliosfs.tiers.removing import Events, Evicted, Removal
 

@@ -25,10 +25,11 @@ from helios.metrics import MountMetrics
 from heliosfs.tiers.directory import TierUsage
 from heliosfs.tiers.history import MAX_USES, History
 from heliosfs.tiers.keeping import KeepingFiles, Uses
-from heliosfs.tiers.local import LocalBlob, Places
+from heliosfs.tiers.local import LocalBlob
 from heliosfs.tiers.measuring import LOOK_S
 from heliosfs.tiers.mover import Mover
 from heliosfs.tiers.pins import Pins
+from heliosfs.tiers.places import Places
 from heliosfs.tiers.policy import Answer, Bounds, Priority, Reservation, Verdict
 from heliosfs.tiers.removing import Events, Evicted
 from heliosfs.tiers.tier import Tier

@@ -12,7 +12,7 @@ from typing import Final
 
 from helios.errors import NotFound
 from heliosfs.flights import Flights
-from heliosfs.tree.nodelog import Record
+from heliosfs.tree.noderecords import Record
 from heliosfs.tree.nodes import Directory, Found, Node
 from heliosfs.tree.source import Source
 from heliosfs.tree.table import NodeTable, Slot

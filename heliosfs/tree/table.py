@@ -19,7 +19,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from heliosfs.tree.nodelog import NodeLog, Record
+from heliosfs.tree.nodelog import NodeLog
+from heliosfs.tree.noderecords import Record
 from heliosfs.tree.nodes import Directory, Key, Node
 
 ROOT: Final = 1

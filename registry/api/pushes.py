@@ -14,7 +14,7 @@ from helios.http.server import PEER
 from helios.names import RepoId, check_ref
 from registry.api.support import Json, parameter, read_json, services
 from registry.ingest import IngestedBlob
-from registry.pushes import Announced
+from registry.push_log import Announced
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +52,8 @@ async def start(request: Request) -> Response:
     repo = RepoId.from_canonical(wanted.repo)
     if max(len(wanted.message), len(wanted.author)) > MAX_TEXT:
         raise InvalidInput(f"the message or the author is longer than {MAX_TEXT} characters")
+    if "\0" in wanted.message + wanted.author:
+        raise InvalidInput("the message or the author holds a NUL character")
     for file in wanted.files:
         if not 0 <= file.size < 1 << 63:
             raise InvalidInput(f"{file.path!r} can't have {file.size} bytes")
@@ -80,7 +82,7 @@ async def commit(request: Request) -> Response:
 
 
 async def state(request: Request) -> Response:
-    return Json(services(request).pushes.state(request.path_params["push"]))
+    return Json(await services(request).pushes.state(request.path_params["push"]))
 
 
 async def give_up(request: Request) -> Response:

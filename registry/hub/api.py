@@ -149,7 +149,10 @@ class HubRoute(BaseRoute):
 
     async def _resolve(self, request: Request, readings: Sequence[HubCall]) -> Any:
         get = request.method == "GET"
-        found, file = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
+        now = None if get else self._lookup.file_now(readings)
+        if now is None:
+            now = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
+        found, file = now
         size = file.entry.size
         headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
         if file.xet is not None:

@@ -125,6 +125,20 @@ class Lookup:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
         return found, File(found.commit, entry, placed, self._hashes(found, [entry]).get(entry.sha256))
 
+    def file_now(self, readings: Sequence[HubCall]) -> tuple[Found, File] | None:
+        """``file``, its metadata only, if the likeliest reading is in memory. Does not block: for the event loop."""
+        call = readings[0]
+        try:
+            repo = _repo(call)
+        except RepoNotFound:
+            return None
+        hot = self._catalog.hot(repo, call.revision or DEFAULT_REVISION, call.path)
+        if hot is None:
+            return None
+        resolved, manifest, entry = hot
+        found = Found(call, repo, resolved.commit, manifest, resolved.manifest_digest)
+        return found, File(resolved.commit, entry, None)
+
     def listing(
         self, readings: Sequence[HubCall], *, recursive: bool, expand: bool, after: str, limit: int
     ) -> tuple[Found, list[Json], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import threading
@@ -16,7 +17,6 @@ from helios.errors import HeliosError, IntegrityError, InvalidInput, Unavailable
 from helios.metrics import RegistryMetrics
 from heliosfs.store.keys import PUBLIC, check_domain, recipe_key
 from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
-from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.recipe import Recipe
 from registry.ingest.kinds import SNIFF, cut, is_lfs
@@ -24,7 +24,7 @@ from registry.ingest.pipeline import Pipeline
 from registry.ingest.reader import Reader
 from registry.ingest.slabs import SLAB, Slab, SlabPool
 from registry.ingest.staged import flush
-from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source
+from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source, Target
 from registry.ingest.writer import LOOKUP, BlobWriter
 
 log = logging.getLogger("helios.registry.ingest")
@@ -38,7 +38,7 @@ class Ingest:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: Target,
         index: ChunkIndex,
         domain: str = PUBLIC,
         metrics: RegistryMetrics | None = None,
@@ -46,6 +46,12 @@ class Ingest:
         self._store, self._index, self._domain, self._metrics = store, index, check_domain(domain), metrics
         self._pool = SlabPool()
         self._finishing = _Turns()
+
+    def on(self, store: Target, index: ChunkIndex) -> Ingest:
+        """The same ingest, with the same bound on memory, that works on another view of store and index."""
+        other = copy.copy(self)
+        other._store, other._index = store, index
+        return other
 
     def ingest(
         self,

@@ -21,11 +21,10 @@ from helios.errors import NoSpace, Unavailable
 from heliosfs.store import pack
 from heliosfs.store.directory import FULL, full
 from heliosfs.store.keys import pack_key
-from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.syscalls import reserve, start_writeback
 from registry.ingest.slabs import ALIGN, SLAB, WAIT_S, Slab
-from registry.ingest.types import NewObject
+from registry.ingest.types import NewObject, Target
 
 WRITEBACK: Final = 16 << 20
 """Writeback is started each time this many bytes were written, so that the fsync at the end is short."""
@@ -41,7 +40,7 @@ class StagedFile:
     only push out what is being served, and filling the cache can cost more CPU than all hashing together.
     """
 
-    def __init__(self, store: ObjectStore, *, direct: bool) -> None:
+    def __init__(self, store: Target, *, direct: bool) -> None:
         self._directory = store.staging()
         self.path = self._directory / secrets.token_hex(8)
         self.size = 0
@@ -206,7 +205,7 @@ def flush(slab: Slab) -> None:
 class Packs:
     """Chunks written back to back into packs of about 64 MiB, each in staging until ``put``."""
 
-    def __init__(self, store: ObjectStore, domain: str) -> None:
+    def __init__(self, store: Target, domain: str) -> None:
         self._store, self._domain = store, domain
         self._open: StagedFile | None = None
         self._key = ""

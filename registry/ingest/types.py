@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from heliosfs.store.manifest import FileEntry
+from heliosfs.store.objects import ObjectInfo
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.recipe import Recipe
 
@@ -48,6 +50,28 @@ class IngestedBlob:
     objects: tuple[NewObject, ...]
     new_bytes: int
     deduplicated_bytes: int
+
+
+class Target(Protocol):
+    """Where an ingest writes objects: the part of an ``ObjectStore`` that it needs."""
+
+    def info(self, key: str) -> ObjectInfo:
+        """See ``ObjectStore.info``."""
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See ``ObjectStore.read_into``."""
+
+    def staging(self) -> Path:
+        """See ``ObjectStore.staging``."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``ObjectStore.put_file``."""
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """See ``ObjectStore.put_bytes``."""
+
+    def delete(self, key: str) -> None:
+        """Take back an object that was put in vain, unless somebody else needs it."""
 
 
 class ChunkIndex(Protocol):

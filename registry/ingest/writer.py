@@ -16,11 +16,10 @@ from typing import Final
 
 from helios.errors import NoSpace
 from heliosfs.store.keys import blob_key
-from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import ChunkLocation
 from registry.ingest.slabs import SLAB, Slab
 from registry.ingest.staged import Packs, StagedFile
-from registry.ingest.types import ChunkIndex, NewObject
+from registry.ingest.types import ChunkIndex, NewObject, Target
 
 KNOWN_SHIFT: Final = 6
 """A blob stays raw while at most size >> KNOWN_SHIFT of its bytes are known."""
@@ -37,7 +36,7 @@ class BlobWriter:
     that is not, and may be called at any time once no other call runs.
     """
 
-    def __init__(self, store: ObjectStore, index: ChunkIndex, domain: str, size: int, *, known: bool) -> None:
+    def __init__(self, store: Target, index: ChunkIndex, domain: str, size: int, *, known: bool) -> None:
         self._store, self._index, self._domain = store, index, domain
         self._limit = size >> KNOWN_SHIFT
         self.chunks: list[tuple[bytes, int]] = []

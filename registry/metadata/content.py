@@ -1,4 +1,4 @@
-"""Chunks, objects and blobs in SQL: what is stored, and where. Implements the ingest's ``ChunkIndex``.
+"""Chunks, objects and blobs in SQL: what is stored, and where.
 
 Chunk rows are the placements. Two ingests may store the same chunk at the same time: the first row wins, and the
 second blob is recorded as needing the winner's object; its own copy is garbage when nothing else needs it.
@@ -7,7 +7,7 @@ second blob is recorded as needing the winner's object; its own copy is garbage 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -17,8 +17,9 @@ from helios.errors import Conflict, NotFound
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.placement import ChunkLocation
 from registry.ingest.types import IngestedBlob
-from registry.metadata.database import Database, batches, insert_new
-from registry.metadata.tables import blob_objects, blobs, chunks, objects, repository_blobs, unfinished
+from registry.metadata.claims import claimed, of_blob
+from registry.metadata.database import Changes, Database, batches, insert_new
+from registry.metadata.tables import blob_objects, blobs, chunks, claims, objects, repository_blobs
 
 _LOCATION = (
     chunks.c.id,
@@ -48,29 +49,27 @@ class KnownBlob:
 
 
 class SqlChunkIndex:
-    """The ingest's view of the metadata."""
+    """The ingest's ``ChunkIndex`` on its own: for a store that nobody cleans meanwhile. Sessions have another one."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def find(self, domain: str, ids: Sequence[bytes]) -> list[ChunkLocation | None]:
         """See ``ChunkIndex.find``."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             known = locate(connection, domain, ids)
         return [known.get(id_) for id_ in ids]
 
     def recipe_of(self, domain: str, sha256: str) -> str | None:
         """See ``ChunkIndex.recipe_of``."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             known = find_blob(connection, domain, sha256)
         return None if known is None else known.recipe
 
     def add_blob(self, domain: str, blob: IngestedBlob) -> None:
         """See ``ChunkIndex.add_blob``. Raises Conflict when an older object that the blob needs has gone meanwhile."""
-        with self._database.write() as connection:
-            add_objects(connection, domain, ((o.key, o.size) for o in blob.objects))
-            _add_chunks(connection, domain, blob)
-            _add_blob(connection, domain, blob)
+        with self.database.write(changes=Changes.NOTHING) as connection:
+            add_blob(connection, domain, blob)
 
 
 def locate(connection: Connection, domain: str, ids: Sequence[bytes]) -> dict[bytes, ChunkLocation]:
@@ -117,10 +116,14 @@ def add_objects(connection: Connection, domain: str, found: Iterable[tuple[str, 
     insert_new(connection, objects, rows)
 
 
-def publish_blobs(connection: Connection, domain: str, digests: Iterable[str]) -> None:
-    """Mark blobs as held by a commit. Raises NotFound naming one that the store does not hold."""
-    wanted = sorted(set(digests))
-    missing = set(wanted) - find_blobs(connection, domain, wanted).keys()
+def publish_blobs(connection: Connection, domain: str, recipes: Mapping[str, str]) -> None:
+    """Mark blobs, given with their recipes, as held by a commit.
+
+    Raises NotFound naming one that the store does not hold, or does not hold any more as it was.
+    """
+    wanted = sorted(recipes)
+    found = find_blobs(connection, domain, wanted)
+    missing = [sha256 for sha256 in wanted if sha256 not in found or found[sha256].recipe != recipes[sha256]]
     if missing:
         raise NotFound(f"the store does not hold blob {min(missing)}; publish its file again")
     for batch in batches(wanted):
@@ -128,33 +131,32 @@ def publish_blobs(connection: Connection, domain: str, digests: Iterable[str]) -
         connection.execute(blobs.update().where(where).values(pending=False))
 
 
-def drop_pending(
-    connection: Connection, domain: str, digests: Iterable[str] | None, keep: Set[str] = frozenset()
-) -> list[str]:
-    """Forget those of the blobs (None: of all) that no commit ever held, and every object nobody needs then.
+def drop_pending(connection: Connection, domain: str) -> list[str]:
+    """Forget the blobs that no commit ever held and no session claims, and every object nobody needs or claims then.
 
-    Those in ``keep`` stay.
-
-    Returns the keys of the forgotten objects, which may be deleted from the store once the transaction is committed
-    and as long as no ingest runs.
+    Returns the keys of the forgotten objects.
     """
     query = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.pending)
     query = query.where(blobs.c.sha256.not_in(sa.select(repository_blobs.c.sha256)))
-    gone = set(connection.scalars(query)) - keep
-    if digests is not None:
-        gone &= set(digests)
+    pending = {of_blob(domain, sha256): sha256 for sha256 in connection.scalars(query)}
+    gone = {pending[key] for key in pending.keys() - claimed(connection, pending)}
     for batch in batches(sorted(gone)):
         for table in (blob_objects, blobs):
             connection.execute(table.delete().where(table.c.domain == domain, table.c.sha256.in_(batch)))
     return _drop_unneeded(connection, domain)
 
 
-def any_pending(connection: Connection, domain: str, digests: Iterable[str]) -> bool:
-    """Whether one of the blobs was never held by a commit."""
-    for batch in batches(sorted(digests)):
-        where = (blobs.c.domain == domain) & blobs.c.sha256.in_(batch) & blobs.c.pending
-        if connection.scalar(sa.select(blobs.c.sha256).where(where).limit(1)) is not None:
-            return True
+def any_unneeded(connection: Connection, domain: str, keys: Iterable[str] | None = None) -> bool:
+    """Whether ``drop_pending`` may have something to do: for these that were claimed, or for any."""
+    pending = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.pending).limit(1)
+    idle = sa.select(objects.c.id).where(objects.c.domain == domain, ~_is_needed()).limit(1)
+    if keys is None:
+        return any(connection.scalar(query) is not None for query in (pending, idle))
+    for batch in batches(sorted(keys)):
+        digests = [key.partition(":")[2] for key in batch]
+        for query in (pending.where(blobs.c.sha256.in_(digests)), idle.where(objects.c.key.in_(batch))):
+            if connection.scalar(query) is not None:
+                return True
     return False
 
 
@@ -168,16 +170,11 @@ def stored_bytes(connection: Connection) -> int:
     return int(connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(objects.c.size), 0))) or 0)
 
 
-def begin_session(connection: Connection, session: str) -> None:
-    connection.execute(unfinished.insert().values(session=session, started=int(time.time())))
-
-
-def end_session(connection: Connection, session: str) -> None:
-    connection.execute(unfinished.delete().where(unfinished.c.session == session))
-
-
-def unfinished_sessions(connection: Connection) -> list[str]:
-    return list(connection.scalars(sa.select(unfinished.c.session)))
+def add_blob(connection: Connection, domain: str, blob: IngestedBlob) -> None:
+    """Record a blob with its chunks and objects. Raises Conflict when an object that it needs has gone meanwhile."""
+    add_objects(connection, domain, ((o.key, o.size) for o in blob.objects))
+    _add_chunks(connection, domain, blob)
+    _add_blob(connection, domain, blob)
 
 
 def _add_chunks(connection: Connection, domain: str, blob: IngestedBlob) -> None:
@@ -231,9 +228,13 @@ def _object_ids(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
     return out
 
 
+def _is_needed() -> sa.ColumnElement[bool]:
+    return sa.select(blob_objects.c.object).where(blob_objects.c.object == objects.c.id).exists()
+
+
 def _drop_unneeded(connection: Connection, domain: str) -> list[str]:
-    needed = sa.select(blob_objects.c.object).where(blob_objects.c.object == objects.c.id).exists()
-    query = sa.select(objects.c.id, objects.c.key).where(objects.c.domain == domain, ~needed)
+    unclaimed = objects.c.key.not_in(sa.select(claims.c.key))
+    query = sa.select(objects.c.id, objects.c.key).where(objects.c.domain == domain, ~_is_needed(), unclaimed)
     gone = dict(connection.execute(query).all())
     for batch in batches(sorted(gone)):
         connection.execute(chunks.delete().where(chunks.c.object.in_(batch)))

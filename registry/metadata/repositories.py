@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import Conflict, RepoNotFound, RevisionNotFound
-from helios.names import RepoId
+from helios.names import RepoId, is_commit
 from heliosfs.store.manifest import CommitRecord
 from registry.metadata.database import insert_new
 from registry.metadata.tables import blobs, commits, ref_moves, refs, repositories, repository_blobs
@@ -96,6 +96,19 @@ def ref_target(connection: Connection, repository: Repository, ref: str) -> str 
     """The commit that a ref names, or None where there is no such ref."""
     query = sa.select(refs.c.commit).where(refs.c.repository == repository.id, refs.c.name == ref)
     return connection.scalar(query)
+
+
+def resolve(connection: Connection, repo: RepoId, rev: str) -> tuple[str, str] | None:
+    """The commit that a ref or a commit id names, and its manifest's digest, in one statement; None for neither."""
+    query = sa.select(commits.c.commit, commits.c.manifest).where(repositories.c.name == str(repo))
+    query = query.join_from(commits, repositories, commits.c.repository == repositories.c.id)
+    if is_commit(rev):
+        query = query.where(commits.c.commit == rev)
+    else:
+        same = (refs.c.repository == repositories.c.id) & (refs.c.commit == commits.c.commit)
+        query = query.join(refs, same).where(refs.c.name == rev)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row[0], row[1])
 
 
 def find_commit(connection: Connection, repository: Repository, commit: str) -> Commit | None:

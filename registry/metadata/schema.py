@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
 from registry.metadata import mirror_tables, xet  # noqa: F401 - their tables
-from registry.metadata.tables import metadata, settings
+from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:
     from registry.metadata.database import Database
@@ -62,6 +62,7 @@ def create(connection: Connection) -> None:
     """Make all tables in an empty database."""
     metadata.create_all(connection)
     connection.execute(settings.insert().values(name="schema", value=_MARK))
+    connection.execute(generations.insert(), [{"name": name, "value": 0} for name in ("names", "content")])
     _stamp(connection, HEAD)
 
 

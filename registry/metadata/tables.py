@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -139,13 +140,74 @@ ref_moves = Table(
 )
 """Audit: every move of a ref, kept when the repository is gone (hence its name, not its number)."""
 
+processes = Table(
+    "processes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("expires", Double, nullable=False),
+)
+"""Registry processes at work. Each renews its lease; what one holds whose lease is over is given back by the others."""
+
 unfinished = Table(
     "unfinished",
     metadata,
     Column("session", String(64), primary_key=True),
     Column("started", BigInteger, nullable=False),
+    Column("holder", String(32)),
 )
-"""Ingests under way. A row left by a killed registry says that the store may hold content that nobody refers to."""
+"""Sessions under way, each held by a process or, where ``holder`` is null, by a push."""
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("session", String(64), ForeignKey("unfinished.session", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Index("claims_key", "key"),
+    sqlite_with_rowid=False,
+)
+"""What a session is about to write or relies on: objects by key, blobs by ``claims.of_blob``."""
+
+doomed = Table("doomed", metadata, Column("key", Text, primary_key=True), sqlite_with_rowid=False)
+"""Objects to be deleted from the store unless somebody names or claims them again."""
+
+pushes = Table(
+    "pushes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("session", String(64), ForeignKey("unfinished.session", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("repository", Text, nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("base", String(40)),
+    Column("used", Double, nullable=False),
+)
+"""Pushes under way. ``base`` is where the ref pointed at the start, ``used`` when a call was last seen."""
+
+push_files = Table(
+    "push_files",
+    metadata,
+    Column("push", String(32), ForeignKey("pushes.id", ondelete="CASCADE"), primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("executable", Boolean, nullable=False),
+    Column("sha256", String(64)),
+    Column("git_oid", String(40)),
+    Column("recipe", String(64)),
+    Column("lfs", Boolean),
+    Column("new_bytes", BigInteger),
+    sqlite_with_rowid=False,
+)
+"""Files that a push announced; those that are stored have a ``sha256`` and what follows it."""
+
+generations = Table(
+    "generations",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""Counts of committed changes, in one row for each kind: what other processes have in memory may be out of date."""
 
 quarantine = Table(
     "quarantine",

@@ -14,6 +14,7 @@ from registry.cache import Cache
 from registry.catalog import Catalog
 from registry.metadata import content
 from registry.metadata import mirror as tables
+from registry.metadata.database import Changes
 from registry.metadata.mirror import FollowedRef
 from registry.mirror.brief import Brief
 from registry.pull.known import stored_regular
@@ -101,7 +102,7 @@ class MirrorState:
     def learn(self, snapshot: Snapshot, restricted: bool, ref: str | None, points_at: str, pending: str | None) -> None:
         """Keep a listing and, with ``ref``, where that points now; in one transaction."""
         repo, now = snapshot.repo, self.now()
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             tables.set_restricted(connection, repo, restricted)
             tables.add_snapshot(connection, repo, snapshot.commit, encode_listing(snapshot), int(now))
             if ref is not None:
@@ -110,26 +111,26 @@ class MirrorState:
 
     def checked(self, known: FollowedRef, repo: RepoId) -> None:
         """The upstream has said that the ref points where it did."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             tables.set_ref(connection, repo, known.ref, commit=known.commit, checked=self.now(), pending=None)
         self._dropped(repo, known.ref)
 
     def pulled(self, repo: RepoId, ref: str, commit: str) -> None:
         """Somebody has pulled a ref: if it is followed, it points there now."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             if tables.find_ref(connection, repo, ref) is not None:
                 tables.set_ref(connection, repo, ref, commit=commit, checked=self.now(), pending=None)
         self._dropped(repo, ref)
 
     def restrict(self, repo: RepoId) -> None:
         """The upstream lets not everybody read the repository any more."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             tables.set_restricted(connection, repo, True)
         self._dropped(repo, None)
 
     def approve(self, repo: RepoId, ref: str, commit: str) -> None:
         """Let a ref move to the commit that waits. Raises RevisionNotFound, or Conflict when another one waits."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             known = tables.find_ref(connection, repo, ref)
             if known is None:
                 raise RevisionNotFound(f"{repo.id}@{ref} is not followed here")
@@ -141,7 +142,7 @@ class MirrorState:
 
     def published(self, repo: RepoId, commit: str) -> list[str]:
         """Every file of the commit is held by the catalog now; returns the refs that are to point at it."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NAMES) as connection:
             tables.set_published(connection, repo, commit)
             return tables.refs_at(connection, repo, commit)
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from helios.names import RepoId
 from registry.metadata import mirror as tables
-from registry.metadata.database import Database
+from registry.metadata.database import Changes, Database
 from registry.pull.flights import Flights
 from registry.pull.listing import decode_listing
 from registry.pull.spool import KEEP_S, Spool
@@ -27,7 +27,7 @@ class Downloads:
 
     def forget(self, repo: RepoId) -> None:
         """A pull of the repository succeeded, and nobody will resume older ones."""
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NOTHING) as connection:
             kept = _listed(connection, repo)
             gone = tables.drop_downloads(connection, repo, kept)
         self._spool.remove(repo, kept | self._flights.active(repo))
@@ -37,7 +37,7 @@ class Downloads:
         """Forget what nobody has resumed for a week; at start, while nothing is being downloaded."""
         now = time.time() if now is None else now
         gone: set[str] = set()
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NOTHING) as connection:
             for repo in tables.old_downloads(connection, int(now - KEEP_S)):
                 gone |= tables.drop_downloads(connection, repo, _listed(connection, repo))
         self._spool.expire(now)

@@ -282,7 +282,7 @@ class Flight:
                 self._changed.wait(0.2)
 
     def _until_near(self) -> None:
-        """Wait until the rest will be here soon: an ingest keeps others from cleaning the store, so it is short."""
+        """Wait until the rest will be here soon: an ingest holds buffers, of which there are few for all."""
         with self._changed:
             while not self._blocks.whole:
                 self._check()

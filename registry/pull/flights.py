@@ -22,7 +22,7 @@ from helios.names import RepoId
 from heliosfs.store.manifest import FileEntry
 from registry.ingest import Source
 from registry.metadata import mirror as tables
-from registry.metadata.database import Database
+from registry.metadata.database import Changes, Database
 from registry.pull.blocks import PIECE
 from registry.pull.flight import Flight
 from registry.pull.known import stored_regular
@@ -187,7 +187,7 @@ class Flights:
             return self._session
 
     def _stored(self, flight: Flight, entry: FileEntry) -> None:
-        with self._database.write() as connection:
+        with self._database.write(changes=Changes.NOTHING) as connection:
             tables.add_download(connection, flight.repo, flight.file.key, entry.sha256, int(time.time()))
         for stored in self._listeners:
             try:

@@ -92,7 +92,7 @@ class Arrivals:
         recipe = origin.recipe(path, entry)
         catalog = self._catalog
         with ExitStack() as until:
-            places = locate(catalog.index, catalog.domain, recipe)
+            places = locate(session.index, catalog.domain, recipe)
             missing = origin.chunks(path, recipe, lacking(places, recipe), until)
             source = Composed(catalog.store, recipe, places, missing)
             session.ingest(

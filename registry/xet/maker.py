@@ -29,6 +29,7 @@ from helios.metrics import RegistryMetrics
 from heliosfs.store.keys import xet_key
 from registry.catalog import Catalog
 from registry.metadata import content, xet
+from registry.metadata.database import Changes
 from registry.metadata.xet import Queued
 from registry.xet.hashes import to_text
 from registry.xet.layout import Layout
@@ -118,12 +119,12 @@ class Maker:
         self._metrics.xet_waiting.set(waiting)
         if not waiting or self._stop.is_set():
             return None
-        with self._catalog.database.write() as connection:
+        with self._catalog.database.write(changes=Changes.NOTHING) as connection:
             return xet.claim(connection, domain, self._least, now, now + CLAIM_S)
 
     def _hold(self, queued: Queued, until: int, *, failed: bool = False) -> None:
         try:
-            with self._catalog.database.write() as connection:
+            with self._catalog.database.write(changes=Changes.NOTHING) as connection:
                 xet.hold(connection, self._catalog.domain, queued.sha256, until, failed=failed)
         except HeliosError as error:  # the claim ends by itself
             log.warning("a claim on a Xet layout can't be changed", extra={"error": error.message})
@@ -152,11 +153,12 @@ class Maker:
             raise IntegrityError(f"hf-xet was asked for the layout of {queued.sha256}, and gave that of {layout.blob}")
         catalog, digest = self._catalog, hashlib.sha256(record).hexdigest()
         key, file = xet_key(catalog.domain, digest), to_text(layout.file)
-        with catalog.gate.shared():
+        with catalog.claiming({key}) as claimed:
             catalog.store.put_bytes(key, record)
             with catalog.database.write() as connection:
                 content.add_objects(connection, catalog.domain, [(key, len(record))])
                 added = xet.add(connection, catalog.domain, queued.sha256, file, digest, key)
+                claimed.end(connection)
         return file if added else None
 
 

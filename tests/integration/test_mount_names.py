@@ -236,6 +236,25 @@ def test_a_silent_registry_delays_only_what_is_not_known(helios_home, mnt, fake)
         fake.silent_s = 0.0
 
 
+def test_a_silent_registry_delays_a_known_name_once(helios_home, mnt, fake, wait_for):
+    """Until somebody has found out that it is silent; then it is asked behind the answers, and a moved name is seen."""
+    old = fake.publish("org/name", {"a": b"1"})
+    with mounted(helios_home, mnt, "--registry", fake.url):
+        main = mnt / "org/name/@main"
+        assert os.readlink(main) == old
+        fake.silent_s = 3600.0
+        waited = 0.0
+        for _ in range(5):
+            time.sleep(1.1)
+            begin = time.monotonic()
+            assert os.readlink(main) == old
+            waited += time.monotonic() - begin
+        assert waited < 2 * 2.5, "more than once"
+        fake.silent_s = 0.0
+        new = fake.publish("org/name", {"a": b"2"})
+        wait_for(lambda: os.readlink(main) == new, timeout_s=15, what="the registry to be noticed")
+
+
 def test_a_second_registry_answers_for_a_dead_first(helios_home, mnt, fake):
     fake.publish("org/name", {"a": b"1"})
     with mounted(helios_home, mnt, "--registry", "http://127.0.0.1:1", "--registry", fake.url):

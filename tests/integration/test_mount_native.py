@@ -283,7 +283,7 @@ BAD_DISK = """
 import os, sys
 if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
     import types
-    import heliosfs.fuse.channel as module
+    import heliosfs.fuse.reads as module
     def refuse(*args):
         raise OSError(5, "Input/output error")
     module.os = types.SimpleNamespace(**{**vars(os), "preadv": refuse})

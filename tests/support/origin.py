@@ -108,7 +108,8 @@ class Throttle:
 
 @dataclass
 class Request:
-    """What was asked. ``sent`` counts body bytes; ``span`` is the range as (first, last)."""
+    """What was asked. ``sent`` counts body bytes; ``span`` is the range as (first, last); ``ended`` is when all was
+    sent."""
 
     path: str
     query: dict[str, str]
@@ -116,6 +117,7 @@ class Request:
     at: float
     sent: int = 0
     status: int = 0
+    ended: float = float("inf")
 
 
 Kind = Literal["status", "truncate", "reset", "corrupt", "stall"]
@@ -156,10 +158,13 @@ class _Blob:
 
 
 class Origin:
-    """The server; a context manager. ``rate`` in bytes a second for all connections together."""
+    """The server; a context manager. ``rate`` in bytes a second for all connections together.
+
+    ``delay_s``: how long each answer takes to begin, as over a long link.
+    """
 
     def __init__(self, rate: float | None = None, lease_s: float = 300.0) -> None:
-        self.throttle, self.lease_s = Throttle(rate), lease_s
+        self.throttle, self.lease_s, self.delay_s = Throttle(rate), lease_s, 0.0
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.old = False
@@ -351,12 +356,15 @@ class Origin:
             fault = next((f for f in self.faults if (f.times is None or f.hits < f.times) and f.match(request)), None)
             if fault is not None:
                 fault.hits += 1
+        self._stop.wait(self.delay_s)
         if fault is not None and fault.kind == "status":
             return self._small(
                 connection, request, fault.status, b'{"error": {"code": "Unavailable", "message": "no"}}'
             )
         if target.path.startswith("/api/v1/objects/"):
-            return self._object(connection, request, target.path.removeprefix("/api/v1/objects/"), fault)
+            stays = self._object(connection, request, target.path.removeprefix("/api/v1/objects/"), fault)
+            request.ended = time.monotonic()
+            return stays
         whole = target.path == "/api/v1/content" and not self.old
         with self._lock:
             blob = next(iter(self._blobs.values()), None) if whole else self._blobs.get(query.get("blob", ""))

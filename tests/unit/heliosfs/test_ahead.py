@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from helios.errors import Unavailable
+from helios.errors import DeadlineExceeded, Unavailable
 from heliosfs.fetch import registry
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.source import BlobRef
+from heliosfs.store.chunking import EDGE, LARGE, cut_plain
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
 from tests.support.origin import COMMIT, REPO, Made, Origin
 from tests.support.stores import filled, read, running, until
@@ -134,10 +135,28 @@ def test_an_urgent_chunk_comes_over_many_connections(
     ]
     spans = origin.spans()
     assert len(spans) == 64
-    assert max(length for _, length in spans) <= registry.PIECE
+    assert max(length for _, length in spans) == CHUNK // registry.NEW_PIECES
     assert sorted(spans)[0][0] == CHUNK
     assert sum(length for _, length in spans) == 2 * CHUNK - 1000
     assert source._client.idle == registry.NEW_PIECES, "every connection is kept"
+
+
+def test_short_chunks_come_together_and_each_is_handed_over_when_it_is_here(
+    origin: Origin, source: RegistrySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones of a large file: who waits for its first byte does not wait for what is asked for beside it."""
+    monkeypatch.setattr("heliosfs.fetch.registry.DISTANT_S", 0.0)
+    want = origin.add(Made(LARGE), cuts=cut_plain(LARGE))
+    source.ahead(REPO, COMMIT, 5.0)
+    assert pieces(origin, source, want, range(5)) == [
+        origin.data(want, *span) for span in ((0, EDGE), (EDGE, EDGE), (2 * EDGE, 2 * EDGE), (4 * EDGE, 4 * EDGE))
+    ] + [origin.data(want, 8 * EDGE, 8 * EDGE)]
+    assert len(origin.spans()) == 32, "at once: a round trip for each would take as long as 4 MiB"
+    origin.fault("stall", lambda r: r.span is not None and r.span[0] >= 2 * EDGE, times=None)
+    got: list[int] = []
+    with pytest.raises(DeadlineExceeded):
+        ask(source, want, origin.recipe(want), range(5), lambda i, data: got.append(i), 1.0, urgent=True)
+    assert got == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["status", "truncate", "reset"])
@@ -147,7 +166,7 @@ def test_a_piece_that_fails_is_no_wrong_byte(
     monkeypatch.setattr("heliosfs.fetch.registry.DISTANT_S", 0.0)
     want = origin.add(Made(CHUNK))
     source.ahead(REPO, COMMIT, 5.0)
-    origin.fault(kind, lambda r: r.span is not None and r.span[0] == 10 * registry.PIECE, after=500)  # type: ignore[arg-type]
+    origin.fault(kind, lambda r: r.span is not None and r.span[0] == 10 * CHUNK // registry.NEW_PIECES, after=500)  # type: ignore[arg-type]
     with pytest.raises(Unavailable):
         pieces(origin, source, want, range(1))
     assert pieces(origin, source, want, range(1)) == [origin.data(want, 0, CHUNK)]

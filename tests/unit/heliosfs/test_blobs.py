@@ -13,6 +13,7 @@ from helios.config import MountSettings
 from helios.errors import Conflict, IntegrityError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, open_store
+from heliosfs.store.chunking import LARGE, cut_plain
 from tests.support.origin import Made, Origin
 from tests.support.stores import QUICK, filled, read, running, until
 
@@ -122,6 +123,25 @@ async def test_a_partial_blob_goes_on_where_it_was(tmp_path: Path, origin: Origi
         await filled(store, want)
         assert origin.sent() - before == want.size - status.local_bytes
     assert origin.count("/recipe") == 1
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("path", ["data.txt", "model.gguf"])
+async def test_the_edges_of_a_large_file_come_before_4_mib_do(tmp_path: Path, origin: Origin, path: str) -> None:
+    """Over a slow link, whether the first READ is the first to ask or the fill has begun with it already."""
+    want = origin.add(Made(LARGE + 300_000), path, cuts=cut_plain(LARGE + 300_000))
+    origin.throttle.rate = 1.5e6
+    async with running(tmp_path, [origin.url]) as store:
+        handle = await store.open(want)
+        assert await handle.read(0, 100) == origin.data(want, 0, 100)
+        assert origin.sent() < CHUNK
+        before = origin.sent()
+        assert await handle.read(want.size - 100, 100) == origin.data(want, want.size - 100, 100)
+        assert origin.sent() - before < CHUNK
+        origin.throttle.rate = None
+        await filled(store, want)
+        assert await handle.read(0, want.size) == origin.data(want, 0, want.size)
+        await handle.close()
 
 
 @pytest.mark.trio

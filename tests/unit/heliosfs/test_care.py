@@ -22,7 +22,8 @@ from heliosfs.store.keys import PUBLIC, blob_key
 from heliosfs.tiers import examine, quarantine
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.examine import load_sums
-from heliosfs.tiers.local import LocalBlob, Places
+from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.places import Places
 from heliosfs.tiers.quarantine import Quarantine
 from tests.support.damage import flip
 from tests.support.origin import Made, Origin
@@ -158,7 +159,7 @@ async def test_who_has_it_open_reads_the_right_bytes_again(
         await filled(store, want)
         again = await store.open(want)
         assert again.local_fd() == handle.local_fd() != fd
-        assert store.was_wrong(want.sha256)
+        assert store.healer.was_wrong(want.sha256)
         await handle.close()
         await again.close()
         await until(lambda: not store._blobs and not store.room.l1.policy.holds(want.sha256))

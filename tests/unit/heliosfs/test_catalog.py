@@ -15,15 +15,17 @@ import trio.testing
 
 from helios.errors import IntegrityError, RepoNotFound, RevisionNotFound, Unavailable
 from helios.names import RepoId
-from heliosfs import catalog as catalog_module
 from heliosfs import metadata as metadata_module
-from heliosfs.catalog import Catalog, Patience
+from heliosfs import snapshots as snapshots_module
+from heliosfs.asking import Patience
+from heliosfs.catalog import Catalog
 from heliosfs.flights import Flights
 from heliosfs.metadata import MetadataClient
 from heliosfs.records import Records, SeenCommit
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S
 from tests.fakes.metadata_registry import MetadataRegistry
+from tests.support.stores import until
 
 REPO, OTHER = RepoId.parse("org/name"), RepoId.parse("org/other")
 C1, C2 = "1" * 40, "2" * 40
@@ -101,8 +103,10 @@ def records(tmp_path):
 
 
 @pytest.fixture
-def catalog(registry, records, clock):
-    return Catalog(registry, records, patience=PATIENCE, clock=clock)
+async def catalog(registry, records, clock, nursery):
+    catalog = Catalog(registry, records, patience=PATIENCE, clock=clock)
+    await nursery.start(catalog.run)
+    return catalog
 
 
 async def test_refs_are_believed_for_a_second(catalog, registry, clock):
@@ -300,8 +304,8 @@ async def test_without_a_registry_names_keep_their_last_value_and_unknown_ones_a
     registry.dead = False
     registry.named[REPO]["main"] = C2
     clock.now += 10
+    await until(lambda: catalog.answering)
     assert (await catalog.refs(REPO)).value == {"main": C2}
-    assert catalog.answering
 
 
 async def test_a_short_break_of_the_registry_is_not_noticed(catalog, registry):
@@ -314,6 +318,88 @@ async def test_a_short_break_of_the_registry_is_not_noticed(catalog, registry):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(back)
         assert (await catalog.refs(REPO)).value == {"main": C1}
+
+
+async def test_a_name_with_a_last_value_does_not_wait_for_a_registry_that_is_away(records, registry, nursery):
+    """The first look finds out, as fast as that can be seen; later ones ask nobody, whoever else may wait."""
+    catalog = Catalog(registry, records, patience=Patience(unknown_s=30.0, known_s=30.0))
+    await nursery.start(catalog.run)
+    await catalog.repos()
+    registry.dead = True
+    with trio.fail_after(5):
+        await trio.sleep(NAME_TTL_S)
+        assert (await catalog.refs(REPO)).value == {"main": C1}, "refused: nobody tries for half a minute"
+    registry.dead, registry.delay_s = False, 60.0
+    nursery.start_soon(_refused, catalog.refs, OTHER)
+    with trio.fail_after(5):
+        for _ in range(2):
+            await trio.sleep(NAME_TTL_S)
+            assert (await catalog.refs(REPO)).value == {"main": C1}
+            assert (await catalog.repos()).value.all() == [REPO]
+    nursery.cancel_scope.cancel()
+
+
+async def _refused(call, *args):
+    with pytest.raises(Unavailable):
+        await call(*args)
+
+
+@pytest.mark.parametrize("answer", ["a value", "no such repository", "nonsense"])
+async def test_a_registry_that_is_back_is_noticed_before_anybody_waits_for_it(catalog, registry, clock, answer):
+    """And from then on names are asked for again, and are at most a second old."""
+    await catalog.repos()
+    registry.dead = True
+    clock.now += 10
+    assert (await catalog.refs(REPO)).value == {"main": C1}
+    assert not catalog.answering
+    await trio.sleep(0.2)
+    if answer == "nonsense":
+        registry.refs = nonsense
+    registry.named = {} if answer == "no such repository" else {REPO: {"main": C2}}
+    registry.dead = False
+    await until(lambda: catalog.answering)
+    if answer == "nonsense":
+        del registry.refs
+    expected = None if answer == "no such repository" else {"main": C2}
+    assert (await catalog.refs(REPO)).value == expected
+
+
+def nonsense(repo, timeout_s):
+    raise IntegrityError("the registry's answer is malformed")
+
+
+async def test_a_short_break_is_nothing_to_tell_and_fails_no_unknown_name(catalog, registry, clock, caplog):
+    """A known name saw it first: an unknown one is asked for all the same, until there is an answer."""
+    await catalog.repos()
+    registry.dead = True
+    clock.now += 10
+    assert (await catalog.refs(REPO)).value == {"main": C1}
+
+    async def back():
+        await trio.sleep(0.07)
+        registry.dead = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(back)
+        assert (await catalog.refs(OTHER)).value is None
+    assert catalog.answering
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_who_needs_an_answer_waits_for_one_while_others_do_without(catalog, registry, clock):
+    await catalog.repos()
+    registry.dead = True
+    clock.now += 10
+
+    async def back():
+        await trio.sleep(0.04)
+        registry.dead = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(back)
+        nursery.start_soon(catalog.refs, REPO)
+        assert (await catalog.refs(REPO, fresh=True)).value == {"main": C1}
+    assert catalog.answering
 
 
 async def test_a_silent_registry_costs_the_deadline_once(records, registry):
@@ -395,7 +481,7 @@ async def test_a_snapshot_takes_no_more_memory_than_is_counted(path):
     del files
     tracemalloc.start()
     try:
-        held = catalog_module._snapshot(record, data)
+        held = snapshots_module.build(record, data)
         assert len(held.snapshot.by_etag) == 3000
         taken, _ = tracemalloc.get_traced_memory()
     finally:
@@ -404,7 +490,7 @@ async def test_a_snapshot_takes_no_more_memory_than_is_counted(path):
 
 
 async def test_a_short_manifest_of_very_many_directories_is_refused(catalog, registry, monkeypatch):
-    monkeypatch.setattr(catalog_module, "MAX_DIRECTORY_BYTES", 1 << 20)
+    monkeypatch.setattr(snapshots_module, "MAX_DIRECTORY_BYTES", 1 << 20)
     deep = {f"{n}/" + "d/" * 300 + "file": ENTRY for n in range(10)}
     registry.manifests[C2] = Manifest(deep).encode()
     for _ in range(3):
@@ -422,7 +508,7 @@ async def test_seen_commits_are_those_of_refs_and_those_looked_up(catalog):
 
 async def test_snapshots_in_memory_are_bounded(catalog, registry, monkeypatch):
     record = len(Manifest({f"{0:040x}-{i}": ENTRY for i in range(4)}).encode())
-    monkeypatch.setattr(catalog_module, "SNAPSHOT_BYTES", 3 * catalog_module.INFLATION * record - 1)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 3 * snapshots_module.INFLATION * record - 1)
     commits = [f"{n:040x}" for n in range(5, 15)]
     for commit in commits:
         registry.manifests[commit] = Manifest({f"{commit}-{i}": ENTRY for i in range(4)}).encode()

@@ -17,7 +17,7 @@ from helios.errors import UsageError
 from helios.metrics import MountMetrics
 from heliosfs.store.chunking import cut_plain, grid
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
-from heliosfs.tiers.memory import APART_S, GUARDED, HOT, Kind, MemoryPolicy
+from heliosfs.tiers.memory import AHEAD, APART_S, GUARDED, HOT, Kind, MemoryPolicy
 from heliosfs.tiers.pool import MAPPED, SMALL_BYTES, Pool, charge, owned
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -40,13 +40,15 @@ class Traffic(RuleBasedStateMachine):
         if gone is None:
             if name not in self.policy:
                 self.held.pop(name, None)
-                room = self.policy.limit * GUARDED if kind is not Kind.CHUNK else self.policy.limit - self.guarded()
-                assert cost > int(room), "it had room and was refused"
+                chunks = self.policy.limit - self.guarded()
+                room = {Kind.CHUNK: chunks, Kind.READAHEAD: int(chunks * AHEAD)}
+                assert cost > room.get(kind, int(self.policy.limit * GUARDED)), "it had room and was refused"
             return
         self.held[name] = (cost, kind)
         for other in gone:
             old = self.held.pop(other)
-            assert kind is not Kind.CHUNK or old[1] is Kind.CHUNK, "a chunk pushed out what is guarded"
+            assert kind in GUARDS or old[1] not in GUARDS, "a chunk pushed out what is guarded"
+            assert kind is not Kind.CHUNK or old[1] is Kind.CHUNK, "a chunk pushed out what is read ahead"
         if kind in GUARDS and before.get(name, (0, Kind.CHUNK))[1] in GUARDS:
             raise AssertionError("it was there")
 
@@ -72,6 +74,8 @@ class Traffic(RuleBasedStateMachine):
             assert self.policy.bytes_of[kind] == sum(cost for cost, of in self.held.values() if of is kind)
         assert self.policy.used <= self.policy.limit
         assert self.guarded() <= self.policy.limit * GUARDED
+        ahead = sum(cost for cost, of in self.held.values() if of is Kind.READAHEAD)
+        assert ahead <= (self.policy.limit - self.guarded()) * AHEAD
 
     def guarded(self) -> int:
         return sum(cost for cost, kind in self.held.values() if kind in GUARDS)
@@ -117,6 +121,29 @@ def test_what_is_guarded_takes_the_room_of_chunks_up_to_its_share() -> None:
     assert policy.bytes_of[Kind.CHUNK] == 30
     assert b"small-9" in policy
     assert b"small-0" not in policy, "the least recently used went"
+
+
+def test_what_is_read_ahead_stays_until_it_is_dropped() -> None:
+    policy = MemoryPolicy(100)
+    policy.put(b"ahead", 10, Kind.READAHEAD, 0.0)
+    for number in range(100):
+        policy.put(b"%d" % number, 10, Kind.CHUNK, float(number))
+    assert b"ahead" in policy
+    assert policy.used == 100
+    assert policy.drop(b"ahead")
+
+
+def test_what_is_kept_for_its_use_is_not_let_go_as_read_ahead() -> None:
+    parts = [b"a" * 100, b"b" * 100]
+    recipe, pool = recipe_of(parts), pool_of(MIB)
+    pool.offer("model.bin", recipe, 0, memoryview(parts[0]), stored=False, ahead=True)
+    assert pool.report().bytes["small"], "a small file's chunk is guarded, whoever asked for it"
+    large = recipe_of([b"c" * (SMALL_BYTES // 8)] * 9)
+    pool = pool_of(64 * MIB)
+    for index, ahead in ((0, False), (0, True)):
+        pool.offer("model.bin", large, index, memoryview(b"c" * (SMALL_BYTES // 8)), stored=False, ahead=ahead)
+    pool.let_go(large, 0)
+    assert pool.has(large, 0)
 
 
 def recipe_of(data: Sequence[bytes]) -> Recipe:
@@ -183,6 +210,7 @@ def test_what_is_kept_depends_on_the_file() -> None:
         "header": True,
         "recipe": False,
         "chunk": True,
+        "readahead": False,
     }
     assert not kept("model.safetensors", 40 * MIB, 1, stored=True), "and the one that the disk has now is let go"
     assert pool.report().bytes["chunk"] == 0

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliosfs.tree import nodelog
-from heliosfs.tree.nodelog import NodeLog, Record
+from heliosfs.tree import nodelog, noderecords
+from heliosfs.tree.nodelog import NodeLog
+from heliosfs.tree.noderecords import Record
 from tests.support.disks import remount, small_disk
 from tests.support.durable import FATES, Disk, Shim, put
 
@@ -71,10 +72,10 @@ def test_a_torn_tail_is_cut_off_and_written_over(tmp_path_factory, cut, noise):
     records = [record(n, b"n%d" % n) for n in (2, 3, 4)]
     written(path, *records)
     whole = path.read_bytes()
-    step = (len(whole) - nodelog.HEAD_BYTES) // 3
-    end = max(nodelog.HEAD_BYTES, len(whole) - cut)
+    step = (len(whole) - noderecords.HEAD_BYTES) // 3
+    end = max(noderecords.HEAD_BYTES, len(whole) - cut)
     path.write_bytes(whole[:end] + noise)
-    kept = (end - nodelog.HEAD_BYTES) // step
+    kept = (end - noderecords.HEAD_BYTES) // step
     log = reopened(path)
     assert [log.find(each.ino) for each in records] == records[:kept] + [None] * (3 - kept)
     log.held(record(9))
@@ -91,13 +92,13 @@ def test_a_changed_byte_hides_a_record_and_what_follows_and_changes_nothing(tmp_
     records = {each.ino: each for each in (record(n, b"name-%d" % n) for n in range(2, 8))}
     written(path, *records.values())
     content = bytearray(path.read_bytes())
-    at = data.draw(st.integers(nodelog.HEAD_BYTES, len(content) - 1))
+    at = data.draw(st.integers(noderecords.HEAD_BYTES, len(content) - 1))
     content[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     log = reopened(path)
     found = [log.find(ino) for ino in records]
     log.close()
-    known = (at - nodelog.HEAD_BYTES) // ((len(content) - nodelog.HEAD_BYTES) // 6)
+    known = (at - noderecords.HEAD_BYTES) // ((len(content) - noderecords.HEAD_BYTES) // 6)
     assert found == [*records.values()][:known] + [None] * (6 - known)
 
 
@@ -120,7 +121,7 @@ def test_the_log_of_another_mount_is_not_believed(tmp_path):
     log = NodeLog.open(path, MOUNT + 1)
     assert log.find(2) is None
     log.close()
-    assert path.stat().st_size == nodelog.HEAD_BYTES
+    assert path.stat().st_size == noderecords.HEAD_BYTES
 
 
 def test_the_last_place_counts(tmp_path):

@@ -3,12 +3,16 @@
 import errno
 import os
 import stat
+import threading
 
 import pyfuse3
 import pytest
+import trio
+import trio.testing
 
 from helios.errors import Forbidden, IntegrityError, NoSpace, RevisionNotFound, Unavailable
 from helios.metrics import MountMetrics
+from heliosfs.fuse import operations as operations_module
 from heliosfs.fuse.operations import HeliosOperations
 from heliosfs.tree.nodes import Absent, Directory, Found, Link, TextFile
 from heliosfs.tree.source import FOREVER
@@ -38,6 +42,28 @@ def operations(tmp_path, answer):
     metrics = MountMetrics()
     made = HeliosOperations(table, None, None, metrics, cache=tmp_path, uid=1, gid=2, clock=lambda: 100.0)
     return made, table, metrics
+
+
+async def test_a_disk_that_hangs_stops_nothing_but_the_question_how_full_it_is(tmp_path, monkeypatch):
+    made, _, metrics = operations(tmp_path, Absent("no"))
+    assert (await made.statfs(None)).f_namemax == 255
+    hangs = threading.Event()
+    monkeypatch.setattr(operations_module, "STATFS_S", 0.3)
+    monkeypatch.setattr(operations_module.os, "statvfs", lambda _: hangs.wait(20))
+    try:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fails_with, errno.EIO, made.statfs(None))
+                await trio.testing.wait_all_tasks_blocked()
+                assert stat.S_ISDIR((await made.getattr(ROOT, None)).st_mode)
+        assert sum(thread.name.startswith("Trio") for thread in threading.enumerate()) < 20
+    finally:
+        hangs.set()
+    assert counted(metrics, "statfs", "EIO") == 3
+
+
+async def fails_with(code, coroutine):
+    assert await fails(coroutine) == code
 
 
 async def fails(coroutine):

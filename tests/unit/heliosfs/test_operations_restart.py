@@ -106,7 +106,7 @@ class Mount:
         return fh
 
     async def read(self, fh, offset=0, size=1 << 16):
-        self.operations.adopt(fh, self.handles[fh])
+        self.operations.files.adopt(fh, self.handles[fh])
         return bytes(await self.operations.read(fh, offset, size))
 
     async def list(self, fh, start, room, monkeypatch):
@@ -120,7 +120,7 @@ class Mount:
             return True
 
         monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
-        self.operations.adopt(fh, self.handles[fh])
+        self.operations.files.adopt(fh, self.handles[fh])
         await self.operations.readdir(fh, start, None)
         return out
 
@@ -260,7 +260,7 @@ async def test_releasing_what_is_unknown_is_done(mount):
     file, directory = await mount.open(f"{HUB}/refs/main"), await mount.opendir("org")
     mount.restart()
     for fh in (file, directory):
-        mount.operations.adopt(fh, mount.handles[fh])
+        mount.operations.files.adopt(fh, mount.handles[fh])
     await mount.operations.release(file)
     await mount.operations.releasedir(directory)
     await mount.operations.release(999)
@@ -284,7 +284,7 @@ async def test_a_handle_of_another_kind_is_refused(mount):
     directory, file, link = [await mount.look(p) for p in ("org", f"{HUB}/refs/main", "org/name/@main")]
     mount.restart()
     for fh, entry in ((7, directory), (8, file), (9, link)):
-        mount.operations.adopt(fh, entry.st_ino)
+        mount.operations.files.adopt(fh, entry.st_ino)
     assert await fails(mount.operations.read(7, 0, 1)) == errno.EISDIR
     assert await fails(mount.operations.readdir(8, 0, None)) == errno.ENOTDIR
     assert await fails(mount.operations.read(9, 0, 1)) == errno.EINVAL
@@ -357,7 +357,7 @@ async def slow(tmp_path):
             slow.gate.set()
             fh = await mount.open(f"{want.repo.id}/{want.commit}/weights.bin")
             assert await mount.read(fh, 0, 10) == BYTES[:10]
-            await mount.operations.close()
+            await mount.operations.files.close()
             mount.restart()
             slow.gate, slow.opened, slow.closed = trio.Event(), [], []
             yield slow, mount, fh

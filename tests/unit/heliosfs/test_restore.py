@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from heliosfs.tree import nodelog
 from heliosfs.tree.nodelog import NodeLog
+from heliosfs.tree.noderecords import Record
 from heliosfs.tree.nodes import Absent, Directory, Found, Link, Node
 from heliosfs.tree.restore import Restorer
 from heliosfs.tree.table import ROOT, NodeTable, hash_key
@@ -254,9 +255,9 @@ def test_a_deep_file_is_found_again_and_so_is_the_way_to_it(tmp_path):
 def test_a_log_whose_ways_lead_in_a_circle_is_stale(tmp_path):
     top = chain(2)
     log, table, _ = worker(tmp_path / "nodes", top)
-    log.held(nodelog.Record(5, 6, b"a", None, 0, 0))
-    log.held(nodelog.Record(6, 5, b"a", None, 0, 0))
-    log.held(nodelog.Record(7, 99, b"a", None, 0, 0))
+    log.held(Record(5, 6, b"a", None, 0, 0))
+    log.held(Record(6, 5, b"a", None, 0, 0))
+    log.held(Record(7, 99, b"a", None, 0, 0))
     log.close()
     log, table, restorer = worker(tmp_path / "nodes", top)
     assert [now(restorer.slot(ino)) for ino in (5, 6, 7, 8)] == [None] * 4

@@ -1,4 +1,4 @@
-"""A catalog on a fresh directory store, with real ingest."""
+"""A catalog on a fresh directory store, with real ingest; its metadata in SQLite, and again in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.manifest import CommitRecord, FileEntry
 from registry.catalog import Catalog
 from registry.ingest.ingest import Ingest
-from registry.metadata.database import Database
+from registry.metadata.database import Changes, Database
+from registry.metadata.tables import processes
 from registry.sessions import Session, Sessions
 
 
@@ -28,15 +29,17 @@ class Registry:
     catalog: Catalog
     sessions: Sessions
     clock: list[float]
+    url: str | None
 
     @classmethod
-    def open(cls, root: Path) -> Registry:
-        database = Database.sqlite(root / "registry" / "metadata.db")
+    def open(cls, root: Path, url: str | None = None) -> Registry:
+        """On the PostgreSQL database at ``url``, or on SQLite below ``root``."""
+        database = Database.sqlite(root / "registry" / "metadata.db") if url is None else Database.postgres(url)
         store = DirectoryStore(root / "store")
         clock = [1_000_000.0]
         catalog = Catalog(database, store, now=lambda: clock[0])
         sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain))
-        return cls(root, database, store, catalog, sessions, clock)
+        return cls(root, database, store, catalog, sessions, clock, url)
 
     def close(self) -> None:
         self.store.close()
@@ -45,7 +48,13 @@ class Registry:
     def reopen(self) -> Registry:
         """As after a restart."""
         self.close()
-        return Registry.open(self.root)
+        return Registry.open(self.root, self.url)
+
+    def killed(self) -> Registry:
+        """As after a kill: nothing was closed, and where others could tell, the lease is over."""
+        with self.database.write(changes=Changes.NOTHING) as connection:
+            connection.execute(processes.update().values(expires=0.0))
+        return self.reopen()
 
     def put(self, content: bytes, path: str = "file.bin", session: Session | None = None) -> FileEntry:
         """Store a file without publishing it."""
@@ -67,8 +76,14 @@ class Registry:
         return {info.key for info in self.store.list("") if "/registry/" not in info.key}
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine_url(request: pytest.FixtureRequest) -> str | None:
+    """None for SQLite, the URL of a fresh database for PostgreSQL."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgres" else None
+
+
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    parts = Registry.open(tmp_path)
+def registry(tmp_path: Path, engine_url: str | None) -> Iterator[Registry]:
+    parts = Registry.open(tmp_path, engine_url)
     yield parts
     parts.close()

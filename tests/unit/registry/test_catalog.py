@@ -274,7 +274,7 @@ def test_manifests_are_checked_when_they_are_read(registry: Registry) -> None:
     path = registry.root / "store" / f"public/manifests/{record.manifest[:2]}/{record.manifest}"
     path.chmod(0o644)
     path.write_bytes(Manifest({}).encode())
-    fresh = Registry.open(registry.root)
+    fresh = Registry.open(registry.root, registry.url)
     try:
         with pytest.raises(IntegrityError, match="does not match its digest"):
             fresh.catalog.manifest(ONE, record.commit)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from helios.errors import Conflict, RepoNotFound, RevisionNotFound
 from helios.names import RepoId
+from tests.support.postgres import Server
 from tests.unit.registry.conftest import Registry
 
 REPOS = st.sampled_from([RepoId.parse("org/a"), RepoId.parse("b"), RepoId.parse("org/a", "datasets")])
@@ -21,16 +22,21 @@ CONTENT = st.integers(0, 3)
 
 
 class RefsMachine(RuleBasedStateMachine):
+    server: Server | None = None
+    """Where the metadata is; None: SQLite."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="helios-refs-"))
-        self.registry = Registry.open(self.root)
+        self.stack = contextlib.ExitStack()
+        self.root = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="helios-refs-")))
+        url = None if self.server is None else self.server.fresh()
+        self.registry = Registry.open(self.root, url)
         self.refs: dict[RepoId, dict[str, str]] = {}
         self.commits: dict[RepoId, dict[int, str]] = {}
 
     def teardown(self) -> None:
         self.registry.close()
-        shutil.rmtree(self.root)
+        self.stack.close()
 
     @rule(repo=REPOS, ref=REFS, content=CONTENT)
     def publish(self, repo: RepoId, ref: str, content: int) -> None:
@@ -116,5 +122,15 @@ class RefsMachine(RuleBasedStateMachine):
                 assert self.registry.catalog.blob_reader(repo, entry.sha256).read(0, 10) == b"%d" % content
 
 
-RefsMachine.TestCase.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)
-TestRefs = RefsMachine.TestCase
+CASES = settings(max_examples=6, stateful_step_count=20, deadline=None)
+
+
+def test_on_sqlite() -> None:
+    run_state_machine_as_test(RefsMachine, settings=CASES)
+
+
+def test_on_postgres(postgres_server: Server) -> None:
+    class OnPostgres(RefsMachine):
+        server = postgres_server
+
+    run_state_machine_as_test(OnPostgres, settings=CASES)

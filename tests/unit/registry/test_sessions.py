@@ -11,7 +11,8 @@ import pytest
 
 from helios.errors import IntegrityError, NotFound, Unavailable
 from helios.names import RepoId
-from registry.gate import Gate
+from registry.claiming import Claims
+from registry.metadata.tables import unfinished
 from registry.sessions import own_store
 from tests.unit.registry.conftest import Registry
 
@@ -95,14 +96,36 @@ def test_a_killed_registry_is_cleaned_up_after(registry: Registry) -> None:
     kept = registry.objects()
     session = registry.sessions.open()
     registry.put(noise(2), session=session)
-    registry.store.put_bytes("public/blobs/ab/" + "ab" * 32, b"stored, but its row was not")
-    registry.store.put_bytes(f"public/commits/models/org/ghost/{'cd' * 20}", b"the same")
-    again = registry.reopen()
+    claims_of = Claims(registry.database, session.name)
+    for key in (
+        "public/blobs/ab/" + "ab" * 32,
+        f"public/commits/models/org/ghost/{'cd' * 20}",
+        "public/packs/12/" + "1234" * 8,
+    ):
+        claims_of.announce(key)
+        registry.store.put_bytes(key, b"stored, but its row was not")
+    claims_of.announce("public/blobs/ef/" + "ef" * 32)  # and this one was not even stored
+    again = registry.killed()
     try:
         assert again.sessions.recover() > 0
         assert again.objects() == kept
         assert again.sessions.recover() == 0
         assert again.catalog.resolve(ONE, "main").commit == record.commit
+    finally:
+        again.close()
+
+
+def test_what_a_registry_left_that_noted_no_claims_is_found_by_looking(registry: Registry) -> None:
+    registry.publish("org/one", {"a": noise(1)})
+    kept = registry.objects()
+    with registry.database.write() as connection:  # as the first version did
+        connection.execute(unfinished.insert().values(session="old", started=1))
+    registry.store.put_bytes("public/blobs/ab/" + "ab" * 32, b"stored, but its row was not")
+    registry.store.put_bytes(f"public/commits/models/org/ghost/{'cd' * 20}", b"the same")
+    again = registry.reopen()
+    try:
+        assert again.sessions.recover() == 2
+        assert again.objects() == kept
     finally:
         again.close()
 
@@ -127,8 +150,8 @@ def test_an_ingest_after_the_end_is_refused(registry: Registry) -> None:
 def test_a_store_has_one_owner(registry: Registry) -> None:
     own_store(registry.catalog, "/home/one")
     own_store(registry.catalog, "/home/one")
-    (registry.root / "registry").rename(registry.root / "old")
-    other = Registry.open(registry.root)
+    (registry.root / "registry").rename(registry.root / "old") if registry.url is None else None
+    other = Registry.open(registry.root)  # with other metadata
     try:
         with pytest.raises(IntegrityError, match="belongs to another registry"):
             own_store(other.catalog, "/home/two")
@@ -144,7 +167,7 @@ def test_sessions_in_parallel_with_cleaning(registry: Registry) -> None:
     def clean() -> None:
         while not done.is_set():
             registry.sessions.work.set()
-            registry.sessions.clean(1.0)
+            registry.sessions.clean()
             time.sleep(0.002)
 
     def work(number: int) -> None:
@@ -175,18 +198,3 @@ def test_sessions_in_parallel_with_cleaning(registry: Registry) -> None:
         for commit in info.refs.values():
             for entry in registry.catalog.manifest(info.repo, commit).files.values():
                 registry.catalog.blob_reader(info.repo, entry.sha256).verify()
-
-
-def test_gate_shares_and_excludes() -> None:
-    gate = Gate()
-    with gate.shared():
-        with gate.shared():
-            pass
-        with gate.alone(0.01) as entered:
-            assert entered is False
-    with gate.alone(0.01) as entered:
-        assert entered is True
-        with pytest.raises(Unavailable), gate.shared(0.01):
-            pass
-    with gate.shared(0.01):
-        pass

@@ -112,7 +112,7 @@ def test_what_is_stored_stays_though_no_commit_holds_it(hub, make):
     deadline = time.monotonic() + 5
     while site.flights.active(REPO) and time.monotonic() < deadline:
         time.sleep(0.01)
-    site.sessions.clean(5)
+    site.sessions.clean()
     assert site.catalog.has_blob(entry.sha256) is not None
     assert finish(site.join("config.json")).sha256 == entry.sha256
     assert len(hub.requests("/resolve/")) == 1

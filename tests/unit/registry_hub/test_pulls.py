@@ -200,12 +200,12 @@ def test_a_newer_pull_replaces_what_an_older_one_left(hub, parts):
     with pytest.raises(Unavailable):
         finish(pulls.start(REPO, "main"))
     (stored,) = parts.objects()
-    assert parts.sessions.clean(5) == 0
+    assert parts.sessions.clean() == 0
     assert parts.objects() == {stored}, "kept for the next attempt"
     hub.faults = []
     new = hub.commit("org/m", {"config.json": b"{}", "c.bin": FILES["b.bin"]})
     assert finish(pulls.start(REPO, "main")) == new
-    parts.sessions.clean(5)
+    parts.sessions.clean()
     assert stored not in parts.objects()
     assert kept_blobs(parts.catalog) == set()
 
@@ -228,8 +228,9 @@ def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tm
             connection.execute(downloads.update().values(time=int(time.time() - KEEP_S - 60)))
     with contextlib.ExitStack() as stack:
         parts = Parts(tmp_path, hub.url, stack)
+        parts.sessions.recover()
         parts.make()
-        assert parts.sessions.clean(5) > 0
+        assert parts.sessions.clean() > 0
         assert parts.objects() == set()
 
 

@@ -36,23 +36,23 @@ def test_without_root_the_exact_command_is_shown(setup, monkeypatch):
     monkeypatch.setattr(setup.subprocess, "run", refuse_sudo)
     monkeypatch.setattr(setup.shutil, "which", lambda name: f"/usr/bin/{name}")
     with pytest.raises(setup.SetupError) as caught:
-        setup.install_packages({"libfuse3-dev": "to compile pyfuse3", "gcc": "to compile pyfuse3"})
+        setup.install_packages({"libfuse3-dev": "to compile pyfuse3", "gcc": "to compile pyfuse3"}, "dev")
     assert "sudo apt-get install -y --no-install-recommends gcc libfuse3-dev" in str(caught.value)
 
 
 def test_without_apt_the_packages_are_named(setup, monkeypatch):
     monkeypatch.setattr(setup.shutil, "which", lambda name: None)
     with pytest.raises(setup.SetupError, match="libfuse3-dev"):
-        setup.install_packages({"libfuse3-dev": "to compile pyfuse3"})
+        setup.install_packages({"libfuse3-dev": "to compile pyfuse3"}, "dev")
 
 
 def test_an_interpreter_that_is_not_debians_is_told_apart(setup, monkeypatch):
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     monkeypatch.setattr(setup.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(setup, "run", lambda command, env=None: None)
-    monkeypatch.setattr(setup, "missing_packages", lambda: {"python3.12-dev": "Python.h"})
+    monkeypatch.setattr(setup, "missing_packages", lambda _extra: {"python3.12-dev": "Python.h"})
     with pytest.raises(setup.SetupError, match="make PYTHON=/usr/bin/python3"):
-        setup.install_packages({"python3.12-dev": "Python.h"})
+        setup.install_packages({"python3.12-dev": "Python.h"}, "dev")
 
 
 def test_missing_package_lists_are_fetched_once(setup, monkeypatch):
@@ -66,8 +66,8 @@ def test_missing_package_lists_are_fetched_once(setup, monkeypatch):
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     monkeypatch.setattr(setup.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(setup, "run", run)
-    monkeypatch.setattr(setup, "missing_packages", dict)
-    setup.install_packages({"gcc": "to compile pyfuse3"})
+    monkeypatch.setattr(setup, "missing_packages", lambda _extra: {})
+    setup.install_packages({"gcc": "to compile pyfuse3"}, "dev")
     assert commands == [["install"], ["update"], ["install"]]
 
 
@@ -102,7 +102,7 @@ def test_the_key_follows_what_the_environment_depends_on(setup, monkeypatch, tmp
 def quiet(setup, monkeypatch):
     """Everything around the choice of vLLM replaced; returns what was installed."""
     installed = []
-    monkeypatch.setattr(setup, "missing_packages", dict)
+    monkeypatch.setattr(setup, "missing_packages", lambda _extra: {})
     monkeypatch.setattr(setup, "has_gpu", lambda: False)
     monkeypatch.setattr(setup, "make_venv", lambda: (setup.VENV / "bin").mkdir(parents=True))
     monkeypatch.setattr(setup, "install_without_vllm", lambda extra: installed.append(("without", extra)))

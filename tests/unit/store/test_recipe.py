@@ -38,6 +38,19 @@ def test_a_mutated_recipe_is_refused_or_is_another_valid_one(
     assert recipe.encode() == record
 
 
+@given(chunk_lists, st.data())
+def test_windows_hold_every_chunk_once_and_as_many_as_fit(chunks: list[tuple[bytes, int]], data: st.DataObject) -> None:
+    recipe = Recipe.build(BLOB, chunks)
+    first = data.draw(st.integers(0, len(chunks)))
+    wanted = range(first, data.draw(st.integers(first, len(chunks))))
+    windows = list(recipe.windows(wanted))
+    assert [index for window in windows for index in window] == list(wanted)
+    for window in windows:
+        size = sum(chunks[index][1] for index in window)
+        assert 0 < size <= MAX_CHUNK
+        assert window.stop == wanted.stop or size + chunks[window.stop][1] > MAX_CHUNK
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_canonical(data: bytes) -> None:
     try:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "mirror"
-down_revision = "xet"
+down_revision = "shared"
 
 
 def upgrade() -> None:
