@@ -175,6 +175,10 @@ class Catalog:
             return None
         return resolved, found[1], entry
 
+    def knows(self, repo: RepoId, rev: str) -> bool:
+        """Whether it is in memory what the revision names. Does not block."""
+        return self._resolved.peek((str(repo), rev)) is not None
+
     def commit_record(self, repo: RepoId, commit: str) -> CommitRecord:
         """Who published a commit, and when."""
         with self.database.read() as connection:

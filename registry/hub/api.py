@@ -50,7 +50,7 @@ class HubRoute(BaseRoute):
         xet: XetService,
         metrics: RegistryMetrics,
     ) -> None:
-        self._lookup = Lookup(catalog, mirror, xet.layouts.announced)
+        self._lookup = Lookup(catalog, mirror, xet.layouts)
         self._reader, self._mirror, self._xet, self._metrics = reader, mirror, xet, metrics
         self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
             "info": (("GET", "HEAD"), self._info),

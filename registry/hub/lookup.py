@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from helios.errors import EntryNotFound, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
@@ -17,6 +17,7 @@ from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
 from registry.mirror.mirror import Mirror
 from registry.mirror.state import Mirrored
+from registry.xet.layouts import Layouts
 
 TREES = 64
 """Snapshots whose tree is kept in memory; one of a thousand files takes some 300 KB."""
@@ -62,9 +63,9 @@ class File:
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog, mirror: Mirror, xet: Callable[[Iterable[FileEntry]], dict[str, str]]) -> None:
-        """``xet`` gives the Xet hashes, by sha256, of the files that clients are told to get over Xet."""
-        self._catalog, self._mirror, self._xet = catalog, mirror, xet
+    def __init__(self, catalog: Catalog, mirror: Mirror, layouts: Layouts) -> None:
+        """``layouts`` knows the files that clients are told to get over Xet."""
+        self._catalog, self._mirror, self._layouts = catalog, mirror, layouts
         self._trees: Cache[str, Tree] = Cache(TREES)
 
     def find(self, readings: Sequence[HubCall]) -> Found:
@@ -132,8 +133,9 @@ class Lookup:
             repo = _repo(call)
         except RepoNotFound:
             return None
-        hot = self._catalog.hot(repo, call.revision or DEFAULT_REVISION, call.path)
-        if hot is None:
+        revision = call.revision or DEFAULT_REVISION
+        hot = self._catalog.hot(repo, revision, call.path) if self._mirror.is_own(repo, revision) else None
+        if hot is None or self._layouts.wanted(hot[2]):
             return None
         resolved, manifest, entry = hot
         found = Found(call, repo, resolved.commit, manifest, resolved.manifest_digest)
@@ -204,7 +206,7 @@ class Lookup:
 
     def _hashes(self, found: Found, entries: Iterable[FileEntry]) -> dict[str, str]:
         """Xet hashes, by sha256, of what is published: Xet serves what a commit of the repository holds."""
-        return {} if found.mirrored is not None else self._xet(entries)
+        return {} if found.mirrored is not None else self._layouts.announced(entries)
 
     def _history(self, found: Found, limit: int) -> list[CommitRecord]:
         """Records from the commit back; of one that is only known from the upstream, its own."""

@@ -93,6 +93,8 @@ class Mirror:
 
         Raises RepoNotFound, RevisionNotFound, GatedRepo, Forbidden, RateLimited, UpstreamUnavailable, IntegrityError.
         """
+        if self._settled(readings):
+            return None
         plans = await asyncio.to_thread(self._plan, readings)
         caller = Caller.of(authorization)
         plan = next((plan for plan in plans if plan.step in (Step.HELD, Step.RENEW)), None)
@@ -104,6 +106,15 @@ class Mirror:
         if plan is not None and plan.followed:
             await self._let_in(plan, caller)
         return warning
+
+    def _settled(self, readings: Sequence[HubCall]) -> bool:
+        """Whether all that is known of the likeliest reading is in memory, and the upstream has no part in it."""
+        call = readings[0]
+        try:
+            repo = RepoId.parse(call.id, call.kind)
+        except InvalidInput:
+            return False
+        return self.is_own(repo, call.revision or DEFAULT_REVISION)
 
     def _plan(self, readings: Sequence[HubCall]) -> list[Plan]:
         plans = []
@@ -224,6 +235,10 @@ class Mirror:
                 del self._shared[key]
 
     # --- lookups -----------------------------------------------------------------------------------------------------
+
+    def is_own(self, repo: RepoId, revision: str) -> bool:
+        """Whether memory says that the revision is held and the repository not followed. Does not block."""
+        return self.state.is_own(repo) and self._catalog.knows(repo, revision)
 
     def commit_of(self, repo: RepoId, revision: str) -> str | None:
         """Where a followed ref points; None for a commit, and for a ref that is not followed."""

@@ -63,6 +63,10 @@ class MirrorState:
             self._restricted.put(str(repo), found, MEMORY_S)
         return found[0]
 
+    def is_own(self, repo: RepoId) -> bool:
+        """Whether it is known, without asking anybody, that the repository is not followed. Does not block."""
+        return self._restricted.get(str(repo)) == (None,)
+
     def all_restricted(self) -> set[str]:
         """The canonical names of all restricted repositories."""
         with self._database.read() as connection:

@@ -92,6 +92,8 @@ def test_a_force_push_leaves_what_was_here(site, wait_for):
     del held(site).commits[old]
     time.sleep(TTL_S)
     assert site.get("config.json").body == b"2"
+    assert site.head("config.json").headers["x-repo-commit"] == new
+    assert site.head("README.md").headers["x-repo-commit"] == new
     assert site.get("config.json", old).body == b"1"
     assert site.held() == {"main": old} or site.held() == {"main": new}
     for path in site.files:
