@@ -45,6 +45,18 @@ class TenantSettings(Section, frozen=True):
     """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
 
 
+class MirrorRule(Section, frozen=True):
+    """How refs of upstream repositories are followed; patterns as for file names, the first that matches counts."""
+
+    repo: str = "*"
+    """``org/name`` for models, ``datasets/org/name`` for datasets."""
+    ref: str = "*"
+    policy: Literal["ttl", "pin", "approve", "local"] = "ttl"
+    """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when
+    somebody approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
+    ttl_s: float = 300.0
+
+
 class AdmissionRule(Section, frozen=True):
     """What may be published into the repositories whose id fits the pattern."""
 
@@ -109,6 +121,20 @@ class RegistrySettings(Section, frozen=True):
     """Files downloaded at a time for each pull."""
     pull_stall_s: float = 120.0
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
+    pull_connections: int = 32
+    """Ranges under way at a time, for all downloads from the upstream together."""
+    upstream_redirects: list[str] = []
+    """Hosts that downloads may be redirected to (``*.example.com``), besides the upstream's own and the Hub's."""
+    mirror: Literal["on", "off"] = "on"
+    """Whether the Hub API fetches what it is asked for and does not hold from the upstream."""
+    mirror_rules: list[MirrorRule] = []
+    """Policies for refs; without one that matches: ``ttl`` of 300 s."""
+    mirror_complete: bool = False
+    """Fetch all files of a snapshot that somebody asks for, not only those that are asked for."""
+    mirror_finish: bool = True
+    """Finish the download of a file when all who asked for it have gone."""
+    offline: bool = False
+    """Never ask the upstream anything."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
     tenants: dict[str, TenantSettings] = {}
@@ -252,7 +278,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 value = msgspec.json.decode(text)
             except msgspec.DecodeError as error:
                 raise UsageError(f"{name} is not valid JSON: {error}") from None
-        elif key in ("urls",):
+        elif key in ("urls", "upstream_redirects"):
             value = [part.strip() for part in text.split(",") if part.strip()]
         out.setdefault(section, {})[key] = value
     return out

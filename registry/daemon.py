@@ -11,11 +11,13 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
 from helios import embedded as meeting
 from helios.config import Config
@@ -40,9 +42,10 @@ from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.member import Member
 from registry.metadata.database import Database
-from registry.pull.pulls import Pulls
+from registry.mirror.mirror import Mirror
+from registry.mirror.routes import routes as mirror_routes
 from registry.pull.routes import routes as pull_routes
-from registry.pull.setup import make_pulls
+from registry.pull.setup import Pulling, kept_blobs, make_pulling
 from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
@@ -51,7 +54,6 @@ from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
 from registry.upkeep import keep_tidy
 from registry.xet.maker import Maker
-from registry.xet.routes import XetService
 from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
@@ -89,14 +91,19 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
-        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        ingest = Ingest(store, catalog.index, catalog.domain, metrics)
+        sessions = Sessions(catalog, store, ingest, partial(kept_blobs, catalog))
         stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
             os.environ["HF_ENDPOINT"] = config.registry.upstream
-        pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
-        stack.callback(pulls.close)
+        pulling = make_pulling(config.registry, os.environ, catalog, store, sessions, spool, metrics)
+        stack.callback(pulling.close)
+        mirror = Mirror(config.registry, catalog, pulling)
+        stack.callback(mirror.close)
+        if not embedded:
+            mirror.warm()
         fresh = Fresh(catalog)
         stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
@@ -116,7 +123,16 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             pushes = Pushes(catalog, sessions)
             uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
             services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants)
-            parts = pulls, replications, reader, uploads, xet, layouts
+            reads = Reads(catalog, mirror, reader, xet, metrics, addresses)
+            hub = HubRoute(tenants, [reads.handlers(), *uploads.handlers], before=reads.before)
+            routes = [
+                *pull_routes(pulling.pulls),
+                *mirror_routes(mirror),
+                *transfer_routes(replications),
+                *under_tenants([*xet.routes(), *uploads.routes]),
+                hub,
+            ]
+            parts = pulling, replications, uploads, routes, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -131,11 +147,10 @@ def _open_database(config: Config, home: Home) -> Database:
 
 async def _serve(
     services: Services,
-    pulls: Pulls,
+    pulling: Pulling,
     replications: Replications,
-    reader: VerifiedReader,
     uploads: Uploads,
-    xet: XetService,
+    routes: list[BaseRoute],
     layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -150,14 +165,6 @@ async def _serve(
         announce(record)
         yield
 
-    reads = Reads(services.catalog, reader, xet, services.metrics, services.addresses).handlers()
-    hub = HubRoute(services.tenants, [reads, *uploads.handlers])
-    routes = [
-        *pull_routes(pulls),
-        *transfer_routes(replications),
-        *under_tenants([*xet.routes(), *uploads.routes]),
-        hub,
-    ]
     server = make_server(make_app(services, [meet], routes))
     async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
@@ -165,7 +172,7 @@ async def _serve(
             tasks.create_task(keep_tidy(services.store)),
             tasks.create_task(uploads.keep_clean()),
             tasks.create_task(replications.keep_current()),
-            tasks.create_task(_interrupt(services, pulls, replications, uploads, server)),
+            tasks.create_task(_interrupt(services, pulling, replications, uploads, server)),
         ]
         if layouts is not None:
             background.append(tasks.create_task(layouts.run()))
@@ -178,14 +185,14 @@ async def _serve(
 
 
 async def _interrupt(
-    services: Services, pulls: Pulls, replications: Replications, uploads: Uploads, server: Server
+    services: Services, pulling: Pulling, replications: Replications, uploads: Uploads, server: Server
 ) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
     uploads.interrupt()
-    await asyncio.to_thread(pulls.close)
+    await asyncio.to_thread(pulling.stop)
     await asyncio.to_thread(replications.close)
 
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("helios.cli.models:ls", "List the models in the registry."),
     "show": ("helios.cli.models:show", "Show a model's revisions and files."),
     "rm": ("helios.cli.models:rm", "Remove a model or one of its refs from the registry."),
+    "mirror": ("helios.cli.mirror:mirror", "Show and approve the upstream refs that the registry follows."),
     "quarantine": ("helios.cli.quarantine:quarantine", "Show and release files that the registry keeps back."),
     "mount": ("helios.cli.mount:mount", "Mount the registry's models as files."),
     "umount": ("helios.cli.mount:umount", "Unmount."),

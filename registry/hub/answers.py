@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mimetypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,7 +11,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from helios.errors import HeliosError
+from helios.errors import HeliosError, RateLimited
 from helios.names import is_commit
 from heliosfs.store.manifest import FileEntry
 from registry.hub.lookup import EntryMissing
@@ -25,8 +26,12 @@ TEXT: Final = frozenset({"txt", "md", "py", "yaml", "yml", "toml", "jinja", "csv
 def error_answer(error: HeliosError) -> Response:
     """The error with the headers that make clients raise the right exception."""
     headers = {"x-error-code": error.code, "x-error-message": header_text(error.message)}
-    if isinstance(error, EntryMissing):
-        headers["x-repo-commit"] = error.commit
+    match error:
+        case EntryMissing():
+            headers["x-repo-commit"] = error.commit
+        case RateLimited():
+            wait = max(1, math.ceil(error.retry_after_s))
+            headers |= {"retry-after": str(wait), "ratelimit": f'"resolvers";r=0;t={wait}'}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)

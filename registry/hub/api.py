@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,6 +23,9 @@ log = logging.getLogger("helios.registry.hub")
 Notice = Callable[[RepoId, str | None], str | None]
 """What a client should be warned of that asks for a revision of a repository: ``topic; message``, or None."""
 
+Before = Callable[[Asked], Awaitable[str | None]]
+"""What is done before a call is handled: brings here what it is about. Returns what the client is to be warned of."""
+
 TICKETED: Final = frozenset({"lfs-object"})
 """Calls whose address itself is the permission, because clients send no token there."""
 
@@ -32,8 +35,14 @@ _KEY: Final = "helios.hub"
 class HubRoute(BaseRoute):
     """Every path that is a call of the Hub's API; put it last, it looks at what nobody else took."""
 
-    def __init__(self, tenants: Tenants, groups: Sequence[Handlers], notice: Notice | None = None) -> None:
-        self._tenants, self._notice = tenants, notice
+    def __init__(
+        self,
+        tenants: Tenants,
+        groups: Sequence[Handlers],
+        notice: Notice | None = None,
+        before: Before | None = None,
+    ) -> None:
+        self._tenants, self._notice, self._before = tenants, notice, before
         self._handlers: dict[str, dict[str, Handler]] = {}
         for group in groups:
             for verb, methods in group.items():
@@ -78,8 +87,9 @@ class HubRoute(BaseRoute):
             allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
             return refusal(405, f"{verb} is not asked with {request.method}", {"allow": allowed}), None
         asked = Asked(request, _allowed([call for call in readings if call.verb == verb], access), access)
+        warning = None if self._before is None else await self._before(asked)
         response = await handler(asked)
-        return response, self._notice_of(asked)
+        return response, warning or self._notice_of(asked)
 
     def _access(self, tenant: str | None, call: HubCall, request: Request) -> Access:
         try:

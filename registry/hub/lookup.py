@@ -30,6 +30,8 @@ from registry.hub.lists import Wanted, pick
 from registry.hub.paths import HubCall
 from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
+from registry.mirror.mirror import Mirror
+from registry.mirror.state import Mirrored
 from registry.xet.layouts import Layouts
 
 TREES = 64
@@ -62,11 +64,13 @@ class Found:
     commit: str
     manifest: Manifest
     digest: str
+    mirrored: Mirrored | None = None
+    """Set where only the listing is sure to be here."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted.
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted, or is here.
 
     ``xet`` is its hash in the Xet protocol, where clients are told to use that.
     """
@@ -80,9 +84,9 @@ class File:
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog, layouts: Layouts) -> None:
+    def __init__(self, catalog: Catalog, mirror: Mirror, layouts: Layouts) -> None:
         """``layouts`` say which files clients are told to get over Xet."""
-        self._catalog, self._layouts = catalog, layouts
+        self._catalog, self._mirror, self._layouts = catalog, mirror, layouts
         self._trees: Cache[str, Tree] = Cache(TREES)
         self._cards: Cache[str, Json] = Cache(CARDS)
 
@@ -92,26 +96,42 @@ class Lookup:
         for call in readings:
             try:
                 repo = repo_of(call)
-                resolved = self._resolve(repo, call.revision or DEFAULT_REVISION)
-                manifest = self._catalog.manifest(repo, resolved[0])
-                return Found(call, repo, resolved[0], manifest, resolved[1])
+                return self._find(call, repo, call.revision or DEFAULT_REVISION)
             except (RepoNotFound, RevisionNotFound) as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
         raise problem
 
+    def _find(self, call: HubCall, repo: RepoId, revision: str) -> Found:
+        """What is held, or else what is known of the upstream's."""
+        revision = self._mirror.commit_of(repo, revision) or revision
+        try:
+            commit, digest = self._resolve(repo, revision)
+        except (RepoNotFound, RevisionNotFound):
+            mirrored = self._mirror.snapshot(repo, revision)
+            if mirrored is None:
+                raise
+            return Found(call, repo, revision, mirrored.manifest, mirrored.digest, mirrored)
+        return Found(call, repo, commit, self._catalog.manifest(repo, commit), digest)
+
     def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool, expand: Sequence[str]) -> Json:
         found = self.find(readings)
-        record = self._catalog.commit_record(found.repo, found.commit)
-        card = self._card(found.repo, found.manifest)
-        item = shapes.info(found.repo, record, found.manifest, card, blobs=blobs, security=security)
+        record = self._history(found, 1)[0]
+        card = {} if found.mirrored is not None else self._card(found.repo, found.manifest)
+        restricted = self._mirror.restricted(found.repo)
+        item = shapes.info(
+            found.repo, record, found.manifest, card, blobs=blobs, security=security, restricted=restricted
+        )
         return pick(item, [*expand, "securityRepoStatus"]) if expand else item
 
     def refs(self, readings: Sequence[HubCall], *, include_prs: bool) -> Json:
         problem: RepoNotFound | None = None
         for call in readings:
             try:
-                return shapes.refs(self._catalog.refs(repo_of(call)), include_prs=include_prs)
+                repo = repo_of(call)
+                followed = self._mirror.refs(repo)
+                held = self._catalog.refs(repo) if not followed or self._holds(repo) else {}
+                return shapes.refs(held | followed, include_prs=include_prs)
             except RepoNotFound as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
@@ -124,11 +144,13 @@ class Lookup:
         if entry is None:
             raise _missing(found, found.call.path)
         placed = None
-        if bytes_too:
+        if found.mirrored is not None:
+            placed = self._mirror.placed(found.mirrored, found.call.path) if bytes_too else None
+        elif bytes_too:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
-        return found, File(found.commit, entry, placed, self._layouts.announced([entry]).get(entry.sha256))
+        return found, File(found.commit, entry, placed, self._hashes(found, [entry]).get(entry.sha256))
 
     def file_now(self, readings: Sequence[HubCall]) -> tuple[Found, File] | None:
         """``file``, its metadata only, if the likeliest reading is in memory. Does not block: for the event loop.
@@ -140,7 +162,8 @@ class Lookup:
             repo = repo_of(call)
         except RepoNotFound:
             return None
-        hot = self._catalog.hot(repo, call.revision or DEFAULT_REVISION, call.path)
+        revision = call.revision or DEFAULT_REVISION
+        hot = self._catalog.hot(repo, revision, call.path) if self._mirror.is_own(repo, revision) else None
         if hot is None or self._layouts.concerns(hot[2]):
             return None
         resolved, manifest, entry = hot
@@ -172,7 +195,7 @@ class Lookup:
     ) -> tuple[Found, list[Json], bool]:
         """A page of the history, newest first, and whether more follows."""
         found = self.find(readings)
-        records = self._catalog.history(found.repo, found.commit, skip + limit + 1)[skip:]
+        records = self._history(found, skip + limit + 1)[skip:]
         return (
             found,
             [shapes.commit_item(record, formatted=formatted) for record in records[:limit]],
@@ -201,7 +224,7 @@ class Lookup:
     def lfs_files(self, readings: Sequence[HubCall]) -> list[Json]:
         """The LFS files of the default revision."""
         found = self.find(readings)
-        record = self._catalog.commit_record(found.repo, found.commit)
+        record = self._history(found, 1)[0]
         files = sorted(found.manifest.files.items())
         return [shapes.lfs_file(path, entry, record) for path, entry in files if entry.lfs]
 
@@ -210,7 +233,9 @@ class Lookup:
     ) -> tuple[list[Json], str | None]:
         """A page of the repositories that the caller may see, and the cursor of the next one."""
         key, _, last = after.rpartition("\n")
-        held = {h.repo.id: h for h in self._catalog.repos(kind) if access.visible(h.repo) and wanted.names(h.repo)}
+        restricted = self._mirror.all_restricted()  # not everybody may know that it is here
+        known = (h for h in self._catalog.repos(kind) if str(h.repo) not in restricted)
+        held = {h.repo.id: h for h in known if access.visible(h.repo) and wanted.names(h.repo)}
         items: dict[str, Json] = {}
         if wanted.sort:
             items = {id_: item for id_, each in held.items() if (item := self._summary(each)) is not None}
@@ -263,6 +288,8 @@ class Lookup:
         entry = found.manifest.files.get(path)
         if entry is None:
             raise _missing(found, path)
+        if found.mirrored is not None:
+            raise _missing(found, path, "not here before somebody has downloaded all files")
         if entry.size > MAX_INDEX:
             raise InvalidInput(f"{path!r} has {entry.size} bytes; an index has {MAX_INDEX} at most")
         try:
@@ -280,11 +307,28 @@ class Lookup:
             raise RevisionNotFound(error.message) from None
         return resolved.commit, resolved.manifest_digest
 
+    def _hashes(self, found: Found, entries: Iterable[FileEntry]) -> dict[str, str]:
+        """Xet hashes, by sha256, of what is published: Xet serves what a commit of the repository holds."""
+        return {} if found.mirrored is not None else self._layouts.announced(entries)
+
+    def _history(self, found: Found, limit: int) -> list[CommitRecord]:
+        """Records from the commit back; of one that is only known from the upstream, its own."""
+        if found.mirrored is not None:
+            return [found.mirrored.record]
+        return self._catalog.history(found.repo, found.commit, limit)
+
+    def _holds(self, repo: RepoId) -> bool:
+        try:
+            self._catalog.refs(repo)
+        except RepoNotFound:
+            return False
+        return True
+
     def _tree(self, digest: str, manifest: Manifest) -> Tree:
         return self._trees.get(digest, lambda: Tree(manifest))
 
     def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
-        xet = self._layouts.announced(node for _, node in nodes if isinstance(node, FileEntry))
+        xet = self._hashes(found, (node for _, node in nodes if isinstance(node, FileEntry)))
         items = [shapes.tree_item(path, node, xet) for path, node in nodes]
         if expand:
             last = self._last_changes(found, dict(nodes))
@@ -293,7 +337,7 @@ class Lookup:
 
     def _last_changes(self, found: Found, nodes: dict[str, Node]) -> dict[str, CommitRecord]:
         """The oldest commit since which each path has its present content."""
-        history = self._catalog.history(found.repo, found.commit, HISTORY)
+        history = self._history(found, HISTORY)
         last = dict.fromkeys(nodes, history[0])
         left = dict(nodes)
         for record in history[1:]:

@@ -22,6 +22,7 @@ from registry.hub.conditions import decide
 from registry.hub.lists import Wanted as WantedRepos
 from registry.hub.lookup import Found, Lookup
 from registry.hub.verified import VerifiedReader, Wanted
+from registry.mirror.mirror import FOLLOWED, Mirror
 from registry.xet.routes import XetService
 
 PAGE: Final = 1000
@@ -35,12 +36,14 @@ class Reads:
     def __init__(
         self,
         catalog: Catalog,
+        mirror: Mirror,
         reader: VerifiedReader,
         xet: XetService,
         metrics: RegistryMetrics,
         addresses: Addresses,
     ) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts), reader, metrics
+        self._lookup, self._mirror = Lookup(catalog, mirror, xet.layouts), mirror
+        self._reader, self._metrics = reader, metrics
         self._xet, self._addresses = xet, addresses
 
     def handlers(self) -> Handlers:
@@ -58,6 +61,13 @@ class Reads:
             "list": {"GET": self.list},
             "whoami": {"GET": self.whoami},
         }
+
+    async def before(self, asked: Asked) -> str | None:
+        """Make what is asked for known, as far as the upstream has it; returns a warning for the client."""
+        if asked.call.verb not in FOLLOWED:
+            return None
+        warning = await self._mirror.prepare(asked.readings, _for_upstream(asked))
+        return None if warning is None else f"mirror; {warning}"
 
     async def info(self, asked: Asked) -> Response:
         blobs, security = flag(asked.query.get("blobs")), flag(asked.query.get("securityStatus"))
@@ -123,13 +133,19 @@ class Reads:
         if answer.status in (304, 416):
             kept = {name: value for name, value in headers if name != "content-type"}
             return Response(status_code=answer.status, headers=kept)
-        if file.placed is None:
+        if not get:
             return Response(headers=dict([*headers, ("content-length", str(size))]))
-        if (elsewhere := await asyncio.to_thread(self._addresses.of_blob, file.placed)) is not None:
+        placed = file.placed
+        if placed is None and found.mirrored is not None:
+            flight, placed = await self._mirror.fetch(found.mirrored, found.call.path, _for_upstream(asked))
+        wanted = Wanted(str(found.repo), found.commit, found.call.path)
+        if placed is None:
+            parts = self._mirror.stream(flight, answer.start, answer.stop, self._reader, wanted)
+        elif (elsewhere := await asyncio.to_thread(self._addresses.of_blob, placed)) is not None:
             self._metrics.redirected.inc()
             return redirect(elsewhere, headers, file.entry)
-        wanted = Wanted(str(found.repo), found.commit, found.call.path)
-        parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
+        else:
+            parts = self._reader.parts(placed, answer.start, answer.stop, wanted)
         response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
         return Counted(response, self._metrics.sent_bytes)
 
@@ -216,3 +232,8 @@ def _wanted_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise InvalidInput("'paths' must be a list of texts")
     return paths, expand is True
+
+
+def _for_upstream(asked: Asked) -> str | None:
+    """The caller's credentials, where they are for the upstream: a tenant's own tokens are nobody else's business."""
+    return None if asked.access.label is not None else asked.request.headers.get("authorization")

@@ -24,13 +24,23 @@ def moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def info(repo: RepoId, record: CommitRecord, manifest: Manifest, card: Json, *, blobs: bool, security: bool) -> Json:
-    """A repository at a commit."""
+def info(
+    repo: RepoId,
+    record: CommitRecord,
+    manifest: Manifest,
+    card: Json,
+    *,
+    blobs: bool,
+    security: bool,
+    restricted: bool = False,
+) -> Json:
+    """A repository at a commit; ``restricted``: its upstream lets not everybody read it."""
     out = summary(repo, record, card)
+    out["gated"] = "auto" if restricted else False
     if card:
         out["cardData"] = card
     out["siblings"] = [_sibling(path, entry, blobs) for path, entry in sorted(manifest.files.items())]
-    out["usedStorage"] = sum({e.sha256: e.size for e in manifest.files.values()}.values())
+    out["usedStorage"] = sum({e.sha256 or e.git_oid: e.size for e in manifest.files.values()}.values())
     if security:
         out["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
     return out

@@ -57,7 +57,7 @@ def site(tmp_path_factory):
             )
             parts = Parts(pending, receiver, spools, signer, least=1_000_000, part=PART)
             groups = [
-                Reads(held.catalog, held.reader, held.service(), held.metrics, held.addresses()),
+                Reads(held.catalog, held.mirror, held.reader, held.service(), held.metrics, held.addresses()),
                 Lfs(held.catalog, pending, receiver, signer, parts),
                 Commits(held.catalog, pending, receiver, spools.committed),
                 Repos(held.catalog, sessions),

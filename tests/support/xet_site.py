@@ -25,10 +25,12 @@ from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.ingest.reader import FileSource
 from registry.metadata.database import Database
+from registry.mirror.mirror import Mirror
 from registry.xet.layouts import Layouts
 from registry.xet.maker import Maker
 from registry.xet.routes import XetService
 from registry.xet.tokens import Signer
+from tests.support.mirrors import make_mirror
 
 
 @dataclass
@@ -39,6 +41,7 @@ class XetParts:
     store: DirectoryStore
     catalog: Catalog
     reader: VerifiedReader
+    mirror: Mirror
     metrics: RegistryMetrics
     now: list[float] = field(default_factory=lambda: [1_000_000.0])
 
@@ -64,8 +67,9 @@ class XetParts:
 
     def routes(self, *, on: bool = True) -> list[BaseRoute]:
         service = self.service(on=on)
-        reads = Reads(self.catalog, self.reader, service, self.metrics, self.addresses())
-        return [*under_tenants(service.routes()), HubRoute(Tenants({}), [reads.handlers()])]
+        reads = Reads(self.catalog, self.mirror, self.reader, service, self.metrics, self.addresses())
+        hub = HubRoute(Tenants({}), [reads.handlers()], before=reads.before)
+        return [*under_tenants(service.routes()), hub]
 
     def app(self, *, on: bool = True) -> Starlette:
         return Starlette(routes=self.routes(on=on), exception_handlers={HeliosError: answer_error})
@@ -80,4 +84,4 @@ def xet_parts(root: Path) -> Iterator[XetParts]:
         database = stack.enter_context(contextlib.closing(Database.sqlite(root / "metadata.db")))
         catalog, metrics = Catalog(database, store), RegistryMetrics()
         reader = stack.enter_context(contextlib.closing(VerifiedReader(store, metrics.verify_failures.inc)))
-        yield XetParts(root, store, catalog, reader, metrics)
+        yield XetParts(root, store, catalog, reader, make_mirror(stack, catalog, root), metrics)

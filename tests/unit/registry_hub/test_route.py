@@ -44,7 +44,7 @@ def app(tmp_path: Path):
         def notice(repo: RepoId, revision: str | None) -> str | None:
             return f"Deprecated; {repo.id}@{revision} is old: ü" if repo.org == "old" else None
 
-        reads = Reads(parts.catalog, parts.reader, parts.service(), parts.metrics, parts.addresses())
+        reads = Reads(parts.catalog, parts.mirror, parts.reader, parts.service(), parts.metrics, parts.addresses())
         tenants = Tenants({"acme": TenantSettings(owns=["org/*"])})
         yield Starlette(routes=[HubRoute(tenants, [reads.handlers()], notice)])
 
