@@ -36,6 +36,15 @@ class StoreOptions(Section, frozen=True):
     """Azure's storage account; empty means AZURE_STORAGE_ACCOUNT_NAME."""
 
 
+class TenantSettings(Section, frozen=True):
+    sees: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    """Which repositories the tenant may read: patterns such as ``org/*``, ``datasets/org/*``."""
+    owns: list[str] = []
+    """Which it alone may see and change; others are told that they do not exist."""
+    tokens: str = ""
+    """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
+
+
 class AdmissionRule(Section, frozen=True):
     """What may be published into the repositories whose id fits the pattern."""
 
@@ -102,6 +111,8 @@ class RegistrySettings(Section, frozen=True):
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
+    tenants: dict[str, TenantSettings] = {}
+    """Tenants of the Hub API by name; each has the endpoint ``/t/<name>``."""
     peers: list[PeerSettings] = []
     """Other registries, for replication."""
     admission: list[AdmissionRule] = []

@@ -66,6 +66,13 @@ class Conflict(HeliosError):
     status = 409
 
 
+class Unauthorized(HeliosError):
+    """Credentials are missing or wrong."""
+
+    code = "Unauthorized"
+    status = 401
+
+
 class Forbidden(HeliosError):
     code = "Forbidden"
     status = 403
@@ -119,7 +126,8 @@ BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
-        Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
+        Unauthorized, Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded,
+        NoSpace,
     )
 }  # fmt: skip
 

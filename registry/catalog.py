@@ -312,6 +312,11 @@ class Catalog:
             )
         return known
 
+    def holders(self, sha256: str) -> list[RepoId]:
+        """The repositories that have a commit with the blob."""
+        with self.database.read() as connection:
+            return repositories.holders(connection, self.domain, sha256)
+
     def usage(self, repo: RepoId | None = None) -> Usage:
         """Bytes used by a repository, or by all. Chunks that repositories share count for each of them."""
         with self.database.read() as connection:
@@ -451,9 +456,9 @@ class Catalog:
         from registry.blobs import as_file
 
         canonical = self._canonical(files)
-        return self.admission.examine(repo, canonical, lambda entry: as_file(self._stored(entry)))
+        return self.admission.examine(repo, canonical, lambda entry: as_file(self.stored_reader(entry)))
 
-    def _stored(self, entry: FileEntry) -> BlobReader:
+    def stored_reader(self, entry: FileEntry) -> BlobReader:
         """A reader of a stored blob that no commit may hold yet."""
         from registry.blobs import BlobReader
 

@@ -27,12 +27,15 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.opening import open_objects
+from registry.access import Tenants
 from registry.addresses import Addresses
 from registry.admission.admission import Admission
 from registry.app import make_app
 from registry.catalog import Catalog
 from registry.fresh import Fresh
-from registry.hub.api import HubRoute
+from registry.hub.api import HubRoute, under_tenants
+from registry.hub.reads import Reads
+from registry.hub.upload.setup import Uploads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.member import Member
@@ -79,6 +82,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        tenants = Tenants(config.registry.tenants)
         member = Member(database, lease_s=config.registry.process_lease_s)
         addresses = Addresses(store, config.registry)
         admission = Admission(config.registry.admission)
@@ -110,8 +114,9 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses)
-            parts = pulls, replications, reader, xet, layouts
+            uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants)
+            parts = pulls, replications, reader, uploads, xet, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -129,6 +134,7 @@ async def _serve(
     pulls: Pulls,
     replications: Replications,
     reader: VerifiedReader,
+    uploads: Uploads,
     xet: XetService,
     layouts: Maker | None,
     sockets: list[socket.socket],
@@ -144,15 +150,22 @@ async def _serve(
         announce(record)
         yield
 
-    hub = HubRoute(services.catalog, reader, xet, services.metrics, services.addresses)
-    routes = [*pull_routes(pulls), *transfer_routes(replications), *xet.routes(), hub]
+    reads = Reads(services.catalog, reader, xet, services.metrics, services.addresses).handlers()
+    hub = HubRoute(services.tenants, [reads, *uploads.handlers])
+    routes = [
+        *pull_routes(pulls),
+        *transfer_routes(replications),
+        *under_tenants([*xet.routes(), *uploads.routes]),
+        hub,
+    ]
     server = make_server(make_app(services, [meet], routes))
-    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
+    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(keep_tidy(services.store)),
+            tasks.create_task(uploads.keep_clean()),
             tasks.create_task(replications.keep_current()),
-            tasks.create_task(_interrupt(services, pulls, replications, server)),
+            tasks.create_task(_interrupt(services, pulls, replications, uploads, server)),
         ]
         if layouts is not None:
             background.append(tasks.create_task(layouts.run()))
@@ -164,11 +177,14 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, replications: Replications, server: Server) -> None:
+async def _interrupt(
+    services: Services, pulls: Pulls, replications: Replications, uploads: Uploads, server: Server
+) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
+    uploads.interrupt()
     await asyncio.to_thread(pulls.close)
     await asyncio.to_thread(replications.close)
 

@@ -15,10 +15,12 @@ from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
+from registry.access import Tenants
 from registry.addresses import Addresses
 from registry.app import answer_error
 from registry.catalog import Catalog
-from registry.hub.api import HubRoute
+from registry.hub.api import HubRoute, under_tenants
+from registry.hub.reads import Reads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.ingest.reader import FileSource
@@ -57,10 +59,13 @@ class XetParts:
         signer = Signer(b"k" * 32, lambda: self.now[0])
         return XetService(Layouts(self.catalog, on=on, least=1), signer, self.reader, self.metrics)
 
+    def addresses(self) -> Addresses:
+        return Addresses(self.catalog.store, RegistrySettings())
+
     def routes(self, *, on: bool = True) -> list[BaseRoute]:
         service = self.service(on=on)
-        addresses = Addresses(self.catalog.store, RegistrySettings())
-        return [*service.routes(), HubRoute(self.catalog, self.reader, service, self.metrics, addresses)]
+        reads = Reads(self.catalog, self.reader, service, self.metrics, self.addresses())
+        return [*under_tenants(service.routes()), HubRoute(Tenants({}), [reads.handlers()])]
 
     def app(self, *, on: bool = True) -> Starlette:
         return Starlette(routes=self.routes(on=on), exception_handlers={HeliosError: answer_error})
