@@ -58,6 +58,15 @@ def cold_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     return ratios | {"50_ms_to_late_byte": 0.05 / max(late, 0.001)}
 
 
+def pull_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Throughput to the bare client's; the 100 ms that a cold HEAD may add to the upstream's answer to what it adds."""
+    median = result["median"]
+    late = max(row["cold_head_s"] - row["upstream_head_s"] for row in median.values())
+    names = {"2 Gbit/s": "2_gbit", "unshaped": "unshaped"}
+    ratios = {name: float(median[link]["ratio"]) for link, name in names.items()}
+    return ratios | {"100_ms_to_cold_head": 0.1 / max(late, 0.001)}
+
+
 def metadata_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     """The allowed 0.4 ms to open(), 100 ms to the first tensor and 250 MB to what it was; plain find to the mount's."""
     return {
@@ -111,6 +120,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         cold_ratios,
         {"2_gbit": 0.9, "4_gbit": 0.9, "unshaped": 0.8, "store": 0.8, "50_ms_to_late_byte": 1.0},
+    ),
+    "cold_pull": Benchmark(
+        ("--gb", "1"),
+        ("--gb", "0.3", "--rounds", "1"),
+        pull_ratios,
+        {"2_gbit": 0.8, "unshaped": 0.8, "100_ms_to_cold_head": 1.0},
     ),
     "metadata_ops": Benchmark(
         (),

@@ -1,6 +1,8 @@
-"""Bare clients of a blob, each in a process of its own: the yardsticks of benchmarks/cold_link.py.
+"""Bare clients of a blob, each in a process of its own: the yardsticks of cold_link.py and cold_pull.py.
 
     python -m benchmarks.bare memory URL OBJECT SIZE CONNECTIONS     ranged GETs into memory: obstore, else http.client
+    python -m benchmarks.bare kept URL OBJECT SIZE CONNECTIONS PATH  the same into a file, and its sha256 as it grows
+    python -m benchmarks.bare stream URL OBJECT SIZE                 one GET into memory, as a Hub client reads
     python -m benchmarks.bare byte URL OBJECT OFFSET                 one byte on a new connection
     python -m benchmarks.bare disk URL BLOBREF PATH CONNECTIONS      fetch, BLAKE3, write (benchmarks/fill.py)
     python -m benchmarks.bare file PATH                              read a file, 4 MiB at a time, and BLAKE3 each
@@ -10,7 +12,9 @@ Each prints JSON: ``seconds``, ``cpu_s`` (user and system), ``client``.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -59,7 +63,62 @@ def memory(url: str, target: str, size: int, connections: int) -> None:
         raise failed[0]
 
 
-def _obstore(url: str, target: str) -> Callable[[int, int], None]:
+def kept(url: str, target: str, size: int, connections: int, path: Path) -> None:
+    """Fetch, write, and sha256 in order, with what is there: what nobody who keeps verified bytes can do without."""
+    starts = iter(range(0, size, RANGE))
+    here: set[int] = set()
+    changed = threading.Condition()
+    get = _http(url, target)
+    failed: list[BaseException] = []
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.ftruncate(fd, size)
+
+    def work() -> None:
+        try:
+            while True:
+                with changed:
+                    start = next(starts, None)
+                if start is None or failed:
+                    return
+                count = min(RANGE, size - start)
+                os.pwrite(fd, get(start, count), start)
+                with changed:
+                    here.add(start)
+                    changed.notify_all()
+        except BaseException as error:
+            failed.append(error)
+            with changed:
+                changed.notify_all()
+
+    workers = [threading.Thread(target=work) for _ in range(connections)]
+    for worker in workers:
+        worker.start()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    for start in range(0, size, RANGE):
+        with changed:
+            while start not in here and not failed:
+                changed.wait()
+        if failed:
+            raise failed[0]
+        for offset in range(start, min(start + RANGE, size), len(buffer)):
+            digest.update(buffer[: os.preadv(fd, [buffer[: min(len(buffer), size - offset)]], offset)])
+    for worker in workers:
+        worker.join()
+    os.close(fd)
+
+
+def stream(url: str, target: str, size: int) -> None:
+    """One GET from start to end."""
+    buffer = memoryview(bytearray(1 << 20))
+    with HttpClient(url, timeout_s=600).request("GET", target) as response:
+        left = size
+        while left:
+            count = min(left, len(buffer))
+            response.read_into(buffer[:count])
+            left -= count
+
+
+def _obstore(url: str, target: str) -> Callable[[int, int], object]:
     from obstore.store import HTTPStore
 
     store = HTTPStore.from_url(url, client_options={"allow_http": True})
@@ -72,16 +131,18 @@ def _obstore(url: str, target: str) -> Callable[[int, int], None]:
     return get
 
 
-def _http(url: str, target: str) -> Callable[[int, int], None]:
+def _http(url: str, target: str) -> Callable[[int, int], memoryview]:
     client = HttpClient(url)
     local = threading.local()
 
-    def get(start: int, count: int) -> None:
+    def get(start: int, count: int) -> memoryview:
         if not hasattr(local, "buffer"):
             local.buffer = memoryview(bytearray(RANGE))
         headers = {"range": f"bytes={start}-{start + count - 1}"}
         with client.request("GET", target, headers=headers) as response:
-            response.read_into(local.buffer[:count])
+            view: memoryview = local.buffer[:count]
+            response.read_into(view)
+        return view
 
     return get
 
@@ -109,6 +170,10 @@ def main() -> None:
     cpu, start = time.process_time(), time.perf_counter()
     if way == "memory":
         memory(rest[0], rest[1], int(rest[2]), int(rest[3]))
+    elif way == "kept":
+        kept(rest[0], rest[1], int(rest[2]), int(rest[3]), Path(rest[4]))
+    elif way == "stream":
+        stream(rest[0], rest[1], int(rest[2]))
     elif way == "byte":
         byte(rest[0], rest[1], int(rest[2]))
     elif way == "disk":

@@ -36,6 +36,27 @@ class StoreOptions(Section, frozen=True):
     """Azure's storage account; empty means AZURE_STORAGE_ACCOUNT_NAME."""
 
 
+class TenantSettings(Section, frozen=True):
+    sees: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    """Which repositories the tenant may read: patterns such as ``org/*``, ``datasets/org/*``."""
+    owns: list[str] = []
+    """Which it alone may see and change; others are told that they do not exist."""
+    tokens: str = ""
+    """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
+
+
+class MirrorRule(Section, frozen=True):
+    """How refs of upstream repositories are followed; patterns as for file names, the first that matches counts."""
+
+    repo: str = "*"
+    """``org/name`` for models, ``datasets/org/name`` for datasets."""
+    ref: str = "*"
+    policy: Literal["ttl", "pin", "approve", "local"] = "ttl"
+    """``ttl``: ask the upstream again after ``ttl_s``. ``pin``: never again. ``approve``: ask, but move only when
+    somebody approves (`helios mirror approve`). ``local``: the upstream is never asked for such a repository."""
+    ttl_s: float = 300.0
+
+
 class AdmissionRule(Section, frozen=True):
     """What may be published into the repositories whose id fits the pattern."""
 
@@ -100,6 +121,20 @@ class RegistrySettings(Section, frozen=True):
     """Files downloaded at a time for each pull."""
     pull_stall_s: float = 120.0
     """A pull gives up when the upstream has failed for this long without a byte of progress, in seconds."""
+    pull_connections: int = 32
+    """Ranges under way at a time, for all downloads from the upstream together."""
+    upstream_redirects: list[str] = []
+    """Hosts that downloads may be redirected to (``*.example.com``), besides the upstream's own and the Hub's."""
+    mirror: Literal["on", "off"] = "on"
+    """Whether the Hub API fetches what it is asked for and does not hold from the upstream."""
+    mirror_rules: list[MirrorRule] = []
+    """Policies for refs; without one that matches: ``ttl`` of 300 s."""
+    mirror_complete: bool = False
+    """Fetch all files of a snapshot that somebody asks for, not only those that are asked for."""
+    mirror_finish: bool = True
+    """Finish the download of a file when all who asked for it have gone."""
+    offline: bool = False
+    """Never ask the upstream anything."""
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
     keep_commits_s: float = 30 * 86400.0
@@ -110,6 +145,8 @@ class RegistrySettings(Section, frozen=True):
     """How often garbage is collected, in seconds; 0: only when asked."""
     verify_mb_s: float = 100.0
     """How fast a verification reads the store, in MB/s; 0: as fast as it can."""
+    tenants: dict[str, TenantSettings] = {}
+    """Tenants of the Hub API by name; each has the endpoint ``/t/<name>``."""
     peers: list[PeerSettings] = []
     """Other registries, for replication."""
     admission: list[AdmissionRule] = []
@@ -249,7 +286,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 value = msgspec.json.decode(text)
             except msgspec.DecodeError as error:
                 raise UsageError(f"{name} is not valid JSON: {error}") from None
-        elif key in ("urls",):
+        elif key in ("urls", "upstream_redirects"):
             value = [part.strip() for part in text.split(",") if part.strip()]
         out.setdefault(section, {})[key] = value
     return out

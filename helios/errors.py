@@ -66,9 +66,22 @@ class Conflict(HeliosError):
     status = 409
 
 
+class Unauthorized(HeliosError):
+    """Credentials are missing or wrong."""
+
+    code = "Unauthorized"
+    status = 401
+
+
 class Forbidden(HeliosError):
     code = "Forbidden"
     status = 403
+
+
+class GatedRepo(Forbidden):
+    """A repository whose terms the caller has not accepted at the upstream."""
+
+    code = "GatedRepo"
 
 
 class Quarantined(Forbidden):
@@ -108,6 +121,21 @@ class DeadlineExceeded(Unavailable):
     status = 504
 
 
+class UpstreamUnavailable(Unavailable):
+    """The upstream Hub can't be reached, or fails: nothing is known of what was asked for."""
+
+    code = "UpstreamUnavailable"
+    status = 504
+
+
+class RateLimited(Unavailable):
+    """The upstream limits our rate; ``retry_after_s`` is how long it asks to wait, in seconds."""
+
+    code = "RateLimited"
+    status = 429
+    retry_after_s = 0.0
+
+
 class NoSpace(HeliosError):
     """A disk or a quota is full."""
 
@@ -119,7 +147,8 @@ BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
-        Forbidden, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable, DeadlineExceeded, NoSpace,
+        Unauthorized, Forbidden, GatedRepo, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable,
+        DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
     )
 }  # fmt: skip
 

@@ -45,6 +45,9 @@ class RegistryMetrics(Metrics):
             "helios_registry_ingested_bytes_total", "Bytes published", ["result"], registry=r
         )  # result: new, deduplicated
         self.verify_failures = Counter("helios_registry_verify_failures_total", "Hash mismatches found", registry=r)
+        self.fetched_bytes = Counter(
+            "helios_registry_fetched_bytes_total", "Bytes of files fetched from the upstream Hub", registry=r
+        )
         self.pulls = Counter("helios_registry_pulls_total", "Pulls from the upstream Hub", ["result"], registry=r)
         self.xorb_bytes = Counter("helios_registry_xorb_bytes_total", "Bytes of Xet xorbs sent", registry=r)
         self.xet_layouts = Counter(

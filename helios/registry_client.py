@@ -104,6 +104,17 @@ class Kept(msgspec.Struct, frozen=True):
     released_by: str | None = None
 
 
+class FollowedRef(msgspec.Struct, frozen=True):
+    """An upstream ref that is followed: where it points here, a commit that waits for approval, when it was asked."""
+
+    repo: str
+    ref: str
+    commit: str
+    pending: str | None
+    checked: float
+    policy: str
+
+
 class Imported(msgspec.Struct, frozen=True):
     """What a bundle brought: commits, bytes of their files, and bytes that were not here before."""
 
@@ -169,6 +180,16 @@ class RegistryClient:
     def release(self, repo: RepoId, sha256: str, by: str) -> None:
         """Let a file go that is kept back."""
         self.http.json("POST", "/api/v1/quarantine/release", body={"repo": str(repo), "sha256": sha256, "by": by})
+
+    # --- mirror ---
+
+    def followed(self) -> list[FollowedRef]:
+        """The upstream refs that the registry follows."""
+        return self._get("/api/v1/mirror", _FollowedRefs).refs
+
+    def approve(self, repo: RepoId, ref: str, commit: str) -> None:
+        """Let a followed ref move to the commit that waits for it."""
+        self.http.json("POST", "/api/v1/mirror/approve", body={"repo": str(repo), "ref": ref, "commit": commit})
 
     # --- push ---
 
@@ -323,6 +344,10 @@ class _Refs(msgspec.Struct, frozen=True):
 
 class _Commits(msgspec.Struct, frozen=True):
     commits: list[Commit]
+
+
+class _FollowedRefs(msgspec.Struct, frozen=True):
+    refs: list[FollowedRef]
 
 
 class _KeptFiles(msgspec.Struct, frozen=True):

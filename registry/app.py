@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +27,8 @@ from registry.fresh import Fresh
 from registry.services import Services
 
 log = logging.getLogger("helios.registry")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9=;:._-]{1,128}\Z")
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -56,11 +61,14 @@ def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Seq
     return app
 
 
-async def answer_error(_request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     """An error of ours as docs/native-api.md says."""
     assert isinstance(error, HeliosError)
     if error.status >= 500:
-        log.warning("request failed", extra={"code": error.code, "error": error.message})
+        log.warning(
+            "request failed",
+            extra={"code": error.code, "error": error.message, "request": request.scope.get("helios.request")},
+        )
     return error_response(error.status, error.code, error.message, error.hint)
 
 
@@ -76,6 +84,15 @@ async def answer_http(request: Request, error: Exception) -> Response:
 
 def error_response(status: int, code: str, message: str, hint: str | None) -> Response:
     return Json({"error": {"code": code, "message": message, "hint": hint}}, status_code=status)
+
+
+def request_name(scope: Scope) -> str:
+    """What the request is called in ``X-Request-Id`` and in log lines: as its sender calls it, else a new name."""
+    sent: dict[bytes, bytes] = dict(scope["headers"])
+    for header in (b"x-request-id", b"x-amzn-trace-id"):
+        if _NAME.match(found := sent.get(header, b"").decode("latin-1")):
+            return found
+    return secrets.token_hex(8)
 
 
 class AsOfNow:
@@ -113,11 +130,14 @@ class Boundary:
             return
         started = time.perf_counter()
         status = 0
+        name = scope["helios.request"] = request_name(scope)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", []), (b"x-request-id", name.encode("ascii"))]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -125,7 +145,10 @@ class Boundary:
         except ClientDisconnect:
             status = status or 499
         except Exception as error:
-            log.exception("a request broke the registry", extra={"method": scope["method"], "path": scope["path"]})
+            log.exception(
+                "a request broke the registry",
+                extra={"method": scope["method"], "path": scope["path"], "request": name},
+            )
             if status:
                 raise BrokenAnswer("the answer had begun") from error
             response = error_response(500, "Error", "the registry failed; its log says why", None)

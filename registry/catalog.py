@@ -15,7 +15,7 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 from sqlalchemy.engine import Connection
@@ -42,7 +42,7 @@ from registry.admission.admission import Admission, Verdict
 from registry.burial import bury
 from registry.cache import Cache
 from registry.member import Member
-from registry.metadata import claims, content, inventory, pins, quarantine, repositories
+from registry.metadata import claims, content, inventory, mirror, pins, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Changes, Database
 
@@ -119,6 +119,7 @@ class Catalog:
         self.member = member or Member(database)
         self.admission = admission or Admission()
         self._now = now
+        self._listeners: list[Callable[[], None]] = []
         self._confirming = threading.Lock()
         self._generations: dict[str, int] = {}
         self._resolved: Cache[tuple[str, str], Resolved] = Cache(4096)
@@ -173,6 +174,10 @@ class Catalog:
         if resolved is None or found is None or entry is None or not self._held.peek((str(repo), entry.sha256)):
             return None
         return resolved, found[1], entry
+
+    def knows(self, repo: RepoId, rev: str) -> bool:
+        """Whether it is in memory what the revision names. Does not block."""
+        return self._resolved.peek((str(repo), rev)) is not None
 
     def commit_record(self, repo: RepoId, commit: str) -> CommitRecord:
         """Who published a commit, and when."""
@@ -237,6 +242,12 @@ class Catalog:
         """Recipe and placement, checked against each other, of a blob that the repository holds."""
         known = self.held(repo, blob)
         return self._placements.get(known.sha256, lambda: self._place(known))
+
+    def placed_blob(self, sha256: str) -> PlacedBlob | None:
+        """Like ``placed``, of any blob that is stored, whoever holds it: for what a mirrored commit lists."""
+        with self.database.read() as connection:
+            known = content.find_blob(connection, self.domain, sha256)
+        return None if known is None else self._placements.get(known.sha256, lambda: self._place(known))
 
     def _place(self, known: content.KnownBlob) -> PlacedBlob:
         recipe = Recipe.decode(self._recipe(known.recipe), known.recipe)
@@ -319,6 +330,11 @@ class Catalog:
                 hint=f"Look at it, then let it go with: helios quarantine release {repo.id} {blob}",
             )
         return known
+
+    def holders(self, sha256: str) -> list[RepoId]:
+        """The repositories that have a commit with the blob."""
+        with self.database.read() as connection:
+            return repositories.holders(connection, self.domain, sha256)
 
     def usage(self, repo: RepoId | None = None) -> Usage:
         """Bytes used by a repository, or by all. Chunks that repositories share count for each of them."""
@@ -408,6 +424,8 @@ class Catalog:
                 moved = ref is not None and repositories.move_ref(
                     connection, repository, ref, commit, expect=expect, author=author, now=now
                 )
+                if ref is not None and "upstream" not in record.lineage:
+                    mirror.forget(connection, repo, ref)  # somebody's own now
                 claimed.end(connection)
                 also(connection)
         log.info("published", extra={"repo": str(repo), "ref": ref, "commit": commit, "moved": moved})
@@ -449,29 +467,37 @@ class Catalog:
             repository = repositories.require(connection, repo)
             now = int(self._now())
             repositories.move_ref(connection, repository, ref, None, expect=expect, author=author, now=now)
+            mirror.forget(connection, repo, ref)
 
     def delete_repo(self, repo: RepoId, *, author: str = "") -> None:
         """Remove a repository with its refs and commits. Its content stays in the store until it is collected."""
         with self.database.write() as connection:
-            repository = repositories.require(connection, repo)
-            records: set[str] = set()
-            for commit, manifest in repositories.commits_of(connection, repository):
-                records |= {commit_key(self.domain, repo, commit), manifest_key(self.domain, manifest)}
-            # Answers that are under way may read them yet.
-            claims.doom(connection, records, pins.clock(connection, self.database.kind.now) + self.lease_s)
-            repositories.delete(connection, repository, author=author, now=int(self._now()))
+            followed = mirror.restricted(connection, repo) is not None
+            mirror.forget(connection, repo)
+            if not followed or repositories.find(connection, repo) is not None:
+                repository = repositories.require(connection, repo)
+                records: set[str] = set()
+                for commit, manifest in repositories.commits_of(connection, repository):
+                    records |= {commit_key(self.domain, repo, commit), manifest_key(self.domain, manifest)}
+                # Answers that are under way may read them yet.
+                claims.doom(connection, records, pins.clock(connection, self.database.kind.now) + self.lease_s)
+                repositories.delete(connection, repository, author=author, now=int(self._now()))
         log.info("removed", extra={"repo": str(repo)})
 
     def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
         """What the rules say of a snapshot, looked at before others are kept waiting."""
         if not self.admission.concerns(repo, files):
             return Verdict()
+        canonical = self._canonical(files)
+        return self.admission.examine(repo, canonical, self.open_stored)
+
+    def open_stored(self, entry: FileEntry) -> IO[bytes]:
+        """A stored blob as a file, be it held by a commit or not; its bytes are checked as they are read."""
         from registry.blobs import as_file
 
-        canonical = self._canonical(files)
-        return self.admission.examine(repo, canonical, lambda entry: as_file(self._stored(entry)))
+        return as_file(self.stored_reader(entry))
 
-    def _stored(self, entry: FileEntry) -> BlobReader:
+    def stored_reader(self, entry: FileEntry) -> BlobReader:
         """A reader of a stored blob that no commit may hold yet."""
         from registry.blobs import BlobReader
 
@@ -545,6 +571,12 @@ class Catalog:
         self._held.clear()
         if changes is Changes.ALL:
             self._placements.clear()
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, forget: Callable[[], None]) -> None:
+        """Call ``forget`` whenever something in memory may have changed."""
+        self._listeners.append(forget)
 
     def confirm(self) -> None:
         """Make sure that what is in memory is as new as the last write that was acknowledged, by any process."""

@@ -11,11 +11,13 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
 from helios import embedded as meeting
 from helios.config import Config
@@ -27,6 +29,7 @@ from helios.lockfile import LockFile
 from helios.metrics import RegistryMetrics
 from helios.process import ProcessId
 from heliosfs.store.opening import open_objects
+from registry.access import Tenants
 from registry.addresses import Addresses
 from registry.admission.admission import Admission
 from registry.app import make_app
@@ -36,14 +39,17 @@ from registry.gc.jobs import Jobs
 from registry.gc.leases import Leases
 from registry.gc.routes import routes as gc_routes
 from registry.gc.setup import make_jobs
-from registry.hub.api import HubRoute
+from registry.hub.api import HubRoute, under_tenants
+from registry.hub.reads import Reads
+from registry.hub.upload.setup import Uploads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.member import Member
 from registry.metadata.database import Database
-from registry.pull.pulls import Pulls
+from registry.mirror.mirror import Mirror
+from registry.mirror.routes import routes as mirror_routes
 from registry.pull.routes import routes as pull_routes
-from registry.pull.setup import make_pulls
+from registry.pull.setup import Pulling, kept_blobs, make_pulling
 from registry.pull.spool import Spool
 from registry.pushes import Pushes
 from registry.services import Services
@@ -52,7 +58,6 @@ from registry.transfer.replications import Replications
 from registry.transfer.routes import routes as transfer_routes
 from registry.upkeep import keep_tidy
 from registry.xet.maker import Maker
-from registry.xet.routes import XetService
 from registry.xet.setup import make_xet
 
 log = logging.getLogger("helios.registry")
@@ -83,25 +88,31 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = _open_database(config, home)
         stack.callback(database.close)
         metrics = RegistryMetrics()
+        tenants = Tenants(config.registry.tenants)
         member = Member(database, lease_s=config.registry.process_lease_s)
         addresses = Addresses(store, config.registry)
         admission = Admission(config.registry.admission)
         catalog = Catalog(database, store, lease_s=config.registry.lease_s, admission=admission, member=member)
         own_store(catalog, str(home.root))
         spool = Spool(home.registry / "pulls")
-        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain, metrics), spool.held)
+        ingest = Ingest(store, catalog.index, catalog.domain, metrics)
+        sessions = Sessions(catalog, store, ingest, partial(kept_blobs, catalog))
         stack.enter_context(member.at_work())
         sessions.recover()
         if config.registry.upstream:
             # huggingface_hub reads this once, and some of its calls know no other endpoint.
             os.environ["HF_ENDPOINT"] = config.registry.upstream
-        pulls = make_pulls(config.registry, os.environ, catalog, store, sessions, spool, metrics)
-        stack.callback(pulls.close)
+        pulling = make_pulling(config.registry, os.environ, catalog, store, sessions, spool, metrics)
+        stack.callback(pulling.close)
+        mirror = Mirror(config.registry, catalog, pulling)
+        stack.callback(mirror.close)
+        if not embedded:
+            mirror.warm()
         fresh = Fresh(catalog)
         stack.callback(fresh.close)
         replications = Replications(catalog, sessions, config.registry.peers)
         stack.callback(replications.close)
-        jobs = make_jobs(config.registry, os.environ, catalog)
+        jobs = make_jobs(config.registry, catalog, pulling.upstream)
         stack.callback(jobs.close)
         reader = VerifiedReader(store, metrics.verify_failures.inc)
         stack.callback(reader.close)
@@ -116,8 +127,19 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
 
         async def main() -> signal.Signals | None:
             pushes = Pushes(catalog, sessions)
-            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses)
-            parts = pulls, replications, jobs, reader, xet, layouts
+            uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
+            services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants)
+            reads = Reads(catalog, mirror, reader, xet, metrics, addresses)
+            hub = HubRoute(tenants, [reads.handlers(), *uploads.handlers], before=reads.before)
+            routes = [
+                *pull_routes(pulling.pulls),
+                *mirror_routes(mirror),
+                *transfer_routes(replications),
+                *gc_routes(jobs, Leases(catalog)),
+                *under_tenants([*xet.routes(), *uploads.routes]),
+                hub,
+            ]
+            parts = pulling, replications, jobs, uploads, routes, layouts
             return await _serve(services, *parts, [tcp, unix], record, embedded=embedded, announce=announce)
 
         stopped_by = asyncio.run(main())
@@ -132,11 +154,11 @@ def _open_database(config: Config, home: Home) -> Database:
 
 async def _serve(
     services: Services,
-    pulls: Pulls,
+    pulling: Pulling,
     replications: Replications,
     jobs: Jobs,
-    reader: VerifiedReader,
-    xet: XetService,
+    uploads: Uploads,
+    routes: list[BaseRoute],
     layouts: Maker | None,
     sockets: list[socket.socket],
     record: RegistryRecord,
@@ -151,17 +173,15 @@ async def _serve(
         announce(record)
         yield
 
-    hub = HubRoute(services.catalog, reader, xet, services.metrics, services.addresses)
-    routes = [*pull_routes(pulls), *transfer_routes(replications), *gc_routes(jobs, Leases(services.catalog))]
-    routes += [*xet.routes(), hub]
     server = make_server(make_app(services, [meet], routes))
-    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes):
+    async with asyncio.TaskGroup() as tasks, contextlib.aclosing(services.pushes), contextlib.aclosing(uploads):
         background = [
             tasks.create_task(services.pushes.keep_clean()),
             tasks.create_task(keep_tidy(services.store)),
+            tasks.create_task(uploads.keep_clean()),
             tasks.create_task(replications.keep_current()),
             tasks.create_task(jobs.keep_clean()),
-            tasks.create_task(_interrupt(services, pulls, replications, jobs, server)),
+            tasks.create_task(_interrupt(services, pulling, replications, jobs, uploads, server)),
         ]
         if layouts is not None:
             background.append(tasks.create_task(layouts.run()))
@@ -173,12 +193,15 @@ async def _serve(
     return server.stopped_by
 
 
-async def _interrupt(services: Services, pulls: Pulls, replications: Replications, jobs: Jobs, server: Server) -> None:
+async def _interrupt(
+    services: Services, pulling: Pulling, replications: Replications, jobs: Jobs, uploads: Uploads, server: Server
+) -> None:
     """End pushes and pulls as soon as the server is told to stop: it waits for their clients, and they for them."""
     while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
         await asyncio.sleep(0.1)
     services.pushes.interrupt()
-    await asyncio.to_thread(pulls.close)
+    uploads.interrupt()
+    await asyncio.to_thread(pulling.stop)
     await asyncio.to_thread(replications.close)
     await asyncio.to_thread(jobs.close)
 

@@ -8,6 +8,7 @@ from helios.config import Config
 from helios.home import Home
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
+from registry.access import Tenants
 from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.fresh import Fresh
@@ -28,3 +29,4 @@ class Services:
     fresh: Fresh
     metrics: RegistryMetrics
     addresses: Addresses
+    tenants: Tenants

@@ -152,6 +152,7 @@ def _no_real_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             if name.startswith(("HELIOS_", "HF_")) and name != "HELIOS_REQUIRE_ALL":
                 patch.delenv(name)
         patch.setenv("HELIOS_HOME", str(tmp_path_factory.mktemp("no-home") / "unused"))
+        patch.setenv("HELIOS_REGISTRY__MIRROR", "off")  # what a test doesn't hold is not looked for on the internet
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf-home")))
         patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         yield

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "usage": ("helios.cli.store:usage", "Show the bytes of each model: logical, unique and stored."),
     "gc": ("helios.cli.store:gc", "Remove what nothing in the registry needs any more."),
     "store": ("helios.cli.store:store", "Verify and repair what the registry stores."),
+    "mirror": ("helios.cli.mirror:mirror", "Show and approve the upstream refs that the registry follows."),
     "quarantine": ("helios.cli.quarantine:quarantine", "Show and release files that the registry keeps back."),
     "mount": ("helios.cli.mount:mount", "Mount the registry's models as files."),
     "umount": ("helios.cli.mount:umount", "Unmount."),

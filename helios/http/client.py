@@ -48,12 +48,15 @@ class _UnixConnection(http.client.HTTPConnection):
 class HttpClient:
     """Requests to one server: ``http://host:port[/prefix]`` or ``unix:/path/to/socket``."""
 
-    def __init__(self, base: str, *, timeout_s: float = 30.0, max_idle: int = 16) -> None:
+    def __init__(self, base: str, *, timeout_s: float = 30.0, max_idle: int = 16, proxy: str | None = None) -> None:
+        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute targets."""
         self.base, self.timeout_s, self._max_idle = base, timeout_s, max_idle
         self._lock = threading.Lock()
         self._idle: list[tuple[http.client.HTTPConnection, float]] = []
         self._parts = urlsplit("" if base.startswith("unix:") else base)
-        self._prefix = self._parts.path.rstrip("/")
+        self._proxy = None if proxy is None else urlsplit(proxy)
+        plain = self._proxy is not None and not self._secure
+        self._prefix = base.rstrip("/") if plain else self._parts.path.rstrip("/")
 
     @property
     def idle(self) -> int:
@@ -203,6 +206,11 @@ class HttpClient:
         if self.base.startswith("unix:"):
             return _UnixConnection(self.base.removeprefix("unix:"), timeout_s)
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        if self._proxy is not None:
+            connection = kind(self._proxy.hostname or "", self._proxy.port or 3128, timeout=timeout_s, blocksize=BLOCK)
+            if self._secure:
+                connection.set_tunnel(self._parts.hostname or "", self._parts.port or 443)
+            return connection
         return kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s, blocksize=BLOCK)
 
     def _give(self, connection: http.client.HTTPConnection, ok: bool) -> None:

@@ -105,12 +105,16 @@ class Attachment:
         raise Unavailable(f"the keeper said {message!r}", hint="Keeper and worker must be of versions that fit.")
 
     def reconnect(self) -> bool:
-        """After LOST: offer the mount to a new keeper; says whether one listens. Takes up to a second.
+        """After LOST: offer the mount to a new keeper, or else to the old one, which is still there if there is no new
+        one; says whether one listens. Takes up to two seconds.
 
         That keeper answers with Event.KEEPER, or hangs up (LOST again) because it has a mount of its own.
         """
+        return self._offer(self._path + wire.NEXT) or self._offer(self._path)
+
+    def _offer(self, path: str) -> bool:
         try:
-            sock = _connect(self._path)
+            sock = _connect(path)
         except OSError:
             return False
         about = {"mountpoint": self.mountpoint, "dev": self.device, "generation": self.generation}

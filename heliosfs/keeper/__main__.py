@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from heliosfs.keeper import kernel
+from heliosfs.keeper import kernel, wire
 from heliosfs.keeper.held import Held, mount, take_over
 from heliosfs.keeper.keeper import Keeper
 from heliosfs.keeper.log import log
@@ -73,7 +73,7 @@ def _clean_up(args: argparse.Namespace, held: Held) -> None:
     """Leave nothing of a mount that has ended; the descriptors close with this process."""
     kernel.abort(held.device)
     lock = args.lock_fd and os.readlink(f"/proc/self/fd/{args.lock_fd}")
-    for path in filter(None, (args.socket, args.pid_file, lock)):
+    for path in filter(None, (args.socket, args.socket + wire.NEXT, args.pid_file, lock)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     if args.created:

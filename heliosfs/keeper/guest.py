@@ -14,13 +14,14 @@ HELLO_S: Final = 1.0
 
 
 def listen(path: str, uids: list[int]) -> socket.socket:
-    """Listen there, for these users, in place of whoever did until now."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(f"{path}.new")
-    os.chmod(f"{path}.new", 0o600 if uids == [os.getuid()] else 0o666)
+    """Listen beside that path, for these users; it is to be renamed to it once the mount is ours."""
+    listener, beside = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), path + wire.NEXT
+    with contextlib.suppress(FileNotFoundError):  # of one that became no keeper
+        os.unlink(beside)
+    listener.bind(beside)
+    os.chmod(beside, 0o600 if uids == [os.getuid()] else 0o666)
     listener.listen(8)
     listener.setblocking(False)
-    os.rename(f"{path}.new", path)
     return listener
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -15,10 +16,7 @@ from heliosfs.keeper.log import log
 from heliosfs.keeper.worker import Worker
 
 ANSWER_S: Final = 20.0
-"""How long a keeper may take to leave the mount to its successor."""
-
-LOOK_S: Final = 0.5
-"""How often is looked whether there still is something to take over."""
+"""How long a keeper may take to answer its successor."""
 
 
 class Held(NamedTuple):
@@ -37,6 +35,7 @@ class Held(NamedTuple):
 def mount(place: str, options: str, path: str, uids: list[int]) -> Held:
     """Mount at a place, and listen at a path. Raises OSError."""
     listener = listen(path, uids)
+    os.rename(path + wire.NEXT, path)
     try:
         fuse_fd, device = kernel.mount(place, options)
     except OSError:
@@ -56,33 +55,51 @@ def take_over(place: str, path: str, uids: list[int], orphan_s: float, asker: in
     Raises ConnectionError when a keeper is there and stays, another OSError when nobody brings the mount:
     ProcessLookupError when nobody will, since it is gone or the worker is.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(ANSWER_S)
+    with listen(path, uids) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
+        last.settimeout(ANSWER_S)
         try:
-            sock.connect(path)
-            wire.send(sock, {"hello": "successor"})
-            answer, _ = wire.receive(sock)
-            if answer is None or not answer.get("yours"):
+            last.connect(path)
+            wire.send(last, {"hello": "successor"})
+            if not _stays(last):
                 raise ConnectionAbortedError(f"the keeper at {path} is ending, or belongs to somebody else")
-            wire.receive(sock)  # its end
+            held = _from_worker(place, listener, uids, orphan_s, asker, last)
+            with contextlib.suppress(ConnectionError):  # it is gone, or has said no
+                wire.send(last, {"have": True})
+            _stays(last)
         except (FileNotFoundError, ConnectionRefusedError):  # nobody listens
-            pass
-        except TimeoutError:
-            raise ConnectionError(
-                f"the keeper at {path} does not go: it has no worker to leave the mount with"
-            ) from None
-    return _from_worker(place, path, uids, orphan_s, asker)
+            held = _from_worker(place, listener, uids, orphan_s, asker, None)
+        except (TimeoutError, BlockingIOError):
+            raise ConnectionError(f"the keeper at {path} does not go: no worker of its brings the mount here") from None
+    os.rename(path + wire.NEXT, path)
+    return held
 
 
-def _from_worker(place: str, path: str, uids: list[int], orphan_s: float, asker: int | None) -> Held:
-    """Wait at the socket for the worker, which brings the descriptors with its hello."""
-    listener, end, poller = listen(path, uids), time.monotonic() + orphan_s, select.poll()
-    watched = -1 if asker is None else os.pidfd_open(asker)
-    for fd in (listener.fileno(), watched):
+def _stays(last: socket.socket) -> bool:
+    """Whether the last keeper is there, and waits until we have the mount; else it is gone.
+
+    Raises ConnectionError when it does not wait any more.
+    """
+    answer, _ = wire.receive(last)
+    if answer is not None and not answer.get("yours"):
+        raise ConnectionError("the keeper goes on: its worker did not bring the mount here in time")
+    return answer is not None
+
+
+def _from_worker(
+    place: str, listener: socket.socket, uids: list[int], orphan_s: float, asker: int | None, last: socket.socket | None
+) -> Held:
+    """Wait for the worker, which brings the descriptors with its hello."""
+    end, poller = time.monotonic() + orphan_s, select.poll()
+    watched, told = -1 if asker is None else os.pidfd_open(asker), -1 if last is None else last.fileno()
+    for fd in (listener.fileno(), watched, told):
         if fd >= 0:
             poller.register(fd, select.POLLIN)
     while time.monotonic() < end:
-        if [fd for fd, _ in poller.poll(LOOK_S * 1000)] == [watched] or kernel.device(place) is None:
+        ready = [fd for fd, _ in poller.poll(500)]  # ms: then it may have been unmounted
+        if last is not None and told in ready and not _stays(last):
+            poller.unregister(last)
+            last = None
+        if ready == [watched] or kernel.device(place) is None:
             raise ProcessLookupError("the mount, or the worker that had it, is gone")
         if (guest := Guest.greet(listener, uids)) is None:
             continue
@@ -92,6 +109,6 @@ def _from_worker(place: str, path: str, uids: list[int], orphan_s: float, asker:
             if about["ready"]:
                 worker.ready()
             board = Board(board_fd)
-            return Held(about["mountpoint"], about["dev"], fuse_fd, board, listener, worker, about["state"])
+            return Held(about["mountpoint"], about["dev"], fuse_fd, board, listener.dup(), worker, about["state"])
         guest.dismiss()
-    raise TimeoutError(f"no keeper and no worker came to {path}")
+    raise (OSError if last is None else TimeoutError)("no worker came with the mount")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,6 +24,9 @@ TICK_S: Final = 0.5
 BRISK_S: Final = 2.0
 """A worker that is to keep the mount on its own must have lived that lately."""
 
+HANDING_S: Final = 5.0
+"""How long our worker may take to bring the mount to a successor."""
+
 GUESTS: Final = 8
 
 
@@ -34,6 +38,8 @@ class Keeper:
         self._place = Place(settings, held, say, self._leave)
         self._guests: list[Guest] = []
         self._superseded = ""  # the name of the worker that one with another name replaced
+        self._heir: Guest | None = None  # the successor that our worker is to bring the mount to
+        self._until = 0.0
         self._gone = False  # the mount stays, and we go
         self._status: int | None = None  # of our exit, once the mount ends
 
@@ -55,9 +61,9 @@ class Keeper:
         """Look at all deadlines."""
         if self._status is None and not kernel.connected(self.held.fuse_fd):
             self._leave(0, "unmounted by somebody")
-        self._place.tick(now)
         for guest in list(self._guests):
             self._turn(guest, now)
+        self._place.tick(now)
 
     def _wait(self, until: float) -> None:
         """Wait for what comes, and take it."""
@@ -76,16 +82,11 @@ class Keeper:
             worker, external = self._place.worker, not self.settings.argv
             if number == signal.SIGHUP:
                 self._place.replace("as was asked")
-            elif number == signal.SIGTERM and external and worker is not None and worker.ready_at:
-                self._part(worker)
+            elif number == signal.SIGTERM and external and worker and worker.ready_at and self._status is None:
+                log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
+                self._gone = True
             else:
                 self._leave(0 if number == signal.SIGTERM else 128 + number, f"stopping: {signal.Signals(number).name}")
-
-    def _part(self, worker: Worker) -> None:
-        """End without the mount, which stays with its worker."""
-        if self._status is None:
-            log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
-            self._gone = True
 
     def _leave(self, status: int, why: str) -> None:
         """Unmount and end the worker; the loop ends with it. The first reason counts."""
@@ -102,9 +103,11 @@ class Keeper:
 
     def _on_guest(self) -> None:
         guest = Guest.greet(self.held.listener, self.settings.uids)
-        if guest is not None and not guest.fds and len(self._guests) < GUESTS:
+        if guest is not None and guest.fds:
+            self._place.rejoin(guest)
+        elif guest is not None and len(self._guests) < GUESTS:
             self._guests.append(guest)
-        elif guest is not None:  # one too many, or the worker of a mount that we don't have any more
+        elif guest is not None:  # one too many
             guest.dismiss()
 
     def _turn(self, guest: Guest, now: float) -> None:
@@ -112,13 +115,17 @@ class Keeper:
         worker, spawned = self._place.worker, bool(self.settings.argv)
         if self._gone or self._status is not None or not kernel.connected(guest.sock.fileno()):
             self._dismiss(guest)
-        elif worker is not None and worker.phase >= Phase.GOING:
+        elif guest is self._heir:
+            self._hand_over(guest, worker is None or worker.sock is not None or now >= self._until)
+        elif self._heir is not None or (worker is not None and worker.phase >= Phase.GOING):
             return
         elif guest.hello == "successor":
-            if worker is not None and policy.hang(self._place.board, now, 0.0, BRISK_S) is None:
+            brisk = policy.hang(self._place.board, now, 0.0, BRISK_S) is None
+            if worker is not None and worker.phase is Phase.SERVING and brisk:
                 with contextlib.suppress(OSError):  # it is gone, and dismissed at its next turn
                     wire.send(guest.sock, {"yours": True})
-                    self._part(worker)
+                    self._heir, self._until = guest, now + HANDING_S
+                    worker.hang_up()
         elif guest.hello != "1" or (spawned and (worker is None or worker.pid != guest.pid)):
             log("warning", "a stranger at the socket", pid=guest.pid, hello=guest.hello)
             self._dismiss(guest)
@@ -136,6 +143,24 @@ class Keeper:
         self._guests.remove(guest)
         self._place.attach(guest.sock)
 
+    def _hand_over(self, guest: Guest, late: bool) -> None:
+        """Go once the successor says that it has the mount; when it is too late for that, keep it."""
+        if late:
+            guest.sock.shutdown(socket.SHUT_RD)  # either it has said so by now, or it can't any more
+        message, fds = None, list[int]()
+        with contextlib.suppress(BlockingIOError):
+            message, fds = wire.receive(guest.sock)
+        wire.close(fds)
+        if message is not None:
+            log("info", "another keeper has the mount", keeper=guest.pid)
+            self._gone = True
+        elif late:
+            log("warning", "the worker brought the mount to no other keeper; this one keeps it")
+            with contextlib.suppress(OSError):  # it is gone
+                wire.send(guest.sock, {"yours": False})
+            self._dismiss(guest)
+
     def _dismiss(self, guest: Guest) -> None:
+        self._heir = None if guest is self._heir else self._heir
         self._guests.remove(guest)
         guest.dismiss()

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from heliosfs.keeper import kernel, policy, wire
+from heliosfs.keeper.guest import Guest
 from heliosfs.keeper.held import Held
 from heliosfs.keeper.log import log
 from heliosfs.keeper.policy import Death
@@ -123,6 +124,16 @@ class Place:
         board.generation += 1
         self.worker.attach(sock)
         self.welcome(self.held.fuse_fd, board.fd)
+
+    def rejoin(self, guest: Guest) -> None:
+        """Our worker comes back that was to bring the mount to another keeper; others bring one that is not ours."""
+        worker, ours = self.worker, len(guest.fds) == 2 and os.path.sameopenfile(guest.fds[1], self.board.fd)
+        if worker is None or worker.sock is not None or worker.phase is not Phase.SERVING or not ours:
+            guest.dismiss()
+            return
+        wire.close(guest.fds)
+        worker.attach(guest.sock)
+        self.welcome()
 
     def welcome(self, *fds: int) -> None:
         """Answer a worker's hello, or say to one that came with the mount who keeps it now."""

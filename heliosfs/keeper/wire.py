@@ -17,6 +17,9 @@ MESSAGE_MAX: Final = 64 << 10
 FDS_MAX: Final = 8
 """Most descriptors that come with a message."""
 
+NEXT: Final = ".next"
+"""What follows the name of a keeper's socket is where its successor listens until it has the mount."""
+
 ENVIRON: Final = "HELIOS_KEEPER"
 """Names the keeper's socket in a worker's environment."""
 

@@ -50,7 +50,8 @@ class Chain:
         """A client of S3."""
         from botocore.config import Config
 
-        config = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 4, "mode": "standard"})
+        # For upkeep only, which comes again: it may not hold up a registry that is to end.
+        config = Config(connect_timeout=3, read_timeout=8, retries={"max_attempts": 1, "mode": "standard"})
         return self.session.create_client(
             "s3", endpoint_url=endpoint or None, region_name=region or self.region or "us-east-1", config=config
         )

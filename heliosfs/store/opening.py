@@ -36,6 +36,11 @@ def open_objects(settings: RegistrySettings, directory: Path, staging: Path) -> 
     """
     first = settings.store_directory(directory)
     if first is not None:
+        if settings.replicas and settings.database:
+            raise UsageError(
+                "registry.replicas is for a registry of one process: each would repair what another one writes",
+                hint="Processes that share a database (registry.database) keep objects in the cloud or one directory.",
+            )
         return _directories(first, [Path(path) for path in settings.replicas])
     if settings.replicas:
         raise UsageError(f"registry.replicas are directories: {settings.store} keeps copies of its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mimetypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,7 +11,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from helios.errors import HeliosError
+from helios.errors import HeliosError, RateLimited
 from helios.names import is_commit
 from heliosfs.store.manifest import FileEntry
 from registry.hub.lookup import EntryMissing
@@ -24,16 +25,22 @@ TEXT: Final = frozenset({"txt", "md", "py", "yaml", "yml", "toml", "jinja", "csv
 
 def error_answer(error: HeliosError) -> Response:
     """The error with the headers that make clients raise the right exception."""
-    headers = {"x-error-code": error.code, "x-error-message": _header_text(error.message)}
-    if isinstance(error, EntryMissing):
-        headers["x-repo-commit"] = error.commit
+    headers = {"x-error-code": error.code, "x-error-message": header_text(error.message)}
+    match error:
+        case EntryMissing():
+            headers["x-repo-commit"] = error.commit
+        case RateLimited():
+            wait = max(1, math.ceil(error.retry_after_s))
+            headers |= {"retry-after": str(wait), "ratelimit": f'"resolvers";r=0;t={wait}'}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)
 
 
 def refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An answer that is no error of ours: a method or a call that there isn't."""
     return JSONResponse(
-        {"error": message}, status_code=status, headers={"x-error-message": _header_text(message), **(headers or {})}
+        {"error": message}, status_code=status, headers={"x-error-message": header_text(message), **(headers or {})}
     )
 
 
@@ -99,6 +106,6 @@ def absolute(scope: Scope, path: str) -> str:
     return f"{scope['scheme']}://{host}{prefix}{path}"
 
 
-def _header_text(message: str) -> str:
+def header_text(message: str) -> str:
     """One line that fits into a header: other characters than printable ASCII become question marks."""
     return "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in message)[:500]

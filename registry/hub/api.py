@@ -1,42 +1,35 @@
-"""The Hub's read calls as routes: parse, look up in a thread, answer."""
+"""The Hub API as one route: which call a path is, whose it is, which handler answers, and how errors look."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
-from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, NoMatchFound
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Match, NoMatchFound, Route
+from starlette.types import Message, Receive, Scope, Send
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NotFound
-from helios.http.server import FilePartsResponse
-from helios.metrics import RegistryMetrics
-from registry.addresses import Addresses
-from registry.catalog import Catalog
-from registry.counted import Counted
-from registry.hub.answers import error_answer, etag_of, file_headers, link_next, redirect, refusal
-from registry.hub.conditions import decide
-from registry.hub.lookup import Found, Lookup
-from registry.hub.paths import HubCall, parse
-from registry.hub.verified import VerifiedReader, Wanted
-from registry.xet.routes import XetService
+from helios.names import RepoId
+from registry.access import PUBLIC, Access, Tenants, TokenMissing
+from registry.hub.answers import error_answer, header_text, refusal
+from registry.hub.asked import Asked, Handler, Handlers, repo_of
+from registry.hub.paths import TENANTS, HubCall, parse, parse_tenant
 
 log = logging.getLogger("helios.registry.hub")
 
-PAGE: Final = 1000
-"""Entries of a tree, and repositories of a list, in one answer: the default and the most."""
-COMMITS_PAGE: Final = 50
-MAX_BODY: Final = 8 << 20
-"""Longest body of paths-info in bytes."""
+Notice = Callable[[RepoId, str | None], str | None]
+"""What a client should be warned of that asks for a revision of a repository: ``topic; message``, or None."""
 
-Handler = Callable[[Request, Sequence[HubCall]], Awaitable[Any]]
+Before = Callable[[Asked], Awaitable[str | None]]
+"""What is done before a call is handled: brings here what it is about. Returns what the client is to be warned of."""
+
+TICKETED: Final = frozenset({"lfs-object"})
+"""Calls whose address itself is the permission, because clients send no token there."""
+
+_KEY: Final = "helios.hub"
 
 
 class HubRoute(BaseRoute):
@@ -44,159 +37,100 @@ class HubRoute(BaseRoute):
 
     def __init__(
         self,
-        catalog: Catalog,
-        reader: VerifiedReader,
-        xet: XetService,
-        metrics: RegistryMetrics,
-        addresses: Addresses,
+        tenants: Tenants,
+        groups: Sequence[Handlers],
+        notice: Notice | None = None,
+        before: Before | None = None,
     ) -> None:
-        self._lookup, self._reader, self._metrics = Lookup(catalog, xet.layouts.announced), reader, metrics
-        self._xet, self._addresses = xet, addresses
-        self._handlers: dict[str, tuple[tuple[str, ...], Handler]] = {
-            "info": (("GET", "HEAD"), self._info),
-            "tree": (("GET", "HEAD"), self._tree),
-            "paths-info": (("POST",), self._paths_info),
-            "refs": (("GET", "HEAD"), self._refs),
-            "commits": (("GET", "HEAD"), self._commits),
-            "resolve": (("GET", "HEAD"), self._resolve),
-            "list": (("GET", "HEAD"), self._list),
-            "whoami": (("GET", "HEAD"), self._whoami),
-            "xet-read-token": (("GET",), self._xet_token),
-        }
+        self._tenants, self._notice, self._before = tenants, notice, before
+        self._handlers: dict[str, dict[str, Handler]] = {}
+        for group in groups:
+            for verb, methods in group.items():
+                self._handlers.setdefault(verb, {}).update(methods)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http":
             return Match.NONE, {}
-        raw = scope.get("raw_path") or quote(scope["path"]).encode()
+        raw = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1").partition("?")[0]
+        prefix = scope.get("root_path", "").rstrip("/")
         try:
-            readings = parse(raw.decode("latin-1").partition("?")[0], scope.get("root_path", ""))
+            if (found := parse_tenant(raw, prefix)) is not None:
+                tenant, readings = found
+                return Match.FULL, {_KEY: (tenant, readings), "root_path": f"{prefix}/{TENANTS}/{tenant}"}
+            readings = parse(raw, prefix)
         except InvalidInput as error:
-            return Match.FULL, {"helios.hub": error}
-        return (Match.FULL, {"helios.hub": readings}) if readings else (Match.NONE, {})
+            return Match.FULL, {_KEY: error}
+        return (Match.FULL, {_KEY: (None, readings)}) if readings else (Match.NONE, {})
 
     def url_path_for(self, name: str, /, **path_params: Any) -> Any:
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
         try:
-            readings = scope["helios.hub"]
-            if isinstance(readings, InvalidInput):
-                raise readings
-            scope["route"] = _Label(f"/hub/{readings[0].verb}")
-            methods, handler = self._handlers[readings[0].verb]
-            if request.method in methods:
-                response = await handler(request, [call for call in readings if call.verb == readings[0].verb])
-            else:
-                response = refusal(
-                    405, "the Hub API here is read-only: publish with `helios push`", {"allow": ", ".join(methods)}
-                )
-            await response(scope, receive, send)
-        except HeliosError as problem:
-            error = problem
-            if type(problem) is NotFound:  # no repository, revision or path, but an object that should be there
-                error = IntegrityError(f"the registry's store has a gap: {problem.message}")
-                log.error("the store has a gap", extra={"path": scope["path"], "error": problem.message})
+            response, warning = await self._answer(scope, receive, send)
+            await response(scope, receive, send if warning is None else _warning(send, warning))
+        except HeliosError as error:
             # Before the head: a body that fails later is cut off by the response itself.
-            await error_answer(error)(scope, receive, send)
+            await error_answer(self._translate(error, scope))(scope, receive, send)
 
-    async def _info(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        query = request.query_params
-        found = await asyncio.to_thread(
-            self._lookup.info, readings, blobs=_flag(query.get("blobs")), security=_flag(query.get("securityStatus"))
-        )
-        return JSONResponse(found)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> tuple[Any, str | None]:
+        matched = scope[_KEY]
+        if isinstance(matched, InvalidInput):
+            raise matched
+        tenant, readings = matched
+        verb, request = readings[0].verb, Request(scope, receive, send)
+        scope["route"] = _Label(f"/hub/{verb}")
+        access = PUBLIC if verb in TICKETED else self._access(tenant, readings[0], request)
+        methods = self._handlers.get(verb, {})
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+            return refusal(405, f"{verb} is not asked with {request.method}", {"allow": allowed}), None
+        asked = Asked(request, _allowed([call for call in readings if call.verb == verb], access), access)
+        warning = None if self._before is None else await self._before(asked)
+        response = await handler(asked)
+        return response, warning or self._notice_of(asked)
 
-    async def _tree(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        query = request.query_params
-        limit = _number(query.get("limit"), "limit", PAGE, 1, PAGE)
-        recursive, expand = _flag(query.get("recursive")), _flag(query.get("expand"))
-        after = _uncursor(query.get("cursor"))
-        found, items, following = await asyncio.to_thread(
-            self._lookup.listing, readings, recursive=recursive, expand=expand, after=after, limit=limit
-        )
-        headers = {"x-repo-commit": found.commit}
-        if following is not None:
-            # The commit stands for the ref, so that all pages show one snapshot even if the ref moves meanwhile.
-            below = found.call.path.strip("/")
-            path = _api_path(found, "tree", found.commit) + (f"/{quote(below)}" if below else "")
-            kept = {"recursive": _word(recursive), "expand": _word(expand), "limit": limit}
-            headers |= link_next(request.scope, path, {**kept, "cursor": _cursor(following)})
-        return JSONResponse(items, headers=headers)
+    def _access(self, tenant: str | None, call: HubCall, request: Request) -> Access:
+        try:
+            return self._tenants.access(tenant, request.headers.get("authorization"))
+        except TokenMissing as error:
+            # As the Hub answers for what may be private: clients then say that one should log in.
+            raise TokenMissing(error.message, code="RepoNotFound" if call.id else None) from None
 
-    async def _paths_info(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        paths, expand = _wanted_paths(await _body(request), request.headers.get("content-type", ""))
-        return JSONResponse(await asyncio.to_thread(self._lookup.paths, readings, paths, expand=expand))
+    def _notice_of(self, asked: Asked) -> str | None:
+        if self._notice is None or not asked.call.id:
+            return None
+        return self._notice(asked.repo, asked.call.revision)
 
-    async def _refs(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        include_prs = _flag(request.query_params.get("include_prs"))
-        return JSONResponse(await asyncio.to_thread(self._lookup.refs, readings, include_prs=include_prs))
+    def _translate(self, error: HeliosError, scope: Scope) -> HeliosError:
+        where = {"path": scope["path"], "error": error.message, "request": scope.get("helios.request")}
+        if type(error) is NotFound:  # no repository, revision or path, but an object that should be there
+            log.error("the store has a gap", extra=where)
+            return IntegrityError(f"the registry's store has a gap: {error.message}")
+        if error.status >= 500:
+            log.warning("request failed", extra=where)
+        return error
 
-    async def _commits(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        query = request.query_params
-        limit = _number(query.get("limit"), "limit", COMMITS_PAGE, 1, COMMITS_PAGE)
-        page = _number(query.get("p"), "p", 0, 0, 10_000)
-        found, items, more = await asyncio.to_thread(self._lookup.commits, readings, skip=page * limit, limit=limit)
-        headers = {}
-        if more:
-            path = _api_path(found, "commits", found.commit)
-            headers = link_next(request.scope, path, {"limit": limit, "p": page + 1})
-        return JSONResponse(items, headers=headers)
 
-    async def _resolve(self, request: Request, readings: Sequence[HubCall]) -> Any:
-        get = request.method == "GET"
-        now = None if get else self._lookup.file_now(readings)
-        if now is None:
-            now = await asyncio.to_thread(self._lookup.file, readings, bytes_too=get)
-        found, file = now
-        size = file.entry.size
-        headers = file_headers(found.call.path, file.entry, found.commit, found.call.revision or "")
-        if file.xet is not None:
-            headers += self._xet.links(request.scope, found.repo, found.commit, file.xet)
-        # A HEAD asks about the whole file: only a GET has ranges (RFC 9110, 14.2).
-        conditions = request.headers if get else {"if-none-match": request.headers.get("if-none-match", "")}
-        answer = decide(conditions, etag_of(file.entry), size)
-        headers += answer.headers(size)
-        if answer.status in (304, 416):
-            kept = {name: value for name, value in headers if name != "content-type"}
-            return Response(status_code=answer.status, headers=kept)
-        if file.placed is None:
-            return Response(headers=dict([*headers, ("content-length", str(size))]))
-        if (elsewhere := await asyncio.to_thread(self._addresses.of_blob, file.placed)) is not None:
-            self._metrics.redirected.inc()
-            return redirect(elsewhere, headers, file.entry)
-        wanted = Wanted(str(found.repo), found.commit, found.call.path)
-        parts = self._reader.parts(file.placed, answer.start, answer.stop, wanted)
-        response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
-        return Counted(response, self._metrics.sent_bytes)
+class _TenantRoute(Route):
+    """A route under tenants' prefixes; links in its answers are built from the one that it was asked under."""
 
-    async def _list(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        query = request.query_params
-        limit = _number(query.get("limit"), "limit", PAGE, 1, PAGE)
-        search, author, tags = query.get("search", ""), query.get("author", ""), query.getlist("filter")
-        full = _flag(query.get("full"))
-        items, following = await asyncio.to_thread(
-            self._lookup.repos,
-            readings[0].kind,
-            search=search,
-            author=author,
-            tags=tags,
-            full=full,
-            after=_uncursor(query.get("cursor")),
-            limit=limit,
-        )
-        headers = {}
-        if following is not None:
-            kept = [(k, v) for k, v in query.multi_items() if k != "cursor"]
-            headers = link_next(request.scope, f"/api/{readings[0].kind}", [*kept, ("cursor", _cursor(following))])
-        return JSONResponse(items, headers=headers)
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is Match.FULL:
+            child["root_path"] = f"{scope.get('root_path', '')}/{TENANTS}/{child['path_params']['tenant']}"
+        return match, child
 
-    async def _xet_token(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        found = await asyncio.to_thread(self._lookup.find, readings)
-        return self._xet.token(request.scope, found.repo)
 
-    async def _whoami(self, request: Request, readings: Sequence[HubCall]) -> Response:
-        return refusal(401, "Invalid username or password.")
+def under_tenants(routes: Sequence[Route]) -> list[BaseRoute]:
+    """The routes, and again under every tenant's prefix: what stands in front of us may pass on nothing else.
+
+    They are for calls that bring a grant of ours, so the tenant's token is not asked for.
+    """
+    prefix = f"/{TENANTS}/{{tenant}}"
+    again = [_TenantRoute(prefix + r.path, r.endpoint, methods=sorted(r.methods or ())) for r in routes]
+    return [*routes, *again]
 
 
 class _Label:
@@ -206,61 +140,21 @@ class _Label:
         self.path = path
 
 
-def _api_path(found: Found, verb: str, revision: str) -> str:
-    return f"/api/{found.repo.kind}/{found.repo.id}/{verb}/{revision}"
+def _allowed(readings: list[HubCall], access: Access) -> list[HubCall]:
+    """The readings whose repository the caller may know of; raises RepoNotFound when none is left."""
+    left = [call for call in readings if not call.id or access.visible(repo_of(call))]
+    if not left:
+        access.check_visible(repo_of(readings[0]))
+    return left
 
 
-def _flag(text: str | None) -> bool:
-    return (text or "").lower() in ("true", "1", "yes")
+def _warning(send: Send, text: str) -> Send:
+    """Sends with ``X-HF-Warning``, which huggingface_hub prints once a topic."""
 
+    async def warning(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            header = (b"x-hf-warning", header_text(text).encode("latin-1"))
+            message = {**message, "headers": [*message.get("headers", []), header]}
+        await send(message)
 
-def _word(flag: bool) -> str:
-    return "true" if flag else "false"
-
-
-def _number(text: str | None, name: str, default: int, least: int, most: int) -> int:
-    """A number in the query, cut to the most allowed."""
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
-        raise InvalidInput(f"{name}={text[:40]!r} is not a number from {least} on")
-    return min(int(text), most)
-
-
-def _cursor(after: str) -> str:
-    return urlsafe_b64encode(after.encode()).decode()
-
-
-def _uncursor(text: str | None) -> str:
-    try:
-        return b64decode(text or "", altchars="-_", validate=True).decode()
-    except ValueError:
-        raise InvalidInput("the cursor is not one that this registry gave") from None
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise InvalidInput(f"the body is longer than {MAX_BODY} bytes: ask for fewer paths at a time")
-    return bytes(body)
-
-
-def _wanted_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
-    """Paths and ``expand`` from a form, as huggingface_hub sends it, or from JSON."""
-    try:
-        if content_type.partition(";")[0].strip().lower() == "application/json":
-            data = json.loads(body)
-            paths, expand = data["paths"], data.get("expand", False)
-        else:
-            fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
-            paths = [value for name, value in fields if name == "paths"]
-            expand = _flag(dict(fields).get("expand"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidInput(f"the body of paths-info is neither a form nor JSON with 'paths': {error!r}") from None
-    if isinstance(paths, str):
-        paths = [paths]
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise InvalidInput("'paths' must be a list of texts")
-    return paths, expand is True
+    return warning

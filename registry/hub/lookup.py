@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from helios.errors import EntryNotFound, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
-from helios.names import KINDS, RepoId
+from helios.errors import (
+    EntryNotFound,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Quarantined,
+    RepoNotFound,
+    RevisionNotFound,
+)
+from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.store.placement import PlacedBlob
+from heliosfs.store.safetensors import header_length
+from registry.access import Access
 from registry.cache import Cache
 from registry.catalog import Catalog, RepoInfo
 from registry.hub import shapes
+from registry.hub.asked import repo_of
+from registry.hub.card import MAX_CARD, read_card
+from registry.hub.lists import Wanted, pick
 from registry.hub.paths import HubCall
 from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
+from registry.mirror.mirror import Mirror
+from registry.mirror.state import Mirrored
+from registry.xet.layouts import Layouts
 
 TREES = 64
 """Snapshots whose tree is kept in memory; one of a thousand files takes some 300 KB."""
 HISTORY = 100
 """How many commits back the last change of a file is looked for; older changes are shown as the oldest of these."""
+CARDS = 1024
+"""Cards kept in memory, by the blob of their README."""
+MAX_INDEX = 64 << 20
+"""Longest index of a sharded model, in bytes."""
 DEFAULT_REVISION = "main"
+
+log = logging.getLogger("helios.registry.hub")
 
 
 class EntryMissing(EntryNotFound):
@@ -40,11 +64,13 @@ class Found:
     commit: str
     manifest: Manifest
     digest: str
+    mirrored: Mirrored | None = None
+    """Set where only the listing is sure to be here."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted.
+    """A file of a commit and where its bytes lie; ``placed`` is None where only its metadata is wanted, or is here.
 
     ``xet`` is its hash in the Xet protocol, where clients are told to use that.
     """
@@ -58,35 +84,54 @@ class File:
 class Lookup:
     """What the Hub's calls look up. Threads may share it."""
 
-    def __init__(self, catalog: Catalog, xet: Callable[[Iterable[FileEntry]], dict[str, str]]) -> None:
-        """``xet`` gives the Xet hashes, by sha256, of the files that clients are told to get over Xet."""
-        self._catalog, self._xet = catalog, xet
+    def __init__(self, catalog: Catalog, mirror: Mirror, layouts: Layouts) -> None:
+        """``layouts`` say which files clients are told to get over Xet."""
+        self._catalog, self._mirror, self._layouts = catalog, mirror, layouts
         self._trees: Cache[str, Tree] = Cache(TREES)
+        self._cards: Cache[str, Json] = Cache(CARDS)
 
     def find(self, readings: Sequence[HubCall]) -> Found:
         """The first reading whose repository and revision exist; else the error of the likeliest one."""
         problem: NotFound | None = None
         for call in readings:
             try:
-                repo = _repo(call)
-                resolved = self._resolve(repo, call.revision or DEFAULT_REVISION)
-                manifest = self._catalog.manifest(repo, resolved[0])
-                return Found(call, repo, resolved[0], manifest, resolved[1])
+                repo = repo_of(call)
+                return self._find(call, repo, call.revision or DEFAULT_REVISION)
             except (RepoNotFound, RevisionNotFound) as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
         raise problem
 
-    def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool) -> Json:
+    def _find(self, call: HubCall, repo: RepoId, revision: str) -> Found:
+        """What is held, or else what is known of the upstream's."""
+        revision = self._mirror.commit_of(repo, revision) or revision
+        try:
+            commit, digest = self._resolve(repo, revision)
+        except (RepoNotFound, RevisionNotFound):
+            mirrored = self._mirror.snapshot(repo, revision)
+            if mirrored is None:
+                raise
+            return Found(call, repo, revision, mirrored.manifest, mirrored.digest, mirrored)
+        return Found(call, repo, commit, self._catalog.manifest(repo, commit), digest)
+
+    def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool, expand: Sequence[str]) -> Json:
         found = self.find(readings)
-        record = self._catalog.commit_record(found.repo, found.commit)
-        return shapes.info(found.repo, record, found.manifest, blobs=blobs, security=security)
+        record = self._history(found, 1)[0]
+        card = {} if found.mirrored is not None else self._card(found.repo, found.manifest)
+        restricted = self._mirror.restricted(found.repo)
+        item = shapes.info(
+            found.repo, record, found.manifest, card, blobs=blobs, security=security, restricted=restricted
+        )
+        return pick(item, [*expand, "securityRepoStatus"]) if expand else item
 
     def refs(self, readings: Sequence[HubCall], *, include_prs: bool) -> Json:
         problem: RepoNotFound | None = None
         for call in readings:
             try:
-                return shapes.refs(self._catalog.refs(_repo(call)), include_prs=include_prs)
+                repo = repo_of(call)
+                followed = self._mirror.refs(repo)
+                held = self._catalog.refs(repo) if not followed or self._holds(repo) else {}
+                return shapes.refs(held | followed, include_prs=include_prs)
             except RepoNotFound as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
@@ -99,21 +144,27 @@ class Lookup:
         if entry is None:
             raise _missing(found, found.call.path)
         placed = None
-        if bytes_too:
+        if found.mirrored is not None:
+            placed = self._mirror.placed(found.mirrored, found.call.path) if bytes_too else None
+        elif bytes_too:
             placed = self._catalog.placed(found.repo, entry.sha256)
         else:
             self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
-        return found, File(found.commit, entry, placed, self._xet([entry]).get(entry.sha256))
+        return found, File(found.commit, entry, placed, self._hashes(found, [entry]).get(entry.sha256))
 
     def file_now(self, readings: Sequence[HubCall]) -> tuple[Found, File] | None:
-        """``file``, its metadata only, if the likeliest reading is in memory. Does not block: for the event loop."""
+        """``file``, its metadata only, if the likeliest reading is in memory. Does not block: for the event loop.
+
+        None, too, for a file that may have to be announced over Xet: that is looked up.
+        """
         call = readings[0]
         try:
-            repo = _repo(call)
+            repo = repo_of(call)
         except RepoNotFound:
             return None
-        hot = self._catalog.hot(repo, call.revision or DEFAULT_REVISION, call.path)
-        if hot is None:
+        revision = call.revision or DEFAULT_REVISION
+        hot = self._catalog.hot(repo, revision, call.path) if self._mirror.is_own(repo, revision) else None
+        if hot is None or self._layouts.concerns(hot[2]):
             return None
         resolved, manifest, entry = hot
         found = Found(call, repo, resolved.commit, manifest, resolved.manifest_digest)
@@ -139,40 +190,115 @@ class Lookup:
         nodes = {path.strip("/"): tree.get(path.strip("/")) for path in paths}
         return self._items(found, [(path, node) for path, node in nodes.items() if path and node is not None], expand)
 
-    def commits(self, readings: Sequence[HubCall], *, skip: int, limit: int) -> tuple[Found, list[Json], bool]:
+    def commits(
+        self, readings: Sequence[HubCall], *, skip: int, limit: int, formatted: bool
+    ) -> tuple[Found, list[Json], bool]:
         """A page of the history, newest first, and whether more follows."""
         found = self.find(readings)
-        records = self._catalog.history(found.repo, found.commit, skip + limit + 1)[skip:]
-        return found, [shapes.commit_item(record) for record in records[:limit]], len(records) > limit
+        records = self._history(found, skip + limit + 1)[skip:]
+        return (
+            found,
+            [shapes.commit_item(record, formatted=formatted) for record in records[:limit]],
+            len(records) > limit,
+        )
+
+    def safetensors(self, readings: Sequence[HubCall]) -> Json:
+        """The index at the path and the header of every shard that it names, at the default revision."""
+        found = self.find(readings)
+        index = self._json(found, found.call.path)
+        shards = index.get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise InvalidInput(f"{found.call.path!r} of {found.repo.id} is not the index of a safetensors model")
+        directory = found.call.path.rpartition("/")[0]
+        headers = {}
+        for shard in sorted(set(shards.values())):
+            path = f"{directory}/{shard}" if directory else shard
+            entry = found.manifest.files.get(path)
+            if entry is None:
+                raise _missing(found, path)
+            reader = self._catalog.blob_reader(found.repo, entry.sha256)
+            length = header_length(reader.read(0, 8), entry.size, path)
+            headers[shard] = json.loads(reader.read(8, length))
+        return {"index": {key: value for key, value in index.items() if key != "weight_map"}, "headers": headers}
+
+    def lfs_files(self, readings: Sequence[HubCall]) -> list[Json]:
+        """The LFS files of the default revision."""
+        found = self.find(readings)
+        record = self._history(found, 1)[0]
+        files = sorted(found.manifest.files.items())
+        return [shapes.lfs_file(path, entry, record) for path, entry in files if entry.lfs]
 
     def repos(
-        self, kind: str, *, search: str, author: str, tags: Sequence[str], full: bool, after: str, limit: int
+        self, kind: str, access: Access, wanted: Wanted, *, after: str, limit: int
     ) -> tuple[list[Json], str | None]:
-        """A page of the repositories held, by id, and the id after which the next page starts."""
-        out: list[Json] = []
-        for held in self._catalog.repos(kind):
-            if held.repo.id <= after or search.lower() not in held.repo.id.lower():
+        """A page of the repositories that the caller may see, and the cursor of the next one."""
+        key, _, last = after.rpartition("\n")
+        restricted = self._mirror.all_restricted()  # not everybody may know that it is here
+        known = (h for h in self._catalog.repos(kind) if str(h.repo) not in restricted)
+        held = {h.repo.id: h for h in known if access.visible(h.repo) and wanted.names(h.repo)}
+        items: dict[str, Json] = {}
+        if wanted.sort:
+            items = {id_: item for id_, each in held.items() if (item := self._summary(each)) is not None}
+        positions = wanted.order([(wanted.key(items[id_]), id_) for id_ in items] if items else [("", i) for i in held])
+        out: list[tuple[tuple[str, str], Json]] = []
+        for position in positions:
+            if after and not wanted.follows(position, (key, last)):
                 continue
-            if author and held.repo.org != author:
-                continue
-            item = self._summary(held, full)
-            if item is None or not set(tags) <= set(item["tags"]):
+            item = items.get(position[1]) or self._summary(held[position[1]])
+            if item is None or not wanted.takes(item):
                 continue
             if len(out) == limit:
-                return out, out[-1]["id"]
-            out.append(item)
-        return out, None
+                return [each for _, each in out], "\n".join(out[-1][0])
+            out.append((position, self._listed(held[position[1]], item, wanted)))
+        return [each for _, each in out], None
 
-    def _summary(self, held: RepoInfo, full: bool) -> Json | None:
+    def _summary(self, held: RepoInfo) -> Json | None:
         """A repository in a list, at its default revision; None when nothing of it has a name any more."""
-        commit = held.refs.get(DEFAULT_REVISION) or next(iter(held.refs.values()), None)
+        commit = _shown(held)
         if commit is None:
             return None
         record = self._catalog.commit_record(held.repo, commit)
-        if not full:
-            return shapes.summary(held.repo, record)
+        return shapes.summary(held.repo, record, self._card(held.repo, self._catalog.manifest(held.repo, commit)))
+
+    def _listed(self, held: RepoInfo, summary: Json, wanted: Wanted) -> Json:
+        """The summary with what else the list should tell."""
+        commit = _shown(held)
+        if commit is None or not (wanted.full or wanted.card or wanted.expand):
+            return summary
         manifest = self._catalog.manifest(held.repo, commit)
-        return shapes.info(held.repo, record, manifest, blobs=False, security=False)
+        record, card = self._catalog.commit_record(held.repo, commit), self._card(held.repo, manifest)
+        whole = shapes.info(held.repo, record, manifest, card, blobs=False, security=False)
+        if wanted.expand:
+            return pick(whole, wanted.expand)
+        return whole if wanted.full else summary | {"cardData": card}
+
+    def _card(self, repo: RepoId, manifest: Manifest) -> Json:
+        entry = manifest.files.get("README.md")
+        return {} if entry is None else self._cards.get(entry.sha256, lambda: self._load_card(repo, entry))
+
+    def _load_card(self, repo: RepoId, entry: FileEntry) -> Json:
+        try:
+            return read_card(self._catalog.blob_reader(repo, entry.sha256).read(0, min(entry.size, MAX_CARD)))
+        except (IntegrityError, Quarantined) as error:  # whoever downloads the README is told; a listing goes on
+            log.warning("a card can't be read", extra={"repo": str(repo), "error": error.message})
+            return {}
+
+    def _json(self, found: Found, path: str) -> Json:
+        """A small JSON object among the files."""
+        entry = found.manifest.files.get(path)
+        if entry is None:
+            raise _missing(found, path)
+        if found.mirrored is not None:
+            raise _missing(found, path, "not here before somebody has downloaded all files")
+        if entry.size > MAX_INDEX:
+            raise InvalidInput(f"{path!r} has {entry.size} bytes; an index has {MAX_INDEX} at most")
+        try:
+            data = json.loads(self._catalog.blob_reader(found.repo, entry.sha256).read(0, entry.size))
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            raise InvalidInput(f"{path!r} of {found.repo.id} is not a JSON object")
+        return data
 
     def _resolve(self, repo: RepoId, revision: str) -> tuple[str, str]:
         try:
@@ -181,11 +307,28 @@ class Lookup:
             raise RevisionNotFound(error.message) from None
         return resolved.commit, resolved.manifest_digest
 
+    def _hashes(self, found: Found, entries: Iterable[FileEntry]) -> dict[str, str]:
+        """Xet hashes, by sha256, of what is published: Xet serves what a commit of the repository holds."""
+        return {} if found.mirrored is not None else self._layouts.announced(entries)
+
+    def _history(self, found: Found, limit: int) -> list[CommitRecord]:
+        """Records from the commit back; of one that is only known from the upstream, its own."""
+        if found.mirrored is not None:
+            return [found.mirrored.record]
+        return self._catalog.history(found.repo, found.commit, limit)
+
+    def _holds(self, repo: RepoId) -> bool:
+        try:
+            self._catalog.refs(repo)
+        except RepoNotFound:
+            return False
+        return True
+
     def _tree(self, digest: str, manifest: Manifest) -> Tree:
         return self._trees.get(digest, lambda: Tree(manifest))
 
     def _items(self, found: Found, nodes: list[tuple[str, Node]], expand: bool) -> list[Json]:
-        xet = self._xet(node for _, node in nodes if isinstance(node, FileEntry))
+        xet = self._hashes(found, (node for _, node in nodes if isinstance(node, FileEntry)))
         items = [shapes.tree_item(path, node, xet) for path, node in nodes]
         if expand:
             last = self._last_changes(found, dict(nodes))
@@ -194,7 +337,7 @@ class Lookup:
 
     def _last_changes(self, found: Found, nodes: dict[str, Node]) -> dict[str, CommitRecord]:
         """The oldest commit since which each path has its present content."""
-        history = self._catalog.history(found.repo, found.commit, HISTORY)
+        history = self._history(found, HISTORY)
         last = dict.fromkeys(nodes, history[0])
         left = dict(nodes)
         for record in history[1:]:
@@ -206,14 +349,9 @@ class Lookup:
         return last
 
 
-def _repo(call: HubCall) -> RepoId:
-    """The reading's repository; names and kinds that can't be held are not found rather than wrong."""
-    if call.kind not in KINDS:
-        raise RepoNotFound(f"the registry holds no {call.kind}, only {' and '.join(KINDS)}")
-    try:
-        return RepoId.parse(call.id, call.kind)
-    except InvalidInput as error:
-        raise RepoNotFound(error.message) from None
+def _shown(held: RepoInfo) -> str | None:
+    """The commit that a list shows of a repository."""
+    return held.refs.get(DEFAULT_REVISION) or next(iter(held.refs.values()), None)
 
 
 def _missing(found: Found, path: str, what: str | None = None) -> EntryMissing:

@@ -6,12 +6,14 @@ listing alone looks for a Xet service and fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, lfs_pointer
+from registry.hub.card import tags_of
 from registry.hub.tree import Directory, Node
 
 Json = dict[str, Any]
@@ -22,18 +24,31 @@ def moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def info(repo: RepoId, record: CommitRecord, manifest: Manifest, *, blobs: bool, security: bool) -> Json:
-    """A repository at a commit."""
-    out = summary(repo, record)
+def info(
+    repo: RepoId,
+    record: CommitRecord,
+    manifest: Manifest,
+    card: Json,
+    *,
+    blobs: bool,
+    security: bool,
+    restricted: bool = False,
+) -> Json:
+    """A repository at a commit; ``restricted``: its upstream lets not everybody read it."""
+    out = summary(repo, record, card)
+    out["gated"] = "auto" if restricted else False
+    if card:
+        out["cardData"] = card
     out["siblings"] = [_sibling(path, entry, blobs) for path, entry in sorted(manifest.files.items())]
-    out["usedStorage"] = sum({e.sha256: e.size for e in manifest.files.values()}.values())
+    out["usedStorage"] = sum({e.sha256 or e.git_oid: e.size for e in manifest.files.values()}.values())
     if security:
         out["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
     return out
 
 
-def summary(repo: RepoId, record: CommitRecord) -> Json:
+def summary(repo: RepoId, record: CommitRecord, card: Mapping[str, Any]) -> Json:
     """What stands in listings: a repository without its files."""
+    lineage = [f"base_model:{base}" for base in record.lineage.get("base_model", "").split(",") if base]
     out: Json = {
         "_id": record.commit[:24],
         "id": repo.id,
@@ -46,10 +61,11 @@ def summary(repo: RepoId, record: CommitRecord) -> Json:
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": [f"base_model:{base}" for base in record.lineage.get("base_model", "").split(",") if base],
+        "tags": list(dict.fromkeys([*tags_of(card), *lineage])),
     }
     if repo.kind == "models":
         out["modelId"] = repo.id
+        out |= {key: card[key] for key in ("pipeline_tag", "library_name") if isinstance(card.get(key), str)}
     return out
 
 
@@ -76,8 +92,8 @@ def expansion(last: CommitRecord, node: Node) -> Json:
     return out
 
 
-def refs(targets: Mapping[str, str], *, include_prs: bool) -> Json:
-    """A repository's refs. The registry does not tell branches from tags, so every plain name is a branch."""
+def refs(targets: Mapping[str, str], *, include_prs: bool, tags: Collection[str] = ()) -> Json:
+    """A repository's refs; every plain name that is not among ``tags`` is a branch."""
     out: Json = {"branches": [], "converts": [], "tags": []}
     if include_prs:
         out["pullRequests"] = []
@@ -87,21 +103,34 @@ def refs(targets: Mapping[str, str], *, include_prs: bool) -> Json:
                 out["pullRequests"].append(_ref(name.removeprefix("refs/pr/"), name, commit))
         elif name.startswith("refs/convert/"):
             out["converts"].append(_ref(name.removeprefix("refs/convert/"), name, commit))
+        elif name in tags:
+            out["tags"].append(_ref(name, f"refs/tags/{name}", commit))
         else:
             out["branches"].append(_ref(name, f"refs/heads/{name}", commit))
     return out
 
 
-def commit_item(record: CommitRecord) -> Json:
-    """A commit in the history."""
+def commit_item(record: CommitRecord, *, formatted: bool) -> Json:
+    """A commit in the history; ``formatted`` adds title and message as HTML."""
     first, _, rest = record.message.strip().partition("\n")
-    return {
+    out: Json = {
         "id": record.commit,
         "title": first or title(record),
         "message": rest.strip(),
         "authors": [{"user": record.author, "avatar": ""}],
         "date": moment(record.time),
     }
+    if formatted:
+        out["formatted"] = {"title": escape(out["title"]), "message": escape(out["message"]).replace("\n", "<br>")}
+    return out
+
+
+def lfs_file(path: str, entry: FileEntry, record: CommitRecord) -> Json:
+    """An LFS file in the list of them."""
+    return {
+        "fileOid": entry.sha256, "oid": entry.sha256, "filename": path, "size": entry.size, "ref": None,
+        "pushedAt": moment(record.time),
+    }  # fmt: skip
 
 
 def title(record: CommitRecord) -> str:

@@ -17,6 +17,7 @@ from registry.metadata.claims import claimed, of_blob
 from registry.metadata.content import drop_objects, is_needed
 from registry.metadata.database import batches, insert_new
 from registry.metadata.gc_tables import condemned_blobs, condemned_commits, pins
+from registry.metadata.mirror_tables import mirror_refs, mirror_snapshots
 from registry.metadata.repositories import Repository
 from registry.metadata.tables import (
     blob_objects,
@@ -38,8 +39,14 @@ from registry.metadata.tables import (
 def roots(now: float, keep_s: float) -> dict[str, sa.ColumnElement[bool]]:
     """Conditions on a row of ``commits``, any of which keeps it: why -> condition."""
     c = commits.c
+    followed = sa.select(mirror_refs.c.ref).join(repositories, repositories.c.name == mirror_refs.c.repository)
+    followed = followed.where(
+        repositories.c.id == c.repository,
+        sa.or_(mirror_refs.c.commit == c.commit, mirror_refs.c.pending == c.commit),
+    )
+    named = sa.select(refs.c.name).where(refs.c.repository == c.repository, refs.c.commit == c.commit)
     return {
-        "refs": sa.select(refs.c.name).where(refs.c.repository == c.repository, refs.c.commit == c.commit).exists(),
+        "refs": sa.or_(named.exists(), followed.exists()),
         "pinned": sa.select(pins.c.holder)
         .where(pins.c.repository == c.repository, pins.c.commit == c.commit, pins.c.expires > now)
         .exists(),
@@ -197,6 +204,8 @@ def remove_commits(
 
     Blobs that no repository shows then are condemned, as having been so since that time.
     """
+    asked = (mirror_snapshots.c.repository == repository.name) & mirror_snapshots.c.commit.in_(sorted(ids))
+    connection.execute(mirror_snapshots.update().where(asked).values(published=False))  # who asks gets it once more
     for table in (signatures, commits):  # what points at a commit goes with it
         where = (table.c.repository == repository.id) & table.c.commit.in_(sorted(ids))
         connection.execute(table.delete().where(where))

@@ -258,3 +258,13 @@ def _audit(
 ) -> None:
     values = {"repository": name, "ref": ref, "old": old, "new": new, "author": author, "time": now}
     connection.execute(ref_moves.insert().values(values))
+
+
+def holders(connection: Connection, domain: str, sha256: str) -> list[RepoId]:
+    """The repositories that have a commit with the blob."""
+    query = (
+        sa.select(repositories.c.name)
+        .join_from(repository_blobs, repositories, repository_blobs.c.repository == repositories.c.id)
+        .where(repositories.c.domain == domain, repository_blobs.c.sha256 == sha256)
+    )
+    return [RepoId.from_canonical(name) for name in connection.scalars(query)]

@@ -1,19 +1,27 @@
-"""What went wrong at the upstream: worth another try, or an error for a person."""
+"""What an upstream's answer means: worth another try, or an error for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final
 
-from helios.errors import EntryNotFound, Forbidden, HeliosError, RepoNotFound, RevisionNotFound, Unavailable
+from helios.errors import (
+    DeadlineExceeded,
+    EntryNotFound,
+    Forbidden,
+    GatedRepo,
+    HeliosError,
+    RepoNotFound,
+    RevisionNotFound,
+    Unavailable,
+)
 from helios.names import RepoId
-from registry.pull.retry import Transient
+from registry.pull.retry import Headers, Transient, asked_wait
 
-PASSING = frozenset({408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 """Statuses that may not come again: RFC 9110 and, from 520 on, those of a CDN that can't reach its origin."""
 
-AskedWait = Callable[[Mapping[str, str]], float | None]
+TOKEN: Final = "Set HF_TOKEN in the registry's environment (or run `hf auth login` as its user)"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,53 +38,40 @@ class Where:
         return f"{what} at {self.endpoint}" if self.path is None else f"{self.path} of {what} at {self.endpoint}"
 
 
-def is_transport(error: BaseException) -> bool:
-    """Whether the HTTP library under huggingface_hub raised it (requests, httpx or httpx2, after its version)."""
-    from huggingface_hub.errors import HfHubHTTPError
+def of_status(status: int, headers: Headers, where: Where, now: float) -> Transient | HeliosError:
+    """The failure that an answer with this status, 400 or more, stands for; ``now`` in seconds since 1970.
 
-    # Its first base is the HTTPError of that library: in httpx the base of all transport errors; requests has OSErrors.
-    return isinstance(error, (HfHubHTTPError.__bases__[0], OSError))
-
-
-def transient(error: Exception, where: Where, asked_wait: AskedWait) -> Transient:
-    """The failure as one worth another try; if it isn't, raises the HeliosError that says so, or the error itself."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, HeliosError):
-        raise error
-    if isinstance(error, OfflineModeIsEnabled):
-        raise Unavailable(
-            f"{where} can't be asked for: huggingface_hub is in offline mode",
-            hint="Unset HF_HUB_OFFLINE in the registry's environment.",
-        ) from error
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
-        if status not in PASSING:
-            _refused(error, status, where)
-        wait = asked_wait(error.response.headers) if status == 429 else None
+    X-Error-Code tells what a 401 or 404 is about; a bare one means the repository, as huggingface_hub reads it.
+    """
+    if status in PASSING:
+        wait = asked_wait(headers, now) if status == 429 else None
         return Transient(f"{where}: status {status}", wait_s=wait)
-    if is_transport(error):
-        # The class of that name exists in all three libraries; nothing tells them apart but it.
-        timed_out = "Timeout" in type(error).__name__
-        return Transient(f"{where}: {type(error).__name__}: {error}"[:300], timed_out=timed_out)
-    raise error
-
-
-def _refused(error: Exception, status: int, where: Where) -> NoReturn:
-    from huggingface_hub import errors
-
-    token = "Set HF_TOKEN in the registry's environment (or run `hf auth login` as its user)"  # noqa: S105
-    if isinstance(error, errors.GatedRepoError):
+    code, message = headers.get("x-error-code"), headers.get("x-error-message") or ""
+    if code == "GatedRepo":
         page = f"{where.endpoint}/{'' if where.repo.kind == 'models' else 'datasets/'}{where.repo.id}"
-        raise Forbidden(
-            f"{where} is gated", hint=f"Accept its terms at {page}, then {token[0].lower()}{token[1:]}."
-        ) from error
-    if isinstance(error, errors.RepositoryNotFoundError):
-        raise RepoNotFound(f"there is no {where}", hint=f"Check the name. If it is private: {token}.") from error
-    if isinstance(error, errors.RevisionNotFoundError):
-        raise RevisionNotFound(f"there is no {where}", hint="Check the branch, tag or commit.") from error
-    if isinstance(error, errors.EntryNotFoundError):
-        raise EntryNotFound(f"there is no {where}, though it is listed") from error
+        return GatedRepo(f"{where} is gated", hint=f"Accept its terms at {page}, then {TOKEN[0].lower()}{TOKEN[1:]}.")
+    if code == "RevisionNotFound":
+        return RevisionNotFound(f"there is no {where}", hint="Check the branch, tag or commit.")
+    if code == "EntryNotFound":
+        return EntryNotFound(f"there is no {where}, though it is listed")
+    bad_token = "invalid credentials" in message.lower() or "invalid username" in message.lower()
+    if code == "RepoNotFound" or (status in (401, 404) and code is None and not bad_token):
+        if where.path is not None and status == 404 and code is None:
+            return EntryNotFound(f"there is no {where}, though it is listed")
+        return RepoNotFound(f"there is no {where}", hint=f"Check the name. If it is private: {TOKEN}.")
     if status in (401, 403):
-        raise Forbidden(f"{where} is refused: status {status}", hint=f"{token}, with the right to read it.") from error
-    raise Unavailable(f"{where} can't be had: status {status}", hint="Is that a Hugging Face Hub?") from error
+        return Forbidden(f"{where} is refused: status {status}", hint=f"{TOKEN}, with the right to read it.")
+    return Unavailable(f"{where} can't be had: status {status}", hint="Is that a Hugging Face Hub?")
+
+
+def of_transport(error: HeliosError, where: Where) -> Transient:
+    """A connection that was not made, broke or stalled."""
+    timed_out = type(error) is DeadlineExceeded
+    return Transient(f"{where}: {error.message}"[:300], timed_out=timed_out)
+
+
+def again(error: HeliosError) -> HeliosError:
+    """The error for one more person: an exception raised in several threads would collect their tracebacks."""
+    copy = type(error)(error.message, hint=error.hint, code=error.code)
+    copy.__dict__.update({k: v for k, v in vars(error).items() if not k.startswith("__")})
+    return copy.with_traceback(None)

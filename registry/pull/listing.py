@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, is_commit
@@ -42,10 +46,17 @@ class RemoteFile:
         """Names the content, for a partial download."""
         return f"sha256-{self.sha256}" if self.sha256 is not None else f"git-{self.git_oid}"
 
+    def hasher(self) -> hashlib._Hash:
+        """Of the content, to be compared with ``sha256`` or, without one, ``git_oid``."""
+        return hashlib.sha256() if self.lfs else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A repository at one commit of the upstream; ``time`` in whole seconds since 1970, None if it isn't known."""
+    """A repository at one commit of the upstream; ``time`` in whole seconds since 1970, None if it isn't known.
+
+    ``restricted``: private, or gated, so that not everybody may read it.
+    """
 
     repo: RepoId
     commit: str
@@ -53,6 +64,47 @@ class Snapshot:
     author: str
     time: int | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
+    restricted: bool = False
+
+
+class _File(msgspec.Struct, frozen=True, array_like=True):
+    path: str
+    size: int
+    git_oid: str
+    sha256: str | None
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    """A snapshot as it is kept in SQL: zlib over msgpack."""
+
+    repo: str
+    commit: str
+    files: tuple[_File, ...]
+    author: str
+    time: int | None
+    lineage: dict[str, str]
+    restricted: bool
+
+
+def encode_listing(snapshot: Snapshot) -> bytes:
+    """The snapshot as bytes that ``decode_listing`` reads."""
+    files = tuple(_File(file.path, file.size, file.git_oid, file.sha256) for file in snapshot.files)
+    record = _Listing(
+        str(snapshot.repo), snapshot.commit, files, snapshot.author, snapshot.time, dict(snapshot.lineage),
+        snapshot.restricted,
+    )  # fmt: skip
+    return zlib.compress(msgspec.msgpack.encode(record), 1)
+
+
+def decode_listing(data: bytes) -> Snapshot:
+    """A snapshot from our own database; raises IntegrityError when it is damaged."""
+    try:
+        found = msgspec.msgpack.decode(zlib.decompress(data), type=_Listing)
+    except (zlib.error, msgspec.DecodeError) as error:
+        raise IntegrityError(f"a mirrored snapshot in the metadata is damaged: {error}") from error
+    files = tuple(RemoteFile(file.path, file.size, file.git_oid, file.sha256) for file in found.files)
+    repo = RepoId.from_canonical(found.repo)
+    return Snapshot(repo, found.commit, files, found.author, found.time, found.lineage, found.restricted)
 
 
 def check(repo: RepoId, commit: str | None, files: list[RemoteFile], wanted: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,12 +19,11 @@ from helios.errors import HeliosError, RepoNotFound, RevisionNotFound, Unavailab
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId, check_revision, is_commit
 from registry.catalog import Catalog
+from registry.pull.downloads import Downloads
 from registry.pull.listing import Snapshot
 from registry.pull.progress import Progress
 from registry.pull.pull import Puller
-from registry.pull.spool import Spool
-from registry.pull.upstream import Stopped, Upstream
-from registry.sessions import Sessions
+from registry.pull.upstream import Stopped, Token, Upstream
 
 log = logging.getLogger("helios.registry.pull")
 
@@ -47,6 +47,8 @@ class Pull:
     finished: threading.Event = field(default_factory=threading.Event)
     commit: str | None = None
     error: HeliosError | None = None
+    snapshot: Snapshot | None = None
+    token: Token = None
 
     def result(self) -> dict[str, Any]:
         """What the last event of its stream says."""
@@ -59,36 +61,45 @@ class Pulls:
     def __init__(
         self,
         catalog: Catalog,
-        sessions: Sessions,
-        spool: Spool,
+        downloads: Downloads,
         upstream: Upstream,
         puller: Puller,
         metrics: RegistryMetrics,
     ) -> None:
-        self._catalog, self._sessions, self._spool = catalog, sessions, spool
+        self._catalog, self._downloads = catalog, downloads
         self._upstream, self._puller, self._metrics = upstream, puller, metrics
         self._lock = threading.Lock()
         self._running: dict[tuple[RepoId, str], Pull] = {}
         self._commits: dict[tuple[RepoId, str], Pull] = {}
         self._slots = threading.BoundedSemaphore(AT_A_TIME)
         self._closed = False
-        sessions.release(spool.expire())
+        self._listeners: list[Callable[[Pull], None]] = []
+        downloads.expire()
+
+    def listen(self, published: Callable[[Pull], None]) -> None:
+        """Call ``published``, from a pull's thread, when its commit is held, before anybody waiting hears of it."""
+        self._listeners.append(published)
 
     def start(self, repo: RepoId, revision: str) -> Pull:
         """The pull of this repository and revision: the one that runs, or a new one. Raises Unavailable."""
-        check_revision(revision)
+        return self._start(Pull(repo, check_revision(revision)))
+
+    def complete(self, snapshot: Snapshot, token: Token) -> Pull:
+        """Fetch what is missing of a snapshot whose listing is known already, and publish it."""
+        return self._start(Pull(snapshot.repo, snapshot.commit, snapshot=snapshot, token=token))
+
+    def _start(self, pull: Pull) -> Pull:
         with self._lock:
             if self._closed:
                 raise Unavailable("the registry is stopping")
-            found = self._running.get((repo, revision))
+            found = self._running.get((pull.repo, pull.revision))
             if found is not None:
                 return found
             if len(self._running) >= MOST:
                 raise Unavailable(f"{MOST} pulls are under way already", hint="Wait for some of them to end.")
-            pull = Pull(repo, revision)
             # Started inside the lock, which the thread takes before it ends: ``close`` finds every thread that runs.
-            threading.Thread(target=self._run, args=(pull,), name=f"pull {repo.id}", daemon=True).start()
-            self._running[repo, revision] = pull
+            threading.Thread(target=self._run, args=(pull,), name=f"pull {pull.repo.id}", daemon=True).start()
+            self._running[pull.repo, pull.revision] = pull
             return pull
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
@@ -111,6 +122,8 @@ class Pulls:
         result = "failed"
         try:
             pull.commit = self._pull(pull)
+            for published in self._listeners:
+                published(pull)
             result = "done"
             log.info("pulled", extra={**extra, "commit": pull.commit})
         except HeliosError as error:
@@ -136,8 +149,10 @@ class Pulls:
             if pull.stop.is_set():
                 raise Stopped
         try:
-            pull.progress.log(f"asking {self._upstream.endpoint} for {repo.id}@{revision}")
-            snapshot = self._upstream.snapshot(repo, revision, pull.stop)
+            snapshot = pull.snapshot
+            if snapshot is None:
+                pull.progress.log(f"asking {self._upstream.endpoint} for {repo.id}@{revision}")
+                snapshot = self._upstream.snapshot(repo, revision, pull.stop)
             pull.progress.log(f"{revision} is commit {snapshot.commit}")
             ref = None if is_commit(revision) else revision
             self._bring(pull, snapshot, ref)
@@ -154,7 +169,7 @@ class Pulls:
         else:
             try:
                 if not self._holds(*key):
-                    self._puller.bring(snapshot, ref, pull.progress, pull.stop)
+                    self._puller.bring(snapshot, ref, pull.progress, pull.stop, pull.token)
                     return
             finally:
                 with self._lock:
@@ -184,12 +199,10 @@ class Pulls:
 
     def _end(self, pull: Pull, *, succeeded: bool) -> None:
         """Take the pull off the list. When the last one of a repository succeeded, nobody will resume older ones."""
-        gone: set[str] = set()
         with self._lock:  # held while files are unlinked, so that no new pull begins among them
             del self._running[pull.repo, pull.revision]
             if succeeded and not any(other.repo == pull.repo for other in self._running.values()):
                 try:
-                    gone = self._spool.remove(pull.repo)
+                    self._downloads.forget(pull.repo)
                 except HeliosError as error:
                     log.warning("downloads of a finished pull are left behind", extra={"error": error.message})
-        self._sessions.release(gone)

@@ -6,11 +6,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, Protocol
 
-from helios.errors import DeadlineExceeded, Unavailable
+from helios.errors import DeadlineExceeded, RateLimited, Unavailable
 
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 20.0
@@ -20,6 +20,12 @@ MOST_RATE_LIMITS: Final = 8
 """So many 429s in a row, each waited out, and it is not going to end."""
 
 _RATE_LIMIT = re.compile(r";\s*t\s*=\s*(\d{1,9})")
+
+
+class Headers(Protocol):
+    """Looked up without regard to case."""
+
+    def get(self, name: str, /) -> str | None: ...
 
 
 class Transient(Exception):
@@ -34,7 +40,8 @@ class Retry:
     """Decides on one sequence of attempts, such as one file's download.
 
     ``stall_s``: give up when attempts have failed for so many seconds without progress between them. Time that the
-    upstream asked to wait doesn't count.
+    upstream asked to wait doesn't count; ``patience_s`` is the most of it that is waited at a time. Not for several
+    threads at once.
     """
 
     def __init__(
@@ -42,8 +49,10 @@ class Retry:
         stall_s: float,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        *,
+        patience_s: float = LONGEST_RATE_LIMIT_S,
     ) -> None:
-        self._stall_s, self._clock, self._jitter = stall_s, clock, jitter
+        self._stall_s, self._patience_s, self._clock, self._jitter = stall_s, patience_s, clock, jitter
         self._failures = self._rate_limits = 0
         self._since = clock()
 
@@ -53,18 +62,17 @@ class Retry:
         self._since = self._clock()
 
     def excuse(self, seconds: float) -> None:
-        """Time spent waiting at the ``Gate`` doesn't count."""
+        """Time to be spent waiting at the ``Gate`` doesn't count. Raises RateLimited when it is too long."""
+        if seconds > self._patience_s:
+            raise limited("the upstream limits our rate", seconds)
         self._since += seconds
 
     def failed(self, error: Transient) -> float:
         """How long to wait before the next attempt, in seconds; raises Unavailable or DeadlineExceeded to give up."""
         if error.wait_s is not None:
             self._rate_limits += 1
-            if error.wait_s > LONGEST_RATE_LIMIT_S or self._rate_limits > MOST_RATE_LIMITS:
-                raise Unavailable(
-                    f"{error}: the upstream limits our rate and asks to wait {error.wait_s:.0f} s",
-                    hint="Set HF_TOKEN for a higher limit, or pull again later: what is here already is kept.",
-                )
+            if error.wait_s > self._patience_s or self._rate_limits > MOST_RATE_LIMITS:
+                raise limited(f"{error}: the upstream limits our rate", error.wait_s)
             wait = error.wait_s + self._jitter()
             self._since += wait
             return wait
@@ -77,6 +85,16 @@ class Retry:
                 hint="Pull again when the upstream is well: what is here already is kept.",
             )
         return delay
+
+
+def limited(what: str, wait_s: float) -> RateLimited:
+    """The error for a rate limit that is not waited out."""
+    error = RateLimited(
+        f"{what} and asks to wait {wait_s:.0f} s",
+        hint="Set HF_TOKEN for a higher limit, or try again later: what is here already is kept.",
+    )
+    error.retry_after_s = wait_s
+    return error
 
 
 class Gate:
@@ -97,7 +115,7 @@ class Gate:
             return max(0.0, self._opens - self._clock())
 
 
-def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
+def asked_wait(headers: Headers, now: float) -> float | None:
     """Seconds that a 429 asks to wait, or None: the Hub's ``RateLimit: "api";r=0;t=55``, else ``Retry-After``.
 
     ``RateLimit`` is draft-ietf-httpapi-ratelimit-headers-09; ``now`` is in seconds since 1970, for a Retry-After date.

@@ -1,16 +1,21 @@
-"""The pulls of a registry, made from its settings."""
+"""What downloads of a registry work with, made from its settings."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from helios.config import RegistrySettings
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 from registry.catalog import Catalog
+from registry.metadata import mirror as tables
+from registry.pull.downloads import Downloads
+from registry.pull.flights import Flights
 from registry.pull.pull import Puller
 from registry.pull.pulls import Pulls
 from registry.pull.spool import Spool
@@ -20,7 +25,26 @@ from registry.sessions import Sessions
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
-def make_pulls(
+@dataclass(frozen=True)
+class Pulling:
+    """The parts; close it at shutdown."""
+
+    upstream: Upstream
+    flights: Flights
+    pulls: Pulls
+    downloads: Downloads
+
+    def stop(self) -> None:
+        """End what is under way, within bounds."""
+        self.pulls.close()
+        self.flights.close()
+
+    def close(self) -> None:
+        self.stop()
+        self.upstream.close()
+
+
+def make_pulling(
     settings: RegistrySettings,
     environ: Mapping[str, str],
     catalog: Catalog,
@@ -28,20 +52,42 @@ def make_pulls(
     sessions: Sessions,
     spool: Spool,
     metrics: RegistryMetrics,
-) -> Pulls:
-    """Pulls from the configured upstream, else from HF_ENDPOINT, else from huggingface.co."""
-    upstream = Upstream(endpoint_of(settings, environ), stall_s=settings.pull_stall_s)
+) -> Pulling:
+    """Downloads from the configured upstream, else from HF_ENDPOINT, else from huggingface.co."""
+    endpoint = settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    upstream = Upstream(
+        endpoint,
+        stall_s=settings.pull_stall_s,
+        redirects=settings.upstream_redirects,
+        offline=settings.offline or environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+    )
 
     def free_bytes() -> dict[str, int]:
         return free_on(spool.ensure(), store.staging())
 
-    puller = Puller(catalog, sessions, spool, upstream, files=settings.pull_files, free_bytes=free_bytes)
-    return Pulls(catalog, sessions, spool, upstream, puller, metrics)
+    flights = Flights(
+        upstream,
+        catalog.database,
+        sessions,
+        spool,
+        connections=settings.pull_connections,
+        finish=settings.mirror_finish,
+        free_bytes=free_bytes,
+        fetched=metrics.fetched_bytes.inc,
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(upstream.close)
+        downloads = Downloads(catalog.database, sessions, spool, flights)
+        puller = Puller(catalog, sessions, spool, flights, upstream.endpoint, files=settings.pull_files)
+        pulls = Pulls(catalog, downloads, upstream, puller, metrics)
+        undo.pop_all()
+    return Pulling(upstream, flights, pulls, downloads)
 
 
-def endpoint_of(settings: RegistrySettings, environ: Mapping[str, str]) -> str:
-    """The Hub to pull from."""
-    return settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+def kept_blobs(catalog: Catalog) -> set[str]:
+    """Blobs that stay in the store although no commit holds them yet."""
+    with catalog.database.read() as connection:
+        return tables.downloaded(connection)
 
 
 def free_on(spool: Path, store: Path) -> dict[str, int]:

@@ -1,24 +1,25 @@
-"""What an unfinished pull keeps on disk, across restarts.
+"""What unfinished downloads keep on disk, across restarts.
 
-    ROOT/models/org/name/held                 sha256 of each blob already stored for the pull, one a line
-    ROOT/models/org/name/<content>.partial    the first bytes of a file; ``<content>`` is its sha256 or git oid
+    ROOT/models/org/name/<content>.partial    a sparse file of the content's size, named by its sha256 or git oid
+    ROOT/models/org/name/<content>.blocks     numbers of the 1 MiB blocks of it that are here, four bytes each
 
-One-segment repositories lie under ``_``.
+One-segment repositories lie under ``_``. A block's number is written after its bytes: a killed registry loses at most
+the blocks it was in the middle of. Nothing is fsynced: what a power cut loses is found by the hash at the end, and
+fetched again.
 
-Partial files are named by their content, so a branch that moves meanwhile costs only the files that changed. Blobs in
-``held`` are pending in the store and must survive its cleaning: see ``held``. A repository's directory goes when one of
-its pulls succeeds, or when nothing has touched it for a week.
+Partial files are named by their content, so a branch that moves meanwhile costs only the files that changed. They go
+when the file is stored, when a pull of their repository succeeds, or when nothing has touched them for a week.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,54 +29,42 @@ from heliosfs.store.directory import FULL
 from registry.pull.listing import RemoteFile
 
 KEEP_S: Final = 7 * 86400.0
-"""An unfinished pull that nobody resumes is forgotten after a week."""
+"""An unfinished download that nobody resumes is forgotten after a week."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_NUMBER = struct.Struct("<I")
 
 
 class Spool:
-    """The directory of all unfinished pulls. Threads may share one; a store has one."""
+    """The directory of all unfinished downloads. Threads may share one; a store has one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
 
-    def open(self, repo: RepoId) -> RepoSpool:
-        """The repository's directory, made if missing."""
+    def partial(self, repo: RepoId, file: RemoteFile) -> Partial:
+        """The file's partial download, of the repository it comes from."""
         directory = self._directory(repo)
-        with guard(directory):
+        with self._lock, guard(directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return RepoSpool(directory)
+        return Partial(directory / f"{file.key}.partial", file.size)
 
-    def held(self) -> set[str]:
-        """Every blob that an unfinished pull has stored and would have to download again."""
-        out: set[str] = set()
-        for file in self.root.glob("*/*/*/held"):
-            out |= _read_held(file)
-        return out
+    def remove(self, repo: RepoId, keep: Set[str] = frozenset()) -> None:
+        """Forget a repository's unfinished downloads, all but those of these contents."""
+        directory = self._directory(repo)
+        with self._lock, guard(directory), suppress(FileNotFoundError):
+            for path in list(directory.iterdir()):
+                if path.stem not in keep:
+                    path.unlink()
+            with suppress(OSError):  # not empty
+                directory.rmdir()
 
-    def remove(self, repo: RepoId) -> set[str]:
-        """Forget a repository's unfinished pulls; returns the blobs that are not kept any more."""
-        return self._remove(self._directory(repo))
-
-    def expire(self, now: float | None = None) -> set[str]:
-        """Forget what nobody has touched for a week; returns the blobs that are not kept any more."""
-        gone: set[str] = set()
+    def expire(self, now: float | None = None) -> None:
+        """Forget what nobody has touched for a week; only while nothing is being downloaded."""
         oldest = (time.time() if now is None else now) - KEEP_S
         for directory in list(self.root.glob("*/*/*")):
             if max(path.stat().st_mtime for path in (directory, *directory.iterdir())) < oldest:
-                gone |= self._remove(directory)
-        return gone
-
-    def _directory(self, repo: RepoId) -> Path:
-        return self.root / repo.kind / (repo.org or "_") / repo.name
-
-    def _remove(self, directory: Path) -> set[str]:
-        with self._lock, guard(directory):
-            held = _read_held(directory / "held")
-            if directory.exists():
-                shutil.rmtree(directory)
-            return held
+                with self._lock, guard(directory):
+                    shutil.rmtree(directory)
 
     def ensure(self) -> Path:
         """The directory, made if missing."""
@@ -83,74 +72,82 @@ class Spool:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self.root
 
-
-class RepoSpool:
-    """One repository's unfinished pulls."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._lock = threading.Lock()
-
-    def partial(self, file: RemoteFile) -> Partial:
-        """The file's partial download."""
-        return Partial(self.directory / f"{file.key}.partial")
-
-    def hold(self, sha256: str) -> None:
-        """Note that the blob is stored. Not fsynced: after a power cut it is downloaded again."""
-        with self._lock, guard(self.directory), (self.directory / "held").open("a") as file:
-            file.write(f"{sha256}\n")
+    def _directory(self, repo: RepoId) -> Path:
+        return self.root / repo.kind / (repo.org or "_") / repo.name
 
 
 class Partial:
-    """A file that is being downloaded; single writer."""
+    """A file that is being downloaded: any thread may write bytes of it, past Python's buffers."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._journal_path = path.with_suffix(".blocks")
+        self._fd = self._journal = -1
 
     @property
-    def size(self) -> int:
-        """Bytes here already."""
+    def allocated(self) -> int:
+        """Bytes that it takes on the disk."""
         try:
-            return self.path.stat().st_size
+            return self.path.stat().st_blocks * 512
         except FileNotFoundError:
             return 0
 
-    @contextmanager
-    def append(self) -> Iterator[Appender]:
-        """Open it to write at its end."""
+    def open(self) -> list[int]:
+        """Open it, made if missing, and return the numbers of the blocks that are here."""
         with guard(self.path):
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield Appender(fd, self.path)
-        finally:
-            os.close(fd)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            if os.fstat(self._fd).st_size != self.size:
+                os.ftruncate(self._journal, 0)
+                os.ftruncate(self._fd, self.size)
+                return []
+            data = self._journal_path.read_bytes()
+            if len(data) % _NUMBER.size:  # cut short by a kill
+                data = data[: -(len(data) % _NUMBER.size)]
+                os.ftruncate(self._journal, len(data))
+            return [number for (number,) in _NUMBER.iter_unpack(data)]
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of it; raises NoSpace when the disk is full."""
+        with guard(self.path):
+            while data:
+                count = os.pwrite(self._fd, data, offset)
+                data, offset = data[count:], offset + count
+
+    def done(self, numbers: Iterable[int]) -> None:
+        """These blocks have been written."""
+        data = b"".join(map(_NUMBER.pack, numbers))
+        if data:
+            with guard(self.path):
+                os.write(self._journal, data)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes that were written; returns how many."""
+        with guard(self.path):
+            return os.preadv(self._fd, [buffer], offset)
+
+    def duplicate(self) -> int:
+        """A descriptor of one's own to read from, which stays good when the file is removed."""
+        with guard(self.path):
+            return os.dup(self._fd)
+
+    def close(self) -> None:
+        """Nobody writes or reads any more here; what was written stays."""
+        for fd in (self._fd, self._journal):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._journal = -1
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Close and forget it."""
+        self.close()
+        self.unlink()
 
-
-class Appender:
-    """Writes at the end of a partial download, past Python's buffers: what was written survives a SIGKILL."""
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self._fd, self._path = fd, path
-        self.size = os.lseek(fd, 0, os.SEEK_END)
-        """Bytes in the file."""
-
-    def write(self, data: bytes) -> None:
-        """Append all of it; raises NoSpace when the disk is full."""
-        view = memoryview(data)
-        with guard(self._path):
-            while view:
-                count = os.write(self._fd, view)
-                self.size += count
-                view = view[count:]
-
-    def restart(self) -> None:
-        """Throw away what is here."""
-        with guard(self._path):
-            os.ftruncate(self._fd, 0)
-            self.size = os.lseek(self._fd, 0, os.SEEK_SET)
+    def unlink(self) -> None:
+        """Forget it; whoever has it open may still read."""
+        with guard(self.path):
+            self._journal_path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -158,18 +155,12 @@ def guard(path: Path) -> Iterator[None]:
     """Turn what the system says about the spool's files into errors a person can act on."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace(
                 f"no space left for downloads in {path.parent}",
-                hint="Free some, then pull again: it goes on from here.",
+                hint="Free some, then try again: it goes on from here.",
             ) from None
         raise Unavailable(f"{path} can't be written: {error.strerror}") from None
-
-
-def _read_held(file: Path) -> set[str]:
-    try:
-        lines = file.read_text().splitlines()
-    except FileNotFoundError:
-        return set()
-    return {line for line in lines if _SHA256.match(line)}

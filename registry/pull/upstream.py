@@ -1,45 +1,48 @@
-"""The upstream Hub, through huggingface_hub: its session, headers, tokens, URLs and errors; retries are ours.
+"""What an upstream Hub is asked: what a revision holds, who may read it, and where a file's bytes are.
 
-huggingface_hub 0.36 (requests), 1.x (httpx) and 2.x (httpx2) all work. It is imported on first use. Its own downloader
-is not used: it can't be cancelled, doesn't check that a resumed range starts where it should, refuses files over 50 GB
-over plain HTTP even from a mirror that serves them, and waits out rate limits in every thread for itself.
+The user agent and the registry's own token are huggingface_hub's (0.36, 1.x and 2.x all work), imported on first use.
+Requests go through our own blocking client: each has a deadline that holds, redirects are looked at before they are
+followed, and one rate limit stands for all.
 
 Everything blocks and is called from worker threads; every wait ends early when the caller's ``stop`` is set.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import quote
 
-from helios.errors import Forbidden, IntegrityError, Unavailable
+from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavailable
+from helios.http.response import Response
 from helios.names import RepoId
 from registry.pull import faults
 from registry.pull.listing import RemoteFile, Snapshot, check
-from registry.pull.retry import Gate, Retry, Transient, asked_wait
-from registry.pull.spool import Appender, Partial
+from registry.pull.origins import HOPS, REDIRECTS, Origins, Target
+from registry.pull.retry import Gate, Retry, Transient
 
 log = logging.getLogger("helios.registry.pull")
 
 TIMEOUT_S: Final = 20.0
-"""Longest wait for a connection or for the next bytes of an answer; then the attempt has failed."""
-BLOCK: Final = 1 << 20
-"""Bytes read and written at a time: what a killed registry loses of each running download, at most."""
-
-XET_ONLY: Final = 50 * 1000**3
-"""The Hub's CDN refuses larger files over plain HTTP; mirrors and other registries need not."""
+"""Longest wait for an answer's head, or for the next bytes of one; then the attempt has failed."""
+MAX_JSON: Final = 64 << 20
+"""Longest answer in bytes."""
+MAX_FILES: Final = 200_000
+"""Most files of a listing: more than a manifest may have."""
 AGENT: Final = "helios"
 
-_TYPES: Final = {"models": "model", "datasets": "dataset"}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)\Z")
+_NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*\brel="?next"?')
 
 T = TypeVar("T")
+Token = str | Literal[False] | None
+"""A caller's token; False: none at all; None: the registry's own, if it has one."""
 
 
 class Stopped(Unavailable):
@@ -49,219 +52,260 @@ class Stopped(Unavailable):
         super().__init__("the pull was stopped", hint="Pull again: what is here already is kept.")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers and body of a request without a long body; ``target`` is where it came from."""
+
+    status: int
+    headers: Any
+    body: bytes
+    target: Target
+
+
 class Upstream:
-    """One Hub. Threads may share it; ``stall_s`` is how long failures may go on without progress, in seconds."""
+    """One Hub. Threads may share it. ``stall_s`` is how long failures may go on without progress, in seconds."""
 
-    def __init__(self, endpoint: str, *, stall_s: float) -> None:
+    def __init__(self, endpoint: str, *, stall_s: float, redirects: Sequence[str] = (), offline: bool = False) -> None:
         self.endpoint = endpoint.rstrip("/")
-        self._stall_s = stall_s
-        self._gate = Gate()
+        self.stall_s, self.offline = stall_s, offline
+        self.gate = Gate()
+        self.origins = Origins(self.endpoint, redirects, timeout_s=TIMEOUT_S)
 
-    def snapshot(self, repo: RepoId, revision: str, stop: threading.Event) -> Snapshot:
+    def close(self) -> None:
+        self.origins.close()
+
+    def snapshot(
+        self, repo: RepoId, revision: str, stop: threading.Event, *, token: Token = None, retry: Retry | None = None
+    ) -> Snapshot:
         """What the revision names now and which files it has, checked.
 
         Raises RepoNotFound, RevisionNotFound, Forbidden, IntegrityError (an answer that makes no sense), Unavailable or
         DeadlineExceeded.
         """
-        info = self._call(lambda: self._info(repo, revision), faults.Where(self.endpoint, repo, revision), stop)
-        files = [_from_sibling(sibling) for sibling in info.siblings or []]
-        if not files or None in files or len(files) >= 1000:
-            # Listings in the info may be cut, and some mirrors leave the sizes out: the tree has everything.
-            files = list(self._tree(repo, info.sha or revision, stop))
+        info = self._info(repo, revision, "?blobs=true", stop, token, retry)
+        commit, siblings = info.get("sha"), info.get("siblings") or []
+        if not isinstance(siblings, list):
+            raise _odd(self.endpoint, "its list of files is no list")
+        files = [_from_sibling(sibling) for sibling in siblings]
         known = [file for file in files if file is not None]
-        check(repo, info.sha, known, revision)
-        base = getattr(getattr(info, "card_data", None), "base_model", None)
+        if not files or len(known) < len(files) or len(files) >= 1000:
+            # Listings in the info may be cut, and some mirrors leave the sizes out: the tree has everything.
+            known = list(self._tree(repo, str(commit or revision), stop, token, retry))
+        check(repo, commit if isinstance(commit, str) else None, known, revision)
+        card = info.get("cardData")
+        base = card.get("base_model") if isinstance(card, dict) else None
         bases = [base] if isinstance(base, str) else [b for b in base or [] if isinstance(b, str)]
-        lineage = {"upstream": f"{self.endpoint}/{'' if repo.kind == 'models' else 'datasets/'}{repo.id}"}
+        lineage = {"upstream": self.lineage(repo)}
         if bases:
             lineage["base_model"] = ",".join(bases)
-        changed = getattr(info, "last_modified", None)
-        seconds = None if changed is None else int(changed.timestamp())
-        author = getattr(info, "author", None) or repo.org or repo.name
-        return Snapshot(repo, info.sha or "", tuple(known), author, seconds, lineage)
+        author = info.get("author")
+        if not isinstance(author, str) or not author:
+            author = repo.org or repo.name
+        restricted = bool(info.get("private")) or bool(info.get("gated"))
+        return Snapshot(repo, str(commit), tuple(known), author, _seconds(info), lineage, restricted)
 
-    def download(
-        self,
-        repo: RepoId,
-        commit: str,
-        file: RemoteFile,
-        partial: Partial,
-        advance: Callable[[int], None],
-        stop: threading.Event,
+    def lineage(self, repo: RepoId) -> str:
+        """The repository's address at the upstream, as commits name it."""
+        return f"{self.endpoint}/{'' if repo.kind == 'models' else 'datasets/'}{repo.id}"
+
+    def commit_of(
+        self, repo: RepoId, revision: str, stop: threading.Event, *, token: Token, retry: Retry
+    ) -> tuple[str, bool]:
+        """The commit that the revision names now, and whether the repository is restricted; raises as ``snapshot``."""
+        info = self._info(repo, revision, "", stop, token, retry)
+        commit = info.get("sha")
+        if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+            raise IntegrityError(f"the upstream gives {commit!r} as commit of {repo.id}@{revision}")
+        return commit, bool(info.get("private")) or bool(info.get("gated"))
+
+    def check_access(
+        self, repo: RepoId, commit: str, path: str, stop: threading.Event, *, token: Token, retry: Retry
     ) -> None:
-        """Bring the partial file to the file's full size, from where it is.
+        """Raises what the upstream says to somebody with this token who wants the file; nothing when it lets them."""
+        where = faults.Where(self.endpoint, repo, commit, path)
+        target = self.file_target(repo, commit, path)
 
-        ``advance`` hears how many bytes are here; nothing is verified. Raises as ``snapshot`` does, and NoSpace.
+        def ask() -> None:
+            answer = self._send("HEAD", target, token, follow=False)
+            if answer.status >= 400:
+                raise faults.of_status(answer.status, answer.headers, where, time.time())
+
+        self.call(ask, where, stop, retry)
+
+    def file_target(self, repo: RepoId, commit: str, path: str) -> Target:
+        """Where the upstream has a file."""
+        kind = "" if repo.kind == "models" else f"{repo.kind}/"
+        return self._target(f"/{kind}{repo.id}/resolve/{commit}/{quote(path)}")
+
+    def open(
+        self, target: Target, token: Token, headers: dict[str, str], timeout_s: float = TIMEOUT_S
+    ) -> tuple[Response, Target]:
+        """A GET whose redirects have been followed, and where they led; close the answer.
+
+        Raises HeliosErrors of the client's for a connection that fails, IntegrityError for a redirect that is refused.
         """
-        where = faults.Where(self.endpoint, repo, commit, file.path)
-        retry = Retry(self._stall_s)
-        with partial.append() as out:
-            if out.size > file.size:
-                out.restart()
-            advance(out.size)
-
-            def arrived() -> None:
-                if stop.is_set():
-                    raise Stopped
-                retry.progress()
-                advance(out.size)
-
-            while out.size < file.size:
-                try:
-                    self._call(lambda: self._receive(repo, commit, file, out, arrived), where, stop, retry)
-                except (Forbidden, Unavailable) as error:
-                    if file.size > XET_ONLY and not isinstance(error, Stopped):
-                        error.hint = "The Hub serves files over 50 GB through Xet alone, which is not supported yet."
-                    raise
+        for _ in range(HOPS + 1):
+            sent = {**headers, **self.headers(token if self.origins.trusted(target.origin) else False)}
+            response = self.origins.client(target.origin).request("GET", target.path, headers=sent, timeout_s=timeout_s)
+            if response.status not in REDIRECTS:
+                return response, target
+            with response:
+                response.read(1 << 16)
+            target = self.origins.follow(target, response.headers.get("location"))
+        raise IntegrityError(f"{target.origin} redirects more than {HOPS} times")
 
     def part(self, repo: RepoId, commit: str, path: str, start: int, end: int, stop: threading.Event) -> bytes:
         """Bytes ``start`` to ``end`` of a file; nothing is verified. Raises as ``snapshot`` does."""
-        return self._call(
-            lambda: self._part(repo, commit, path, start, end), faults.Where(self.endpoint, repo, commit, path), stop
-        )
+        where = faults.Where(self.endpoint, repo, commit, path)
+        target = self.file_target(repo, commit, path)
 
-    def _part(self, repo: RepoId, commit: str, path: str, start: int, end: int) -> bytes:
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
-        out = bytearray()
-        with self._stream(self._file_url(repo, commit, path), headers) as (response, blocks):
-            found = _CONTENT_RANGE.match(response.headers.get("content-range") or "")
-            if response.status_code != 206 or found is None or int(found[1]) != start:
-                raise IntegrityError(f"{self.endpoint} gives no ranges of {path}")
-            for block in blocks:
-                out += block
-                if len(out) > end - start:
-                    raise IntegrityError(f"{self.endpoint} sends more of {path} than was asked for")
-        if len(out) < end - start:
-            raise Transient(f"{path}: the upstream's answer ended after {len(out)} of {end - start} bytes")
-        return bytes(out)
+        def ask() -> bytes:
+            response, _ = self.open(target, None, {"range": f"bytes={start}-{end - 1}"})
+            with response:
+                if response.status >= 400:
+                    raise faults.of_status(response.status, response.headers, where, time.time())
+                told = response.headers.get("content-range") or ""
+                if response.status != 206 or not told.startswith(f"bytes {start}-{end - 1}/"):
+                    raise IntegrityError(f"{self.endpoint} does not give bytes {start} to {end} of {path} when asked")
+                return response.read(end - start)
 
-    def _receive(self, repo: RepoId, commit: str, file: RemoteFile, out: Appender, arrived: Callable[[], None]) -> None:
-        """One request for the bytes still missing; ``arrived`` is called after each block."""
-        headers = {"Accept-Encoding": "identity"}  # the Hub's edge compresses text, and then knows no ranges
-        if out.size:
-            headers["Range"] = f"bytes={out.size}-"
-        with self._stream(self._file_url(repo, commit, file.path), headers) as (response, blocks):
-            if response.status_code == 416:
-                out.restart()
-                raise Transient(f"{file.path}: the upstream has no byte {headers['Range'][6:-1]}; starting over")
-            if response.status_code == 206:
-                found = _CONTENT_RANGE.match(response.headers.get("content-range") or "")
-                if found is None or int(found[1]) != out.size or found[2] not in ("*", str(file.size)):
-                    out.restart()
-                    raise Transient(f"{file.path}: the upstream answered another range than was asked for")
-            elif out.size:
-                out.restart()  # it ignored the range and sends everything
-            for block in blocks:
-                if out.size + len(block) > file.size:
-                    out.restart()
-                    raise Transient(f"{file.path}: the upstream sends more than the {file.size} bytes it lists")
-                out.write(block)
-                arrived()
-        if out.size < file.size:
-            raise Transient(f"{file.path}: the upstream's answer ended after {out.size} of {file.size} bytes")
+        return self.call(ask, where, stop)
 
-    def _info(self, repo: RepoId, revision: str) -> Any:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=self.endpoint, library_name=AGENT)
-        try:
-            return api.repo_info(
-                repo.id, repo_type=_TYPES[repo.kind], revision=revision, files_metadata=True, timeout=TIMEOUT_S
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if faults.is_transport(error):
-                raise
-            raise IntegrityError(
-                f"{self.endpoint} does not answer like a Hub: {error!r}", hint="Check registry.upstream or HF_ENDPOINT."
-            ) from error
-
-    def _tree(self, repo: RepoId, revision: str, stop: threading.Event) -> Iterator[RemoteFile]:
-        where = faults.Where(self.endpoint, repo, revision)
-        url: str | None = f"{self.endpoint}/api/{repo.kind}/{repo.id}/tree/{quote(revision, safe='')}?recursive=true"
-        while url is not None:
-            page = url
-            items, url = self._call(lambda: self._page(page), where, stop)  # noqa: B023 called at once
-            for item in items:
-                if item.get("type") == "file":
-                    yield _from_tree(item)
-
-    def _page(self, url: str) -> tuple[list[dict[str, Any]], str | None]:
-        utils = _hub_utils()
-        response = utils.get_session().get(url, headers=_headers(utils), timeout=TIMEOUT_S)
-        utils.hf_raise_for_status(response)
-        following = response.links.get("next", {}).get("url")
-        if following is not None and urlsplit(following)[:2] != urlsplit(self.endpoint)[:2]:
-            raise IntegrityError(f"{self.endpoint} sends us to {following} for the rest of a listing")
-        items = response.json()
-        if not isinstance(items, list):
-            raise IntegrityError(f"{self.endpoint} does not answer like a Hub: a listing is no list")
-        return items, following
-
-    def _file_url(self, repo: RepoId, commit: str, path: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(repo.id, path, repo_type=_TYPES[repo.kind], revision=commit, endpoint=self.endpoint)
-
-    @contextmanager
-    def _stream(self, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
-        """An answer and its body in blocks; redirects are followed and take no token to another origin."""
-        utils = _hub_utils()
-        session = utils.get_session()
-        sent = {**_headers(utils), **headers}
-        if callable(getattr(session, "stream", None)):  # httpx; in requests it is a flag
-            opened = session.stream("GET", url, headers=sent, timeout=TIMEOUT_S, follow_redirects=True)
-        else:
-            opened = session.get(url, headers=sent, timeout=TIMEOUT_S, stream=True)
-        with opened as response:
-            if response.status_code != 416:
-                utils.hf_raise_for_status(response)
-            blocks = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
-            yield response, blocks(BLOCK)
-
-    def _call(self, call: Callable[[], T], where: faults.Where, stop: threading.Event, retry: Retry | None = None) -> T:
+    def call(self, call: Callable[[], T], where: faults.Where, stop: threading.Event, retry: Retry | None = None) -> T:
         """Make a call until it works or is not worth another try."""
-        retry = retry or Retry(self._stall_s)
+        retry = retry or Retry(self.stall_s)
         while True:
-            waited = self._gate.left()
-            _sleep(waited, stop)
+            waited = self.gate.left()
             retry.excuse(waited)
+            sleep(waited, stop)
             try:
                 return call()
             except Transient as error:
                 problem = error
-            except Exception as error:
-                problem = faults.transient(error, where, lambda headers: asked_wait(headers, time.time()))
-            delay = retry.failed(problem)
+            except (Unavailable, DeadlineExceeded) as error:
+                if type(error) not in (Unavailable, DeadlineExceeded) or error.hint is not None:
+                    raise
+                problem = faults.of_transport(error, where)
             if problem.wait_s is not None:
-                self._gate.close_for(delay)
+                self.gate.close_for(problem.wait_s)
+            delay = retry.failed(problem)
             log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
-            _sleep(delay, stop)
+            sleep(delay, stop)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the registry has a token of its own."""
+        return "authorization" in self.headers(None)
+
+    def headers(self, token: Token) -> dict[str, str]:
+        """User agent and, where there is one, the token."""
+        if self.offline:
+            raise Unavailable(
+                f"{self.endpoint} is not asked: the registry is offline",
+                hint="Unset registry.offline, and HF_HUB_OFFLINE in the registry's environment.",
+            )
+        import huggingface_hub.utils
+
+        utils: Any = huggingface_hub.utils  # documented, but not marked as exported
+        # The Hub's edge compresses text, and then knows no ranges.
+        return {"accept-encoding": "identity", **utils.build_hf_headers(token=token, library_name=AGENT)}
+
+    def _info(
+        self, repo: RepoId, revision: str, query: str, stop: threading.Event, token: Token, retry: Retry | None
+    ) -> dict[str, Any]:
+        target = self._target(f"/api/{repo.kind}/{repo.id}/revision/{quote(revision, safe='')}{query}")
+        info = self._json(target, faults.Where(self.endpoint, repo, revision), stop, token, retry)[0]
+        if not isinstance(info, dict):
+            raise _odd(self.endpoint, "a repository is no object")
+        return info
+
+    def _tree(
+        self, repo: RepoId, revision: str, stop: threading.Event, token: Token, retry: Retry | None
+    ) -> Iterator[RemoteFile]:
+        where = faults.Where(self.endpoint, repo, revision)
+        target = self._target(f"/api/{repo.kind}/{repo.id}/tree/{quote(revision, safe='')}?recursive=true")
+        pages = 0
+        while True:
+            items, answer = self._json(target, where, stop, token, retry)
+            if not isinstance(items, list):
+                raise _odd(self.endpoint, "a listing is no list")
+            for item in items:
+                if isinstance(item, dict) and item.get("type") == "file":
+                    yield _from_tree(item)
+            pages += 1
+            if pages * max(len(items), 100) > MAX_FILES:
+                raise IntegrityError(f"{where}: a listing of more than {MAX_FILES} files, or without an end")
+            following = _NEXT.search(answer.headers.get("link") or "")
+            if following is None:
+                return
+            target = self.origins.follow(answer.target, following[1])
+            if target.origin != answer.target.origin:
+                raise IntegrityError(f"{self.endpoint} sends us to {target.origin} for the rest of a listing")
+
+    def _json(
+        self, target: Target, where: faults.Where, stop: threading.Event, token: Token, retry: Retry | None
+    ) -> tuple[Any, Answer]:
+        def ask() -> tuple[Any, Answer]:
+            answer = self._send("GET", target, token, follow=True)
+            if answer.status >= 400:
+                raise faults.of_status(answer.status, answer.headers, where, time.time())
+            try:
+                return json.loads(answer.body), answer
+            except (ValueError, RecursionError) as error:
+                raise _odd(self.endpoint, f"{error}") from error
+
+        return self.call(ask, where, stop, retry)
+
+    def _send(self, method: str, target: Target, token: Token, *, follow: bool) -> Answer:
+        """One short request; redirects within the upstream are followed, and others too where ``follow`` is set."""
+        for _ in range(HOPS + 1):
+            sent = self.headers(token if self.origins.trusted(target.origin) else False)
+            with self.origins.client(target.origin).request(
+                method, target.path, headers=sent, timeout_s=TIMEOUT_S
+            ) as response:
+                body = response.read(MAX_JSON)
+            if response.status not in REDIRECTS:
+                return Answer(response.status, response.headers, body, target)
+            following = self.origins.follow(target, response.headers.get("location"))
+            if not follow and following.origin != target.origin:
+                return Answer(response.status, response.headers, body, target)
+            target = following
+        raise IntegrityError(f"{target.origin} redirects more than {HOPS} times")
+
+    def _target(self, path: str) -> Target:
+        home = self.origins.home
+        return Target(home.origin, home.path.rstrip("/") + path)
 
 
-def _sleep(seconds: float, stop: threading.Event) -> None:
+def sleep(seconds: float, stop: threading.Event) -> None:
+    """Wait; raises Stopped as soon as ``stop`` is set."""
     if stop.wait(seconds) if seconds > 0 else stop.is_set():
         raise Stopped
 
 
-def _hub_utils() -> Any:
-    """huggingface_hub's own session, headers and error mapping, which it documents but doesn't mark as exported."""
-    import huggingface_hub.utils
+def _odd(endpoint: str, how: str) -> HeliosError:
+    return IntegrityError(
+        f"{endpoint} does not answer like a Hub: {how}"[:300], hint="Check registry.upstream or HF_ENDPOINT."
+    )
 
-    return huggingface_hub.utils
 
-
-def _headers(utils: Any) -> dict[str, str]:
-    """User agent and, where the user has one, the token."""
-    headers: dict[str, str] = utils.build_hf_headers(library_name=AGENT)
-    return headers
+def _seconds(info: dict[str, Any]) -> int | None:
+    text = info.get("lastModified")
+    try:
+        return int(datetime.fromisoformat(text).timestamp()) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _from_sibling(sibling: Any) -> RemoteFile | None:
     """A file of the info's list; None when it lacks its size or id."""
-    size, oid, lfs = sibling.size, sibling.blob_id, sibling.lfs
-    if size is None or oid is None:
-        return None
-    return RemoteFile(sibling.rfilename, size, oid, None if lfs is None else lfs.sha256)
+    try:
+        path, size, oid, lfs = sibling["rfilename"], sibling.get("size"), sibling.get("blobId"), sibling.get("lfs")
+        if size is None or oid is None:
+            return None
+        return RemoteFile(str(path), int(size), str(oid), None if lfs is None else str(lfs["sha256"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise IntegrityError(f"the upstream's listing has a malformed entry: {sibling!r}"[:300]) from None
 
 
 def _from_tree(item: dict[str, Any]) -> RemoteFile:

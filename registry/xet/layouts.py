@@ -34,7 +34,7 @@ class Layouts:
 
     def announced(self, entries: Iterable[FileEntry]) -> dict[str, str]:
         """Xet hashes, as text, by sha256, of the files that clients are told to get over Xet."""
-        wanted = sorted({entry.sha256 for entry in entries if self._wanted(entry)})
+        wanted = sorted({entry.sha256 for entry in entries if self.concerns(entry)})
         out: dict[str, str] = {}
         if wanted:
             with self.catalog.database.read() as connection:
@@ -42,7 +42,8 @@ class Layouts:
                     out |= xet.files_of(connection, self.catalog.domain, batch)
         return out
 
-    def _wanted(self, entry: FileEntry) -> bool:
+    def concerns(self, entry: FileEntry) -> bool:
+        """Whether the file is one that may be announced. Does not block."""
         # The Hub keeps none but LFS files in Xet, so clients have never seen another one there.
         return self.on and entry.lfs and entry.size >= self.least
 

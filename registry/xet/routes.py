@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import Scope
 
 from helios.errors import EntryNotFound, IntegrityError, InvalidInput, NotFound
@@ -42,9 +42,9 @@ class XetService:
     """What the routes and the Hub's answers need of Xet."""
 
     def __init__(self, layouts: Layouts, signer: Signer, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
-        self.layouts, self._signer, self._reader, self._metrics = layouts, signer, reader, metrics
+        self.layouts, self.signer, self._reader, self._metrics = layouts, signer, reader, metrics
 
-    def routes(self) -> list[BaseRoute]:
+    def routes(self) -> list[Route]:
         """All but the token's route, which is one of the Hub's."""
         return [
             Route(CAS + "/v1/reconstructions/{file}", self._reconstruction, methods=["GET"]),
@@ -61,7 +61,7 @@ class XetService:
     def token(self, scope: Scope, repo: RepoId) -> Response:
         """An access token for a repository's files."""
         ends = self._ends()
-        text, url = self._signer.sign(ReadGrant(str(repo), ends)), absolute(scope, CAS)
+        text, url = self.signer.sign(ReadGrant(str(repo), ends)), absolute(scope, CAS)
         headers = {
             "x-xet-cas-url": url,
             "x-xet-access-token": text,
@@ -89,7 +89,7 @@ class XetService:
     def _reconstruct(self, request: Request, name: str, entry: Callable[[str, Json, Json], Json]) -> Response:
         file = check_hash(request.path_params["file"])
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        grant = self._signer.check(text.strip() if scheme.lower() == "bearer" else None, ReadGrant)
+        grant = self.signer.check(text.strip() if scheme.lower() == "bearer" else None, ReadGrant)
         repo = RepoId.from_canonical(grant.repo)
         layout = self.layouts.find(repo, file)
         try:
@@ -121,7 +121,7 @@ class XetService:
     async def _xorb(self, request: Request) -> Response:
         """Bytes of a xorb; the address says whose, clients send no token."""
         name = check_hash(request.path_params["xorb"])
-        grant = self._signer.check(request.query_params.get("grant"), XorbGrant)
+        grant = self.signer.check(request.query_params.get("grant"), XorbGrant)
         repo = RepoId.from_canonical(grant.repo)
         try:
             placed, layout = await asyncio.to_thread(self._find, repo, grant.blob)
@@ -154,11 +154,11 @@ class XetService:
         return Response(status_code=204)
 
     def _url(self, scope: Scope, repo: RepoId, layout: Layout, number: int) -> str:
-        grant = self._signer.sign(XorbGrant(str(repo), self._ends(), layout.blob, number))
+        grant = self.signer.sign(XorbGrant(str(repo), self._ends(), layout.blob, number))
         return absolute(scope, f"{CAS}/v1/xorbs/{to_text(layout.xorbs[number].digest)}?grant={grant}")
 
     def _ends(self) -> int:
-        return int(self._signer.clock()) + TOKEN_S
+        return int(self.signer.clock()) + TOKEN_S
 
 
 def _range(start: int, end: int) -> Json:

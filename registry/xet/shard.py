@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from helios.errors import IntegrityError
-from registry.xet.hashes import Chunk
+from registry.xet.hashes import Chunk, to_text
 
 TAG: Final = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 VERSION: Final = 2
@@ -35,10 +35,11 @@ Term = tuple[bytes, int, int]
 
 @dataclass(slots=True)
 class Shards:
-    """What the shards of one upload hold: terms by file hash, chunks by xorb hash."""
+    """What the shards of one upload hold: terms by file hash, chunks by xorb hash, sha256 by file hash."""
 
     files: dict[bytes, list[Term]] = field(default_factory=dict)
     xorbs: dict[bytes, list[Chunk]] = field(default_factory=dict)
+    sha256: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, data: bytes) -> None:
         """Read one shard; raises IntegrityError."""
@@ -64,7 +65,10 @@ class Shards:
             terms.clear()
             for xorb, _, _, first, stop in _RECORD.iter_unpack(memoryview(data)[at : at + ENTRY * count]):
                 terms.append((xorb, first, stop))
-            at += ENTRY * (count + (count if flags & VERIFIED else 0) + (1 if flags & EXTENDED else 0))
+            at += ENTRY * (count + (count if flags & VERIFIED else 0))
+            if flags & EXTENDED:
+                self.sha256[name] = to_text(_RECORD.unpack_from(data, at)[0])  # written as their hashes are
+                at += ENTRY
 
     def _xorbs(self, data: bytes, at: int) -> None:
         while True:

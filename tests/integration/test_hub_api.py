@@ -134,22 +134,41 @@ def test_errors(site, method, path, status, code, commit):
         assert json.loads(body)["error"]
 
 
-def test_writes_are_refused_with_the_way_to_publish(site):
-    for method, path in (
-        ("POST", "/api/models/org/m"),
-        ("PUT", "/org/m/resolve/main/x"),
-        ("GET", "/api/models/org/m/paths-info/main"),
+def test_a_wrong_method_is_told_which_is_right(site):
+    for method, path, allowed in (
+        ("POST", "/api/models/org/m", "GET, HEAD"),
+        ("PUT", "/org/m/resolve/main/x", "GET, HEAD"),
+        ("GET", "/api/models/org/m/paths-info/main", "POST"),
     ):
         status, headers, _ = site.ask(method, path, body=b"")
-        assert status == 405
-        assert "helios push" in headers["x-error-message"]
-        assert headers["allow"]
+        assert (status, headers["allow"]) == (405, allowed)
+        assert method in headers["x-error-message"]
 
 
 def test_whoami_is_nobody(site):
     status, _, body = site.ask("GET", "/api/whoami-v2", {"authorization": "Bearer hf_x"})
     assert status == 401
     assert json.loads(body)["error"]
+
+
+def test_every_answer_names_its_request(site):
+    """huggingface_hub shows the name in its errors; log lines hold it, too."""
+    for path in ("/org/m/resolve/main/config.json", "/api/models/org/none", "/healthz", "/nowhere"):
+        assert site.ask("GET", path, {"x-amzn-trace-id": "Root=1-ab;x"})[1]["x-request-id"] == "Root=1-ab;x"
+        assert site.ask("GET", path, {"x-request-id": "a b"})[1]["x-request-id"].isalnum()
+        assert len(site.ask("GET", path)[1]["x-request-id"]) == 16
+
+
+def test_auth_check(site):
+    for path in (
+        "/api/models/org/m/auth-check",
+        "/api/models/org/m/auth-check/write",
+        "/api/datasets/org/d/auth-check",
+    ):
+        assert site.ask("GET", path)[0] == 200
+    status, headers, _ = site.ask("GET", "/api/models/org/none/auth-check")
+    assert (status, headers["x-error-code"]) == (404, "RepoNotFound")
+    assert site.ask("GET", "/api/models/org/m/auth-check/sudo")[0] == 400
 
 
 def test_an_error_message_fits_into_a_header(site):
@@ -272,20 +291,49 @@ def test_the_list_of_repositories(site):
     def ids(query: str, kind: str = "models") -> list[str]:
         return [item["id"] for item in site.json(f"/api/{kind}{query}")]
 
-    assert ids("") == ["org/m", "org/tiny", "solo"]
+    assert ids("") == ["org/card", "org/m", "org/tiny", "solo"]
     assert ids("", "datasets") == ["org/d"]
     assert ids("?search=TIN") == ["org/tiny"]
-    assert ids("?author=org") == ["org/m", "org/tiny"]
+    assert ids("?author=org") == ["org/card", "org/m", "org/tiny"]
     assert ids("?author=org&search=m") == ["org/m"]
-    assert ids("?filter=text-generation") == []
+    assert ids("?filter=text-classification") == []
     assert site.json("/api/models?full=true&search=solo")[0]["siblings"]
-    _, headers, body = site.ask("GET", "/api/models?limit=2&author=org")
-    assert [i["id"] for i in json.loads(body)] == ["org/m", "org/tiny"]
+    _, headers, body = site.ask("GET", "/api/models?limit=3&author=org")
+    assert [i["id"] for i in json.loads(body)] == ["org/card", "org/m", "org/tiny"]
     assert "link" not in headers
-    _, headers, _ = site.ask("GET", "/api/models?limit=2")
+    _, headers, _ = site.ask("GET", "/api/models?limit=3")
     following = headers["link"][1:].split(">")[0]
     assert following.startswith(site.url)
     assert [i["id"] for i in site.json(following.removeprefix(site.url))] == ["solo"]
+
+
+def test_lists_are_filtered_and_sorted_by_what_cards_say(site):
+    def ids(query: str) -> list[str]:
+        return [item["id"] for item in site.json(f"/api/models?{query}")]
+
+    carded = site.json("/api/models?search=card")[0]
+    assert (carded["pipeline_tag"], carded["library_name"]) == ("text-generation", "transformers")
+    assert {"license:apache-2.0", "de", "base_model:org/m", "dataset:org/d"} <= set(carded["tags"])
+    assert ids("filter=license:apache-2.0&filter=de") == ids("filter=license:apache-2.0,de") == ["org/card"]
+    assert ids("pipeline_tag=text-generation") == ids("filter=text-generation") == ["org/card"]
+    assert ids("pipeline_tag=fill-mask") == ids("gated=true") == ids("inference=warm") == []
+    times = {item["id"]: item["lastModified"] for item in site.json("/api/models?gated=false")}
+    assert ids("sort=lastModified") == sorted(sorted(times), key=times.__getitem__, reverse=True)
+    assert ids("sort=createdAt&direction=1") == sorted(sorted(times), key=times.__getitem__)
+    assert ids("sort=downloads") == sorted(times)
+    assert site.ask("GET", "/api/models?sort=beauty")[0] == 400
+    for order in ("sort=lastModified", "sort=lastModified&direction=1", "sort=likes"):
+        path, seen = f"/api/models?limit=1&{order}", []
+        while path:
+            _, headers, body = site.ask("GET", path)
+            seen += [item["id"] for item in json.loads(body)]
+            path = headers["link"][1:].split(">")[0].removeprefix(site.url) if "link" in headers else None
+        assert seen == ids(order)
+    item = site.json("/api/models?search=card&expand=sha&expand=siblings&expand=cardData")[0]
+    assert set(item) == {"_id", "id", "modelId", "sha", "siblings", "cardData"}
+    assert item["cardData"]["released"] == "2026-01-31"
+    assert set(site.json("/api/models/org/card?expand[]=tags&expand[]=spaces")) == {"_id", "id", "modelId", "tags"}
+    assert site.json("/api/models?search=card&cardData=true")[0]["cardData"]["license"] == "apache-2.0"
 
 
 def test_no_sign_of_xet_in_what_is_too_small_for_it(site):

@@ -32,7 +32,7 @@ def test_a_record_that_is_gone_is_no_missing_file(tmp_path):
         if path.is_file():
             path.unlink()
     with running_registry(helios) as registry:
-        site = Site(registry, {}, "", commit, tmp_path)
+        site = Site(registry, {}, "", commit, tmp_path, helios)
         status, headers, _ = site.ask("GET", "/org/m/resolve/main/config.json")
         assert (status, headers["x-error-code"]) == (502, "Integrity")
         assert "x-repo-commit" not in headers
@@ -44,7 +44,7 @@ def test_a_damaged_chunk_never_leaves(tmp_path, expected_log_errors):
     weights = hashlib.shake_256(b"w").digest(40 << 20)
     with running_registry(helios) as registry:
         helios("push", str(write(tmp_path / "m", {"w.bin": weights, "config.json": b"{}"})), "org/m")
-        site = Site(registry, {}, "", "", tmp_path)
+        site = Site(registry, {}, "", "", tmp_path, helios)
         target = largest_object(tmp_path / "home")
         assert target.stat().st_size == len(weights)
         assert site.ask("GET", "/org/m/resolve/main/w.bin")[2] == weights  # passed once, and remembered as such

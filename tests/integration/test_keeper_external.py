@@ -157,6 +157,43 @@ def test_a_keeper_goes_for_a_successor_only_while_its_worker_lives(kept: Kept) -
     assert worker.wait(20) == 0
 
 
+@pytest.mark.parametrize("what", ["worker killed", "worker hangs", "worker late", "successor killed"])
+def test_a_handover_that_fails_leaves_the_mount_with_the_keeper_that_had_it(kept: Kept, what: str) -> None:
+    """The worker stops between its two keepers, and what happens then."""
+    kept.start("--stall", "2" if what == "worker hangs" else "20", spawn=False)
+    first, worker = kept.keeper, kept.start_worker("pod-1")
+    with reading(kept) as rounds:
+        serving(kept, 1)
+        rounds.next()
+        kept.fault("lost-stop")
+        kept.start(spawn=False)
+        successor = kept.keepers.pop()
+        kept.wait(lambda: kept.struck("lost-stop"))
+        if what == "worker killed":
+            end(kept, worker)
+        elif what == "successor killed":
+            end(kept, successor)
+        elif what == "worker hangs":
+            assert worker.wait(20) == -signal.SIGKILL, "its keeper still watches it"
+        assert successor.wait(20) == (-signal.SIGKILL if what == "successor killed" else 1)
+        assert first.poll() is None
+        if what in ("worker late", "successor killed"):
+            os.kill(worker.pid, signal.SIGCONT)
+        else:
+            worker = kept.start_worker("pod-1")
+            serving(kept, 2)
+        rounds.next()
+        kept.start(spawn=False)
+        assert first.wait(20) == 0, "the next one gets it"
+        rounds.next()
+        assert rounds.digests(60) == {kept.digest}
+    kept.wait(lambda: kept.logged("another keeper has the mount"))
+    assert kept.logged("its worker did not bring the mount here in time") == (what != "successor killed")
+    end(kept, kept.keeper, signal.SIGINT)
+    assert worker.wait(20) == 0
+    assert kept.left() == []
+
+
 def test_a_keeper_without_worker_releases_the_mount_when_it_is_told_to_end(kept: Kept) -> None:
     kept.start(spawn=False, within=NAMESPACE)
     worker = kept.start_worker("pod-1", NAMESPACE)

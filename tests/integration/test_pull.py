@@ -263,14 +263,14 @@ def test_a_killed_registry_goes_on_where_it_was(alone, wait_for):
         with helios.start("pull", "org/m") as caller:
 
             def sizes() -> dict[str, int]:
-                return {path.name[7:-8]: path.stat().st_size for path in site.spool.glob("sha256-*.partial")}
+                """Bytes in whole blocks that the journals name."""
+                return {p.name[7:-7]: p.stat().st_size // 4 * BLOCK for p in site.spool.glob("sha256-*.blocks")}
 
             def ready() -> bool:
-                held = site.spool / "held"
                 there = sizes()
                 return (
-                    held.exists()
-                    and stored[7:] in held.read_text()
+                    stored[7:] not in there
+                    and hub.sent(stored) == len(files[names[0]])
                     and there.get(slow[7:], 0) >= 4 * BLOCK
                     and there.get(slower[7:], 0) >= 2 * BLOCK
                 )

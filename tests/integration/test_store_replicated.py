@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from helios.errors import IntegrityError, NoSpace, NotFound, Unavailable
+from helios.config import RegistrySettings
+from helios.errors import IntegrityError, NoSpace, NotFound, Unavailable, UsageError
 from helios.home import Home
 from heliosfs.store import pack, replicated
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, pack_key
+from heliosfs.store.opening import open_objects
 from heliosfs.store.replicated import ReplicatedStore
 from tests.support.disks import LoopDisk, fail, fill_up, loop_disk, small_disk
 from tests.support.engines import read, staged
@@ -288,6 +290,15 @@ def test_different_stores_are_not_mixed(roots, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="twice"):
         ReplicatedStore([roots[2], roots[2]])
     assert [(root / "public/a/1").read_bytes() for root in roots[:2]] == [b"one", b"two"]
+
+
+def test_several_processes_have_no_replicas(roots) -> None:
+    settings = RegistrySettings(replicas=[str(roots[1])], database="postgresql://db/helios")
+    with pytest.raises(UsageError, match="a registry of one process"):
+        open_objects(settings, roots[0], roots[2])
+    with pytest.raises(UsageError, match="keeps copies of its own"):
+        open_objects(RegistrySettings(store="s3://bucket", replicas=[str(roots[1])]), roots[0], roots[2])
+    assert not roots[0].exists()
 
 
 def test_all_full_is_no_space(tmp_path: Path, wait_for) -> None:

@@ -40,7 +40,7 @@ FILES = {
 LAID_OUT = 4
 BY_XET = sum(len(data) for path, data in FILES.items() if path.endswith(".onnx"))
 HASHES = {path: hashlib.sha256(data).hexdigest() for path, data in FILES.items()}
-EVERY_FILE = {"HELIOS_REGISTRY__XET_MIN_GIB": "0"}
+EVERY_FILE = {"HELIOS_REGISTRY__XET_MIN_GIB": "0", "HELIOS_REGISTRY__TENANTS": '{"acme": {}}'}
 
 
 @dataclass
@@ -69,7 +69,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 @contextlib.contextmanager
 def serving(home: Path, **env: str) -> Iterator[XetSite]:
     with running_registry(Command(home, **{**EVERY_FILE, **env})) as registry:
-        yield XetSite(registry, Site(registry, FILES, "", "", home), home)
+        yield XetSite(registry, Site(registry, FILES, "", "", home, Command(home)), home)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,14 @@ def test_what_is_too_large_for_http_comes_over_xet(site: XetSite, version: str, 
     known = 3 << 20, 2 << 20  # of repeats.onnx, which holds B four times, and zeros
     assert 0.99 * (BY_XET - sum(known)) < xorbs < 1.01 * BY_XET
     assert sent - xorbs < 100, "nothing but config.json came over plain HTTP"
+
+
+def test_a_tenant_reads_over_xet_below_its_prefix(site: XetSite, tmp_path: Path) -> None:
+    """What stands in front of a registry may pass on nothing but a tenant's prefix."""
+    script = f"{LIMIT}\nresult = Path(hf_hub_download('org/m', 'repeats.onnx')).stat().st_size"
+    assert run_client("2.4.0", script, f"{site.registry.url}/t/acme", tmp_path) == len(FILES["repeats.onnx"])
+    metrics = site.site.ask("GET", "/metrics")[2].decode()
+    assert 'route="/t/{tenant}/xet/v1/xorbs/{xorb}",status="206"' in metrics
 
 
 @pytest.mark.parametrize("version", VERSIONS)

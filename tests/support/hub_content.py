@@ -23,13 +23,17 @@ class HubFile:
     oid: str
     lfs: bool
 
+    @property
+    def pointer_size(self) -> int:
+        """Bytes of the pointer file that stands for an LFS file."""
+        return len(pointer(self.sha256, self.size))
+
     @classmethod
     def of(cls, data: bytes | Path, path: str, lfs: bool | None = None) -> HubFile:
         content = data.read_bytes() if isinstance(data, Path) else data
         sha256 = hashlib.sha256(content).hexdigest()
         is_lfs = (len(content) >= LFS_FROM or path.endswith(WEIGHTS)) if lfs is None else lfs
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
-        in_git = pointer if is_lfs else content
+        in_git = pointer(sha256, len(content)) if is_lfs else content
         oid = hashlib.sha1(b"blob %d\0" % len(in_git) + in_git).hexdigest()
         return cls(data, len(content), sha256, oid, is_lfs)
 
@@ -45,14 +49,20 @@ class HubFile:
         if blobs:
             item |= {"blobId": self.oid, "size": self.size}
             if self.lfs:
-                item["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": 134}
+                item["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
         return item
 
-    def as_tree_item(self, path: str) -> dict[str, Any]:
+    def as_tree_item(self, path: str, xet_hash: str | None = None) -> dict[str, Any]:
         item: dict[str, Any] = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
         if self.lfs:
-            item["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
+            item["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+            if xet_hash is not None:
+                item["xetHash"] = xet_hash
         return item
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 @dataclass
@@ -63,6 +73,12 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)
     gated: str | None = None
     """The token that opens the repository; None: public."""
+    listed: bool = False
+    """A gated repository whose listing anybody may see, as on the Hub; its files only with the token."""
+    private: str | None = None
+    """The token without which the repository does not exist."""
+    masked_xet: bool = False
+    """Listings show Xet hashes, those of a gated repository as 64 asterisks."""
     card: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self, revision: str) -> str | None:

@@ -26,6 +26,19 @@ FILES = {
 }
 
 
+CARD = b"""---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+language: [de, en]
+base_model: org/m
+datasets: [org/d]
+released: 2026-01-31
+---
+# Hello
+"""
+
+
 def safetensors(seed: int) -> bytes:
     header = json.dumps({"w": {"dtype": "U8", "shape": [5_000_000], "data_offsets": [0, 5_000_000]}}).encode()
     return len(header).to_bytes(8, "little") + header + hashlib.shake_256(b"%d" % seed).digest(5_000_000)
@@ -33,13 +46,15 @@ def safetensors(seed: int) -> bytes:
 
 @dataclass
 class Site:
-    """A registry with org/m (v1, then main), one-segment ``solo``, datasets org/d and the tiny Llama org/tiny."""
+    """A registry with org/m (v1, then main), one-segment ``solo``, datasets org/d, the tiny Llama org/tiny and
+    org/card, whose README has a head."""
 
     registry: Running
     files: dict[str, bytes]
     v1: str
     main: str
     tiny: Path
+    helios: Command
 
     @property
     def url(self) -> str:
@@ -70,9 +85,9 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 @contextlib.contextmanager
-def hub_site(root: Path) -> Iterator[Site]:
-    """The site, for as long as the block runs."""
-    helios = Command(root / "home")
+def hub_site(root: Path, **env: str) -> Iterator[Site]:
+    """The site, for as long as the block runs; ``env`` are settings of the registry."""
+    helios = Command(root / "home", **env)
     old = {**FILES, "weights.safetensors": safetensors(1), "old.txt": b"only in v1"}
     new = {**FILES, "weights.safetensors": safetensors(2)}
     tiny = tiny_llama(root / "models", shape=TinyShape(hidden=64, layers=2, intermediate=128))
@@ -83,7 +98,8 @@ def hub_site(root: Path) -> Iterator[Site]:
         helios("push", str(root / "v1"), "solo")
         helios("push", str(root / "v1"), "org/d", "--kind", "datasets")
         helios("push", str(tiny), "org/tiny")
-        yield Site(registry, new, v1, main, tiny)
+        helios("push", str(write(root / "card", {"README.md": CARD, "config.json": b"{}"})), "org/card")
+        yield Site(registry, new, v1, main, tiny, helios)
 
 
 def oid_of(data: bytes) -> str:

@@ -2,8 +2,9 @@
 
 ``raw_worker.py BACKING FAULTS``: serves BACKING as ``/file``. A file in the directory FAULTS is a fault: its name says
 which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``, ``any-oom`` (in
-the control group RAW_WORKER_CGROUP); it is removed when it strikes, so it strikes once. ``start-exit``, which stays,
-ends the worker before it attaches. RAW_WORKER_UID in the environment: whom it works as.
+the control group RAW_WORKER_CGROUP); it is removed when it strikes, so it strikes once. ``lost-stop``: it stops when it
+has lost its keeper, before it offers the mount to another one. ``start-exit``, which stays, ends the worker before it
+attaches. RAW_WORKER_UID in the environment: whom it works as.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ class Worker:
                     return 0
                 if event is Event.LOST:
                     lost_at = time.monotonic()
+                    if (stop := self.faults / "lost-stop").exists():
+                        stop.unlink()
+                        os.kill(os.getpid(), signal.SIGSTOP)
             if self.fuse in ready and not self.request():
                 self.attachment.ended("unmounted")
                 return 0

@@ -57,6 +57,8 @@ class Fault:
     """Answer a range from so many bytes later than asked, and say so in Content-Range."""
     then: Callable[[], object] | None = None
     """Called when the fault strikes: to move a ref, for example."""
+    first_byte: int | None = None
+    """Only requests for a range that begins there (no range begins at 0)."""
 
 
 @dataclass
@@ -69,6 +71,12 @@ class Seen:
     headers: dict[str, str]
     status: int = 0
     sent: int = 0
+
+    @property
+    def span(self) -> tuple[int, int | None]:
+        """The bytes asked for: from, and up to where (None: to the end)."""
+        found = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        return (0, None) if found is None else (int(found[1]), int(found[2]) + 1 if found[2] else None)
 
     @property
     def range_start(self) -> int | None:
@@ -149,10 +157,12 @@ class Upstream:
         """Bytes of bodies that left for the paths that match."""
         return sum(s.sent for s in self.requests(pattern))
 
-    def strike(self, method: str, path: str) -> Fault | None:
+    def strike(self, method: str, path: str, first_byte: int = 0) -> Fault | None:
         with self.lock:
             for fault in self.faults:
                 if fault.times == 0 or fault.method not in (None, method) or not re.search(fault.match, path):
+                    continue
+                if fault.first_byte not in (None, first_byte):
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1
@@ -198,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
         self.note = Seen(self.command, url.path, url.query, headers)
         with self.hub.lock:
             self.hub.seen.append(self.note)
-        self.fault = self.hub.strike(self.command, url.path) or Fault("$.")
+        self.fault = self.hub.strike(self.command, url.path, self.note.span[0]) or Fault("$.")
         if self.fault.delay_s:
             self.hub.closing.wait(self.fault.delay_s)
         if self.fault.status is not None:
@@ -287,6 +297,8 @@ class CdnHandler(Handler):
 class HubHandler(Handler):
     """The Hub's routes."""
 
+    xet: str | None = None
+
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         if path == "/api/agent-harnesses":  # huggingface_hub 2.x asks for it by itself, once
             return self.error(404, None, "none")
@@ -302,7 +314,11 @@ class HubHandler(Handler):
         else:
             return self.error(401, "RepoNotFound", "Repository not found")
         repo_id, call, args = "/".join(rest[:length]), *(rest[length : length + 1] or [""]), rest[length + 1 :]
-        if repo.gated is not None and self.note.headers.get("authorization") != f"Bearer {repo.gated}":
+        shown = self.note.headers.get("authorization")
+        if repo.private is not None and shown != f"Bearer {repo.private}":
+            return self.error(401, "RepoNotFound", "Repository not found")
+        open_to_all = repo.listed and parts[0] == "api"
+        if repo.gated is not None and not open_to_all and shown != f"Bearer {repo.gated}":
             return self.error(403, "GatedRepo", f"Access to model {repo_id} is restricted")
         if call == "refs":
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
@@ -313,9 +329,11 @@ class HubHandler(Handler):
             return self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = repo.commits[commit]
         if parts[0] != "api":
+            self.xet = None if not repo.masked_xet else "*" * 64 if repo.gated else "ab" * 32
             return self.resolve(files, commit, revision, "/".join(args[1:]))
         if call == "tree":
-            return self.tree(files, "/".join(args[1:]), query)
+            xet = None if not repo.masked_xet else "*" * 64 if repo.gated else "ab" * 32
+            return self.tree(files, "/".join(args[1:]), query, xet)
         if call in ("", "revision"):
             return self.info(repo_id, repo, commit, "blobs" in query)
         self.error(404, None, f"no such route: {path}")
@@ -328,7 +346,7 @@ class HubHandler(Handler):
                 "modelId": repo_id,
                 "author": repo_id.split("/")[0],
                 "sha": commit,
-                "private": False,
+                "private": repo.private is not None,
                 "gated": "auto" if repo.gated else False,
                 "lastModified": "2026-03-01T12:00:00.000Z",
                 "cardData": repo.card,
@@ -336,9 +354,9 @@ class HubHandler(Handler):
             }
         )
 
-    def tree(self, files: dict[str, HubFile], below: str, query: dict[str, list[str]]) -> None:
+    def tree(self, files: dict[str, HubFile], below: str, query: dict[str, list[str]], xet: str | None = None) -> None:
         first = int(query.get("cursor", ["0"])[0])
-        items = [f.as_tree_item(p) for p, f in sorted(files.items()) if not below or p.startswith(f"{below}/")]
+        items = [f.as_tree_item(p, xet) for p, f in sorted(files.items()) if not below or p.startswith(f"{below}/")]
         headers = {}
         if first + self.hub.page_size < len(items):
             kept = "&".join(f"{k}={v[0]}" for k, v in query.items() if k != "cursor")
@@ -355,6 +373,8 @@ class HubHandler(Handler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{file.oid}"'}
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+            if self.xet:
+                headers["X-Xet-Hash"] = self.xet
             if self.hub.cdn_url is not None:
                 target = f"/repos/{file.sha256}"
                 headers["Location"] = f"{self.hub.cdn_url}{target}?sig={signature(target)}"

@@ -15,18 +15,22 @@ from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
+from registry.access import Tenants
 from registry.addresses import Addresses
 from registry.app import answer_error
 from registry.catalog import Catalog
-from registry.hub.api import HubRoute
+from registry.hub.api import HubRoute, under_tenants
+from registry.hub.reads import Reads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
 from registry.ingest.reader import FileSource
 from registry.metadata.database import Database
+from registry.mirror.mirror import Mirror
 from registry.xet.layouts import Layouts
 from registry.xet.maker import Maker
 from registry.xet.routes import XetService
 from registry.xet.tokens import Signer
+from tests.support.mirrors import make_mirror
 
 
 @dataclass
@@ -37,6 +41,7 @@ class XetParts:
     store: DirectoryStore
     catalog: Catalog
     reader: VerifiedReader
+    mirror: Mirror
     metrics: RegistryMetrics
     now: list[float] = field(default_factory=lambda: [1_000_000.0])
 
@@ -57,10 +62,14 @@ class XetParts:
         signer = Signer(b"k" * 32, lambda: self.now[0])
         return XetService(Layouts(self.catalog, on=on, least=1), signer, self.reader, self.metrics)
 
+    def addresses(self) -> Addresses:
+        return Addresses(self.catalog.store, RegistrySettings())
+
     def routes(self, *, on: bool = True) -> list[BaseRoute]:
         service = self.service(on=on)
-        addresses = Addresses(self.catalog.store, RegistrySettings())
-        return [*service.routes(), HubRoute(self.catalog, self.reader, service, self.metrics, addresses)]
+        reads = Reads(self.catalog, self.mirror, self.reader, service, self.metrics, self.addresses())
+        hub = HubRoute(Tenants({}), [reads.handlers()], before=reads.before)
+        return [*under_tenants(service.routes()), hub]
 
     def app(self, *, on: bool = True) -> Starlette:
         return Starlette(routes=self.routes(on=on), exception_handlers={HeliosError: answer_error})
@@ -75,4 +84,4 @@ def xet_parts(root: Path) -> Iterator[XetParts]:
         database = stack.enter_context(contextlib.closing(Database.sqlite(root / "metadata.db")))
         catalog, metrics = Catalog(database, store), RegistryMetrics()
         reader = stack.enter_context(contextlib.closing(VerifiedReader(store, metrics.verify_failures.inc)))
-        yield XetParts(root, store, catalog, reader, metrics)
+        yield XetParts(root, store, catalog, reader, make_mirror(stack, catalog, root), metrics)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios.errors import InvalidInput
-from registry.hub.paths import HubCall, parse
+from registry.hub.paths import HubCall, parse, parse_tenant
 
 SHA = "a" * 40
 
@@ -39,6 +39,17 @@ TABLE = [
     ("/spaces/o/s/resolve/main/app.py", HubCall("resolve", "spaces", "o/s", "main", "app.py")),
     ("/o/m/resolve/refs%2Fpr%2F1/x", HubCall("resolve", "models", "o/m", "refs/pr/1", "x")),
     ("/o/m/resolve/main/resolve/main/x", HubCall("resolve", "models", "o/m", "main", "resolve/main/x")),
+    ("/api/models/o/m/auth-check", HubCall("auth-check", "models", "o/m")),
+    ("/api/datasets/d/auth-check/write", HubCall("auth-check", "datasets", "d", None, "write")),
+    (
+        "/api/models/o/m/safetensors-metadata/a/b.json",
+        HubCall("safetensors-metadata", "models", "o/m", None, "a/b.json"),
+    ),
+    ("/api/models/o/m/preupload/refs%2Fpr%2F1", HubCall("preupload", "models", "o/m", "refs/pr/1")),
+    ("/api/models/o/m/branch/a%2Fb", HubCall("branch", "models", "o/m", "a/b")),
+    ("/api/repos/create", HubCall("create", "")),
+    ("/o/m.git/info/lfs/objects/batch", HubCall("lfs", "models", "o/m", None, "batch")),
+    ("/datasets/d.git/info/lfs/objects/verify", HubCall("lfs", "datasets", "d", None, "verify")),
     ("/o/m/resolve/main/%E2%82%AC%2520", HubCall("resolve", "models", "o/m", "main", "€%20")),
 ]
 
@@ -51,6 +62,18 @@ def test_the_likeliest_reading(path, call):
 @pytest.mark.parametrize(("path", "call"), TABLE, ids=[path for path, _ in TABLE])
 def test_a_prefix_changes_nothing(path, call):
     assert parse(f"/t/acme{path}", "/t/acme") == parse(path)
+
+
+@pytest.mark.parametrize(("path", "call"), TABLE, ids=[path for path, _ in TABLE])
+def test_a_tenant_is_named_by_a_prefix(path, call):
+    assert parse_tenant(f"/t/acme{path}") == ("acme", parse(path))
+    assert parse_tenant(f"/hub/t/acme{path}", "/hub") == ("acme", parse(path))
+    assert parse_tenant(path) is None
+
+
+def test_an_organisation_may_be_called_like_the_prefix_of_tenants():
+    assert parse_tenant("/t/m/resolve/main/config.json") is None
+    assert parse("/t/m/resolve/main/config.json") == [HubCall("resolve", "models", "t/m", "main", "config.json")]
 
 
 def test_repositories_called_like_a_marker_have_a_second_reading():
@@ -67,7 +90,8 @@ def test_repositories_called_like_a_marker_have_a_second_reading():
         "/o/m/resolve/main/", "/a/b/c/resolve/main/x", "/api/models/a/b/c", "/api/models/o/m/revision",
         "/api/models/o/m/refs/x",
         "/api/models/o/m/paths-info/main/x", "/api/whoami-v2/x", "/api/agent-harnesses",
-        "/api/models/o/m/xet-read-token", "/api/models/o/m/xet-write-token/main", "/api/repos/create",
+        "/api/models/o/m/xet-read-token", "/api/repos", "/api/repos/create/x", "/api/models/o/m/auth-check/a/b",
+        "/o/m.git/info/lfs/objects", "/o/m/info/lfs/objects/batch", "/.git/info/lfs/objects/batch", "/t/acme",
     ],
 )  # fmt: skip
 def test_what_is_no_call_has_no_reading(path):

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
-import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -18,13 +18,15 @@ from registry.api import watching
 from registry.catalog import Catalog
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Database
+from registry.metadata.mirror_tables import downloads
 from registry.pull import pulls as pulls_module
 from registry.pull import retry
-from registry.pull.pull import SLACK, Puller, Turns
+from registry.pull.downloads import Downloads
+from registry.pull.flights import SLACK, Flights
+from registry.pull.pull import Puller
 from registry.pull.pulls import Pull, Pulls
-from registry.pull.setup import free_on, make_pulls
+from registry.pull.setup import free_on, kept_blobs, make_pulling
 from registry.pull.spool import KEEP_S, Spool
-from registry.pull.upstream import Stopped
 from registry.pull.upstream import Upstream as Client
 from registry.sessions import Sessions
 from tests.support.upstream import Fault, Upstream
@@ -45,11 +47,11 @@ class Parts:
         self.catalog = Catalog(self.database, self.store)
         self.spool = Spool(root / "pulls")
         ingest = Ingest(self.store, self.catalog.index)
-        self.sessions = Sessions(self.catalog, self.store, ingest, self.spool.held)
+        self.sessions = Sessions(self.catalog, self.store, ingest, partial(kept_blobs, self.catalog))
         self.metrics = RegistryMetrics()
 
     def make(self, **settings) -> Pulls:
-        made = make_pulls(
+        made = make_pulling(
             RegistrySettings(upstream=self.url, pull_stall_s=1.0, **settings),
             {},
             self.catalog,
@@ -59,7 +61,7 @@ class Parts:
             self.metrics,
         )
         self.stack.callback(made.close)
-        return made
+        return made.pulls
 
     def objects(self, kind: str = "blobs") -> set[str]:
         return {info.key.rpartition("/")[2] for info in self.store.list(f"public/{kind}/")}
@@ -166,8 +168,13 @@ def test_space_is_counted_before_the_download(hub, parts, free, says):
     """2,500,002 bytes in the store, and as much in the spool while they are on their way."""
     hub.commit("org/m", FILES)
     client = Client(hub.url, stall_s=1)
-    puller = Puller(parts.catalog, parts.sessions, parts.spool, client, files=4, free_bytes=lambda: free)
-    pulls = Pulls(parts.catalog, parts.sessions, parts.spool, client, puller, parts.metrics)
+    parts.stack.callback(client.close)
+    flights = Flights(
+        client, parts.database, parts.sessions, parts.spool, connections=8, finish=True, free_bytes=lambda: free
+    )
+    puller = Puller(parts.catalog, parts.sessions, parts.spool, flights, client.endpoint, files=4)
+    housekeeping = Downloads(parts.database, parts.sessions, parts.spool, flights)
+    pulls = Pulls(parts.catalog, housekeeping, client, puller, parts.metrics)
     with pytest.raises(NoSpace) as caught:
         finish(pulls.start(REPO, "main"))
     assert f"bytes for {says}, but only {next(v for v in free.values() if v < 10**12)} are free" in caught.value.message
@@ -200,7 +207,7 @@ def test_a_newer_pull_replaces_what_an_older_one_left(hub, parts):
     assert finish(pulls.start(REPO, "main")) == new
     parts.sessions.clean()
     assert stored not in parts.objects()
-    assert parts.spool.held() == set()
+    assert kept_blobs(parts.catalog) == set()
 
 
 def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tmp_path):
@@ -217,9 +224,8 @@ def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tm
         parts.sessions.recover()
         parts.make()
         assert parts.objects() == {stored}
-        directory = parts.spool.open(REPO).directory
-        for path in (*directory.iterdir(), directory):
-            os.utime(path, (time.time() - KEEP_S - 60,) * 2)
+        with parts.database.write() as connection:
+            connection.execute(downloads.update().values(time=int(time.time() - KEEP_S - 60)))
     with contextlib.ExitStack() as stack:
         parts = Parts(tmp_path, hub.url, stack)
         parts.sessions.recover()
@@ -263,25 +269,3 @@ def test_what_nobody_expected_ends_the_pull_and_is_logged(hub, parts, monkeypatc
     assert "ZeroDivisionError" in events[-1]["error"]["message"]
     monkeypatch.undo()
     assert finish(pulls.start(REPO, "main"))
-
-
-def test_turns():
-    turns, stop, order = Turns(), threading.Event(), []
-
-    def work(name: str) -> None:
-        with turns.turn("x", stop):
-            order.append(f"{name} in")
-            time.sleep(0.05)
-            order.append(f"{name} out")
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
-    with turns.turn("y", stop):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert all(order[n + 1] == order[n].replace("in", "out") for n in (0, 2, 4))
-    with turns.turn("x", stop):
-        stop.set()
-        with pytest.raises(Stopped), turns.turn("x", stop):
-            raise AssertionError("unreachable")

@@ -1,3 +1,3 @@
-"""The catalog's fixture for these tests too."""
+"""The catalog's fixtures for these tests too."""
 
-from tests.unit.registry.conftest import registry as registry
+from tests.unit.registry.conftest import *  # noqa: F403

@@ -16,7 +16,7 @@ from helios.errors import EntryNotFound, IntegrityError
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from heliosfs.store.keys import xet_key
-from registry.metadata import content, xet
+from registry.metadata import claims, content, xet
 from registry.xet import maker as module
 from registry.xet.hashes import to_text
 from registry.xet.layouts import Layouts
@@ -184,8 +184,8 @@ def test_a_layout_goes_with_its_blob_and_stays_with_it(registry: Registry) -> No
     registry.publish("org/m", {"w.onnx": BLOB})
     maker(registry).step()
     w = entry(registry)
-    with registry.database.write() as connection:  # as the start of a registry after a crash does
-        content.begin_session(connection, "killed")
+    with registry.database.write() as connection:  # as a registry that noted no claims left it
+        claims.begin(connection, "killed", None)
     registry.store.put_bytes("public/xet/aa/" + "a" * 64, b"a record that got no row")
     registry.sessions.recover()
     assert len([key for key in registry.objects() if "/xet/" in key]) == 1

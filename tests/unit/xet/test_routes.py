@@ -295,3 +295,9 @@ def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any) -> None:
 
 def token_of(client: TestClient) -> dict[str, str]:
     return {"authorization": "Bearer " + client.get("/api/models/org/m/xet-read-token/main").json()["accessToken"]}
+
+
+def test_a_head_that_is_answered_from_memory_announces_the_file_too(client: TestClient) -> None:
+    for _ in range(3):
+        got = client.get("/org/m/resolve/main/w.onnx", headers={"range": "bytes=0-0"})
+        assert client.head("/org/m/resolve/main/w.onnx").headers["x-xet-hash"] == got.headers["x-xet-hash"]

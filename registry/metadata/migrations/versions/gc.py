@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "gc"
-down_revision = "shared"
+down_revision = "mirror"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

@@ -1,0 +1,114 @@
+"""One call of the Hub API, as its handlers get it, and reading what a call says: queries and bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from helios.errors import DeadlineExceeded, InvalidInput, RepoNotFound
+from helios.names import KINDS, RepoId
+from registry.access import Access
+from registry.body import STALL_S
+from registry.hub.paths import HubCall
+
+T = TypeVar("T")
+
+MAX_BODY: Final = 8 << 20
+"""Longest JSON body or form in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, the readings of its path that its caller may ask for, and what the caller may do."""
+
+    request: Request
+    readings: Sequence[HubCall]
+    access: Access
+
+    @property
+    def call(self) -> HubCall:
+        """The likeliest reading."""
+        return self.readings[0]
+
+    @property
+    def repo(self) -> RepoId:
+        """The likeliest reading's repository. Raises RepoNotFound for a name that none can have."""
+        return repo_of(self.call)
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query_params
+
+    def all(self, name: str) -> list[str]:
+        """All values of a list in the query: repeated, with or without ``[]`` behind the name, or with commas."""
+        found = self.request.query_params
+        values = [*found.getlist(name), *found.getlist(f"{name}[]")]
+        return [part for value in values for part in value.split(",") if part]
+
+    async def body(self, limit: int = MAX_BODY) -> bytes:
+        """The request's body. Raises InvalidInput for one that is longer than ``limit`` bytes."""
+        return await read_body(self.request, limit)
+
+    async def json(self, kind: type[T]) -> T:
+        """The JSON body as ``kind``, other keys left aside: newer clients send more. Raises InvalidInput."""
+        try:
+            return msgspec.json.decode(await self.body(), type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidInput(f"the body of this {self.call.verb} call is wrong: {error}") from None
+
+
+Handler = Callable[[Asked], Awaitable[Any]]
+"""Answers a call with an ASGI response."""
+
+Handlers = Mapping[str, Mapping[str, Handler]]
+"""By verb and method; HEAD is GET's."""
+
+
+async def steady(body: AsyncIterator[bytes], stall_s: float = STALL_S) -> AsyncIterator[bytes]:
+    """A body piece by piece; raises DeadlineExceeded when none comes for ``stall_s`` seconds."""
+    while True:
+        try:
+            part = await asyncio.wait_for(anext(body), stall_s)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise DeadlineExceeded(f"no byte of the body came for {stall_s:g} s") from None
+        yield part
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request. Raises InvalidInput for one that is longer than ``limit`` bytes."""
+    body = bytearray()
+    async for part in steady(request.stream()):
+        body += part
+        if len(body) > limit:
+            raise InvalidInput(f"the body is longer than {limit} bytes", hint="Send less at a time.")
+    return bytes(body)
+
+
+def repo_of(call: HubCall) -> RepoId:
+    """The reading's repository; names and kinds that can't be held are not found rather than wrong."""
+    if call.kind not in KINDS:
+        raise RepoNotFound(f"the registry holds no {call.kind}, only {' and '.join(KINDS)}")
+    try:
+        return RepoId.parse(call.id, call.kind)
+    except InvalidInput as error:
+        raise RepoNotFound(error.message) from None
+
+
+def flag(text: str | None) -> bool:
+    return (text or "").lower() in ("true", "1", "yes")
+
+
+def number(text: str | None, name: str, default: int, least: int, most: int) -> int:
+    """A number in the query, cut to the most allowed."""
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
+        raise InvalidInput(f"{name}={text[:40]!r} is not a number from {least} on")
+    return min(int(text), most)

@@ -1,0 +1,117 @@
+"""Connections to the upstream and to the hosts it redirects to, and where a token may go.
+
+A redirect is followed only to hosts that are allowed: the upstream's own (any port), those of the Hub's storage, and
+what ``registry.upstream_redirects`` names; never from https to http. A token goes to the upstream's own origin alone
+(scheme, host and port, RFC 6454).
+"""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+from helios.errors import IntegrityError
+from helios.http.client import HttpClient
+
+HUB_HOSTS: Final = ("huggingface.co", "*.huggingface.co", "hf.co", "*.hf.co")
+"""Where the Hub keeps what it redirects to."""
+MOST: Final = 16
+"""Origins whose connections are kept."""
+IDLE: Final = 32
+"""Connections kept open for each."""
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+HOPS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A place to ask: ``origin`` (scheme://host[:port]) and the path with its query."""
+
+    origin: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        return self.origin + self.path
+
+
+def target_of(url: str) -> Target:
+    """The parts of an absolute http or https URL; raises IntegrityError for anything else."""
+    parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018 raises for one that is no number
+    except ValueError:
+        raise IntegrityError(f"the upstream leads to {url[:200]!r}, which is no URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise IntegrityError(f"the upstream leads to {url[:200]!r}; http or https without credentials expected")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if not path.isascii() or any(c <= " " for c in path):
+        raise IntegrityError(f"the upstream leads to a malformed URL: {url[:200]!r}")
+    return Target(f"{parts.scheme}://{parts.netloc.lower()}", path)
+
+
+class Origins:
+    """Clients by origin. Threads may share it."""
+
+    def __init__(self, endpoint: str, allowed: Iterable[str] = (), *, timeout_s: float) -> None:
+        self.home = target_of(endpoint)
+        self._allowed = (*HUB_HOSTS, *allowed)
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._clients: OrderedDict[str, HttpClient] = OrderedDict()
+
+    def client(self, origin: str) -> HttpClient:
+        """The client for an origin; the one used longest ago makes room."""
+        gone = None
+        with self._lock:
+            client = self._clients.get(origin)
+            if client is None:
+                proxy = _proxy(origin)
+                client = HttpClient(origin, timeout_s=self._timeout_s, max_idle=IDLE, proxy=proxy)
+                self._clients[origin] = client
+                if len(self._clients) > MOST:
+                    gone = self._clients.popitem(last=False)[1]
+            self._clients.move_to_end(origin)
+        if gone is not None:
+            gone.close()
+        return client
+
+    def trusted(self, origin: str) -> bool:
+        """Whether a token may go there."""
+        return origin == self.home.origin
+
+    def follow(self, at: Target, location: str | None) -> Target:
+        """Where a redirect leads. Raises IntegrityError for a place that is not allowed."""
+        target = target_of(urljoin(at.url, location or ""))
+        here, there, home = urlsplit(at.origin), urlsplit(target.origin), urlsplit(self.home.origin)
+        host = there.hostname or ""
+        if here.scheme == "https" and there.scheme == "http":
+            raise IntegrityError(f"{at.origin} redirects from https to {target.origin}")
+        if host != home.hostname and not any(fnmatchcase(host, pattern) for pattern in self._allowed):
+            raise IntegrityError(
+                f"{at.origin} redirects to {host}, which is not allowed",
+                hint=f"If that is where it keeps its files: add {host!r} to registry.upstream_redirects.",
+            )
+        return target
+
+    def close(self) -> None:
+        with self._lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.close()
+
+
+def _proxy(origin: str) -> str | None:
+    """The proxy that the environment names for the origin (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+    parts = urlsplit(origin)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    found = urllib.request.getproxies().get(parts.scheme)
+    return None if found is None else found if "//" in found else f"http://{found}"
