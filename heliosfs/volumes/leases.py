@@ -22,7 +22,7 @@ LEASE_S: Final = 7 * 86400.0
 """How long a lease lasts, in seconds: a node may be away for so long."""
 RENEW_S: Final = 3600.0
 """How often it is renewed, in seconds."""
-LOOK_S: Final = 30.0
+LOOK_S: Final = 5.0
 """How often it is looked for volumes that are new, or whose lease could not be had, in seconds."""
 ANSWER_S: Final = 15.0
 """Longest wait for the registry, in seconds."""

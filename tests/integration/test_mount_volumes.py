@@ -295,6 +295,18 @@ def test_volumes_made_while_the_daemon_is_killed_are_whole_or_not_there(helios_h
         assert (mnt / ".volumes" / acknowledged[-1] / "model/config.json").read_bytes() == OLD["config.json"]
 
 
+def test_the_registry_keeps_a_volumes_commit(helios, helios_home, tmp_path, wait_for):
+    with running_registry(helios) as registry:
+        env = {"HELIOS_REGISTRY__URLS": registry.url}
+        run(helios_home, "push", write(tmp_path / "old", OLD), "org/name", **env)
+        with mounted(helios_home, tmp_path / "mnt", **env) as mount, contextlib.closing(registry.client()) as client:
+            made = call(mount, "PUT", "v", {"model": "org/name"})
+            wait_for(lambda: client.http.json("GET", "/api/v1/leases")["leases"], 20, what="the volume's lease")
+            (lease,) = client.http.json("GET", "/api/v1/leases")["leases"]
+            assert (lease["repo"], lease["commit"]) == ("models/org/name", made["commit"])
+            assert lease["expires"] > time.time() + 24 * 3600
+
+
 def test_a_volume_is_readable_while_the_registry_is_down(helios, helios_home, tmp_path, wait_for):
     mnt = tmp_path / "mnt"
     with running_registry(helios) as registry:

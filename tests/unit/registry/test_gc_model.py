@@ -431,7 +431,7 @@ class Collecting(RuleBasedStateMachine):
             for file, entry in zip(push.files, push.entries.values(), strict=True):
                 data = bytes_of(file)
                 assert self.parts.catalog.has_blob(entry.sha256) is not None
-                assert self.parts.catalog._stored(entry).read(0, len(data)) == data
+                assert self.parts.catalog.stored_blob(entry.sha256).read(0, len(data)) == data
 
     @invariant()
     def readers_find_what_they_were_told(self) -> None:
