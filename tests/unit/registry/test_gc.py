@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound
 from helios.names import RepoId
-from heliosfs.store.keys import blob_key
+from heliosfs.store.keys import blob_key, xet_key
 from heliosfs.store.placement import ChunkLocation
 from registry.burial import bury, withdraw
 from registry.gc.collect import Collector, Times
@@ -20,9 +20,10 @@ from registry.gc.leases import MAX_S, Leases
 from registry.gc.repair import Repairer
 from registry.gc.report import Report
 from registry.gc.verify import Findings, Pace, Verifier
-from registry.metadata import claims
+from registry.metadata import claims, content, xet
 from registry.metadata.database import Changes
 from registry.metadata.gc_tables import turns
+from registry.metadata.mirror_tables import mirror_refs
 from registry.metadata.tables import processes
 from tests.support.damage import flip
 from tests.unit.registry.conftest import Registry
@@ -249,6 +250,37 @@ def test_what_a_push_takes_back_stays_while_readers_may_know_of_it(
     at(1_000_051.0)
     assert bury(registry.database, registry.store) == 1
     assert key not in registry.objects()
+
+
+def test_what_waits_for_approval_stays(registry: Registry, at: Callable[[float], None]) -> None:
+    waiting = publish(registry, "org/m", (1,))
+    shown = publish(registry, "org/m", (2,))
+    with registry.database.write() as connection:
+        values = {"repository": str(REPO), "ref": "main", "commit": shown, "checked": 0.0, "pending": waiting}
+        connection.execute(mirror_refs.insert().values(values))
+    at(1_002_000.0)
+    report = Collector(registry.catalog, TIMES).run()
+    assert (report.kept_refs, report.condemned_commits) == (2, 0)
+
+
+def test_the_layout_for_xet_goes_with_its_blob(registry: Registry, at: Callable[[float], None]) -> None:
+    publish(registry, "org/m", (1, 2))
+    blob, key = recipe_of((1, 2)).blob, xet_key("public", "7" * 64)
+    registry.store.put_bytes(key, b"a layout")
+    with registry.database.write() as connection:
+        content.add_objects(connection, "public", [(key, 8)])
+        connection.execute(
+            xet.xet_layouts.insert().values(
+                domain="public", sha256=blob, until=0, failures=0, file=None, record=None, object=None
+            )
+        )
+        assert xet.add(connection, "public", blob, "f" * 64, "7" * 64, key)
+    registry.catalog.delete_repo(REPO)
+    collector = Collector(registry.catalog, TIMES)
+    for now in (1_000_001.0, 1_000_102.0, 1_000_400.0):
+        at(now)
+        collector.run()
+    assert registry.objects() == set()
 
 
 @pytest.mark.parametrize("engine_url", ["postgres"], indirect=True)
