@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Final
 
 from helios.errors import DeadlineExceeded, HeliosError, InvalidInput, Unavailable
@@ -101,3 +102,13 @@ class BodySource:
         with self._condition:
             if self._waiting < LIMIT or self._abandoned:
                 self._room.set()
+
+
+async def feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
+    """Hand a body to an ingest. What is wrong with the body comes out of the ingest; a sender that left raises here."""
+    try:
+        async for data in body:
+            await source.write(data)
+        source.finish()
+    except HeliosError as error:
+        source.fail(error)

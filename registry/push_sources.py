@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from helios.errors import HeliosError, InvalidInput
-from registry.body import BodySource
 from registry.ingest.reader import FileSource
 
 
@@ -37,16 +35,6 @@ class LocalSource:
         count = self.file.readinto(buffer)
         self.taken += count
         return count
-
-
-async def feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
-    """Hand a body to an ingest. What is wrong with the body comes out of the ingest; a sender that left raises here."""
-    try:
-        async for data in body:
-            await source.write(data)
-        source.finish()
-    except HeliosError as error:
-        source.fail(error)
 
 
 def stamp(local: str) -> tuple[int, int, int]:

@@ -26,13 +26,13 @@ from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput,
 from helios.names import RepoId, check_ref
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import check_tree
-from registry.body import BodySource
+from registry.body import BodySource, feed
 from registry.catalog import Catalog
 from registry.ingest import IngestedBlob, Source
 from registry.ingest.reader import FileSource
 from registry.metadata.pushes import PushRow
 from registry.push_log import IDLE_S, Announced, Outcome, PushLog, no_push
-from registry.push_sources import LocalSource, Stoppable, feed, stamp
+from registry.push_sources import LocalSource, Stoppable, stamp
 from registry.sessions import Session, Sessions
 
 log = logging.getLogger("helios.registry.pushes")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
 from helios.errors import HeliosError, Unavailable
-from registry.body import BodySource
+from registry.body import BodySource, feed
 from registry.ingest import Source
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Receiver:
             source = BodySource(size, where)
             self._sources.add(source)
             work = asyncio.get_running_loop().run_in_executor(self._threads, call, source)
-            feeder = asyncio.ensure_future(_feed(source, body))
+            feeder = asyncio.ensure_future(feed(source, body))
             try:
                 both: list[asyncio.Future[Any]] = [work, feeder]
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -86,13 +86,3 @@ class Receiver:
             await asyncio.wait([work])  # bounded: a source and the store's buffers have deadlines of their own
         if not work.cancelled():
             work.exception()  # it has been raised, or an earlier error has
-
-
-async def _feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
-    """Hand a body to an ingest. What is wrong with the body comes out of the ingest; a sender that left raises here."""
-    try:
-        async for data in body:
-            await source.write(data)
-        source.finish()
-    except HeliosError as error:
-        source.fail(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 from starlette.concurrency import iterate_in_threadpool
@@ -11,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from helios.errors import HeliosError, InvalidInput, Unavailable
+from helios.errors import InvalidInput, Unavailable
 from helios.names import RepoId, check_revision
 from registry.api.support import Json, read_json, services
 from registry.api.watching import watching
-from registry.body import BodySource
+from registry.body import BodySource, feed
 from registry.transfer import bundle
 from registry.transfer.replications import Replications
 
@@ -59,7 +58,7 @@ async def load(request: Request) -> Response:
     parts = services(request)
     source = BodySource(int(length), "the bundle")
     work = asyncio.ensure_future(asyncio.to_thread(bundle.load, parts.catalog, parts.sessions, _Body(source)))
-    feeder = asyncio.ensure_future(_feed(source, request.stream()))
+    feeder = asyncio.ensure_future(feed(source, request.stream()))
     try:
         await asyncio.wait([work, feeder], return_when=asyncio.FIRST_COMPLETED)
         if feeder.done():
@@ -86,15 +85,6 @@ class _Body:
     def read(self, count: int, /) -> bytes:
         buffer = bytearray(min(count, 1 << 20))
         return bytes(buffer[: self._source.readinto(memoryview(buffer))]) if buffer else b""
-
-
-async def _feed(source: BodySource, body: AsyncIterator[bytes]) -> None:
-    try:
-        async for data in body:
-            await source.write(data)
-        source.finish()
-    except HeliosError as error:
-        source.fail(error)
 
 
 def _revisions(request: Request, name: str) -> list[tuple[RepoId, str]]:
