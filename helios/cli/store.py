@@ -106,7 +106,7 @@ def verify(spec: str | None, sample: float, repair: bool, kind: str, urls: tuple
         found = _last(client.verify(repo, sample, repair=repair, timeout_s=LONGEST_S), tell=True)
     repaired = found["repaired"]
     whole = found["damaged"] == 0 or (
-        repaired is not None and not repaired["failed"] and all(d["chunk"] is not None for d in found["damage"])
+        repaired is not None and not repaired["failed"] and all(_has_chunks(d["object"]) for d in found["damage"])
     )
     if as_json:
         print_json(found)
@@ -128,6 +128,11 @@ def verify(spec: str | None, sample: float, repair: bool, kind: str, urls: tuple
         for problem in repaired["problems"]:
             click.echo(f"helios: {problem}", err=True)
     return 0 if whole else 1
+
+
+def _has_chunks(key: str) -> bool:
+    """Whether an object holds chunks, which can be repaired, or is a record."""
+    return key.split("/")[1] in ("blobs", "packs")
 
 
 def _last(events: Any, *, tell: bool = False) -> dict[str, Any]:
