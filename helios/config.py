@@ -138,7 +138,9 @@ class RegistrySettings(Section, frozen=True):
     lease_s: float = 300.0
     """How long a reader may rely on a placement, in seconds."""
     keep_commits_s: float = 30 * 86400.0
-    """How long a commit stays after no ref points at it any more, in seconds."""
+    """How long a commit stays that nothing else keeps after it was in use, in seconds."""
+    keep_history: bool = True
+    """Whether the commits that a ref's commit came from stay, however old they are."""
     gc_grace_s: float = 86400.0
     """How long garbage stays before it is removed, in seconds, and again before its objects are deleted."""
     gc_every_s: float = 86400.0

@@ -55,7 +55,12 @@ def gc(dry_run: bool, urls: tuple[str, ...], as_json: bool) -> int:
     return 1 if report["problems"] else 0
 
 
-_KEPT = (("refs", "named by refs"), ("pinned", "leased"), ("recent", "in use not long ago"))
+_KEPT = (
+    ("refs", "named by refs"),
+    ("history", "in their history"),
+    ("pinned", "leased"),
+    ("recent", "in use not long ago"),
+)
 
 
 @click.command()

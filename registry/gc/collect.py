@@ -48,6 +48,12 @@ class Times:
     keep_commits_s: float = 30 * 86400.0
     grace_s: float = 86400.0
     lease_s: float = 300.0
+    keep_history: bool = False
+    """Whether what a ref's commit came from stays as well, however old it is."""
+
+    @property
+    def keep(self) -> gc.Keep:
+        return gc.Keep(self.keep_commits_s, self.keep_history)
 
 
 class Collector:
@@ -118,19 +124,19 @@ class Collector:
     # --- mark ---
 
     def _mark(self, report: Report, stopped: Callable[[], bool]) -> None:
-        keep_s = self.times.keep_commits_s
+        keep = self.times.keep
         with self._database.write(changes=Changes.NOTHING) as connection:
             now = pins.clock(connection, self._database.kind.now)
             pins.forget_pins(connection, now)
-            _fill(report, gc.kept(connection, now, keep_s))
-            gc.acquit_commits(connection, now, keep_s)
+            _fill(report, gc.kept(connection, now, keep))
+            gc.acquit_commits(connection, now, keep)
             gc.acquit_blobs(connection, self._domain)
         more = True
         while more:
             _go_on(stopped)
             with self._database.write(changes=Changes.NOTHING) as connection:
                 now = pins.clock(connection, self._database.kind.now)
-                more = gc.condemn_commits(connection, now, keep_s, MARKS) == MARKS
+                more = gc.condemn_commits(connection, now, keep, MARKS) == MARKS
                 more |= gc.condemn_blobs(connection, self._domain, now, MARKS) == MARKS
 
     # --- sweep ---
@@ -161,7 +167,7 @@ class Collector:
             lost -= self._holds(digest, lost, report)
         with self._database.write() as connection:
             now = pins.clock(connection, self._database.kind.now)
-            garbage = gc.still_garbage(connection, repository, dying, now, self.times.keep_commits_s)
+            garbage = gc.still_garbage(connection, repository, dying, now, self.times.keep)
             if alive := dying.keys() - garbage.keys():
                 gc.acquit(connection, repository, alive)
                 return 0
@@ -227,11 +233,11 @@ class Collector:
 
     def _plan(self, report: Report) -> None:
         """What would go if nothing changed any more, however long it takes until then."""
-        keep_s = self.times.keep_commits_s
+        keep = self.times.keep
         with self._database.read() as connection:
             now = pins.clock(connection, self._database.kind.now)
-            _fill(report, gc.kept(connection, now, keep_s))
-            dying = gc.unreachable(connection, now, keep_s)
+            _fill(report, gc.kept(connection, now, keep))
+            dying = gc.unreachable(connection, now, keep)
             gone = set(gc.unheld_blobs(connection, self._domain))
             report.condemned_commits, report.condemned_blobs = gc.count_condemned(connection)
             report.waiting_objects = gc.count_waiting(connection)
@@ -275,4 +281,5 @@ def _go_on(stopped: Callable[[], bool]) -> None:
 
 def _fill(report: Report, counts: dict[str, int]) -> None:
     report.commits = counts["all"]
-    report.kept_refs, report.kept_pinned, report.kept_recent = counts["refs"], counts["pinned"], counts["recent"]
+    report.kept_refs, report.kept_history = counts["refs"], counts["history"]
+    report.kept_pinned, report.kept_recent = counts["pinned"], counts["recent"]

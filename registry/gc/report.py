@@ -14,6 +14,7 @@ class Report(msgspec.Struct):
     commits: int = 0
     """Commits that there were at the start; each is kept for the first reason of the next three, or is garbage."""
     kept_refs: int = 0
+    kept_history: int = 0
     kept_pinned: int = 0
     kept_recent: int = 0
     condemned_commits: int = 0

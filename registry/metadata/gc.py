@@ -36,7 +36,24 @@ from registry.metadata.tables import (
 # --- which commits stay, and why ---
 
 
-def roots(now: float, keep_s: float) -> dict[str, sa.ColumnElement[bool]]:
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long a commit stays that was in use, in seconds, and whether the parents of those that refs name stay."""
+
+    seconds: float
+    history: bool = False
+
+
+def _ancestors() -> sa.CTE:
+    """(repository, commit) of every commit that a ref points at, and of its parents as far as they are held."""
+    found = sa.select(refs.c.repository, refs.c.commit).cte("ancestors", recursive=True)
+    parents = sa.select(commits.c.repository, commits.c.parent).join(
+        found, (commits.c.repository == found.c.repository) & (commits.c.commit == found.c.commit)
+    )
+    return found.union(parents.where(commits.c.parent.is_not(None)))
+
+
+def roots(now: float, keep: Keep) -> dict[str, sa.ColumnElement[bool]]:
     """Conditions on a row of ``commits``, any of which keeps it: why -> condition."""
     c = commits.c
     followed = sa.select(mirror_refs.c.ref).join(repositories, repositories.c.name == mirror_refs.c.repository)
@@ -45,33 +62,36 @@ def roots(now: float, keep_s: float) -> dict[str, sa.ColumnElement[bool]]:
         sa.or_(mirror_refs.c.commit == c.commit, mirror_refs.c.pending == c.commit),
     )
     named = sa.select(refs.c.name).where(refs.c.repository == c.repository, refs.c.commit == c.commit)
+    history = _ancestors().c
+    held = sa.select(history.commit).where(history.repository == c.repository, history.commit == c.commit)
     return {
         "refs": sa.or_(named.exists(), followed.exists()),
+        "history": held.exists() if keep.history else sa.false(),
         "pinned": sa.select(pins.c.holder)
         .where(pins.c.repository == c.repository, pins.c.commit == c.commit, pins.c.expires > now)
         .exists(),
-        "recent": c.touched > now - keep_s,
+        "recent": c.touched > now - keep.seconds,
     }
 
 
-def kept(connection: Connection, now: float, keep_s: float) -> dict[str, int]:
+def kept(connection: Connection, now: float, keep: Keep) -> dict[str, int]:
     """How many commits there are (``all``), and how many are kept for each reason, the first that holds."""
     out = {"all": connection.scalar(sa.select(sa.func.count()).select_from(commits)) or 0}
     before: list[sa.ColumnElement[bool]] = []
-    for why, holds in roots(now, keep_s).items():
+    for why, holds in roots(now, keep).items():
         query = sa.select(sa.func.count()).select_from(commits).where(holds, *(~other for other in before))
         out[why] = connection.scalar(query) or 0
         before.append(holds)
     return out
 
 
-def _garbage(now: float, keep_s: float) -> sa.ColumnElement[bool]:
-    return ~sa.or_(*roots(now, keep_s).values())
+def _garbage(now: float, keep: Keep) -> sa.ColumnElement[bool]:
+    return ~sa.or_(*roots(now, keep).values())
 
 
-def unreachable(connection: Connection, now: float, keep_s: float) -> list[tuple[int, str, str]]:
+def unreachable(connection: Connection, now: float, keep: Keep) -> list[tuple[int, str, str]]:
     """Every commit that nothing keeps: (repository, commit, manifest)."""
-    query = sa.select(commits.c.repository, commits.c.commit, commits.c.manifest).where(_garbage(now, keep_s))
+    query = sa.select(commits.c.repository, commits.c.commit, commits.c.manifest).where(_garbage(now, keep))
     return [(number, commit, manifest) for number, commit, manifest in connection.execute(query)]
 
 
@@ -90,21 +110,21 @@ def unheld_blobs(connection: Connection, domain: str) -> list[str]:
 # --- the mark ---
 
 
-def condemn_commits(connection: Connection, now: float, keep_s: float, limit: int) -> int:
+def condemn_commits(connection: Connection, now: float, keep: Keep, limit: int) -> int:
     """Condemn at most so many commits that nothing keeps; returns how many."""
     c, marked = commits.c, condemned_commits.c
     seen = sa.select(marked.commit).where(marked.repository == c.repository, marked.commit == c.commit).exists()
-    query = sa.select(c.repository, c.commit).where(_garbage(now, keep_s), ~seen).limit(limit)
+    query = sa.select(c.repository, c.commit).where(_garbage(now, keep), ~seen).limit(limit)
     found = [{"repository": number, "commit": commit, "since": now} for number, commit in connection.execute(query)]
     insert_new(connection, condemned_commits, found)
     return len(found)
 
 
-def acquit_commits(connection: Connection, now: float, keep_s: float) -> int:
+def acquit_commits(connection: Connection, now: float, keep: Keep) -> int:
     """Take commits that something keeps again from the list; returns how many."""
     marked = condemned_commits.c
     kept_ = sa.select(commits.c.commit).where(
-        commits.c.repository == marked.repository, commits.c.commit == marked.commit, ~_garbage(now, keep_s)
+        commits.c.repository == marked.repository, commits.c.commit == marked.commit, ~_garbage(now, keep)
     )
     return connection.execute(condemned_commits.delete().where(kept_.exists())).rowcount
 
@@ -189,11 +209,11 @@ def manifests_besides(connection: Connection, repository: Repository, dying: Col
 
 
 def still_garbage(
-    connection: Connection, repository: Repository, ids: Collection[str], now: float, keep_s: float
+    connection: Connection, repository: Repository, ids: Collection[str], now: float, keep: Keep
 ) -> dict[str, str]:
     """Those of the repository's commits that nothing keeps: commit -> manifest."""
     where = (commits.c.repository == repository.id) & commits.c.commit.in_(sorted(ids))
-    query = sa.select(commits.c.commit, commits.c.manifest).where(where, _garbage(now, keep_s))
+    query = sa.select(commits.c.commit, commits.c.manifest).where(where, _garbage(now, keep))
     return dict(connection.execute(query).all())
 
 

@@ -59,6 +59,25 @@ def read(registry: Registry, name: str, file: File) -> bytes:
     return registry.catalog.blob_reader(RepoId.parse(name), recipe_of(file).blob).read(0, 10_000)
 
 
+def test_a_history_stays_where_it_is_to_be_kept_and_what_left_it_goes(
+    registry: Registry, at: Callable[[float], None]
+) -> None:
+    first = publish(registry, "org/m", (1, 2, 3))
+    second = publish(registry, "org/m", (4, 5, 6))
+    aside = publish(registry, "org/m", (7, 8, 9), ref="aside")
+    publish(registry, "org/m", (1, 5, 9))
+    registry.catalog.delete_ref(REPO, "aside")
+    collector = Collector(registry.catalog, Times(1000, 100, 10, keep_history=True))
+    for now in (1_001_001.0, 1_001_102.0):
+        at(now)
+        report = collector.run()
+    assert (report.kept_refs, report.kept_history, report.removed_commits) == (1, 2, 1)
+    assert [registry.catalog.resolve(REPO, commit).commit for commit in (first, second)] == [first, second]
+    assert read(registry, "org/m", (1, 2, 3)) == bytes_of((1, 2, 3))
+    with pytest.raises(RevisionNotFound):
+        registry.catalog.resolve(REPO, aside)
+
+
 def test_a_commit_that_a_ref_left_goes_after_its_time_and_the_grace(
     registry: Registry, at: Callable[[float], None]
 ) -> None:
