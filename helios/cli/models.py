@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,10 @@ from helios.cli.common import (
     time_text,
 )
 from helios.errors import UsageError
+
+if TYPE_CHECKING:
+    from helios.names import RepoId
+    from helios.registry_client import RegistryClient
 
 PULL_S = 24 * 3600.0
 """Longest pull, in seconds: a terabyte over 100 Mbit/s."""
@@ -44,7 +49,9 @@ def push(directory: Path, spec: str, message: str, kind: str, urls: tuple[str, .
     files = scan(directory)
     total = sum(file.size for file in files)
     with attached(urls) as registry, progress_bar(f"push {repo.id}", total) as progress:
-        result = publish(registry.client(), directory, repo, ref, message=message, files=files, progress=progress)
+        client = registry.client()
+        result = publish(client, directory, repo, ref, message=message, files=files, progress=progress)
+        _tell_kept(client, repo)
     if not as_json:
         click.echo(result.commit)
         return
@@ -77,7 +84,8 @@ def pull(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
     done: dict[str, int] = {}
     commit = ""
     with attached(urls) as registry, progress_bar(f"pull {repo.id}", 0) as progress:
-        for event in registry.client().pull(repo, revision, timeout_s=PULL_S):
+        client = registry.client()
+        for event in client.pull(repo, revision, timeout_s=PULL_S):
             match event.get("event"):
                 case "file":
                     sizes[event["path"]] = event["size"]
@@ -88,10 +96,21 @@ def pull(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
                 case "done":
                     commit = event["commit"]
             progress(sum(done.values()), sum(sizes.values()))
+        _tell_kept(client, repo)
     if as_json:
         print_json({"commit": commit, "repo": repo.id, "revision": revision})
     else:
         click.echo(commit)
+
+
+def _tell_kept(client: RegistryClient, repo: RepoId) -> None:
+    """Say which files nobody can read yet: loading the model would fail, and only the registry's log knew why."""
+    if kept := client.kept(repo):
+        some = ", ".join(file.path for file in kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+        click.echo(
+            f"helios: pickled, and kept back until somebody releases them: {some}\nSee: helios quarantine ls {repo.id}",
+            err=True,
+        )
 
 
 @click.command()

@@ -54,7 +54,8 @@ def test_the_hub_api_and_the_native_api_say_why(helios, tmp_path):
     model = write(tmp_path / "model", FILES)
     with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
         environ = {"HELIOS_REGISTRY__URLS": registry.url}
-        helios("push", model, "org/m", env=environ)
+        told = helios("push", model, "org/m", env=environ).err
+        assert "kept back until somebody releases them: pytorch_model.bin" in told
         (kept,) = client.kept()
         for method in ("HEAD", "GET"):
             with client.http.request(method, "/org/m/resolve/main/pytorch_model.bin") as response:
