@@ -15,6 +15,8 @@ from typing import Final
 from helios.errors import InvalidInput
 
 KINDS: Final = ("models", "datasets")
+REF_KINDS: Final = ("branch", "tag", "alias")
+"""A branch moves with every publish, an alias (``champion``) when somebody says so, a tag never."""
 MAX_PART: Final = 96
 """Longest organisation or repository name, as on the Hugging Face Hub."""
 

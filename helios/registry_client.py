@@ -56,6 +56,16 @@ class Commit(msgspec.Struct, frozen=True):
     lineage: dict[str, str] = {}
 
 
+class Move(msgspec.Struct, frozen=True):
+    """A ref's way from a commit (None: it was new) to another (None: it was removed); ``time`` in unix seconds."""
+
+    ref: str
+    old: str | None
+    new: str | None
+    author: str
+    time: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Bytes: every commit as a full copy; distinct files; what the store keeps."""
 
@@ -160,10 +170,25 @@ class RegistryClient:
         """The placement's JSON form."""
         return self.http.bytes("GET", "/api/v1/placements", params={"repo": str(repo), "blob": blob})
 
-    def set_ref(self, repo: RepoId, ref: str, commit: str, expect: str | None) -> None:
-        """Move a ref that points at ``expect`` (None: that does not exist) now; raises Conflict otherwise."""
+    def ref_kinds(self, repo: RepoId) -> dict[str, str]:
+        """Which refs are tags or aliases; the others are branches."""
+        return self._get("/api/v1/refs", _Refs, repo=str(repo)).kinds
+
+    def ref_history(self, repo: RepoId, ref: str | None = None, limit: int = 50) -> list[Move]:
+        """Who moved which ref when, newest first."""
+        params = {"repo": str(repo), "limit": str(limit)} | ({} if ref is None else {"ref": ref})
+        return self._get("/api/v1/refs/history", _Moves, **params).moves
+
+    def set_ref(
+        self, repo: RepoId, ref: str, commit: str, expect: str | None, *, author: str = "", kind: str = "branch"
+    ) -> None:
+        """Move a ref that points at ``expect`` (None: that does not exist) now; raises Conflict otherwise.
+
+        ``kind`` is what a new one becomes: branch, tag or alias.
+        """
         params = {"repo": str(repo), "ref": ref}
-        self.http.json("PUT", "/api/v1/refs", params=params, body={"commit": commit, "expect": expect})
+        body = {"commit": commit, "expect": expect, "author": author, "kind": kind}
+        self.http.json("PUT", "/api/v1/refs", params=params, body=body)
 
     def delete(self, repo: RepoId, ref: str | None = None) -> None:
         """Remove a ref, or the whole repository."""
@@ -340,6 +365,11 @@ class _Repos(msgspec.Struct, frozen=True):
 
 class _Refs(msgspec.Struct, frozen=True):
     refs: dict[str, str]
+    kinds: dict[str, str] = {}
+
+
+class _Moves(msgspec.Struct, frozen=True):
+    moves: list[Move]
 
 
 class _Commits(msgspec.Struct, frozen=True):

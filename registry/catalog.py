@@ -152,6 +152,16 @@ class Catalog:
         with self.database.read() as connection:
             return repositories.refs_of(connection, repositories.require(connection, repo))
 
+    def ref_kinds(self, repo: RepoId) -> dict[str, str]:
+        """Which refs are tags or aliases; the others are branches. Raises RepoNotFound."""
+        with self.database.read() as connection:
+            return repositories.kinds_of(connection, repositories.require(connection, repo))
+
+    def ref_history(self, repo: RepoId, ref: str | None, limit: int) -> list[repositories.Move]:
+        """Who moved which ref when, newest first; also of refs and repositories that are gone."""
+        with self.database.read() as connection:
+            return repositories.moves_of(connection, repo, ref, limit)
+
     def resolve(self, repo: RepoId, rev: str) -> Resolved:
         """The commit that a ref or a commit id names. Raises RepoNotFound or RevisionNotFound."""
         return self._resolved.get((str(repo), check_revision(rev)), lambda: self._resolve(repo, rev))
@@ -451,14 +461,18 @@ class Catalog:
                 log.warning("what was written in vain is left for a while", extra={"error": str(error)})
             raise
 
-    def set_ref(self, repo: RepoId, ref: str, commit: str, expect: Expected = ..., *, author: str = "") -> bool:
-        """Point a ref at a commit of the repository by compare-and-swap; returns whether it moved."""
+    def set_ref(
+        self, repo: RepoId, ref: str, commit: str, expect: Expected = ..., *, author: str = "", kind: str = "branch"
+    ) -> bool:
+        """Point a ref at a commit of the repository by compare-and-swap; returns whether it moved. See ``move_ref``."""
         check_ref(ref)
         with self.database.write(changes=Changes.NAMES) as connection:
             repository = repositories.require(connection, repo)
             repositories.require_commit(connection, repository, commit)
             now = int(self._now())
-            return repositories.move_ref(connection, repository, ref, commit, expect=expect, author=author, now=now)
+            return repositories.move_ref(
+                connection, repository, ref, commit, expect=expect, author=author, now=now, kind=kind
+            )
 
     def delete_ref(self, repo: RepoId, ref: str, expect: Expected = ..., *, author: str = "") -> None:
         """Remove a ref. Its commits stay, and can be asked for by their id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -17,11 +18,12 @@ MAX_HISTORY = 1000
 
 
 class MoveRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to move a ref, and where it must be now (None: nowhere)."""
+    """Where to move a ref, where it must be now (None: nowhere), and what a new one becomes."""
 
     commit: str
     expect: str | None
     author: str = ""
+    kind: Literal["branch", "tag", "alias"] = "branch"
 
 
 def routes() -> list[BaseRoute]:
@@ -30,6 +32,7 @@ def routes() -> list[BaseRoute]:
         Route("/api/v1/repos", remove, methods=["DELETE"]),
         Route("/api/v1/refs", refs, methods=["GET"]),
         Route("/api/v1/refs", move, methods=["PUT"]),
+        Route("/api/v1/refs/history", history, methods=["GET"]),
         Route("/api/v1/resolve", resolve, methods=["GET"]),
         Route("/api/v1/commits", commits, methods=["GET"]),
         Route("/api/v1/usage", usage, methods=["GET"]),
@@ -52,7 +55,17 @@ async def remove(request: Request) -> Response:
 
 
 async def refs(request: Request) -> Response:
-    return Json({"refs": await asyncio.to_thread(services(request).catalog.refs, repository(request))})
+    catalog, repo = services(request).catalog, repository(request)
+    found = await asyncio.to_thread(catalog.refs, repo)
+    return Json({"refs": found, "kinds": await asyncio.to_thread(catalog.ref_kinds, repo)})
+
+
+async def history(request: Request) -> Response:
+    """Who moved which ref when; also of a repository that is gone."""
+    ref = request.query_params.get("ref")
+    limit = _limit(request)
+    moves = await asyncio.to_thread(services(request).catalog.ref_history, repository(request), ref, limit)
+    return Json({"moves": moves})
 
 
 async def move(request: Request) -> Response:
@@ -60,7 +73,9 @@ async def move(request: Request) -> Response:
     wanted = await read_json(request, MoveRef)
     if not is_commit(wanted.commit):
         raise InvalidInput(f"{wanted.commit[:80]!r} is not a commit: 40 lower-case hexadecimal digits")
-    await asyncio.to_thread(catalog.set_ref, repo, ref, wanted.commit, wanted.expect, author=wanted.author)
+    await asyncio.to_thread(
+        catalog.set_ref, repo, ref, wanted.commit, wanted.expect, author=wanted.author, kind=wanted.kind
+    )
     return Json({"commit": wanted.commit})
 
 
@@ -70,11 +85,9 @@ async def resolve(request: Request) -> Response:
 
 
 async def commits(request: Request) -> Response:
-    text = request.query_params.get("limit", "50")
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= MAX_HISTORY:
-        raise InvalidInput(f"limit={text!r} is not a number from 1 to {MAX_HISTORY}")
+    limit = _limit(request)
     catalog, repo, rev = services(request).catalog, repository(request), parameter(request, "rev")
-    return Json({"commits": await asyncio.to_thread(catalog.history, repo, rev, int(text))})
+    return Json({"commits": await asyncio.to_thread(catalog.history, repo, rev, limit)})
 
 
 async def usage(request: Request) -> Response:
@@ -90,3 +103,10 @@ async def usage(request: Request) -> Response:
         if repo is None or s.repo == str(repo)
     ]
     return Json({"total": total, "repos": models, "unheld": round(unheld)})
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", "50")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= MAX_HISTORY:
+        raise InvalidInput(f"limit={text[:40]!r} is not a number from 1 to {MAX_HISTORY}")
+    return int(text)

@@ -130,8 +130,11 @@ class Lookup:
             try:
                 repo = repo_of(call)
                 followed = self._mirror.refs(repo)
-                held = self._catalog.refs(repo) if not followed or self._holds(repo) else {}
-                return shapes.refs(held | followed, include_prs=include_prs)
+                held, tags = {}, []
+                if not followed or self._holds(repo):
+                    held = self._catalog.refs(repo)
+                    tags = [name for name, kind in self._catalog.ref_kinds(repo).items() if kind == "tag"]
+                return shapes.refs(held | followed, include_prs=include_prs, tags=tags)
             except RepoNotFound as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"

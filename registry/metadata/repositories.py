@@ -92,6 +92,13 @@ def refs_of(connection: Connection, repository: Repository) -> dict[str, str]:
     return dict(connection.execute(query).all())
 
 
+def kinds_of(connection: Connection, repository: Repository) -> dict[str, str]:
+    """Those of the repository's refs that are no branches: name -> ``tag`` or ``alias``."""
+    c = refs.c
+    query = sa.select(c.name, c.kind).where(c.repository == repository.id, c.kind != "branch").order_by(c.name)
+    return dict(connection.execute(query).all())
+
+
 def ref_target(connection: Connection, repository: Repository, ref: str) -> str | None:
     """The commit that a ref names, or None where there is no such ref."""
     query = sa.select(refs.c.commit).where(refs.c.repository == repository.id, refs.c.name == ref)
@@ -205,12 +212,17 @@ def move_ref(
     expect: Expected,
     author: str,
     now: int,
+    kind: str = "branch",
 ) -> bool:
     """Point a ref at a commit, or remove it (None), by compare-and-swap; returns whether it moved.
 
-    Raises Conflict when the ref is not where ``expect`` says, RevisionNotFound when a ref to remove is not there.
+    ``kind`` is what a new ref becomes; one that is there keeps its own. Raises Conflict when the ref is not where
+    ``expect`` says, and for a tag that is to point elsewhere; RevisionNotFound when a ref to remove is not there.
     """
-    old = ref_target(connection, repository, ref)
+    row = connection.execute(
+        sa.select(refs.c.commit, refs.c.kind).where(refs.c.repository == repository.id, refs.c.name == ref)
+    ).one_or_none()
+    old, found = (None, kind) if row is None else row
     if expect is not ... and old != expect:
         raise Conflict(
             f"{repository.name}@{ref} has moved: it is {old or 'gone'}, expected {expect or 'no such ref'}",
@@ -220,11 +232,18 @@ def move_ref(
         raise RevisionNotFound(f"{repository.name} has no ref {ref!r}")
     if old == commit:
         return False
+    if found == "tag" and old is not None and commit is not None:
+        raise Conflict(
+            f"{repository.name}@{ref} is a tag, at {old}: tags don't move",
+            hint="Choose another name; or remove the tag first, if nobody relies on it.",
+        )
     where = (refs.c.repository == repository.id) & (refs.c.name == ref)
     if commit is None:
         connection.execute(refs.delete().where(where))
     elif old is None:
-        connection.execute(refs.insert().values(repository=repository.id, name=ref, commit=commit, updated=now))
+        connection.execute(
+            refs.insert().values(repository=repository.id, name=ref, commit=commit, updated=now, kind=kind)
+        )
     else:
         connection.execute(refs.update().where(where).values(commit=commit, updated=now))
     connection.execute(repositories.update().where(repositories.c.id == repository.id).values(updated=now))
@@ -246,11 +265,24 @@ def _touch(connection: Connection, repository: Repository, ids: list[str], now: 
     connection.execute(commits.update().where(where).values(touched=now))
 
 
-def moves_of(connection: Connection, repo: RepoId) -> list[tuple[str, str | None, str | None, str, int]]:
-    """The audit of a repository, oldest first: (ref, old commit, new commit, author, time)."""
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A ref's way from a commit (None: it was new) to another (None: it was removed); ``time`` in unix seconds."""
+
+    ref: str
+    old: str | None
+    new: str | None
+    author: str
+    time: int
+
+
+def moves_of(connection: Connection, repo: RepoId, ref: str | None = None, limit: int | None = None) -> list[Move]:
+    """The audit of a repository, or of one of its refs, newest first. It outlives the repository."""
     c = ref_moves.c
-    query = sa.select(c.ref, c.old, c.new, c.author, c.time).where(c.repository == str(repo)).order_by(c.id)
-    return [(ref, old, new, author, time) for ref, old, new, author, time in connection.execute(query)]
+    query = sa.select(c.ref, c.old, c.new, c.author, c.time).where(c.repository == str(repo)).order_by(c.id.desc())
+    if ref is not None:
+        query = query.where(c.ref == ref)
+    return [Move(*row) for row in connection.execute(query.limit(limit))]
 
 
 def _audit(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "gc"
+HEAD: Final = "names"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"

@@ -119,8 +119,10 @@ refs = Table(
     Column("name", Text, primary_key=True),
     Column("commit", String(40), nullable=False),
     Column("updated", BigInteger, nullable=False),
+    Column("kind", String(8), nullable=False, server_default="branch"),
     sqlite_with_rowid=False,
 )
+"""Names of commits. ``kind``: a branch moves with every publish, an alias when somebody says so, a tag never."""
 
 repository_blobs = Table(
     "repository_blobs",
@@ -142,6 +144,7 @@ ref_moves = Table(
     Column("new", String(40)),
     Column("author", Text, nullable=False),
     Column("time", BigInteger, nullable=False),
+    Index("ref_moves_repository", "repository"),
 )
 """Audit: every move of a ref, kept when the repository is gone (hence its name, not its number)."""
 

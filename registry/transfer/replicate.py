@@ -150,9 +150,8 @@ class Replicator:
         new = records[0].commit
         if old is not None and old not in {record.commit for record in records}:
             with self._catalog.database.read() as connection:
-                moves = repositories.moves_of(connection, repo)
-            last = next((mover for name, _, _, mover, _ in reversed(moves) if name == ref), None)
-            if last != author:
+                moves = repositories.moves_of(connection, repo, ref, 1)
+            if not moves or moves[0].author != author:
                 raise Conflict(f"the ref is at {old} here, which the peer's history does not hold; it stays there")
         self._catalog.set_ref(repo, ref, new, old, author=author)
 

@@ -111,21 +111,21 @@ class Repos:
 
     async def add_branch(self, asked: Asked) -> Response:
         wanted = await asked.json(CreateBranch)
-        return await self._add(asked, asked.call.revision or "", wanted.startingPoint or MAIN)
+        return await self._add(asked, asked.call.revision or "", wanted.startingPoint or MAIN, "branch")
 
     async def add_tag(self, asked: Asked) -> Response:
-        return await self._add(asked, (await asked.json(CreateTag)).tag, asked.call.revision or MAIN)
+        return await self._add(asked, (await asked.json(CreateTag)).tag, asked.call.revision or MAIN, "tag")
 
-    async def _add(self, asked: Asked, ref: str, start: str) -> Response:
+    async def _add(self, asked: Asked, ref: str, start: str, kind: str) -> Response:
         repo = asked.repo
         asked.access.check_writable(repo)
-        await asyncio.to_thread(self._point, repo, check_ref(ref), start, asked.access.label or "")
+        await asyncio.to_thread(self._point, repo, check_ref(ref), start, asked.access.label or "", kind)
         return JSONResponse({"ref": quote(ref)})
 
-    def _point(self, repo: RepoId, ref: str, start: str, author: str) -> None:
+    def _point(self, repo: RepoId, ref: str, start: str, author: str, kind: str) -> None:
         commit = self._catalog.resolve(repo, start).commit
         try:
-            self._catalog.set_ref(repo, ref, commit, None, author=author)
+            self._catalog.set_ref(repo, ref, commit, None, author=author, kind=kind)
         except Conflict:
             raise Conflict(f"Reference already exists: {repo.id} has a {ref!r}") from None
 

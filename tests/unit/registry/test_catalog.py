@@ -221,10 +221,10 @@ def test_every_move_is_audited_even_after_the_repository_is_gone(registry: Regis
     registry.catalog.delete_repo(ONE, author="admin")
     with registry.database.read() as connection:
         moves = repositories.moves_of(connection, ONE)
-    assert [(m[0], m[1], m[2], m[3]) for m in moves] == [
-        ("main", None, a, "me"),
-        ("main", a, b, "me"),
+    assert [(m.ref, m.old, m.new, m.author) for m in moves] == [
         ("main", b, None, "admin"),
+        ("main", a, b, "me"),
+        ("main", None, a, "me"),
     ]
 
 
@@ -280,3 +280,27 @@ def test_manifests_are_checked_when_they_are_read(registry: Registry) -> None:
             fresh.catalog.manifest(ONE, record.commit)
     finally:
         fresh.close()
+
+
+def test_a_tag_does_not_move_and_an_alias_does(registry: Registry) -> None:
+    catalog = registry.catalog
+    first = registry.publish("org/one", {"a": b"1"}).commit
+    second = registry.publish("org/one", {"a": b"2"}).commit
+    catalog.set_ref(ONE, "v1", first, None, author="ada", kind="tag")
+    catalog.set_ref(ONE, "champion", first, None, author="ada", kind="alias")
+    assert catalog.ref_kinds(ONE) == {"champion": "alias", "v1": "tag"}
+    for expect in (first, ...):
+        with pytest.raises(Conflict, match="tags don't move"):
+            catalog.set_ref(ONE, "v1", second, expect)
+    with pytest.raises(Conflict, match="tags don't move"):
+        registry.publish("org/one", {"a": b"3"}, ref="v1")
+    assert not catalog.set_ref(ONE, "v1", first, first)
+    assert catalog.set_ref(ONE, "champion", second, first, author="bob")
+    assert catalog.ref_kinds(ONE)["champion"] == "alias"
+    moves = [(m.old, m.new, m.author) for m in catalog.ref_history(ONE, "champion", 10)]
+    assert moves == [(first, second, "bob"), (None, first, "ada")]
+    catalog.delete_ref(ONE, "v1")
+    catalog.set_ref(ONE, "v1", second, None, kind="tag")
+    assert catalog.resolve(ONE, "v1").commit == second
+    catalog.delete_repo(ONE)
+    assert catalog.ref_history(ONE, None, 1)[0].new is None
