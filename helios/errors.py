@@ -59,6 +59,13 @@ class EntryNotFound(NotFound):
     code = "EntryNotFound"
 
 
+class Retired(HeliosError):
+    """A model, or one revision of it, that must not be used any more."""
+
+    code = "Retired"
+    status = 410
+
+
 class Conflict(HeliosError):
     """The state moved under the caller: a ref, a lock, a running process."""
 
@@ -146,9 +153,9 @@ class NoSpace(HeliosError):
 BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
-        HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Conflict,
-        Unauthorized, Forbidden, GatedRepo, Quarantined, NotAdmitted, BadSignature, IntegrityError, Unavailable,
-        DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
+        HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Retired,
+        Conflict, Unauthorized, Forbidden, GatedRepo, Quarantined, NotAdmitted, BadSignature, IntegrityError,
+        Unavailable, DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
     )
 }  # fmt: skip
 

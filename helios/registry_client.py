@@ -66,6 +66,17 @@ class Move(msgspec.Struct, frozen=True):
     time: int
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """``commit`` is empty for the whole repository; ``state`` is ``deprecated`` or ``retired``; ``time`` in unix s."""
+
+    commit: str
+    state: str
+    message: str
+    author: str
+    time: int
+    replacement: str | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Bytes: every commit as a full copy; distinct files; what the store keeps."""
 
@@ -178,6 +189,21 @@ class RegistryClient:
         """Who moved which ref when, newest first."""
         params = {"repo": str(repo), "limit": str(limit)} | ({} if ref is None else {"ref": ref})
         return self._get("/api/v1/refs/history", _Moves, **params).moves
+
+    def notices(self, repo: RepoId) -> list[Notice]:
+        """What is deprecated or retired of a repository."""
+        return self._get("/api/v1/notices", _Notices, repo=str(repo)).notices
+
+    def put_notice(
+        self, repo: RepoId, commit: str | None, state: str, message: str, *, replacement: str | None, author: str
+    ) -> None:
+        """Deprecate or retire a repository (``commit`` None) or one of its commits."""
+        body = {"repo": str(repo), "commit": commit, "state": state, "message": message}
+        self.http.json("PUT", "/api/v1/notices", body=body | {"replacement": replacement, "author": author})
+
+    def remove_notice(self, repo: RepoId, commit: str | None) -> None:
+        params = {"repo": str(repo)} | ({} if commit is None else {"commit": commit})
+        self.http.json("DELETE", "/api/v1/notices", params=params)
 
     def set_ref(
         self, repo: RepoId, ref: str, commit: str, expect: str | None, *, author: str = "", kind: str = "branch"
@@ -366,6 +392,10 @@ class _Repos(msgspec.Struct, frozen=True):
 class _Refs(msgspec.Struct, frozen=True):
     refs: dict[str, str]
     kinds: dict[str, str] = {}
+
+
+class _Notices(msgspec.Struct, frozen=True):
+    notices: list[Notice]
 
 
 class _Moves(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
-from registry.api import admission, content, health, names, pushes
+from registry.api import admission, content, health, names, notices, pushes
 from registry.api.support import Json
 from registry.fresh import Fresh
 from registry.services import Services
@@ -35,7 +35,14 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 def native_routes() -> list[BaseRoute]:
     """The routes of docs/native-api.md; the first that matches wins."""
-    return [*health.routes(), *names.routes(), *content.routes(), *pushes.routes(), *admission.routes()]
+    return [
+        *health.routes(),
+        *names.routes(),
+        *notices.routes(),
+        *content.routes(),
+        *pushes.routes(),
+        *admission.routes(),
+    ]
 
 
 def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Sequence[BaseRoute] = ()) -> Starlette:

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from helios.errors import (
     InvalidInput,
     NotFound,
     Quarantined,
+    Retired,
     RevisionNotFound,
 )
 from helios.names import RepoId, check_ref, check_revision
@@ -42,7 +43,7 @@ from registry.admission.admission import Admission, Verdict
 from registry.burial import bury
 from registry.cache import Cache
 from registry.member import Member
-from registry.metadata import claims, content, inventory, mirror, pins, quarantine, repositories
+from registry.metadata import claims, content, inventory, mirror, notices, pins, quarantine, repositories
 from registry.metadata.content import SqlChunkIndex
 from registry.metadata.database import Changes, Database
 
@@ -70,6 +71,8 @@ class Resolved:
 
     commit: str
     manifest_digest: str
+    notice: str | None = None
+    """What whoever uses it should know: it is deprecated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +173,44 @@ class Catalog:
         with self.database.read(single=True) as connection:
             found = repositories.resolve(connection, repo, rev)
         if found is not None:
-            return Resolved(*found)
+            return self._noticed(repo, *found)
         with self.database.read() as connection:  # what is missing?
             repository = repositories.require(connection, repo)
             known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
             raise RevisionNotFound(f"{repo.id} has no revision {rev!r}; its refs: {known or 'none'}")
+
+    def _noticed(self, repo: RepoId, commit: str, manifest: str) -> Resolved:
+        with self.database.read() as connection:
+            told = notices.of(connection, repositories.require(connection, repo), commit)
+        texts = [each.text(f"{repo.id}{'@' + each.commit if each.commit else ''}") for each in told]
+        for each, text in zip(told, texts, strict=True):
+            if each.state == "retired":
+                raise Retired(text)
+        return Resolved(commit, manifest, "; ".join(texts) or None)
+
+    def notice_now(self, repo: RepoId, rev: str | None) -> str | None:
+        """The notice on a revision that was resolved a moment ago, for clients (``topic; message``). Never waits."""
+        resolved = self._resolved.peek((str(repo), rev or "main"))
+        return None if resolved is None or resolved.notice is None else f"deprecated; {resolved.notice}"
+
+    def notices_on(self, repo: RepoId) -> list[notices.Notice]:
+        """What is deprecated or retired of a repository."""
+        with self.database.read() as connection:
+            return notices.of(connection, repositories.require(connection, repo))
+
+    def put_notice(self, repo: RepoId, notice: notices.Notice) -> None:
+        """Deprecate or retire a repository or a commit; ``notice.time`` is set here."""
+        with self.database.write(changes=Changes.NAMES) as connection:
+            repository = repositories.require(connection, repo)
+            if notice.commit:
+                repositories.require_commit(connection, repository, notice.commit)
+            notices.put(connection, repository, replace(notice, time=int(self._now())))
+        log.warning("put a notice up", extra={"repo": str(repo), "commit": notice.commit, "state": notice.state})
+
+    def remove_notice(self, repo: RepoId, commit: str) -> None:
+        """Take a notice down. Raises NotFound where there is none."""
+        with self.database.write(changes=Changes.NAMES) as connection:
+            notices.take_down(connection, repositories.require(connection, repo), commit)
 
     def hot(self, repo: RepoId, rev: str, path: str) -> tuple[Resolved, Manifest, FileEntry] | None:
         """A file of a revision that may be read, if all of it is in memory. Does not block: for the event loop."""

@@ -130,7 +130,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             uploads = Uploads(catalog, sessions, xet.signer, home.registry / "uploads")
             services = Services(config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants)
             reads = Reads(catalog, mirror, reader, xet, metrics, addresses)
-            hub = HubRoute(tenants, [reads.handlers(), *uploads.handlers], before=reads.before)
+            hub = HubRoute(tenants, [reads.handlers(), *uploads.handlers], catalog.notice_now, reads.before)
             routes = [
                 *pull_routes(pulling.pulls),
                 *mirror_routes(mirror),

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("helios.cli.models:ls", "List the models in the registry."),
     "show": ("helios.cli.models:show", "Show a model's revisions and files."),
     "ref": ("helios.cli.ref:ref", "List a model's refs, move them, and see who moved them."),
+    "deprecate": ("helios.cli.deprecate:deprecate", "Warn of a model, or retire it."),
     "rm": ("helios.cli.models:rm", "Remove a model or one of its refs from the registry."),
     "usage": ("helios.cli.store:usage", "Show the bytes of each model: logical, unique and stored."),
     "gc": ("helios.cli.store:gc", "Remove what nothing in the registry needs any more."),

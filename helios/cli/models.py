@@ -150,7 +150,7 @@ def show(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
     repo, revision = parse_spec(spec, kind)
     with attached(urls) as registry:
         client = registry.client()
-        refs = client.refs(repo)
+        refs, notices = client.refs(repo), client.notices(repo)
         at = client.resolve(repo, revision)
         files = Manifest.decode(client.manifest(repo, at.commit), at.manifest).files
         record = client.commits(repo, at.commit, 1)[0]
@@ -177,6 +177,9 @@ def show(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
             }
         )
         return
+    for notice in notices:
+        instead = f"; use {notice.replacement}" if notice.replacement else ""
+        click.echo(f"{notice.state}{f' (commit {notice.commit})' if notice.commit else ''}: {notice.message}{instead}")
     click.echo(f"{repo.id} @ {revision} = {at.commit}")
     click.echo(
         f"published {time_text(record.time)} by {record.author or 'unknown'}: {record.message or '(no message)'}"

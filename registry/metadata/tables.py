@@ -134,6 +134,20 @@ repository_blobs = Table(
 )
 """Which blobs a repository's commits hold: a blob is served only through a repository that has it."""
 
+notices = Table(
+    "notices",
+    metadata,
+    Column("repository", _Id, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit", String(40), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("replacement", Text),
+    Column("author", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What people should know before they use a repository (commit "") or one of its commits: deprecated, retired."""
+
 ref_moves = Table(
     "ref_moves",
     metadata,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+from helios.names import RepoId
 from tests.support.mounts import write
 from tests.support.registry import running_registry
 
@@ -34,3 +35,35 @@ def test_tags_stay_aliases_move_and_everybody_sees_who_did_it(helios, tmp_path):
         told = client.http.json("GET", "/api/models/org/m/refs")
         assert [tag["name"] for tag in told["tags"]] == ["v1"]
         assert [branch["name"] for branch in told["branches"]] == ["champion", "main"]
+
+
+def test_what_is_deprecated_warns_and_what_is_retired_is_refused(helios, tmp_path):
+    with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
+        where = ("--registry", registry.url)
+
+        def push(content):
+            return helios("push", write(tmp_path / content, {"a": content.encode()}), "org/m", *where).out.strip()
+
+        def ask(path):
+            with client.http.request("GET", path) as response:
+                return response.status, response.headers, response.read()
+
+        first, second = push("one"), push("two")
+        helios("deprecate", "org/m", "-m", "old\u00e9", "--use", "org/new", *where)
+        status, headers, body = ask("/org/m/resolve/main/a")
+        assert (status, body) == (200, b"two")
+        assert headers["x-hf-warning"] == "deprecated; org/m is deprecated: old?; use org/new"
+        assert "deprecated: old\u00e9; use org/new" in helios("show", "org/m", *where).out
+        helios("deprecate", f"org/m@{first}", "-m", "leaks", "--retire", *where)
+        status, headers, _ = ask(f"/org/m/resolve/{first}/a")
+        assert (status, headers["x-error-code"]) == (410, "Retired")
+        assert "leaks" in headers["x-error-message"]
+        assert "leaks" in helios("show", f"org/m@{first}", *where, code=1).err
+        assert ask("/org/m/resolve/main/a")[0] == 200
+        assert client.resolve(RepoId.parse("org/m"), "main").commit == second
+        helios("deprecate", "org/m", "--undo", *where)
+        helios("deprecate", f"org/m@{first}", "--undo", *where)
+        assert "x-hf-warning" not in ask(f"/org/m/resolve/{first}/a")[1]
+        assert helios("deprecate", "org/m", "--undo", *where, code=1).err
+        assert helios("deprecate", "org/m@main", "-m", "x", *where, code=2).err
+        assert helios("deprecate", "org/m", *where, code=2).err
