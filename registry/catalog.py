@@ -422,9 +422,10 @@ class Catalog:
         """Make a snapshot of stored blobs visible and point a ref at it (None: at no ref), in one transaction.
 
         ``commit`` is the Hub's id, or None for a local commit. ``parent`` defaults to where the ref points now;
-        ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. A commit that
-        is there already keeps its record. ``also`` runs last in the transaction, and undoes it by raising. Raises
-        InvalidInput for bad paths, NotFound for a blob that is not stored.
+        ``expect`` is what the ref must point at now (None: nothing; default: anything), else Conflict. ``lineage``
+        defaults to what the README's card says. A commit that is there already keeps its record. ``also`` runs last in
+        the transaction, and undoes it by raising. Raises InvalidInput for bad paths, NotFound for a blob that is not
+        stored.
         """
         if ref is not None:
             check_ref(ref)
@@ -435,6 +436,7 @@ class Catalog:
         now = int(self._now())
         verdict = self._examine(repo, files)
         manifest = Manifest(self._canonical(files))
+        lineage = self._lineage(manifest) if lineage is None else lineage
         commit = commit or local_commit(repo, manifest.digest)
         recipes = {entry.sha256: entry.recipe for entry in manifest.files.values()}
         size = sum(entry.size for entry in manifest.files.values())
@@ -457,7 +459,7 @@ class Catalog:
                         when,
                         message,
                         None if parent == commit else parent,
-                        dict(lineage or {}),
+                        dict(lineage),
                     )
                     # A record of a removed repository may lie there; SQL says it means nothing.
                     self.store.delete(record_key)
@@ -533,6 +535,16 @@ class Catalog:
                 claims.doom(connection, records, pins.clock(connection, self.database.kind.now) + self.lease_s)
                 repositories.delete(connection, repository, author=author, now=int(self._now()))
         log.info("removed", extra={"repo": str(repo)})
+
+    def _lineage(self, manifest: Manifest) -> dict[str, str]:
+        """Where the content comes from, as far as its own card says."""
+        entry = manifest.files.get("README.md")
+        if entry is None or not entry.size:
+            return {}
+        from registry.card import MAX_CARD, lineage, read_card
+
+        with self.open_stored(entry) as content_:
+            return lineage(read_card(content_.read(MAX_CARD)))
 
     def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
         """What the rules say of a snapshot, looked at before others are kept waiting."""

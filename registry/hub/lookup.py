@@ -22,10 +22,10 @@ from heliosfs.store.placement import PlacedBlob
 from heliosfs.store.safetensors import header_length
 from registry.access import Access
 from registry.cache import Cache
+from registry.card import MAX_CARD, read_card
 from registry.catalog import Catalog, RepoInfo
 from registry.hub import shapes
 from registry.hub.asked import repo_of
-from registry.hub.card import MAX_CARD, read_card
 from registry.hub.lists import Wanted, pick
 from registry.hub.paths import HubCall
 from registry.hub.shapes import Json

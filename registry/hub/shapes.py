@@ -13,7 +13,7 @@ from typing import Any
 
 from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, lfs_pointer
-from registry.hub.card import tags_of
+from registry.card import tags_of
 from registry.hub.tree import Directory, Node
 
 Json = dict[str, Any]

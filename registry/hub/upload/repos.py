@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from helios.errors import Conflict, Forbidden, InvalidInput, RepoNotFound
 from helios.names import RepoId, check_ref
 from registry.access import Access
+from registry.card import BadCard, parse_card
 from registry.catalog import Catalog
 from registry.hub.answers import absolute
 from registry.hub.asked import Asked, Handlers
-from registry.hub.card import BadCard, parse_card
 from registry.hub.upload.commits import BytesSource
 from registry.ingest.kinds import LFS_EXTENSIONS
 from registry.sessions import Sessions

@@ -282,6 +282,16 @@ def test_manifests_are_checked_when_they_are_read(registry: Registry) -> None:
         fresh.close()
 
 
+def test_a_card_says_where_a_model_comes_from(registry: Registry) -> None:
+    card = b"---\nbase_model:\n- org/base\n- org/other\nbase_model_relation: finetune\n---\n# Mine\n"
+    record = registry.publish("org/one", {"README.md": card, "a": b"1"})
+    assert record.lineage == {"base_model": "org/base,org/other", "base_model_relation": "finetune"}
+    told = registry.publish("org/one", {"README.md": card, "a": b"2"}, lineage={"upstream": "x"})
+    assert told.lineage == {"upstream": "x"}
+    for odd in (b"", b"---\nbase_model: [1, {}]\n---\n", b"---\nbase_model: {a: b}\n---\n", b"---\n\xff", b"no card"):
+        assert registry.publish("org/two", {"README.md": odd, "b": odd or b"x"}).lineage == {}
+
+
 def test_a_tag_does_not_move_and_an_alias_does(registry: Registry) -> None:
     catalog = registry.catalog
     first = registry.publish("org/one", {"a": b"1"}).commit

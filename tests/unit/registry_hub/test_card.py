@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.hub.card import MAX_CARD, read_card, tags_of
+from registry.card import MAX_CARD, read_card, tags_of
 
 
 def test_a_card():

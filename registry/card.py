@@ -15,6 +15,10 @@ import yaml
 MAX_CARD: Final = 64 << 10
 """Longest head of a README that is read, in bytes."""
 
+MAX_BASES: Final = 16
+MAX_NAME: Final = 200
+"""Most models that one comes from, and longest name of one."""
+
 MAX_DEPTH: Final = 16
 """Deepest nesting: a parser takes time quadratic in it."""
 
@@ -75,3 +79,14 @@ def tags_of(card: Mapping[str, Any]) -> list[str]:
         values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         out += [f"{prefix}{each}" for each in values if isinstance(each, str) and each]
     return list(dict.fromkeys(out))
+
+
+def lineage(card: Mapping[str, Any]) -> dict[str, str]:
+    """Where a model comes from, as its card says: ``base_model`` (commas between several), ``base_model_relation``."""
+    base, relation = card.get("base_model"), card.get("base_model_relation")
+    names = [base] if isinstance(base, str) else base if isinstance(base, list) else []
+    bases = [name for name in names if isinstance(name, str) and 0 < len(name) <= MAX_NAME and "," not in name]
+    out = {"base_model": ",".join(bases[:MAX_BASES])} if bases else {}
+    if bases and isinstance(relation, str) and len(relation) <= MAX_NAME:
+        out["base_model_relation"] = relation
+    return out
