@@ -27,6 +27,7 @@ from tests.support.upstream import Upstream
 MIB = 1 << 20
 REPOS = [RepoId.parse("org/a"), RepoId.parse("org/b")]
 AT_ONCE = {
+    "HELIOS_REGISTRY__KEEP_HISTORY": "false",
     "HELIOS_REGISTRY__KEEP_COMMITS_S": "0",
     "HELIOS_REGISTRY__GC_GRACE_S": "0.5",
     "HELIOS_REGISTRY__GC_EVERY_S": "0",

@@ -19,6 +19,7 @@ import pytest
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.mounts import state_of
+from heliosfs.store.recipe import MAX_CHUNK
 from tests.support.damage import flip
 from tests.support.mounts import MODES, Mount, mounted, push, write
 from tests.support.registry import running_registry
@@ -308,7 +309,8 @@ def test_the_metrics_say_what_was_done(
         with (mount.files / "tokenizer.txt").open("rb", buffering=0) as file:
             file.read()
         assert mount.metric("helios_mount_opens_total", tier="l1") >= 1
-        assert mount.metric("helios_mount_fetched_bytes_total", source=link.url.removeprefix("http://")) == TOTAL
+        fetched = mount.metric("helios_mount_fetched_bytes_total", source=link.url.removeprefix("http://"))
+        assert TOTAL <= fetched <= TOTAL + 2 * MAX_CHUNK, "what the slow link kept may have been asked for again"
         assert mount.metric("helios_mount_read_bytes_total", tier="remote") >= 4096
         assert (mount.metric("helios_mount_passthrough_opens_total") > 0) == (mode == "native")
         assert mount.metric("helios_rss_anon_shmem_bytes") > 10 * MIB
