@@ -1,7 +1,7 @@
 """Loading a safetensors model through the mount, beside the same files in a plain directory.
 
 Ways, as vLLM's `--safetensors-load-strategy` has them; each load is a process of its own that copies every tensor into
-one buffer used over and over, as a loader copies into its parameters:
+one buffer used over and over, as a loader copies into its parameters; the buffer is on the GPU where there is one:
 
 - ``mmap``: safetensors' safe_open, pages as they are touched, shard after shard;
 - ``eager``: each shard read whole with read(2), then taken apart;
@@ -49,7 +49,7 @@ def lazy(paths: list[Path]) -> int:
     import torch
     from safetensors import safe_open
 
-    target = torch.empty(0, dtype=torch.bfloat16)
+    target = torch.empty(0, dtype=torch.bfloat16, device=_device())
     done = 0
     for path in paths:
         with safe_open(path, framework="pt") as file:
@@ -64,7 +64,7 @@ def eager(paths: list[Path]) -> int:
     import torch
     from safetensors.torch import load
 
-    target = torch.empty(0, dtype=torch.bfloat16)
+    target = torch.empty(0, dtype=torch.bfloat16, device=_device())
     done = 0
     for path in paths:
         for tensor in load(path.read_bytes()).values():
@@ -97,11 +97,18 @@ def prefetch(paths: list[Path]) -> int:
     return done
 
 
+def _device() -> str:
+    """Where the buffer is: on the GPU, if there is one. Copies from pageable memory to it end before they return."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _copy(target: Any, tensor: Any) -> tuple[Any, int]:
     import torch
 
     if target.numel() < tensor.numel():
-        target = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        target = torch.empty(tensor.numel(), dtype=tensor.dtype, device=target.device)
     target[: tensor.numel()].copy_(tensor.reshape(-1))
     return target, tensor.numel() * tensor.element_size()
 
