@@ -28,6 +28,7 @@ from helios.errors import (
     InvalidInput,
     NotFound,
     Quarantined,
+    RepoNotFound,
     Retired,
     RevisionNotFound,
 )
@@ -173,7 +174,8 @@ class Catalog:
         with self.database.read(single=True) as connection:
             found = repositories.resolve(connection, repo, rev)
         if found is not None:
-            return self._noticed(repo, *found)
+            commit, manifest, noticed = found
+            return self._noticed(repo, commit, manifest) if noticed else Resolved(commit, manifest)
         with self.database.read() as connection:  # what is missing?
             repository = repositories.require(connection, repo)
             known = ", ".join(list(repositories.refs_of(connection, repository))[:20])
@@ -192,6 +194,14 @@ class Catalog:
         """The notice on a revision that was resolved a moment ago, for clients (``topic; message``). Never waits."""
         resolved = self._resolved.peek((str(repo), rev or "main"))
         return None if resolved is None or resolved.notice is None else f"deprecated; {resolved.notice}"
+
+    def holds(self, repo: RepoId, commit: str) -> bool:
+        """Whether the commit is here."""
+        try:
+            self.resolve(repo, commit)
+        except (RepoNotFound, RevisionNotFound):
+            return False
+        return True
 
     def notices_on(self, repo: RepoId) -> list[notices.Notice]:
         """What is deprecated or retired of a repository."""
@@ -434,8 +444,8 @@ class Catalog:
         check_bulk(files)
         check_tree(files)
         now = int(self._now())
-        verdict = self._examine(repo, files)
         manifest = Manifest(self._canonical(files))
+        verdict = self._examine(repo, manifest.files)
         lineage = self._lineage(manifest) if lineage is None else lineage
         commit = commit or local_commit(repo, manifest.digest)
         recipes = {entry.sha256: entry.recipe for entry in manifest.files.values()}
@@ -547,11 +557,10 @@ class Catalog:
             return lineage(read_card(content_.read(MAX_CARD)))
 
     def _examine(self, repo: RepoId, files: Mapping[str, FileEntry]) -> Verdict:
-        """What the rules say of a snapshot, looked at before others are kept waiting."""
+        """What the rules say of a snapshot of stored blobs, looked at before others are kept waiting."""
         if not self.admission.concerns(repo, files):
             return Verdict()
-        canonical = self._canonical(files)
-        return self.admission.examine(repo, canonical, self.open_stored)
+        return self.admission.examine(repo, files, self.open_stored)
 
     def open_stored(self, entry: FileEntry) -> IO[bytes]:
         """A stored blob as a file, be it held by a commit or not; its bytes are checked as they are read."""

@@ -134,7 +134,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             routes = [
                 *pull_routes(pulling.pulls),
                 *mirror_routes(mirror),
-                *transfer_routes(replications),
+                *transfer_routes(replications, uploads.receiver),
                 *gc_routes(jobs, Leases(catalog)),
                 *under_tenants([*xet.routes(), *uploads.routes]),
                 hub,

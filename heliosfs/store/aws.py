@@ -7,10 +7,13 @@ and instances, in AWS' own order.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helios.errors import Unavailable
 from heliosfs.store.remote import refused, told
+
+if TYPE_CHECKING:
+    from heliosfs.store.cloud import Place
 
 ASK_AGAIN_S: Final = 300.0
 """The chain is asked for credentials again after so many seconds; it renews those that expire itself."""
@@ -55,6 +58,15 @@ class Chain:
         return self.session.create_client(
             "s3", endpoint_url=endpoint or None, region_name=region or self.region or "us-east-1", config=config
         )
+
+
+def abandon_at(chain: Chain, place: Place, older_than_s: float) -> int:
+    """``abandon`` for a store's place."""
+    client = chain.client(place.endpoint, place.region)
+    try:
+        return abandon(client, place.bucket, f"{place.prefix}/" if place.prefix else "", older_than_s)
+    finally:
+        client.close()
 
 
 def abandon(client: Any, bucket: str, prefix: str, older_than_s: float) -> int:

@@ -125,14 +125,9 @@ class CloudBucket:
         """Azure drops parts that were never committed itself, after a week; GCS needs a lifecycle rule."""
         if self._chain is None:
             return 0
-        from heliosfs.store.aws import abandon
+        from heliosfs.store.aws import abandon_at
 
-        place = self._place
-        client = self._chain.client(place.endpoint, place.region)
-        try:
-            return abandon(client, place.bucket, f"{place.prefix}/" if place.prefix else "", older_than_s)
-        finally:
-            client.close()
+        return abandon_at(self._chain, self._place, older_than_s)
 
     def check(self) -> None:
         next(self.list("public/registry/"), None)

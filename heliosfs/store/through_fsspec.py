@@ -119,14 +119,9 @@ class FsspecBucket:
     def abandon(self, older_than_s: float) -> int:
         if self._chain is None:
             return 0
-        from heliosfs.store.aws import abandon
+        from heliosfs.store.aws import abandon_at
 
-        place = self._place
-        client = self._chain.client(place.endpoint, place.region)
-        try:
-            return abandon(client, place.bucket, f"{place.prefix}/" if place.prefix else "", older_than_s)
-        finally:
-            client.close()
+        return abandon_at(self._chain, self._place, older_than_s)
 
     def check(self) -> None:
         with self._guard("does not answer"):

@@ -21,6 +21,7 @@ from registry.gc.repair import Repairer
 from registry.gc.verify import Pace, Verifier
 from registry.pull.progress import Progress
 from registry.pull.upstream import Upstream
+from registry.stopping import stop_all
 from registry.transfer.peer import Peer
 
 log = logging.getLogger("helios.registry.gc")
@@ -125,12 +126,8 @@ class Jobs:
         with self._lock:
             self._closed = True
             left = list(self._running.values())
-        for job in left:
-            job.stop.set()
-        end = time.monotonic() + timeout_s
-        for job in left:
-            if not job.finished.wait(max(0.0, end - time.monotonic())):
-                log.warning("a job did not end in time", extra={"what": str(job.what[0])})
+        for job in stop_all(left, timeout_s):
+            log.warning("a job did not end in time", extra={"what": str(job.what[0])})
 
     def _start(self, name: str, what: tuple[object, ...], run: Callable[[Job], dict[str, Any]]) -> Job:
         with self._lock:

@@ -13,7 +13,7 @@ from helios.errors import Conflict, RepoNotFound, RevisionNotFound
 from helios.names import RepoId, is_commit
 from heliosfs.store.manifest import CommitRecord
 from registry.metadata.database import insert_new
-from registry.metadata.tables import blobs, commits, ref_moves, refs, repositories, repository_blobs
+from registry.metadata.tables import blobs, commits, notices, ref_moves, refs, repositories, repository_blobs
 
 Expected = str | None | EllipsisType
 """What a compare-and-swap expects: a commit, None for "no such ref yet", ``...`` for anything."""
@@ -105,9 +105,11 @@ def ref_target(connection: Connection, repository: Repository, ref: str) -> str 
     return connection.scalar(query)
 
 
-def resolve(connection: Connection, repo: RepoId, rev: str) -> tuple[str, str] | None:
-    """The commit that a ref or a commit id names, and its manifest's digest, in one statement; None for neither."""
-    query = sa.select(commits.c.commit, commits.c.manifest).where(repositories.c.name == str(repo))
+def resolve(connection: Connection, repo: RepoId, rev: str) -> tuple[str, str, bool] | None:
+    """The commit that a ref or a commit id names, its manifest's digest, and whether the repository has notices, in one
+    statement; None for neither."""
+    noticed = sa.select(notices.c.commit).where(notices.c.repository == repositories.c.id).exists()
+    query = sa.select(commits.c.commit, commits.c.manifest, noticed).where(repositories.c.name == str(repo))
     query = query.join_from(commits, repositories, commits.c.repository == repositories.c.id)
     if is_commit(rev):
         query = query.where(commits.c.commit == rev)
@@ -115,7 +117,7 @@ def resolve(connection: Connection, repo: RepoId, rev: str) -> tuple[str, str] |
         same = (refs.c.repository == repositories.c.id) & (refs.c.commit == commits.c.commit)
         query = query.join(refs, same).where(refs.c.name == rev)
     row = connection.execute(query).one_or_none()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else (row[0], row[1], bool(row[2]))
 
 
 def find_commit(connection: Connection, repository: Repository, commit: str) -> Commit | None:

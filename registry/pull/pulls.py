@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from helios.errors import HeliosError, RepoNotFound, RevisionNotFound, Unavailable
+from helios.errors import HeliosError, Unavailable
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId, check_revision, is_commit
 from registry.catalog import Catalog
@@ -24,6 +23,7 @@ from registry.pull.listing import Snapshot
 from registry.pull.progress import Progress
 from registry.pull.pull import Puller
 from registry.pull.upstream import Stopped, Token, Upstream
+from registry.stopping import stop_all
 
 log = logging.getLogger("helios.registry.pull")
 
@@ -107,15 +107,11 @@ class Pulls:
         with self._lock:
             self._closed = True
             left = list(self._running.values())
-        for pull in left:
-            pull.stop.set()
-        end = time.monotonic() + timeout_s
-        for pull in left:
-            if not pull.finished.wait(max(0.0, end - time.monotonic())):
-                log.warning("a pull did not end in time", extra={"repo": str(pull.repo), "rev": pull.revision})
-                pull.error = Stopped()
-                pull.finished.set()
-                pull.progress.changed()
+        for pull in stop_all(left, timeout_s):
+            log.warning("a pull did not end in time", extra={"repo": str(pull.repo), "rev": pull.revision})
+            pull.error = Stopped()
+            pull.finished.set()
+            pull.progress.changed()
 
     def _run(self, pull: Pull) -> None:
         extra = {"repo": str(pull.repo), "rev": pull.revision}
@@ -142,7 +138,7 @@ class Pulls:
 
     def _pull(self, pull: Pull) -> str:
         repo, revision = pull.repo, pull.revision
-        if is_commit(revision) and self._holds(repo, revision):
+        if is_commit(revision) and self._catalog.holds(repo, revision):
             pull.progress.log("the commit is here already")
             return revision
         while not self._slots.acquire(timeout=0.2):
@@ -168,7 +164,7 @@ class Pulls:
             self._follow(pull, leader)
         else:
             try:
-                if not self._holds(*key):
+                if not self._catalog.holds(*key):
                     self._puller.bring(snapshot, ref, pull.progress, pull.stop, pull.token)
                     return
             finally:
@@ -189,13 +185,6 @@ class Pulls:
             end()
         if leader.error is not None:
             raise leader.error
-
-    def _holds(self, repo: RepoId, commit: str) -> bool:
-        try:
-            self._catalog.resolve(repo, commit)
-        except (RepoNotFound, RevisionNotFound):
-            return False
-        return True
 
     def _end(self, pull: Pull, *, succeeded: bool) -> None:
         """Take the pull off the list. When the last one of a repository succeeded, nobody will resume older ones."""

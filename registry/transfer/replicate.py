@@ -117,7 +117,7 @@ class Replicator:
         if not records or records[0].commit != commit:
             raise RevisionNotFound(f"{peer.url} has no commit {commit}, which its ref {ref} names")
         for told in reversed(records if history else records[:1]):
-            if not self._holds(repo, told.commit):
+            if not self._catalog.holds(repo, told.commit):
                 self._commit(peer, repo, told, outcome, say, stopped)
         self._follow(peer, repo, ref, here.get(ref), records)
         outcome.refs += 1
@@ -160,10 +160,3 @@ class Replicator:
             return self._catalog.refs(repo)
         except RepoNotFound:
             return {}
-
-    def _holds(self, repo: RepoId, commit: str) -> bool:
-        try:
-            self._catalog.resolve(repo, commit)
-        except (RepoNotFound, RevisionNotFound):
-            return False
-        return True

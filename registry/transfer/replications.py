@@ -15,6 +15,7 @@ from helios.errors import HeliosError, NotFound, Unavailable
 from registry.catalog import Catalog
 from registry.pull.progress import Progress
 from registry.sessions import Sessions
+from registry.stopping import stop_all
 from registry.transfer.peer import Peer
 from registry.transfer.replicate import Outcome, Replicator
 
@@ -103,12 +104,8 @@ class Replications:
         with self._lock:
             self._closed = True
             left = list(self._running.values())
-        for job in left:
-            job.stop.set()
-        end = time.monotonic() + timeout_s
-        for job in left:
-            if not job.finished.wait(max(0.0, end - time.monotonic())):
-                log.warning("a replication did not end in time", extra={"peer": job.peer})
+        for job in stop_all(left, timeout_s):
+            log.warning("a replication did not end in time", extra={"peer": job.peer})
 
     def _run(self, job: Replication, settings: PeerSettings, patterns: Sequence[str]) -> None:
         peer = Peer(settings.url)

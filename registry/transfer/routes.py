@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from helios.errors import InvalidInput, Unavailable
+from helios.errors import InvalidInput
 from helios.names import RepoId, check_revision
 from registry.api.support import Json, read_json, services
 from registry.api.watching import watching
-from registry.body import BodySource, feed
+from registry.ingest import Source
+from registry.receiver import Receiver
 from registry.transfer import bundle
 from registry.transfer.replications import Replications
 
@@ -28,10 +29,24 @@ class StartReplication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repos: list[str] | None = None
 
 
-def routes(replications: Replications) -> list[BaseRoute]:
+def routes(replications: Replications, receiver: Receiver) -> list[BaseRoute]:
+    """``receiver`` takes the bundles that are sent, and ends with the server."""
+
     async def replicate(request: Request) -> Response:
         wanted = await read_json(request, StartReplication)
         return watching(await asyncio.to_thread(replications.start, wanted.peer, wanted.repos))
+
+    async def load(request: Request) -> Response:
+        """Bring a bundle in: the body."""
+        length = request.headers.get("content-length", "")
+        if not length.isascii() or not length.isdigit() or len(length) > 18:
+            raise InvalidInput("a bundle is sent with its Content-Length")
+        parts = services(request)
+
+        def bring(source: Source) -> bundle.Imported:
+            return bundle.load(parts.catalog, parts.sessions, _Body(source))
+
+        return Json(await receiver.receive(int(length), "the bundle", request.stream(), bring))
 
     return [
         Route("/api/v1/replications", replicate, methods=["POST"]),
@@ -50,36 +65,10 @@ async def export(request: Request) -> Response:
     return StreamingResponse(iterate_in_threadpool(content), media_type="application/x-tar", headers=headers)
 
 
-async def load(request: Request) -> Response:
-    """Bring a bundle in: the body."""
-    length = request.headers.get("content-length", "")
-    if not length.isascii() or not length.isdigit() or len(length) > 18:
-        raise InvalidInput("a bundle is sent with its Content-Length")
-    parts = services(request)
-    source = BodySource(int(length), "the bundle")
-    work = asyncio.ensure_future(asyncio.to_thread(bundle.load, parts.catalog, parts.sessions, _Body(source)))
-    feeder = asyncio.ensure_future(feed(source, request.stream()))
-    try:
-        await asyncio.wait([work, feeder], return_when=asyncio.FIRST_COMPLETED)
-        if feeder.done():
-            feeder.result()
-        done = await work
-    finally:
-        source.abandon()
-        feeder.cancel()
-        await asyncio.wait([feeder])
-        if not work.done():
-            source.fail(Unavailable("the sender of the bundle went away"))
-            await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # it has been raised, or an earlier error has
-    return Json(done)
-
-
 class _Body:
     """A body as what a bundle is read from."""
 
-    def __init__(self, source: BodySource) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
 
     def read(self, count: int, /) -> bytes:

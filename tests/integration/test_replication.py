@@ -3,7 +3,10 @@
 import contextlib
 import json
 import os
+import socket
 import threading
+import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -141,3 +144,14 @@ def test_a_bundle_of_what_there_is_not_leaves_no_file(helios, pair, tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"x" * 10_000)
     result = helios("bundle", "import", tmp_path / "bad.tar", "--registry", edge.url, code=1)
     assert "bundle" in result.err
+
+
+def test_a_bundle_that_stalls_does_not_keep_the_registry_from_stopping(helios, helios_home):
+    """It ends as an upload of the Hub's clients does: ``running_registry`` waits no more than 15 s."""
+    with running_registry(helios) as registry:
+        parts = urlsplit(registry.url)
+        sock = socket.create_connection((parts.hostname, parts.port), 10)
+        sock.sendall(b"POST /api/v1/bundles HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nhelios-bundle")
+        time.sleep(0.5)
+    with sock:
+        assert b" 503 " in sock.recv(1000)

@@ -27,11 +27,11 @@ class Uploads:
 
     def __init__(self, catalog: Catalog, sessions: Sessions, signer: Signer, directory: Path) -> None:
         """``directory`` is for what arrives over Xet, until it is ingested."""
-        self._receiver, self._pending, self._spools = Receiver(), Pending(sessions), Spools(directory)
-        self._xet = XetUploads(catalog, self._pending, self._receiver, self._spools, signer)
-        parts = Parts(self._pending, self._receiver, self._spools, signer)
-        lfs = Lfs(catalog, self._pending, self._receiver, signer, parts)
-        commits = Commits(catalog, self._pending, self._receiver, self._spools.committed)
+        self.receiver, self._pending, self._spools = Receiver(), Pending(sessions), Spools(directory)
+        self._xet = XetUploads(catalog, self._pending, self.receiver, self._spools, signer)
+        parts = Parts(self._pending, self.receiver, self._spools, signer)
+        lfs = Lfs(catalog, self._pending, self.receiver, signer, parts)
+        commits = Commits(catalog, self._pending, self.receiver, self._spools.committed)
         self.handlers = [h.handlers() for h in (lfs, commits, self._xet, Repos(catalog, sessions))]
         self.routes = self._xet.routes()
 
@@ -44,10 +44,10 @@ class Uploads:
 
     def interrupt(self) -> None:
         """End the uploads under way, at the start of a shutdown."""
-        self._receiver.interrupt()
+        self.receiver.interrupt()
 
     async def aclose(self) -> None:
         """At shutdown, when the calls have ended: what was uploaded and not committed is forgotten."""
-        await self._receiver.aclose()
+        await self.receiver.aclose()
         await self._pending.aclose()
         await asyncio.to_thread(self._spools.close)
