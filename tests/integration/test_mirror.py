@@ -6,45 +6,45 @@ import http.client
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mirror_site import BLOCK, MB, PIECE, Site, ask, fresh_files, fresh_name, mirror, sha, weights
-from tests.support.upstream import Fault, Upstream, rate_limited
+from tests.support.mirror_site import (
+    BLOCK,
+    MB,
+    PIECE,
+    ask,
+    fresh_files,
+    fresh_name,
+    mirror,
+    own_site,
+    renewed,
+    sha,
+    shared_site,
+    weights,
+)
+from tests.support.upstream import Fault, rate_limited
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    with Upstream() as hub, mirror(tmp_path_factory.mktemp("mirror") / "home", hub.url) as (helios, registry):
-        yield Site(hub, registry, helios, "", {})
+    with shared_site(tmp_path_factory.mktemp("mirror")) as found:
+        yield found
 
 
 @pytest.fixture
 def site(shared):
-    """The module's registry and Hub, without the faults and requests of other tests."""
-    hub = shared.hub
-    with hub.lock:
-        hub.seen, hub.faults, hub.bytes_per_s = [], [], None
-    yield replace(shared, repo=fresh_name(), files=fresh_files())
-    hub.faults, hub.bytes_per_s = [], None
-    assert hub.violations == []
+    with renewed(shared, fresh_files()) as found:
+        yield found
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """A Hub and a home of the test's own; ``open`` starts a registry there."""
-    with Upstream() as hub, ExitStack() as stack:
-
-        def open_(name: str = "home", files=None, **env) -> Site:
-            helios, registry = stack.enter_context(mirror(tmp_path / name, hub.url, **env))
-            return Site(hub, registry, helios, "org/m", files or fresh_files())
-
-        yield hub, open_
-        assert hub.violations == []
+    with own_site(tmp_path, 3 * MB) as found:
+        yield found
 
 
 # --- what is answered ------------------------------------------------------------------------------------------------

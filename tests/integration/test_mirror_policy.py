@@ -5,45 +5,33 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
 from tests.support.hub_clients import run_client
-from tests.support.mirror_site import TTL_S, Site, ask, fresh_files, fresh_name, mirror
-from tests.support.upstream import Fault, Upstream
+from tests.support.mirror_site import TTL_S, Site, ask, fresh_files, fresh_name, mirror, own_site, renewed, shared_site
+from tests.support.upstream import Fault
 
 TOKEN, OTHER = "hf_right", "hf_wrong"
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    with Upstream() as hub, mirror(tmp_path_factory.mktemp("mirror") / "home", hub.url) as (helios, registry):
-        yield Site(hub, registry, helios, "", {})
+    with shared_site(tmp_path_factory.mktemp("mirror")) as found:
+        yield found
 
 
 @pytest.fixture
 def site(shared):
-    hub = shared.hub
-    with hub.lock:
-        hub.seen, hub.faults, hub.bytes_per_s = [], [], None
-    yield replace(shared, repo=fresh_name(), files=fresh_files(300_000))
-    hub.faults = []
-    assert hub.violations == []
+    with renewed(shared, fresh_files(300_000)) as found:
+        yield found
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """A Hub and a home of the test's own; ``open`` starts a registry there."""
-    with Upstream() as hub, ExitStack() as stack:
-
-        def open_(home: str = "home", **env) -> Site:
-            helios, registry = stack.enter_context(mirror(tmp_path / home, hub.url, **env))
-            return Site(hub, registry, helios, "org/m", fresh_files(300_000))
-
-        yield hub, open_
-        assert hub.violations == []
+    with own_site(tmp_path, 300_000) as found:
+        yield found
 
 
 def held(site: Site):

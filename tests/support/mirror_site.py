@@ -7,9 +7,9 @@ import http.client
 import itertools
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -130,3 +130,34 @@ def fresh_name(org: str = "org") -> str:
 
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def shared_site(root: Path) -> Iterator[Site]:
+    """A Hub and a registry that many tests use one after the other; see ``renewed``."""
+    with Upstream() as hub, mirror(root / "home", hub.url) as (helios, registry):
+        yield Site(hub, registry, helios, "", {})
+
+
+@contextmanager
+def renewed(shared: Site, files: dict[str, bytes]) -> Iterator[Site]:
+    """The shared site with a repository of its own, without the faults and requests of other tests."""
+    hub = shared.hub
+    with hub.lock:
+        hub.seen, hub.faults, hub.bytes_per_s = [], [], None
+    yield replace(shared, repo=fresh_name(), files=files)
+    hub.faults, hub.bytes_per_s = [], None
+    assert hub.violations == []
+
+
+@contextmanager
+def own_site(root: Path, size: int) -> Iterator[tuple[Upstream, Callable[..., Site]]]:
+    """A Hub and a home of the test's own; the second value starts a registry there."""
+    with Upstream() as hub, ExitStack() as stack:
+
+        def open_(name: str = "home", files: dict[str, bytes] | None = None, **env: str) -> Site:
+            helios, registry = stack.enter_context(mirror(root / name, hub.url, **env))
+            return Site(hub, registry, helios, "org/m", files or fresh_files(size))
+
+        yield hub, open_
+        assert hub.violations == []
