@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,3 +232,75 @@ def test_a_key_that_cannot_be_read_is_the_operators_error(registry: Registry, ke
     with pytest.raises(UsageError, match=r"registry\.admission"):
         registry.publish("org/m", {**FILES, "model.sig": signature})
     assert io.BytesIO(signature).read(1) == b"{"
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities, and a signer under each: ``<name>.ca``, ``<name>.crt``, ``<name>.key``."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    root, now = tmp_path_factory.mktemp("certificates"), datetime.datetime.now(datetime.UTC)
+    pem = serialization.Encoding.PEM
+
+    def certificate(name: str, key: Any, issuer: str, by: Any, *, ca: bool) -> Any:
+        def named(text: str) -> Any:
+            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+        usage = x509.KeyUsage(
+            digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
+            data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+        )  # fmt: skip
+        built = x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issuer))
+        built = built.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        built = built.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+            now + datetime.timedelta(days=1)
+        )
+        built = built.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        return built.add_extension(usage, critical=True).sign(by, hashes.SHA256())
+
+    for name in ("ours", "theirs"):
+        authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        top = certificate(f"{name} authority", authority, f"{name} authority", authority, ca=True)
+        leaf = certificate(name, key, f"{name} authority", authority, ca=False)
+        (root / f"{name}.ca").write_bytes(top.public_bytes(pem))
+        (root / f"{name}.crt").write_bytes(leaf.public_bytes(pem))
+        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (root / f"{name}.key").write_bytes(private)
+    return root
+
+
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_a_certificate_counts_under_an_authority_that_is_trusted(
+    registry: Registry, certified: Path, tmp_path: Path, name: str
+) -> None:
+    from model_signing import signing
+
+    for path, content in FILES.items():
+        (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / path).write_bytes(content)
+    signer = signing.Config().use_certificate_signer(
+        private_key=certified / f"{name}.key",
+        signing_certificate=certified / f"{name}.crt",
+        certificate_chain=[certified / f"{name}.ca"],
+    )
+    signer.sign(tmp_path / "model", tmp_path / "model.sig")
+    files = {**FILES, "model.sig": (tmp_path / "model.sig").read_bytes()}
+    rules(registry, AdmissionRule(signature="require", certificates=[str(certified / "ours.ca")]))
+    if name == "theirs":
+        with pytest.raises(BadSignature, match="nobody who is trusted"):
+            registry.publish("org/m", files)
+    else:
+        record = registry.publish("org/m", files)
+        assert registry.catalog.signer(REPO, record.commit) == f"a certificate under {certified / 'ours.ca'}"
+
+
+def test_trust_for_keyless_signatures_that_cannot_be_read_is_the_operators_error(
+    registry: Registry, keys: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "trust.json").write_text("{}")
+    trust = str(tmp_path / "trust.json")
+    rules(registry, AdmissionRule(signature="verify", identity="a@b", issuer="https://c", trust_config=trust))
+    with pytest.raises(UsageError, match="trust that can't be used"):
+        registry.publish("org/m", {**FILES, "model.sig": signed(tmp_path, keys / "ours")})
