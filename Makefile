@@ -18,7 +18,7 @@ setup-dev: python
 quickstart: setup  ## publish, mount, serve and ask a model (MODEL=directory or org/name, HELIOS_ONCE=1)
 	@exec $(VENV)/helios quickstart
 
-test: setup-dev  ## everything CI runs: lint, types, the wheel, all tests
+test: setup-dev  ## everything CI runs: lint, types, the wheels, all tests
 	@exec $(VENV)/python scripts/test.py
 
 lint: setup-dev  ## ruff
@@ -31,8 +31,14 @@ types: setup-dev  ## mypy, strict
 bench: setup-dev  ## side-by-side measurements; results under benchmarks/
 	@exec $(VENV)/python -m benchmarks
 
-soak: setup-dev  ## many rounds of killing, restarting and verifying (MINUTES=10)
-	@exec $(VENV)/python scripts/soak.py
+soak: setup-dev  ## many rounds of killing, restarting and verifying (MINUTES=10, KILLS=100 of registries, 200 of a mount's worker); every crash point; models; faults behind a router; requests nobody would send
+	@$(VENV)/python scripts/soak.py
+	@$(VENV)/python scripts/soak.py --kills 200
+	@$(VENV)/python scripts/soak.py --crashes
+	@$(VENV)/python scripts/soak.py --models 200
+	@$(VENV)/python scripts/soak.py --registry $(or $(KILLS),100)
+	@$(VENV)/python scripts/soak.py --router $(or $(MINUTES),10)
+	@exec $(VENV)/python scripts/soak.py --fuzz 200
 
 clean:  ## remove what the commands above made in this directory (not HELIOS_HOME)
 	rm -rf .venv .venvs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -31,8 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ from benchmarks.bare import encode
 from benchmarks.common import ROOT, BackedMemory, options, save
 from benchmarks.fill import CHUNK
 from benchmarks.ingest import drop_cache
+from benchmarks.nginx import nginx
 from benchmarks.plots import draw
 from benchmarks.readers import read_together
-from benchmarks.scene import cpu_since, ended, helios, mount_cpu, mounted, registry, stoppable
+from benchmarks.scene import cpu_since, helios, mount_cpu, mounted, registry, stoppable
 from benchmarks.shaped import shaped
 from helios.config import MountSettings
 from helios.home import Home
@@ -61,54 +62,10 @@ CONNECTIONS = MountSettings().connections
 TARGETS = {"shaped": 0.9, "unshaped": 0.8, "byte_s": 0.05}
 
 NGINX = """
-daemon off;
-user root;
-worker_processes 2;
-pid {work}/nginx.pid;
-error_log {work}/nginx.log warn;
-events {{ worker_connections 512; }}
-http {{
-  access_log off;
-  sendfile on;
-  tcp_nopush on;
-  keepalive_requests 100000;
-  client_body_temp_path {work}/body;
-  proxy_temp_path {work}/proxy;
-  fastcgi_temp_path {work}/fastcgi;
-  uwsgi_temp_path {work}/uwsgi;
-  scgi_temp_path {work}/scgi;
-  server {{
-    listen {address}:{port};
     location /api/v1/objects/ {{ alias {store}/; }}
     location / {{ proxy_pass {registry}; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-  }}
-}}
 """
-
-
-@contextmanager
-def nginx(work: Path, store: Path, behind: str, address: str, within: Sequence[str]) -> Iterator[str]:
-    """nginx in front of a registry, serving its store's objects itself; yields its URL."""
-    config = work / "nginx.conf"
-    config.write_text(NGINX.format(work=work, address=address, port=PORT, store=store, registry=behind))
-    command = [*within, "nginx", "-c", str(config), "-p", str(work), "-e", str(work / "nginx.log")]
-    url = f"http://{address}:{PORT}"
-    with ended(subprocess.Popen(command)) as process:
-        until = time.monotonic() + 20
-        while subprocess.run([*within, sys.executable, "-c", _ASK, url], check=False, cwd=ROOT).returncode:
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"nginx did not start; see {work / 'nginx.log'}")
-            time.sleep(0.1)
-        yield url
-
-
-_ASK = """
-import sys, urllib.request
-try:
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1] + "/readyz", timeout=5).read()
-except OSError:
-    sys.exit(1)
-"""
+"""In front of a registry, serving its store's objects itself."""
 
 
 def make_file(directory: Path, size: int) -> int:
@@ -175,7 +132,8 @@ def over(
     name = "unshaped" if mbit is None else f"{mbit / 1000:g} Gbit/s"
     rows = []
     with shaped(mbit, latency_ms if mbit else 0) as link, registry(home, link.server) as behind:
-        with nginx(work, home.store, behind, link.address, link.server) as url:
+        locations = NGINX.format(store=home.store, registry=behind)
+        with nginx(work, locations, address=link.address, port=PORT, within=link.server) as url:
             described = subprocess.run(
                 [*link.server, sys.executable, "-m", "benchmarks.cold_link", "--describe", behind],
                 cwd=ROOT,

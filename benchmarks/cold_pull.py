@@ -30,13 +30,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cold_link import bare
 from benchmarks.common import ROOT, BackedMemory, options, save
-from benchmarks.scene import cpu_s, ended, registry, stoppable
+from benchmarks.nginx import nginx
+from benchmarks.scene import cpu_s, registry, registry_pid, stoppable
 from benchmarks.shaped import Link, shaped
 from helios.home import Home
 from helios.http.client import HttpClient
@@ -49,29 +50,9 @@ COMMIT = hashlib.sha1(b"bench").hexdigest()
 TARGETS = {"ratio": 0.8, "head_s": 0.1}
 
 NGINX = """
-daemon off;
-user root;
-worker_processes 2;
-pid {work}/nginx.pid;
-error_log {work}/nginx.log warn;
-events {{ worker_connections 512; }}
-http {{
-  access_log off;
-  sendfile on;
-  tcp_nopush on;
-  keepalive_requests 100000;
-  client_body_temp_path {work}/body;
-  proxy_temp_path {work}/proxy;
-  fastcgi_temp_path {work}/fastcgi;
-  uwsgi_temp_path {work}/uwsgi;
-  scgi_temp_path {work}/scgi;
-  server {{
-    listen {address}:{port};
     location = /readyz {{ return 200 "ok"; }}
     location ~ ^/api/models/[^/]+/[^/]+/revision/ {{ default_type application/json; alias {work}/info.json; }}
     location ~ ^/[^/]+/[^/]+/resolve/[^/]+/{name}$ {{ alias {work}/{name}; add_header X-Repo-Commit {commit}; }}
-  }}
-}}
 """
 
 
@@ -98,41 +79,18 @@ def make_upstream(work: Path, size: int) -> int:
     return total
 
 
-@contextmanager
-def upstream(work: Path, link: Link) -> Iterator[str]:
+def upstream(work: Path, link: Link) -> AbstractContextManager[str]:
     """nginx on the link's far side; yields its URL."""
-    config = work / "nginx.conf"
-    config.write_text(NGINX.format(work=work, address=link.address, port=PORT, name=NAME, commit=COMMIT))
-    command = [*link.server, "nginx", "-c", str(config), "-p", str(work), "-e", str(work / "nginx.log")]
-    url = f"http://{link.address}:{PORT}"
-    with ended(subprocess.Popen(command)) as process:
-        until = time.monotonic() + 20
-        while not answers(link, url):
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"nginx did not start; see {work / 'nginx.log'}")
-            time.sleep(0.1)
-        yield url
-
-
-def answers(link: Link, url: str) -> bool:
-    """Whether nginx does, seen from this side of the link."""
-    command = [*link.client, sys.executable, "-m", "benchmarks.bare", "byte", url, "/readyz", "0"]
-    nobody = subprocess.DEVNULL
-    return not subprocess.run(command, cwd=ROOT, check=False, stdout=nobody, stderr=nobody, timeout=60).returncode
+    locations = NGINX.format(work=work, name=NAME, commit=COMMIT)
+    return nginx(work, locations, address=link.address, port=PORT, within=link.server)
 
 
 @contextmanager
 def mirroring(home: Home, url: str, within: Sequence[str]) -> Iterator[tuple[str, int]]:
     """A registry in front of the upstream; its URL and pid."""
     settings = {"HELIOS_REGISTRY__UPSTREAM": url, "HELIOS_REGISTRY__MIRROR": "on"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        with registry(home, within) as near:
-            yield near, int(json.loads((home.run / "registry.json").read_text())["pid"])
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with registry(home, within, environ=settings) as near:
+        yield near, registry_pid(home)
 
 
 def heads(url: str, near: str) -> None:

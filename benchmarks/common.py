@@ -7,7 +7,9 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,22 @@ def save(result: Mapping[str, Any], path: Path | None) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     return out
+
+
+def together(calls: Sequence[Callable[[], object]]) -> float:
+    """Seconds until all of the calls, each in a thread of its own, have ended. Raises what the first failed one did."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        start = time.perf_counter()
+        for done in [threads.submit(call) for call in calls]:
+            done.result()
+        return time.perf_counter() - start
+
+
+def random_file(path: Path, size: int) -> None:
+    """A file of random bytes: nothing in it compresses or repeats."""
+    with path.open("wb") as file:
+        for start in range(0, size, 4 << 20):
+            file.write(os.urandom(min(4 << 20, size - start)))
 
 
 class BackedMemory:
@@ -70,6 +88,12 @@ class BackedMemory:
         self._files.clear()
 
 
+def memory_of(pid: int) -> int:
+    """RssAnon + RssShmem of a running process, in bytes. Raises OSError when it is gone."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
 class Sampler(threading.Thread):
     """The peak RssAnon + RssShmem in bytes of a running process, looked at every 20 ms."""
 
@@ -81,11 +105,9 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         while not self._stop_now.wait(0.02):
             try:
-                lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+                self.peak = max(self.peak, memory_of(self.pid))
             except OSError:
                 return
-            sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-            self.peak = max(self.peak, sum(sizes))
 
     def stop(self) -> int:
         self._stop_now.set()

@@ -174,13 +174,15 @@ def fill(root: Path, url: str | None) -> list[tuple[str, str]]:
         sessions, out = Sessions(catalog, catalog.store, Ingest(catalog.store, catalog.index)), []
         rng = random.Random(1)
         for number in range(REPOS):
-            with sessions.open() as session:
+            repo = RepoId.parse(f"org/model{number}")
+            with sessions.open(repo) as session:
                 files = {
                     f"file{n}.txt": session.ingest(f"file{n}.txt", 2000, io.BytesIO(rng.randbytes(2000))).entry
                     for n in range(FILES)
                 }
-                repo = RepoId.parse(f"org/model{number}")
-                out.append((repo.id, catalog.publish(repo, "main", files, author="", message="").record.commit))
+                out.append(
+                    (repo.id, catalog.publisher.publish(repo, "main", files, author="", message="").record.commit)
+                )
         return out
 
 

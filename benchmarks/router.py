@@ -1,15 +1,23 @@
-"""The router beside a direct run against the same backend, and beside a plain Starlette + aiohttp proxy.
+"""The router beside a direct run against the same backend, a plain Starlette + aiohttp proxy, and other routers.
 
-The backend is a protocol on uvloop with one fixed answer, or a stream of events at a fixed pace. The proxy under test
-has a core of its own; backend and load generator share another (where there are two). Measured, closed loop:
+The proxy under test has a core of its own; backend and load share another (where there are two). Ours runs with its
+default policy, keys, limits, metrics and a trace of each request (benchmarks/router_peers.py, which also says how to
+install the peers). Measured:
 
-- whole answers at 1 and at 32 connections: requests a second, p50 and p99, CPU of the proxy for each request;
-- streams: 64 at once, 100 events each, one every 10 ms: CPU of the proxy for each event.
+- whole answers from nginx, asked for by wrk at 1 and at 32 connections: requests a second, p50 and p99, CPU of the
+  proxy for each request;
+- streams from a protocol on uvloop: 64 at once, 100 events each, one every 10 ms: CPU of the proxy for each event;
+- open loop, at a quarter, half and three quarters of what the best peer can take: p50, p99 and p99.9 of the time from
+  when a request was due, for those that can take that rate, and without a proxy.
 
-What is added to the time of one request is the difference of the p50s at one connection. Absolute figures do not travel
-between machines; the ratio to the plain proxy does: it is what everything the router does beyond copying costs.
+Where the compiled modules are (scripts/compiled.py), a router with them is measured beside the interpreted one, and
+what is said of peers is said of that. What is added to the time of one request is the difference of the p50s at one
+connection. Absolute figures do not travel between machines; ratios of one run do. With ``--processes N`` a router of N
+processes stands beside one of one, both on all cores: CPU of all its processes for each request.
 
-    python -m benchmarks.router [--seconds 5] [--rounds 3] [--json FILE]
+    python -m benchmarks.router [--seconds 5] [--rounds 3] [--processes 2] [--json FILE]
+
+Needs nginx and wrk (Debian: nginx-light, wrk).
 """
 
 from __future__ import annotations
@@ -17,275 +25,240 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import save
+import uvloop
 
-BODY = json.dumps(
-    {"model": "m", "messages": [{"role": "user", "content": "x" * 500}], "max_tokens": 16, "temperature": 0}
-).encode()
-STREAMED = json.dumps({"model": "m", "messages": [], "stream": True}).encode()
-ANSWER = json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "text": "y" * 180}).encode()
-EVENT = b"data: " + json.dumps({"id": "chatcmpl-1", "delta": {"content": "token"}, "pad": "z" * 90}).encode() + b"\n\n"
-EVENTS, PACE_S, STREAMS = 100, 0.01, 64
+from benchmarks.common import memory_of, save
+from benchmarks.plots import draw
+from benchmarks.router_backend import BODY, EVENTS, STREAMED, Backend, answers, whole_answers
+from benchmarks.router_load import at_rate, closed, wrk
+from benchmarks.router_peers import COMPILED, PEERS, Proxy, compiled, installed, ours, plain, version
+
+Figures = dict[str, float]
+STREAMS = 64
+SHARES = (0.25, 0.5, 0.75)
+"""Of what the best peer can take: the rates of the open loop."""
+CORES = os.sched_getaffinity(0)
 
 
 def core(number: int) -> None:
     """Pin this process to a core, where there is one of that number."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(CORES)
     os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
-# --- the backend -----------------------------------------------------------------------------------------------------
-
-
-class Backend(asyncio.Protocol):
-    """A vLLM that answers at once: /health, /v1/models and a fixed chat completion, whole or streamed."""
-
-    def connection_made(self, transport: Any) -> None:
-        import httptools
-
-        self.transport = transport
-        self.parser = httptools.HttpRequestParser(self)
-        self.body = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        streamed, self.body = b'"stream": true' in self.body, b""
-        if not streamed:
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)
-                + ANSWER
-            )
-            return
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
-        self.step(EVENTS)
-
-    def step(self, left: int) -> None:
-        if self.transport.is_closing():
-            return
-        if not left:
-            self.transport.write(b"0\r\n\r\n")
-            return
-        self.transport.write(b"%x\r\n%s\r\n" % (len(EVENT), EVENT))
-        asyncio.get_running_loop().call_later(PACE_S, self.step, left - 1)
-
-
-async def serve_backend() -> None:
-    server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", 0)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
-
-
-# --- the plain proxy -------------------------------------------------------------------------------------------------
-
-
-def serve_plain(backend: str) -> None:
-    """What a proxy costs with the same libraries and nothing but copying."""
-    import aiohttp
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import StreamingResponse
-    from starlette.routing import Route
-
-    from helios.http.server import listen_tcp, url_of
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)) as session:
-            app.state.session = session
-            print(url_of(sock, "127.0.0.1"), flush=True)
-            yield
-
-    async def chat(request: Request) -> StreamingResponse:
-        body = await request.body()
-        headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "connection")}
-        answer = await request.app.state.session.post(backend + "/v1/chat/completions", data=body, headers=headers)
-        kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
-        return StreamingResponse(answer.content.iter_any(), answer.status, kept)
-
-    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])], lifespan=lifespan)
-    sock = listen_tcp("127.0.0.1", 0)
-    uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", log_level="warning", access_log=False)).run(
-        [sock]
-    )
-
-
-# --- the load --------------------------------------------------------------------------------------------------------
-
-
-class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered, until ``stop``."""
-
-    def __init__(self, request: bytes, until: float, done: asyncio.Future[None]) -> None:
-        self.request, self.until, self.done = request, until, done
-        self.times: list[float] = []
-
-    def connection_made(self, transport: Any) -> None:
-        import httptools
-
-        self.transport = transport
-        self.parser = httptools.HttpResponseParser(self)
-        self.ask()
-
-    def ask(self) -> None:
-        self.began = time.perf_counter()
-        self.transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
-
-    def on_message_complete(self) -> None:
-        if self.parser.get_status_code() != 200:
-            raise RuntimeError(f"status {self.parser.get_status_code()}")
-        now = time.perf_counter()
-        self.times.append(now - self.began)
-        if now < self.until:
-            self.ask()
-        else:
-            self.transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-
-async def load(url: str, body: bytes, connections: int, seconds: float) -> list[float]:
-    """Seconds each request took."""
-    host, port = url.removeprefix("http://").split(":")
-    request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-        b"Authorization: Bearer key\r\nContent-Length: %d\r\n\r\n" % len(body)
-    ) + body
-    loop = asyncio.get_running_loop()
-    until = time.perf_counter() + seconds
-    clients = []
-    for _ in range(connections):
-        done = loop.create_future()
-        _, client = await loop.create_connection(lambda done=done: Client(request, until, done), host, int(port))
-        clients.append(client)
-    await asyncio.gather(*(client.done for client in clients))
-    return [t for client in clients for t in client.times]
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time of a process, its threads and its children, in seconds, to the nanosecond (schedstats)."""
+    total = 0
+    for one in family(pid):
+        for task in Path(f"/proc/{one}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that has ended
+                total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
-# --- one run ---------------------------------------------------------------------------------------------------------
+def spawned(command: list[str], number: int, talks: bool, pinned: bool = True) -> subprocess.Popen[str]:
+    """A process on a core of its own, or, not ``pinned``, on all there are; ``talks``: its output is a pipe."""
+    where = (lambda: core(number)) if pinned else (lambda: os.sched_setaffinity(0, CORES))
+    out = subprocess.PIPE if talks else subprocess.DEVNULL
+    errors = None if talks else subprocess.DEVNULL  # some peers log each request
+    return subprocess.Popen(command, stdout=out, stderr=errors, text=True, preexec_fn=where)
 
 
 @contextlib.contextmanager
-def started(command: list[str], number: int) -> Iterator[tuple[str, int]]:
-    """A process on a core of its own; its URL (its first line) and pid."""
-    env = {**os.environ, "HELIOS_LOG__LEVEL": "warning"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=lambda: core(number)
-    ) as process:
+def started(
+    command: list[str], number: int, url: str = "", key: str = "key", pinned: bool = True
+) -> Iterator[tuple[str, int]]:
+    """A process as ``spawned`` makes it; its URL (its first line, if it is not given) and pid."""
+    with spawned(command, number, not url, pinned) as process:
         try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip(), process.pid
+            where = url or (process.stdout.readline().strip() if process.stdout else "")
+            if url:
+                uvloop.run(answers(url, key))
+            if not where:
+                raise SystemExit(f"it ended with {process.wait(20)}: {' '.join(command)}")
+            yield where, process.pid
         finally:
             process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
 
 
-def measure(name: str, url: str, pid: int | None, seconds: float) -> dict[str, float]:
-    import uvloop
+class Round:
+    """All of them one after the other, then those that can take it at given rates."""
 
-    out: dict[str, float] = {}
-    uvloop.run(load(url, BODY, 8, 0.5))  # warm up
-    for connections in (1, 32):
-        before = cpu_s(pid) if pid else 0.0
-        times = sorted(uvloop.run(load(url, BODY, connections, seconds)))
-        out[f"rps_{connections}"] = len(times) / seconds
-        out[f"p50_ms_{connections}"] = statistics.median(times) * 1e3
-        out[f"p99_ms_{connections}"] = times[int(len(times) * 0.99)] * 1e3
-        if pid:
-            out[f"cpu_us_{connections}"] = (cpu_s(pid) - before) / len(times) * 1e6
-    before = cpu_s(pid) if pid else 0.0
-    streams = len(uvloop.run(load(url, STREAMED, STREAMS, seconds)))
-    if pid:
-        out["cpu_us_event"] = (cpu_s(pid) - before) / (streams * EVENTS) * 1e6
-    print(f"  {name}: {out['rps_32']:.0f} requests/s", file=sys.stderr, flush=True)
-    return out
+    def __init__(self, work: Path, seconds: float, processes: int) -> None:
+        self.work, self.seconds, self.processes = work, seconds, processes
+        router, self.key = ours(work)
+        self.proxies: dict[str, Proxy] = {"router": router, "plain proxy": plain}
+        if COMPILED.is_dir():
+            self.proxies["router, compiled"] = compiled(router)
+        self.proxies |= {name: PEERS[name](work) for name in installed()}
+        self.rows: dict[str, Figures] = {}
 
+    def run(self) -> dict[str, Figures]:
+        backend_command = [sys.executable, "-m", "benchmarks.router_backend"]
+        with whole_answers(self.work) as whole, started(backend_command, 1) as (streaming, _):
+            self.rows["direct"] = self.whole("direct", whole, None)
+            for name, proxy in self.proxies.items():
+                command, url = proxy(whole)
+                with started(command, 0, url, self.key) as (where, pid):
+                    row = self.whole(name, where, pid)
+                command, url = proxy(streaming)
+                with started(command, 0, url, self.key) as (where, pid):
+                    row |= self.streams(where, pid)
+                self.rows[name] = row
+            for count in (1, self.processes) if self.processes > 1 else ():  # both on all cores
+                name = f"router, {count} pr."
+                command = [*self.proxies["router"](whole)[0], "--processes", str(count)]
+                with started(command, 0, pinned=False) as (where, pid):
+                    self.rows[name] = self.whole(name, where, pid)
+        best = max((self.rows[name]["rps_32"] for name in installed()), default=0.0)
+        for share in SHARES if best else ():
+            rate = share * best
+            for name in self.rows.keys() & {"direct", *self.proxies}:
+                if self.rows[name]["rps_32"] > 1.1 * rate:  # else it is too much for it
+                    waited = uvloop.run(self.waits(self.proxies.get(name), rate))
+                    self.rows[name] |= {f"{key}_at_{share:g}": ms for key, ms in waited.items()}
+        return self.rows
 
-def one_round(seconds: float) -> dict[str, dict[str, float]]:
-    me = [sys.executable, "-m", "benchmarks.router"]
-    helios = str(Path(sys.executable).parent / "helios")
-    with started([*me, "--role", "backend"], 1) as (backend, _):
-        rounds = {"direct": measure("direct", backend, None, seconds)}
-        with started([helios, "router", "--port", "0", "--worker", f"m={backend}"], 0) as (url, pid):
-            time.sleep(0.5)
-            rounds["router"] = measure("router", url, pid, seconds)
-        with started([*me, "--role", "plain", "--backend", backend], 0) as (url, pid):
-            rounds["plain proxy"] = measure("plain proxy", url, pid, seconds)
-    return rounds
+    def whole(self, name: str, url: str, pid: int | None) -> Figures:
+        out: Figures = {}
+        wrk(url, BODY, self.key, 8, 1, self.work)  # warm up
+        for connections in (1, 32):
+            before = cpu_s(pid) if pid else 0.0
+            seen = wrk(url, BODY, self.key, connections, self.seconds, self.work)
+            out[f"rps_{connections}"] = seen.rate
+            out[f"p50_ms_{connections}"] = seen.p50_s * 1e3
+            out[f"p99_ms_{connections}"] = seen.p99_s * 1e3
+            if pid:
+                out[f"cpu_us_{connections}"] = (cpu_s(pid) - before) / seen.requests * 1e6
+        print(f"  {name}: {out['rps_32']:.0f} requests/s", file=sys.stderr, flush=True)
+        return out
+
+    def streams(self, url: str, pid: int) -> Figures:
+        uvloop.run(closed(url, STREAMED, 8, 0.5, self.key))
+        before = cpu_s(pid)
+        count = len(uvloop.run(closed(url, STREAMED, STREAMS, self.seconds, self.key)))
+        memory = sum(map(memory_of, family(pid))) / 1e6
+        return {"cpu_us_event": (cpu_s(pid) - before) / (count * EVENTS) * 1e6, "memory_mb": memory}
+
+    async def waits(self, proxy: Proxy | None, rate: float) -> Figures:
+        """What a request waits at a rate, in milliseconds; without a proxy where there is none.
+
+        The backend is in this process: two processes that share a core would wait for each other's turns.
+        """
+        server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        process = None
+        try:
+            if proxy is not None:
+                command, where = proxy(url)
+                process = await asyncio.to_thread(spawned, command, 0, not where)
+                url = where or (await asyncio.to_thread(process.stdout.readline)).strip() if process.stdout else where
+            await answers(url, self.key)
+            await closed(url, BODY, 8, 0.5, self.key)
+            times = sorted(await at_rate(url, BODY, rate, self.seconds, self.key))
+        finally:
+            if process is not None:
+                process.terminate()
+                await asyncio.to_thread(process.wait)
+            server.close()
+        return {name: times[int(len(times) * q)] * 1e3 for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--role", choices=("backend", "plain"), help=argparse.SUPPRESS)
-    parser.add_argument("--backend", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.role == "backend":
-        import uvloop
-
-        uvloop.run(serve_backend())
-    elif args.role == "plain":
-        serve_plain(args.backend)
-    else:
-        core(1)
-        report([one_round(args.seconds) for _ in range(args.rounds)], args.json)
+    core(1)
+    rounds = []
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory(prefix="helios-bench-") as work:
+            rounds.append(Round(Path(work), args.seconds, args.processes).run())
+    report(rounds, args.processes, args.json)
 
 
-def report(rounds: list[dict[str, dict[str, float]]], out: Path | None) -> None:
+COLUMNS = (
+    "rps_1", "p50_ms_1", "p99_ms_1", "rps_32", "p50_ms_32", "p99_ms_32", "cpu_us_32", "cpu_us_event", "memory_mb",
+)  # fmt: skip
+
+
+def table(rows: dict[str, Figures], columns: tuple[str, ...]) -> None:
+    print(f"{'':16}" + "".join(f"{column:>14}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:16}" + "".join(f"{row[c]:14.2f}" if c in row else f"{'-':>14}" for c in columns))
+
+
+def report(rounds: list[dict[str, Figures]], processes: int, out: Path | None) -> None:
     median = {
-        name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in rounds[0]
+        name: {k: statistics.median(r[name][k] for r in rounds if k in r[name]) for k in rounds[0][name]}
+        for name in rounds[0]
     }
-    columns = ("rps_1", "p50_ms_1", "p99_ms_1", "rps_32", "p50_ms_32", "p99_ms_32", "cpu_us_32", "cpu_us_event")
-    print(f"{'':12}" + "".join(f"{column:>14}" for column in columns))
-    for name, row in median.items():
-        shown = (f"{row[c]:14.2f}" if c in row else f"{'-':>14}" for c in columns)
-        print(f"{name:12}" + "".join(shown))
-    router, plain, direct = median["router"], median["plain proxy"], median["direct"]
-    ratios = {
-        "requests_to_plain": plain["cpu_us_32"] / router["cpu_us_32"],
-        "events_to_plain": plain["cpu_us_event"] / router["cpu_us_event"],
-    }
-    added = {name: median[name]["p50_ms_1"] - direct["p50_ms_1"] for name in ("router", "plain proxy")}
+    table(median, COLUMNS)
+    for share in SHARES:
+        if f"p50_at_{share:g}" in median["direct"]:
+            table(median, tuple(f"{q}_at_{share:g}" for q in ("p50", "p99", "p999")))
+    ratios = ratios_of(median)
+    ours_and_plain = [name for name in ("router", "router, compiled", "plain proxy") if name in median]
+    added = {name: median[name]["p50_ms_1"] - median["direct"]["p50_ms_1"] for name in ours_and_plain}
     print("added to one request (p50): " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in added.items()))
-    print(f"requests per CPU second, router to plain proxy: {ratios['requests_to_plain']:.2f}")
-    print(f"events per CPU second, router to plain proxy: {ratios['events_to_plain']:.2f}")
-    document = {
+    targets = {
+        "requests_to_best_peer": 2, "event_cpu_to_best_peer": 0.8, "p99_to_best_peer": 1,
+        "cpu_of_several_processes": 1.1,
+    }  # fmt: skip
+    if processes > 1:
+        both = [(r[f"router, {processes} pr."], r["router, 1 pr."]) for r in rounds]  # one after the other
+        ratios["cpu_of_several_processes"] = statistics.median(n["cpu_us_32"] / one["cpu_us_32"] for n, one in both)
+    for name, ratio in ratios.items():
+        target = f" (target {targets[name]:g})" if name in targets else ""
+        print(f"{name.replace('_', ' ')}: {ratio:.2f}{target}")
+    document: dict[str, Any] = {
         "benchmark": "router",
         "time": int(time.time()),
-        "cores": os.cpu_count(),
+        "cores": len(CORES),
+        "versions": {name: version(name) for name in installed()},
         "rounds": rounds,
         "median": {**ratios, "added_ms": added, "table": median},
     }
-    print(f"written to {save(document, out)}", file=sys.stderr)
+    where = save(document, out)
+    groups = {name: {"32 connections": row["rps_32"], "1 connection": row["rps_1"]} for name, row in median.items()}
+    print(f"written to {where} and {draw(where, 'Whole answers', 'requests/s', groups)}", file=sys.stderr)
+
+
+def ratios_of(median: dict[str, Figures]) -> dict[str, float]:
+    """What the targets are about."""
+    router, other = median.get("router, compiled", median["router"]), median["plain proxy"]
+    ratios = {
+        "requests_to_plain": other["cpu_us_32"] / router["cpu_us_32"],
+        "events_to_plain": other["cpu_us_event"] / router["cpu_us_event"],
+    }
+    peers = [median[name] for name in installed()]
+    if peers:
+        ratios["requests_to_best_peer"] = router["rps_32"] / max(row["rps_32"] for row in peers)
+        ratios["event_cpu_to_best_peer"] = router["cpu_us_event"] / min(row["cpu_us_event"] for row in peers)
+        half = [row["p99_at_0.5"] for row in peers if "p99_at_0.5" in row]
+        if half and "p99_at_0.5" in router:
+            ratios["p99_to_best_peer"] = router["p99_at_0.5"] / min(half)
+    return ratios
 
 
 if __name__ == "__main__":

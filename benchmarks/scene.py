@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,17 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
+def run_in(directory: Path, name: str) -> Iterator[Path]:
+    """A directory of the benchmark's own below this one, which is removed, also by SIGTERM and SIGHUP."""
+    with stoppable():
+        work = Path(tempfile.mkdtemp(dir=directory, prefix=f"helios-{name}-"))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The process ends with the block: SIGTERM, and SIGKILL when it does not listen."""
     try:
@@ -67,9 +80,9 @@ def helios(home: Home, *args: str | Path, within: Sequence[str] = (), environ: M
 
 
 @contextmanager
-def registry(home: Home, within: Sequence[str] = ()) -> Iterator[str]:
+def registry(home: Home, within: Sequence[str] = (), *, environ: Mapping[str, str] | None = None) -> Iterator[str]:
     """The real registry on a home; yields its URL."""
-    environ = {"HELIOS_LOG__LEVEL": "warning", **os.environ, "HELIOS_HOME": str(home.root)}
+    environ = {"HELIOS_LOG__LEVEL": "warning", **os.environ, **(environ or {}), "HELIOS_HOME": str(home.root)}
     command = [*within, str(HELIOS), "registry", "--port", "0"]
     with ended(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None
@@ -94,6 +107,11 @@ def mounted(
     finally:
         if find_mount(path) is not None:
             helios(home, "umount", path)
+
+
+def registry_pid(home: Home) -> int:
+    """The pid of the registry that runs on the home."""
+    return int(json.loads((home.run / "registry.json").read_text())["pid"])
 
 
 def worker(mount: Mount) -> int:
@@ -121,8 +139,9 @@ def cpu_since(mount: Mount, before: dict[int, float]) -> float:
 
 
 def reads(mount: Mount) -> float:
-    """READ requests that Python has answered."""
-    return mount.metric("helios_mount_operation_seconds_count", operation="read")
+    """READ requests that Python has answered: in the channel, which portable mounts lack, or on the event loop."""
+    names = ("helios_mount_request_seconds_count", "helios_mount_operation_seconds_count")
+    return max(mount.metric(name, operation="read") for name in names)
 
 
 def attribute(path: Path, name: str) -> str:

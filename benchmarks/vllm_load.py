@@ -1,8 +1,9 @@
 """vLLM loading a model through the mount, with each of its strategies, beside the same files on the disk.
 
 A random Llama in several shards; each load is a real vLLM of its own (offline engine, CPU or GPU, as installed) that is
-ended as soon as it has logged how long the weights took. Ways are vLLM's `--safetensors-load-strategy`: ``lazy`` (its
-default: page faults, shard after shard), ``eager`` (each shard by one read), ``prefetch`` (8 threads read ahead).
+ended as soon as it has logged how long the weights took. Ways are vLLM's `--safetensors-load-strategy`: ``default``
+(not given: vLLM chooses by the filesystem), ``lazy`` (page faults, shard after shard), ``eager`` (each shard by one
+read), ``prefetch`` (8 threads read ahead).
 
 - ``cold``: the mount has nothing; the registry, on loopback, sends everything, the store's files not in the page cache;
 - ``disk``: the local tier has the model whole, and the page cache nothing of it;
@@ -39,7 +40,7 @@ from benchmarks.scene import helios, local_file, mounted, read_through, registry
 from helios.home import Home
 from helios.launch.tiny_model import TinyShape, write_model
 
-WAYS: Final = ("lazy", "eager", "prefetch")
+WAYS: Final = ("default", "lazy", "eager", "prefetch")
 STATES: Final = {"cold": "disk", "disk": "disk", "warm": "warm"}
 """How the mount is, and how the plain directory is beside it."""
 TARGETS: Final = {"cold": 0.3, "disk": 0.95, "warm": 0.95}
@@ -104,7 +105,8 @@ def child(way: str, directory: str) -> None:
     from vllm import LLM
 
     sizes = {"max_model_len": 128, "max_num_seqs": 1, "kv_cache_memory_bytes": 64 << 20}
-    LLM(model=directory, safetensors_load_strategy=way, enforce_eager=True, **sizes)
+    strategy = None if way == "default" else way
+    LLM(model=directory, safetensors_load_strategy=strategy, enforce_eager=True, **sizes)
 
 
 def one_way(

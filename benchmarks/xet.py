@@ -20,7 +20,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.common import ROOT, options, save
 from benchmarks.ingest import make_model
-from benchmarks.scene import cpu_s, helios, registry, stoppable
+from benchmarks.scene import cpu_s, helios, registry, run_in
 from helios.home import Home
 
 PYTHON = ROOT / ".venvs" / "hub-2.4.0" / "bin" / "python"
@@ -190,12 +189,8 @@ def main() -> int:
     if not PYTHON.exists():
         print("huggingface_hub 2.4.0 is not there: run scripts/hub_venvs.py", file=sys.stderr)
         return 1
-    with stoppable():
-        directory = Path(tempfile.mkdtemp(dir=arguments.directory, prefix="helios-xet-"))
-        try:
-            result = measure(arguments, directory)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+    with run_in(arguments.directory, "xet") as directory:
+        result = measure(arguments, directory)
     show(result)
     print(save(result, arguments.json))
     return 0

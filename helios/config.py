@@ -43,6 +43,20 @@ class TenantSettings(Section, frozen=True):
     """Which it alone may see and change; others are told that they do not exist."""
     tokens: str = ""
     """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
+    domain: str = ""
+    """Where what it owns is stored, apart from what others have (docs/registry-domains.md); empty: with all others, in
+    ``public``."""
+
+
+class DomainSettings(Section, frozen=True):
+    """Encryption of a domain's objects (docs/registry-domains.md)."""
+
+    key_file: str = ""
+    """File with the key: 64 hexadecimal digits, as `openssl rand -hex 32` prints them..."""
+    key_env: str = ""
+    """...or the environment variable that holds them."""
+    old_key_files: list[str] = []
+    """Former keys, for objects that were stored with them."""
 
 
 class MirrorRule(Section, frozen=True):
@@ -80,6 +94,19 @@ class AdmissionRule(Section, frozen=True):
     """File with Sigstore's trust configuration; empty: fetched from the public instance."""
 
 
+class QuotaRule(Section, frozen=True):
+    """Bytes that the repositories of a namespace may use together (docs/registry-quotas.md); all that fit count."""
+
+    repo: str = ""
+    """Pattern of repository ids, such as ``org/*`` or ``datasets/org/*``..."""
+    tenant: str = ""
+    """...or the tenant whose own repositories share the limit."""
+    logical_gib: float = 0.0
+    """Most bytes of all commits, each counted as a full copy, in GiB; 0: any."""
+    stored_gib: float = 0.0
+    """Most bytes that the store keeps for them, in GiB; 0: any."""
+
+
 class PeerSettings(Section, frozen=True):
     """Another registry whose repositories are brought here (docs/registry-replication.md)."""
 
@@ -91,6 +118,8 @@ class PeerSettings(Section, frozen=True):
     """Bring all commits of a ref, not only its last."""
     every_s: float = 0.0
     """How often it is looked at, in seconds; 0: only when asked."""
+    token_file: str = ""
+    """File with the token that is sent to the peer."""
 
 
 class RegistrySettings(Section, frozen=True):
@@ -108,11 +137,22 @@ class RegistrySettings(Section, frozen=True):
     store_options: StoreOptions = StoreOptions()
     store_read_back: bool = True
     """Read each object once after it was written to a cloud store, and compare."""
-    redirect: Literal["always", "large", "never"] = "large"
+    redirect: Literal["always", "large", "absent", "never"] = "large"
     """Which bytes clients and nodes fetch from a cloud store themselves, by addresses signed for them: all, those of
-    nodes and of large files, or none."""
+    nodes and of large files, of these what ``front`` does not have, or none."""
+    front: str = ""
+    """Directory on a fast disk that keeps what is used most of a store in the cloud; empty: none."""
+    front_limit_gib: float = 0.0
+    """Most that the front takes, in GiB; 0: bounded only by free space."""
+    front_min_free: float = 0.05
+    """Share of the front's disk that stays free, 0 to 1."""
+    front_writes: Literal["through", "back"] = "through"
+    """When a write counts: when the cloud has it, or when the front has it, and the cloud gets it in the background."""
     database: str = ""
     """Where the metadata is: ``postgresql://user@host:5432/name``; empty means SQLite in ``$HELIOS_HOME/registry``."""
+    advertise: str = ""
+    """Where other processes with the same ``database`` reach this one, ``http://host:port``; empty means ``host`` and
+    ``port``, or the machine's name where ``host`` is a wildcard."""
     process_lease_s: float = 30.0
     """Processes that share a database take one that was silent for so long for dead and clean up after it."""
     upstream: str = ""
@@ -147,16 +187,39 @@ class RegistrySettings(Section, frozen=True):
     """How often garbage is collected, in seconds; 0: only when asked."""
     verify_mb_s: float = 100.0
     """How fast a verification reads the store, in MB/s; 0: as fast as it can."""
+    recompress_after_s: float = 30 * 86400.0
+    """Chunks that nobody has read for this long are stored again, compressed, in seconds; 0: only when asked."""
+    recompress_min_gain: float = 0.1
+    """Least share of an object's size that has to be saved."""
+    recompress_mb_s: float = 50.0
+    """How fast it reads the store for that, in MB/s; 0: as fast as it can."""
     tenants: dict[str, TenantSettings] = {}
-    """Tenants of the Hub API by name; each has the endpoint ``/t/<name>``."""
+    """Tenants by name; each has the endpoint ``/t/<name>``, for the Hub API and the native one."""
+    admin_tokens: str = ""
+    """File with the sha256 of each token that may administer the registry over TCP, one a line. Empty: nobody may, but
+    on a registry that only its own machine reaches and that has no tenants (docs/registry-access.md)."""
+    node_tokens: str = ""
+    """The same for nodes: such a token reads everything, tenants' and gated repositories included, and changes
+    nothing."""
+    token_file: str = ""
+    """File with the token that this machine's clients and mounts send to ``urls``; HELIOS_TOKEN wins over it."""
+    domains: dict[str, DomainSettings] = {}
+    """Keys of domains whose objects are encrypted; a domain that is not here is not."""
     peers: list[PeerSettings] = []
     """Other registries, for replication."""
     admission: list[AdmissionRule] = []
     """What may be published where, the first rule that fits (docs/registry-admission.md)."""
+    quotas: list[QuotaRule] = []
+    """Bytes that namespaces may use (docs/registry-quotas.md)."""
+    usage_keep_days: float = 400.0
+    """How long it is known who read what, in days (docs/registry-usage.md); 0: it is not recorded."""
     xet: bool = True
     """Serve large files over Xet too, which is how clients of the Hub get files of more than 50 GB."""
     xet_min_gib: float = 40.0
     """Smallest file that is served over Xet, in GiB; 0: every file."""
+    xet_http_gb: float = 50.0
+    """Largest file that clients of the Hub take over plain HTTP, in GB (1000^3 bytes): that of a larger one is told to
+    wait until it is laid out for Xet."""
 
     def store_directory(self, default: Path) -> Path | None:
         """The directory of the object store; None where the store is an address."""
@@ -199,20 +262,403 @@ class MountSettings(Section, frozen=True):
     """Let other users read the mount (needs root, or user_allow_other in /etc/fuse.conf)."""
     readahead_kib: int = 1024
     """How far the kernel reads ahead in a file, in KiB; also the size of its requests. Only root can set it."""
+    node: str = ""
+    """What this node is called in the registry's usage; empty: the host's name."""
     listen: str = ""
     """``host:port`` where the mount also serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
 
 
 class WorkerSettings(Section, frozen=True):
+    """A worker, for one model that it serves; a worker of several models has several of these."""
+
     model: str
     url: str
     role: Literal["both", "prefill", "decode"] = "both"
+    revision: str = ""
+    """Which revision of the model it serves, for a canary."""
+    weight: float = 1.0
+    """Its share of the requests beside other workers; more than 0."""
+    adapters: list[str] = []
+    """LoRA adapters that it serves, under these names."""
+    cordoned: bool = False
+    """It gets no new requests and finishes what it has; its model stays known."""
+    key_file: str = ""
+    """File with the key that it wants (vLLM's ``--api-key``); empty: ``router.worker_key_file``."""
+    kv_events: str = ""
+    """Where it publishes KV events: ``tcp://HOST:PORT``, a port of its host, or ``none``; empty: as
+    ``router.kv_events`` says."""
+    kv_replay: str = ""
+    """Where it can be asked for them again, written in the same way."""
+    kv_ranks: int = 0
+    """Its data-parallel ranks, each of which publishes at a port of its own; 0: as ``router.kv_events`` says."""
+
+
+class KvEventsSettings(Section, frozen=True):
+    """The index of workers' KV events, for the policy ``prefix-index`` (docs/router.md)."""
+
+    port: int = 0
+    """Port at which a worker publishes that doesn't say; 0: it does not publish."""
+    replay_port: int = 0
+    """Port at which such a worker can be asked for events again; 0: nowhere."""
+    ranks: int = 1
+    """Data-parallel ranks of a worker that doesn't say; rank n publishes at its port + n."""
+    topic: str = ""
+    """What the topics that are followed begin with; empty: all."""
+    max_blocks: int = 1 << 21
+    """Most blocks in the index, over all workers; about 190 bytes each at 16 tokens a block..."""
+    max_blocks_per_rank: int = 1 << 17
+    """...and of one rank of a worker."""
+    wait_s: float = 0.005
+    """Longest wait of a request for what the index says, in seconds; without an answer it is scheduled without."""
+    tokens_mib: int = 64
+    """Memory for the token ids of prompts that workers were asked for, in MiB."""
+
+
+class KubernetesSettings(Section, frozen=True):
+    """Workers in a cluster (docs/router.md, Workers in Kubernetes)."""
+
+    slices: str = ""
+    """Label selector of the EndpointSlices whose endpoints are workers; empty: none are looked at..."""
+    pods: str = ""
+    """...and of the pods. Alone, each pod is a worker; with ``slices``, an endpoint whose pod fits too is one."""
+    namespace: str = ""
+    """Empty: the pod's own, or that of the kubeconfig's context."""
+    kubeconfig: str = ""
+    """File; empty: the pod's service account, or else what KUBECONFIG or ~/.kube/config says."""
+    context: str = ""
+    """Context of the kubeconfig; empty: its current one."""
+    port: str = "http"
+    """Name or number of the port, where the worker's own annotation doesn't say."""
+    silence_s: float = 75.0
+    """A watch that said nothing for so long is given up and made anew; the API server sends something every minute."""
+    watch_s: float = 240.0
+    """How long one watch goes on, in seconds."""
+    relist_s: float = 600.0
+    """How often everything is listed anew, whatever the watches said, in seconds."""
+
+
+class DiscoverySettings(Section, frozen=True):
+    """Where workers come from, beside ``router.workers``."""
+
+    file: str = ""
+    """TOML file with ``[[workers]]``, read again when it changes; empty: none."""
+    file_poll_s: float = 1.0
+    """How often it is looked at, in seconds."""
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    registrars: str = ""
+    """File with the sha256 of each token with which workers may register, one a line; empty: only administrators do."""
+    max_lease_s: float = 300.0
+    """Longest lease of a registered worker, in seconds."""
+    resolve: bool = False
+    """Resolve models at the registry (``registry.urls``), and look there for those that no worker serves."""
+    fetch: list[str] = []
+    """Patterns of models (``org/*``) that the registry is told to fetch from its upstream when a client asks for one
+    and no worker serves it; what the registry has already needs none."""
+    resolve_ttl_s: float = 30.0
+    """How long a resolved name counts before the registry is asked again, in seconds."""
+    resolve_timeout_s: float = 5.0
+    """Longest wait for the registry's answer to one question, in seconds; so long a request may be held by a name of
+    which nothing is known yet."""
+    hold: bool = False
+    """Hold requests for a model that is being fetched or started (``router.admission.queue``); else they are answered
+    503 at once, with its progress and Retry-After."""
+
+
+class RetrySettings(Section, frozen=True):
+    """Sending a request once more after a worker had it (docs/router.md, "Retries")."""
+
+    most: int = 2
+    """Most further tries of a request; 0: none."""
+    budget_ratio: float = 0.2
+    """Retries as a share of a model's requests, over ten seconds, 0 to 1..."""
+    budget_floor_per_s: float = 1.0
+    """...and so many a second besides."""
+    retry_generation: bool = False
+    """Also send generation again that a worker may have begun: what it made is lost, and made twice."""
+    retry_429: bool = False
+    """Also send to another worker what one answered with 429."""
+
+
+class HedgeSettings(Section, frozen=True):
+    """When a model's requests are sent to a second worker: one of ``after_s`` and ``percentile``."""
+
+    after_s: float = 0.0
+    """After so many seconds without a byte of an answer..."""
+    percentile: float = 0.0
+    """...or after what this share of the recent ones took to their first byte, 50 to 100..."""
+    least_s: float = 0.01
+    """...but not before so many seconds."""
+
+
+class HedgingSettings(Section, frozen=True):
+    """Sending a request that is late to a second worker as well (docs/router.md, "Hedging")."""
+
+    models: dict[str, HedgeSettings] = {}
+    """Of which models; none: nothing is hedged."""
+    budget_ratio: float = 0.05
+    """Second attempts as a share of a model's requests that may have one, over ten seconds, 0 to 1..."""
+    budget_floor_per_s: float = 0.1
+    """...and so many a second besides."""
+    max_in_flight: int = 32
+    """A worker with so many requests in flight gets no second attempts."""
+
+
+class BreakerSettings(Section, frozen=True):
+    """Circuit breaker of each worker."""
+
+    enabled: bool = True
+    failures: int = 5
+    """Failures in a row that open it..."""
+    failure_ratio: float = 0.5
+    """...or this share of the requests within ``window_s``, 0 to 1, when there were ``min_requests``."""
+    min_requests: int = 20
+    window_s: float = 30.0
+    open_s: float = 5.0
+    """How long it is open at first, in seconds; twice as long each time it opens again..."""
+    max_open_s: float = 120.0
+    """...up to this."""
+    jitter: float = 0.2
+    """Random part on top, as a share of that time, 0 to 1."""
+    probes: int = 2
+    """Requests that are let through at a time when it is half open."""
+    successes: int = 2
+    """Successes in a row that close it."""
+
+
+class OutlierSettings(Section, frozen=True):
+    """Workers that are much worse than the others of their model get nothing for a time."""
+
+    enabled: bool = True
+    interval_s: float = 10.0
+    """How often workers are compared, in seconds."""
+    min_requests: int = 10
+    """Requests of a worker that say enough."""
+    slow_factor: float = 4.0
+    """Slow: its median time to the first byte is so many times that of the others..."""
+    slow_margin_s: float = 1.0
+    """...and so much longer, in seconds."""
+    failure_margin: float = 0.2
+    """Failing: its share of failures is so much above that of the others, 0 to 1."""
+    eject_s: float = 30.0
+    """How long, in seconds, times the number of ejections in a row..."""
+    max_eject_s: float = 300.0
+    """...and at most."""
+    max_share: float = 0.5
+    """Most of a model's workers that are ejected at a time, 0 to 1."""
+
+
+class HangSettings(Section, frozen=True):
+    """Finding a worker that answers /health and generates nothing."""
+
+    enabled: bool = True
+    quiet_s: float = 15.0
+    """Silence of a worker that has something to do before it is doubted, in seconds..."""
+    factor: float = 4.0
+    """...and at least so many times what it took for 99% of its first bytes."""
+    timeout_s: float = 10.0
+    """Longest wait for one generated token, in seconds."""
+    every_s: float = 5.0
+    """Between such checks of one worker, in seconds."""
+
+
+class FallbackTarget(Section, frozen=True):
+    """Where requests go that no worker of their model can take: another model here, or another endpoint."""
+
+    model: str
+    """The name of the model there, which takes the place of the one in the request."""
+    url: str = ""
+    """Base URL as OpenAI's clients take it (``https://api.example.com/v1``); empty: workers of this router."""
+    key_file: str = ""
+    """File with the endpoint's API key, sent as a bearer token..."""
+    key_env: str = ""
+    """...or the environment variable that holds it."""
+    routes: list[str] = msgspec.field(
+        default_factory=lambda: ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    )
+    """Routes that the endpoint serves."""
+    drop: list[str] = []
+    """Fields of the request that the endpoint would refuse (``top_k``)."""
+
+
+class FallbackRule(Section, frozen=True):
+    model: str
+    to: list[FallbackTarget]
+    """In order of preference."""
+
+
+Priority = Literal["high", "normal", "low"]
+"""Who is served first of those who wait."""
+
+
+class LimitSettings(Section, frozen=True):
+    """What may be used; a bucket holds what a minute brings. 0: no limit."""
+
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    """Prompt and output together."""
+
+
+class RouterTenantSettings(Section, frozen=True):
+    """A tenant of the router; one that is not configured has these defaults."""
+
+    models: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    """Patterns of the models it may use..."""
+    routes: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    """...and of the paths, such as ``/v1/embeddings``; a key or a role can only narrow this."""
+    weight: float = 1.0
+    """Its share of the workers, against others, while requests wait."""
+    limits: LimitSettings = LimitSettings()
+
+
+class RoleSettings(Section, frozen=True):
+    """What a role that a JWT names may do."""
+
+    models: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    routes: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    priority: Priority = "normal"
+
+
+class JwtSettings(Section, frozen=True):
+    """JSON Web Tokens that are taken as credentials; used once ``jwks`` is set."""
+
+    jwks: str = ""
+    """Where the issuer's public keys are: ``https://…``, or a file."""
+    issuer: str = ""
+    """What ``iss`` must be."""
+    audience: str = ""
+    """What ``aud`` must be, or hold."""
+    leeway_s: float = 30.0
+    """How far the issuer's clock may be from ours, in seconds."""
+    refresh_s: float = 300.0
+    """How often keys are fetched again, in seconds; those known count meanwhile, and while the issuer is away."""
+    tenant_claim: str = "tenant"
+    """The claim that names the tenant, or ``a.b`` for one inside another; a token without it is refused."""
+    roles_claim: str = "roles"
+    """The claim that lists the roles."""
+
+
+class QueueSettings(Section, frozen=True):
+    """Requests that wait while all workers of their model have enough to do; used once ``per_worker`` is set, or a
+    model can be woken."""
+
+    per_worker: int = 0
+    """Most requests at a worker before others wait; 0: any number."""
+    max_requests: int = 1000
+    """Most requests that wait, for all models together..."""
+    max_mib: int = 256
+    """...and of their bodies, in MiB."""
+    saturated_s: float = 30.0
+    """Longest wait for a worker that has enough to do, in seconds; then 429."""
+    waking_s: float = 600.0
+    """Longest wait for a model that is not up, in seconds; then 503."""
+    comment_after_s: float = 5.0
+    """A stream that waits longer than this gets comments, in seconds, and with the first its status 200; 0: never."""
+
+
+class SharedLimitSettings(Section, frozen=True):
+    """Limits that several routers share; used once ``url`` is set."""
+
+    url: str = ""
+    """Redis or Valkey: ``redis://host:6379/0``, ``rediss://…`` with TLS, ``unix:///path``."""
+    timeout_s: float = 0.1
+    """Longest wait for its answer, in seconds."""
+    when_away: Literal["open", "closed"] = "open"
+    """While it can't be asked: each router keeps the limits for itself, or requests that have limits get 503."""
+
+
+class AdmissionSettings(Section, frozen=True):
+    """Who may use the router, and how much (docs/router.md). Without ``keys`` and ``jwt`` everybody may."""
+
+    keys: str = ""
+    """File with API keys, which `helios router keys` writes."""
+    jwt: JwtSettings = JwtSettings()
+    roles: dict[str, RoleSettings] = {}
+    """Roles of JWTs; where there are none a valid token may use everything that its tenant may."""
+    tenants: dict[str, RouterTenantSettings] = {}
+    models: dict[str, LimitSettings] = {}
+    """Limits of models, for all who use them together."""
+    shared: SharedLimitSettings = SharedLimitSettings()
+    output_tokens: int = 512
+    """Tokens of an answer that are reserved where the request has no maximum."""
+    queue: QueueSettings = QueueSettings()
+    wake_url: str = ""
+    """What is asked to start a model that is not up, ``http://…`` (docs/router-discovery.md, "Waking"); empty: nothing,
+    and requests for it get 503."""
+
+
+class BatchSettings(Section, frozen=True):
+    """OpenAI's files and batches (docs/router-batches.md); used once ``store`` is set."""
+
+    store: str = ""
+    """Where they are kept: a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``;
+    routers with the same one share the work. Empty: there are none."""
+    store_options: StoreOptions = StoreOptions()
+    max_file_mib: int = 200
+    """Longest file, in MiB."""
+    max_files: int = 1000
+    """Most files of a tenant..."""
+    max_open: int = 50
+    """...and batches of it that are not over."""
+    max_lines: int = 50_000
+    """Most requests of a batch."""
+    keep_days: float = 30.0
+    """How long files are kept where nothing else is asked for, and batches that are over, in days."""
+    in_flight: int = 32
+    """Most requests of batches that a process has under way at a time."""
+    per_worker: int = 16
+    """One is only begun while a worker of its model has fewer requests than this, those of others counted, too."""
+    lease_s: float = 30.0
+    """A batch whose process shows no sign of life for so long goes on in another, in seconds."""
+    poll_s: float = 5.0
+    """How often a process looks for batches to run, in seconds."""
+
+
+class TracingSettings(Section, frozen=True):
+    """Spans of requests, exported over OTLP/HTTP (docs/router-traces.md)."""
+
+    endpoint: str = ""
+    """The collector, ``http://HOST:4318``, or the whole URL where it takes spans elsewhere than at /v1/traces; empty:
+    nothing is recorded."""
+    ratio: float = 1.0
+    """Share of the traces begun here that is recorded, 0 to 1; of those that a client began the client says it."""
+    queue: int = 2048
+    """Most requests of a process whose spans wait; those of further ones are dropped, and counted."""
+    interval_s: float = 2.0
+    """How often spans are sent, in seconds."""
+    timeout_s: float = 10.0
+    """Longest that sending some takes, tries and pauses together, in seconds."""
 
 
 class RouterSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8480
+    processes: int = 1
+    """Processes that relay; 0: one for each core."""
+    tls_cert: str = ""
+    """Certificate that clients are shown, with those between it and its authority; PEM. Empty: plain HTTP."""
+    tls_key: str = ""
     workers: list[WorkerSettings] = []
+    discovery: DiscoverySettings = DiscoverySettings()
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8481
+    """Where the administration listens if there are ``admin_tokens`` or ``discovery.registrars``; 0: a free port."""
+    admin_tokens: str = ""
+    """File with the sha256 of each token that may administer the router over TCP, one a line; empty: nobody may."""
+    admin_socket: str = ""
+    """Unix socket of the administration, for the router's own user; empty: ``$HELIOS_HOME/run/router-<port>.sock``."""
+    policy: str | dict[str, Any] = "prefix-cache"
+    """How a worker is chosen (docs/router.md, "Scheduling"): a policy's name, or a table with its parameters."""
+    kv_events: KvEventsSettings = KvEventsSettings()
+    slow_start_s: float = 30.0
+    """A worker that comes up while others work gets its whole share after so many seconds; 0: at once."""
+    scrape_interval_s: float = 2.0
+    """How often workers are asked for their own metrics, in seconds, where the policy reads them."""
+    worker_ca: str = ""
+    """Authorities of the workers' certificates, PEM. Empty: the system's."""
+    worker_cert: str = ""
+    """Certificate that workers are shown, PEM."""
+    worker_key: str = ""
+    """Its key; empty: it is in the same file."""
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 600.0
     """Longest wait for the first byte of a worker's answer, in seconds."""
@@ -222,10 +668,29 @@ class RouterSettings(Section, frozen=True):
     health_timeout_s: float = 5.0
     max_body_mib: int = 64
     """Longest request body, in MiB."""
+    max_connections: int = 0
+    """Most connections of clients to one process; 0: as many as the limit of open files allows."""
     max_buffered_mib: int = 1024
     """Bound on the memory that the request bodies of all requests hold, in MiB."""
     drain_s: float = 30.0
     """How long requests in flight may go on after SIGTERM, in seconds."""
+    retries: RetrySettings = RetrySettings()
+    hedging: HedgingSettings = HedgingSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    outliers: OutlierSettings = OutlierSettings()
+    hang: HangSettings = HangSettings()
+    fallbacks: list[FallbackRule] = []
+    """What serves a model's requests when none of its workers can."""
+    worker_key_file: str = ""
+    """File with the key of workers that have no ``key_file``, sent instead of what the client sent."""
+    aliases: dict[str, str] = {}
+    """Other names for models: alias -> model, which may be one of a pinned revision."""
+    answer_model: Literal["served", "asked"] = "served"
+    """What answers call the model: as the worker serves it, byte for byte; or as the client asked for it, an alias,
+    say (docs/router.md, "The model's name in answers")."""
+    admission: AdmissionSettings = AdmissionSettings()
+    batches: BatchSettings = BatchSettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 class LogSettings(Section, frozen=True):

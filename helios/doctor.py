@@ -22,6 +22,7 @@ from helios import native
 from helios.config import Config
 from helios.errors import HeliosError
 from helios.home import Home
+from helios.mounts import MountEntry, mount_of
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -86,6 +87,22 @@ def check_native(release: str, kernel_config: str | None, privileged: bool, mode
     if mode == "native":
         return Check("mount mode", "fail", f"not native: {'; '.join(reasons)}", "Or set mount.mode to auto.")
     return Check("mount mode", "ok", f"portable: {'; '.join(reasons)}")
+
+
+def check_passthrough(directory: Path, entry: MountEntry | None) -> Check:
+    """Whether the kernel reads whole files of a cache directory itself, by the mount that it lies in."""
+    if entry is None:
+        return Check("passthrough", "warn", f"it is not known where {directory} is mounted", "Look with findmnt -T.")
+    if entry.fstype in native.STACKED:
+        detail = (
+            f"not for {directory}: {entry.fstype} (mounted at {entry.mountpoint}) lies on top of another filesystem"
+        )
+        fix = (
+            "Reads of it go through the mount's process, at several times the CPU time. Put mount.cache and mount.l2 on"
+            " ext4, xfs or tmpfs: in a container on a volume."
+        )
+        return Check("passthrough", "warn", detail, fix)
+    return Check("passthrough", "ok", f"{directory} is on {entry.fstype}")
 
 
 def check_space(name: str, directory: Path) -> Check:
@@ -200,7 +217,11 @@ def examine(config: Config, home: Home, environ: Mapping[str, str]) -> Iterator[
     fuse_conf, allow_other = _read("/etc/fuse.conf"), config.mount.allow_other
     mtab = Path("/etc/mtab").exists()
     yield check_mounting(privileged, shutil.which("fusermount3"), fuse_conf, allow_other, mtab)
-    yield check_native(release, native.read_kernel_config(release), native.may_mount(), config.mount.mode)
+    kernel_config, may_mount = native.read_kernel_config(release), native.may_mount()
+    yield check_native(release, kernel_config, may_mount, config.mount.mode)
+    if config.mount.mode != "portable" and not native.obstacles(release, kernel_config, may_mount):
+        for directory in (cache, *([Path(config.mount.l2)] if config.mount.l2 else [])):
+            yield check_passthrough(directory, mount_of(Path(os.path.realpath(directory))))
     yield check_memory(_read("/proc/meminfo"))
     yield check_space("local tier", cache)
     if config.mount.l2:

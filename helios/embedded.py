@@ -35,6 +35,7 @@ from helios.home import Home
 from helios.http.client import HttpClient
 from helios.lockfile import held
 from helios.registry_client import RegistryClient
+from helios.tokens import Token, no_token, token_of
 
 START_S: Final = 120.0
 """Longest start of a registry, in seconds: after a crash it looks through its store first."""
@@ -106,7 +107,9 @@ class AttachedRegistry:
         revive: Callable[[], None] | None,
         lock: int | None,
         store: Path | None = None,
+        token: Token = no_token,
     ) -> None:
+        self._token = token
         self.base, self.urls, self.store = base, urls, store
         self._revive, self._lock = revive, lock
         self._guard = threading.Lock()
@@ -118,7 +121,8 @@ class AttachedRegistry:
 
     def client(self, *, timeout_s: float = 30.0) -> RegistryClient:
         """A client of the registry; closed with this object."""
-        client = RegistryClient(HttpClient(self.base, timeout_s=timeout_s), local=self.base.startswith("unix:"))
+        http = HttpClient(self.base, timeout_s=timeout_s, token=self._token)
+        client = RegistryClient(http, local=self.base.startswith("unix:"))
         with self._guard:
             self._clients.append(client)
         return client
@@ -152,9 +156,10 @@ def attach(config: Config, home: Home, environ: Mapping[str, str] | None = None)
     ``environ`` is what a started registry gets (this process's by default). Raises Unavailable or DeadlineExceeded, or
     the error that the registry failed to start with.
     """
-    if config.registry.urls:
-        return AttachedRegistry(_answering(config.registry.urls), list(config.registry.urls), revive=None, lock=None)
     environ = os.environ if environ is None else environ
+    if urls := list(config.registry.urls):
+        token = token_of(config.registry.token_file, environ)
+        return AttachedRegistry(_answering(urls), urls, revive=None, lock=None, token=token)
     try:
         home.ensure_run()
         home.logs.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,16 @@ class GatedRepo(Forbidden):
     code = "GatedRepo"
 
 
+class DisabledRepo(Forbidden):
+    """A repository that its upstream shows to nobody any more. Clients know it by these words alone."""
+
+    code = "DisabledRepo"
+    WORDS = "Access to this resource is disabled."
+
+    def __init__(self, message: str = WORDS, *, hint: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
+
+
 class Quarantined(Forbidden):
     """A file that nobody may read before somebody has looked at it and released it."""
 
@@ -123,6 +133,13 @@ class Unavailable(HeliosError):
     status = 503
 
 
+class Preparing(Unavailable):
+    """A file that is on its way to where it can be served; ``retry_after_s`` is when to ask again, in seconds."""
+
+    code = "Preparing"
+    retry_after_s = 1.0
+
+
 class DeadlineExceeded(Unavailable):
     code = "DeadlineExceeded"
     status = 504
@@ -141,6 +158,8 @@ class RateLimited(Unavailable):
     code = "RateLimited"
     status = 429
     retry_after_s = 0.0
+    quota: tuple[int, int] | None = None
+    """So many requests in so many seconds, where the upstream says so."""
 
 
 class NoSpace(HeliosError):
@@ -150,12 +169,20 @@ class NoSpace(HeliosError):
     status = 507
 
 
+class QuotaExceeded(NoSpace):
+    """A publish, upload or download that the quota of its repository has no room for."""
+
+    code = "QuotaExceeded"
+    quota = ""
+    """Which one."""
+
+
 BY_CODE: dict[str, type[HeliosError]] = {
     c.code: c
     for c in (
         HeliosError, InvalidInput, UsageError, NotFound, RepoNotFound, RevisionNotFound, EntryNotFound, Retired,
-        Conflict, Unauthorized, Forbidden, GatedRepo, Quarantined, NotAdmitted, BadSignature, IntegrityError,
-        Unavailable, DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace,
+        Conflict, Unauthorized, Forbidden, GatedRepo, DisabledRepo, Quarantined, NotAdmitted, BadSignature,
+        IntegrityError, Unavailable, DeadlineExceeded, UpstreamUnavailable, RateLimited, NoSpace, QuotaExceeded,
     )
 }  # fmt: skip
 

@@ -58,5 +58,5 @@ def setup(settings: LogSettings, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    for noisy in ("httpx", "httpx2", "httpcore", "urllib3", "filelock"):
+    for noisy in ("azure", "httpx", "httpx2", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

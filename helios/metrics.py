@@ -5,8 +5,16 @@ Each daemon makes one of these classes on a registry of its own and hands it to 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from helios.series import Counts, Times
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -19,7 +27,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.build = Info("helios_build", "Version of Helios", registry=self.registry)
         self.rss = Gauge("helios_rss_anon_shmem_bytes", "RssAnon + RssShmem of the process", registry=self.registry)
-        self.rss.set_function(rss_bytes)
+        self.rss.set_function(_Rss())
 
     def render(self) -> bytes:
         """The Prometheus text exposition."""
@@ -38,6 +46,37 @@ class RegistryMetrics(Metrics):
         self.store_problems = Gauge(
             "helios_registry_store_problems", "Directories of the store that lack something", registry=r
         )
+        self.front_limit = Gauge(
+            "helios_registry_front_limit_bytes", "Most bytes of the front store (0: no limit)", registry=r
+        )
+        self.front_used = Gauge("helios_registry_front_used_bytes", "Bytes of the front store's objects", registry=r)
+        self.front_waiting = Gauge(
+            "helios_registry_front_waiting", "Objects to be uploaded or removed in the cloud", registry=r
+        )
+        self.front_waiting_bytes = Gauge(
+            "helios_registry_front_waiting_bytes", "Bytes that only the front store has", registry=r
+        )
+        self.front_uploads = Counter(
+            "helios_registry_front_uploads_total", "What waited in the front store", ["result"], registry=r
+        )  # result: done, removed, failed
+        self.front_reads = Counter(
+            "helios_registry_front_reads_total", "Reads of objects, by where they were", ["level"], registry=r
+        )  # level: front, store
+        self.front_read_bytes = Counter(
+            "helios_registry_front_read_bytes_total",
+            "Bytes of objects read, but for files that are sent",
+            ["level"],
+            registry=r,
+        )
+        self.front_brought_bytes = Counter(
+            "helios_registry_front_brought_bytes_total", "Bytes brought to the front store for readers", registry=r
+        )
+        self.front_evictions = Counter(
+            "helios_registry_front_evictions_total", "Objects removed from the front store for others", registry=r
+        )
+        self.front_evicted_bytes = Counter(
+            "helios_registry_front_evicted_bytes_total", "Bytes of the objects removed for others", registry=r
+        )
         self.redirected = Counter(
             "helios_registry_redirects_total", "Downloads sent to the object store itself", registry=r
         )
@@ -54,6 +93,15 @@ class RegistryMetrics(Metrics):
             "helios_registry_xet_layouts_total", "Blobs that hf-xet has laid out", ["result"], registry=r
         )  # result: made, failed
         self.xet_waiting = Gauge("helios_registry_xet_waiting", "Blobs that wait for a Xet layout", registry=r)
+        self.quota_bytes = Gauge(
+            "helios_registry_quota_bytes", "Bytes of quotas", ["quota", "bytes", "state"], registry=r
+        )  # bytes: logical, stored; state: limit, used, reserved
+        self.quota_refusals = Counter(
+            "helios_registry_quota_refusals_total", "Publishes, uploads and downloads refused", ["quota"], registry=r
+        )
+        self.usage_rows = Counter(
+            "helios_registry_usage_rows_total", "Rows of usage written", ["result"], registry=r
+        )  # result: recorded, merged (too many in the hour, or while the database was away)
         self.repositories = Gauge("helios_registry_repositories", "Repositories held", registry=r)
 
 
@@ -134,7 +182,7 @@ class MountMetrics(Metrics):
             "helios_mount_shadow_errors_total", "Reads that could not be compared", ["side"], registry=r
         )  # side: mount, download
         self.shadow_dropped = Counter(
-            "helios_mount_shadow_dropped_total", "Reads not compared because too many waited", registry=r
+            "helios_mount_shadow_dropped_total", "Reads not compared: too many waited, or disks hang", registry=r
         )
         self.shadow_seconds = Histogram(
             "helios_mount_shadow_seconds", "Time of the reads compared", ["side"], buckets=LATENCY_S, registry=r
@@ -147,6 +195,11 @@ class MountMetrics(Metrics):
         self.passthrough_opens = Counter(
             "helios_mount_passthrough_opens_total", "Files opened for the kernel to read itself", registry=r
         )
+        self.passthrough_refused = Counter(
+            "helios_mount_passthrough_refused_total",
+            "Whole files opened that the kernel would not read itself",
+            registry=r,
+        )
         self.channel_reads = Counter(
             "helios_mount_channel_reads_total", "READs answered without the event loop", registry=r
         )
@@ -158,31 +211,174 @@ class MountMetrics(Metrics):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What is measured of one worker of the router; ``models`` is empty for one that gets no new requests."""
+
+    url: str
+    models: Sequence[str]
+    up: bool
+    requests: int
+    tokens: int
+
+
+class WorkersCollector(Collector):
+    """Gauges of workers, read when they are asked for: they can't drift, and a worker that is gone leaves none."""
+
+    def __init__(self, workers: Callable[[], Iterable[WorkerState]]) -> None:
+        self._workers = workers
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        in_flight, tokens, up = families = self._families()
+        for worker in self._workers():
+            in_flight.add_metric([worker.url], worker.requests)
+            tokens.add_metric([worker.url], worker.tokens)
+            for model in worker.models:
+                up.add_metric([worker.url, model], worker.up)
+        return families
+
+    def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+        return (
+            GaugeMetricFamily("helios_router_in_flight", "Requests at a worker now", labels=["worker"]),
+            GaugeMetricFamily("helios_router_in_flight_tokens", "Their tokens, estimated", labels=["worker"]),
+            GaugeMetricFamily("helios_router_worker_up", "1 while a worker is healthy", labels=["worker", "model"]),
+        )
+
+
 class RouterMetrics(Metrics):
-    def __init__(self) -> None:
+    def __init__(self, workers: Callable[[], Iterable[WorkerState]] = tuple) -> None:
+        """``workers``: those to be measured."""
         super().__init__()
         r = self.registry
-        self.requests = Counter(
-            "helios_router_requests_total", "Requests answered", ["route", "model", "status"], registry=r
+        r.register(WorkersCollector(workers))
+        self.requests = Counts("helios_router_requests", "Requests answered", ["route", "model", "status"], r)
+        self.first_byte = Times(
+            "helios_router_first_byte_seconds", "Request to first byte of the answer", "model", LATENCY_S, r
         )
-        self.first_byte = Histogram(
-            "helios_router_first_byte_seconds",
-            "Request to first byte of the answer",
-            ["model"],
-            buckets=LATENCY_S,
-            registry=r,
-        )
-        self.duration = Histogram(
-            "helios_router_request_seconds", "Request to end of the answer", ["model"], buckets=LATENCY_S, registry=r
-        )
-        self.in_flight = Gauge("helios_router_in_flight", "Requests at a worker now", ["worker"], registry=r)
-        self.worker_up = Gauge(
-            "helios_router_worker_up", "1 while a worker is healthy", ["worker", "model"], registry=r
-        )
+        self.duration = Times("helios_router_request_seconds", "Request to end of the answer", "model", LATENCY_S, r)
         self.retries = Counter("helios_router_retries_total", "Requests sent to another worker", ["reason"], registry=r)
         self.disconnects = Counter("helios_router_client_disconnects_total", "Clients gone before the end", registry=r)
+        self.connections = Gauge("helios_router_client_connections", "Connections of clients", registry=r)
+        self.turned_away = Counter(
+            "helios_router_connections_turned_away_total", "Connections of clients beyond the limit", registry=r
+        )
         self.cut = Counter(
             "helios_router_cut_answers_total", "Answers broken off after their first byte", ["reason"], registry=r
+        )
+        self.breaker_state = Gauge(
+            "helios_router_breaker_state", "0 closed, 1 half open, 2 open", ["worker"], registry=r
+        )
+        self.breaker_openings = Counter(
+            "helios_router_breaker_openings_total", "Times a worker's breaker opened", ["worker"], registry=r
+        )
+        self.ejections = Counter(
+            "helios_router_ejections_total",
+            "Workers ejected as worse than their peers",
+            ["worker", "reason"],
+            registry=r,
+        )  # reason: slow, failing
+        self.hung = Gauge("helios_router_worker_hung", "1 while a worker generates nothing", ["worker"], registry=r)
+        self.token_checks = Counter(
+            "helios_router_token_checks_total", "Checks that ask a worker for a token", ["worker", "result"], registry=r
+        )  # result: ok, failed, busy (nothing, but others' tokens came), unable
+        self.failed_open = Counter(
+            "helios_router_failed_open_total",
+            "Requests sent to a worker that should get none, as there was no better one",
+            ["worker"],
+            registry=r,
+        )
+        self.budget_exhausted = Counter(
+            "helios_router_retry_budget_exhausted_total", "Retries that the budget did not allow", ["model"], registry=r
+        )
+        self.hedges = Counter(
+            "helios_router_hedges_total", "Second attempts at late requests", ["model", "result"], registry=r
+        )  # result: won, lost, failed (it had no answer), gone (neither had one)
+        self.unhedged = Counter(
+            "helios_router_unhedged_total", "Late requests without a second attempt", ["model", "reason"], registry=r
+        )  # reason: busy, budget, nobody (there is no other worker)
+        self.fallbacks = Counter(
+            "helios_router_fallbacks_total",
+            "Requests served by another model or endpoint",
+            ["model", "to"],
+            registry=r,
+        )
+        self.discovered = Gauge(
+            "helios_router_discovered_workers", "Workers that a source knows", ["source"], registry=r
+        )  # source: static, file, kubernetes, registration
+        self.discovery_problems = Gauge(
+            "helios_router_discovery_problems", "What a source says that can't be used", ["source"], registry=r
+        )
+        self.discovery_failures = Counter(
+            "helios_router_discovery_failures_total", "Looks at a source that failed", ["source", "reason"], registry=r
+        )  # reason: broken, unreadable, list, connection, watch, silent, gone; expired of registrations
+        self.discovery_fresh = Gauge(
+            "helios_router_discovery_fresh_timestamp_seconds", "When a source was last heard of", ["source"], registry=r
+        )
+        self.resolutions = Counter(
+            "helios_router_resolutions_total", "Names resolved at the registry", ["result"], registry=r
+        )  # result: fresh, stale, asked, unknown, retired, unavailable
+        self.models_awaited = Gauge(
+            "helios_router_models_awaited", "Models asked for that no worker serves yet", registry=r
+        )
+        self.kv_events = Counter(
+            "helios_router_kv_events_total", "KV events of workers taken in", ["type"], registry=r
+        )  # one of stored, removed, cleared
+        self.kv_skipped = Counter(
+            "helios_router_kv_skipped_total", "KV events, or parts of them, not taken in", ["reason"], registry=r
+        )  # reason: unknown, malformed, unsupported, group, opaque, orphan
+        self.kv_gaps = Counter("helios_router_kv_gaps_total", "Times that messages with KV events missed", registry=r)
+        self.kv_replays = Counter(
+            "helios_router_kv_replays_total", "Replays of KV events asked for", ["result"], registry=r
+        )  # result: done, partial, failed
+        self.kv_forgotten = Counter(
+            "helios_router_kv_forgotten_blocks_total", "Blocks forgotten for the index's bounds", registry=r
+        )
+        self.kv_blocks = Gauge("helios_router_kv_blocks", "Blocks of workers in the index", registry=r)
+        self.kv_feeds = Gauge("helios_router_kv_feeds_in_step", "Publishers of KV events followed", registry=r)
+        self.kv_lag = Gauge(
+            "helios_router_kv_lag_seconds", "From the publication of KV events to the index, the worst", registry=r
+        )
+        self.kv_lookups = Counter(
+            "helios_router_kv_lookups_total", "Questions of requests to the index", ["result"], registry=r
+        )  # result: known, unknown, late, unasked
+        self.spans = Counter("helios_router_spans_total", "Spans of requests", ["result"], registry=r)
+        # result: sent; dropped, because too many waited; failed, because the collector did not take them
+        self.refused = Counter(
+            "helios_router_refused_total", "Requests refused by admission", ["reason"], registry=r
+        )  # reason: the error's code
+        self.queued = Gauge("helios_router_queued", "Requests that wait, by model", ["model"], registry=r)
+        self.queued_bytes = Gauge("helios_router_queued_bytes", "Bytes of the bodies that wait", registry=r)
+        self.queue_wait = Histogram(
+            "helios_router_queue_seconds",
+            "How long requests waited that had to",
+            ["model", "outcome"],
+            buckets=LATENCY_S,
+            registry=r,
+        )  # outcome: served, refused, gone
+        self.tokens = Counts(
+            "helios_router_tokens", "Tokens of requests with a limit in tokens", ["model", "source"], r
+        )  # source: reported (by the worker), estimated
+        self.wakes = Counter("helios_router_wakes_total", "Models woken", ["model", "result"], registry=r)
+        # result: up, failed
+        self.batches = Counter("helios_router_batches_total", "Batches that are over", ["status"], registry=r)
+        self.batch_lines = Counter(
+            "helios_router_batch_lines_total", "Requests of batches that are done", ["result"], registry=r
+        )  # result: completed, failed, expired, cancelled; again: asked once more
+        self.batch_lines_in_flight = Gauge(
+            "helios_router_batch_lines_in_flight", "Requests of batches under way", registry=r
+        )
+        self.batches_running = Gauge("helios_router_batches_running", "Batches that processes own", registry=r)
+        self.batch_claims = Counter(
+            "helios_router_batch_claims_total", "Batches that a process took on", ["from"], registry=r
+        )  # from: nobody, lapsed (an owner that showed no sign of life)
+        self.batch_losses = Counter(
+            "helios_router_batch_losses_total", "Batches that their owner had to leave", ["reason"], registry=r
+        )  # reason: taken (by another), store (it could not be reached)
+        self.shared_limits_up = Gauge(
+            "helios_router_shared_limits_up", "1 while the store of shared limits can be asked", registry=r
         )
 
 
@@ -194,3 +390,15 @@ def rss_bytes() -> float:
             if line.startswith(("RssAnon:", "RssShmem:")):
                 total += int(line.split()[1]) * 1024
     return float(total)
+
+
+class _Rss:
+    """``rss_bytes``, or what it was last while no descriptor is left to read it: the other figures say why then."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self) -> float:
+        with contextlib.suppress(OSError):
+            self._last = rss_bytes()
+        return self._last

@@ -142,35 +142,6 @@ def upgrade(home: Home, path: Path, timeout_s: float = START_S) -> MountState:
     raise DeadlineExceeded(f"there is no new worker after {timeout_s:.0f} s", hint=f"The log: {state.log}")
 
 
-def stop(home: Home, path: Path, timeout_s: float = STOP_S) -> Path:
-    """Unmount what this home mounted at ``path`` and wait until its daemon is gone.
-
-    Raises NotFound when nothing is mounted there, Conflict when it is not a mount of this home.
-    """
-    mountpoint = canonical(path)
-    entry, state = find_mount(mountpoint), state_of(home, mountpoint)
-    if state is None:
-        if held(state_path(home, mountpoint)):
-            raise Conflict(f"{mountpoint} is just being mounted", hint="Try again in a moment.")
-        if entry is None:
-            raise NotFound(f"nothing is mounted at {mountpoint}")
-        raise Conflict(
-            f"what is mounted at {mountpoint} ({entry.fstype}) is no mount of {home.root}",
-            hint="Set HELIOS_HOME to the one that mounted it.",
-        )
-    if held(state_path(home, mountpoint)):
-        if state.worker is not None and state.process.send(signal.SIGTERM) and not state.process.wait(timeout_s):
-            state.worker.send(signal.SIGKILL)  # its keeper does not answer, and it would start another one
-        if not state.process.end(timeout_s if state.worker is None else 0.0):
-            raise Unavailable(f"the mount's process {state.pid} does not end, not even by SIGKILL")
-        if state.worker is not None:
-            state.worker.wait(LOCK_S)  # a killed one may take a moment to be gone
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(state.pid, 0)  # it may be our own child
-    _sweep(home, mountpoint)
-    return mountpoint
-
-
 def _clear(home: Home, mountpoint: Path) -> tuple[bool, str | None]:
     """Remove a dead mount of ours. Returns whether its mount point was made for it, and what was done."""
     entry, state = find_mount(mountpoint), state_of(home, mountpoint)
@@ -186,7 +157,7 @@ def _clear(home: Home, mountpoint: Path) -> tuple[bool, str | None]:
         )
     if entry is None and state is None:
         return False, None
-    created = _sweep(home, mountpoint, keep_directory=True)
+    created = sweep(home, mountpoint, keep_directory=True)
     note = f"the mount at {mountpoint} had lost its process; it was unmounted" if entry else None
     return created, note
 
@@ -212,8 +183,11 @@ def _wait_until_free(home: Home, mountpoint: Path) -> bool:
     return False
 
 
-def _sweep(home: Home, mountpoint: Path, keep_directory: bool = False) -> bool:
-    """Remove what a dead daemon left: the mount, the state file, the directory made for it."""
+def sweep(home: Home, mountpoint: Path, keep_directory: bool = False) -> bool:
+    """Remove what a dead daemon left: the mount, the state file, the directory made for it. Returns whether that was.
+
+    Raises Conflict when a daemon has it, Unavailable.
+    """
     end = time.monotonic() + LOCK_S
     while (lock := claim(home, mountpoint)) is None:  # of one that was killed, for a moment; or of a new one
         if time.monotonic() > end:
@@ -350,7 +324,7 @@ def _explain(answer: dict[str, Any], status: int, log: Path, begin: int) -> NoRe
 def _undo(home: Home, place: Place) -> None:
     """Remove what a daemon that did not come up left."""
     with contextlib.suppress(Conflict):  # somebody else mounts there now
-        _sweep(home, place.mountpoint)
+        sweep(home, place.mountpoint)
     if place.created:
         with contextlib.suppress(OSError):  # not empty, or in use: no longer ours alone
             place.mountpoint.rmdir()

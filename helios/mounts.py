@@ -25,8 +25,12 @@ from helios.process import ProcessId
 
 FSTYPE: Final = "fuse.helios"
 
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+MAX_LINKS: Final = 40
+"""As many symbolic links as the kernel follows in one path."""
+
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -85,16 +89,39 @@ def find_mount(mountpoint: Path) -> MountEntry | None:
     return next((entry for entry in reversed(mount_table()) if entry.mountpoint == mountpoint), None)
 
 
+def mount_of(path: Path) -> MountEntry | None:
+    """The mount that an absolute path without links lies in."""
+    found = None
+    for entry in mount_table():
+        inside = path.is_relative_to(entry.mountpoint)
+        if inside and (found is None or len(entry.mountpoint.parts) >= len(found.mountpoint.parts)):
+            found = entry  # of two at one place the later one
+    return found
+
+
 def canonical(path: Path) -> Path:
-    """The absolute path with links resolved, without looking at what is mounted there."""
-    current = os.path.abspath(path)
-    mounted = {str(entry.mountpoint) for entry in mount_table()}
-    for _ in range(40):
-        current = os.path.join(os.path.realpath(os.path.dirname(current)), os.path.basename(current))
-        if current in mounted or not os.path.islink(current):
-            return Path(current)
-        current = os.path.abspath(os.path.join(os.path.dirname(current), os.readlink(current)))
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    """The absolute path with links resolved, without looking at what is mounted there.
+
+    Nor at anything below a mount of ours: one that nobody serves would not answer. Raises OSError.
+    """
+    mounted = {str(entry.mountpoint): entry.fstype for entry in mount_table()}
+    current, links = "/", 0
+    rest = list(Path(os.path.abspath(path)).parts[:0:-1])
+    while rest:
+        name = rest.pop()
+        step = os.path.dirname(current) if name == ".." else os.path.join(current, name)
+        if mounted.get(step) == FSTYPE or (not rest and step in mounted):
+            return Path(step, *reversed(rest))
+        if name != ".." and os.path.islink(step):
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(step))
+            current = "/" if target.is_absolute() else current
+            rest += [part for part in reversed(target.parts) if part != "/"]
+        else:
+            current = step
+    return Path(current)
 
 
 def state_path(home: Home, mountpoint: Path) -> Path:
@@ -151,14 +178,17 @@ def _read(path: Path) -> MountState | None:
     return None
 
 
-def detach(mountpoint: Path) -> None:
+def detach(mountpoint: Path, *, force: bool = False) -> None:
     """Unmount, at once and even when in use: it leaves the tree now and the kernel when its last user lets go.
+
+    ``force``: whoever waits for an answer gets an error, where root asks; others can only ``abort`` before.
 
     Raises Unavailable with the reason.
     """
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(mountpoint), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+        flags = _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0)
+        if libc.umount2(os.fsencode(mountpoint), flags) != 0:
             code = ctypes.get_errno()
             if code != errno.EINVAL:  # not mounted
                 raise Unavailable(f"{mountpoint} can't be unmounted: {os.strerror(code)}")
@@ -172,3 +202,13 @@ def detach(mountpoint: Path) -> None:
         raise Unavailable(f"{mountpoint} can't be unmounted: fusermount3 did not answer") from None
     if done.returncode != 0 and find_mount(mountpoint) is not None:
         raise Unavailable(f"{mountpoint} can't be unmounted: {done.stderr.strip()}")
+
+
+def abort(device: str) -> bool:
+    """Fail every request of the FUSE mount with this ``major:minor``, pending and to come; says whether that could be
+    done: by its user and by root, where fusectl is mounted."""
+    try:
+        Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort").write_text("1")
+    except OSError:
+        return False
+    return True

@@ -15,13 +15,14 @@ from typing import Final
 from helios.errors import InvalidInput
 
 KINDS: Final = ("models", "datasets")
-REF_KINDS: Final = ("branch", "tag", "alias")
-"""A branch moves with every publish, an alias (``champion``) when somebody says so, a tag never."""
 MAX_PART: Final = 96
 """Longest organisation or repository name, as on the Hugging Face Hub."""
 
 MAX_OTHERS: Final = 7
 """Repositories that are remembered to hold a content, beside the one it was found in."""
+
+TENANT: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+"""A tenant's name: a DNS label, so that it fits into URLs, labels and file names."""
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")

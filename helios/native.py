@@ -17,6 +17,10 @@ KERNEL: Final = (6, 9)
 """The first kernel with FUSE passthrough and resending."""
 
 
+STACKED: Final = frozenset({"overlay", "ecryptfs", "aufs"})
+"""Filesystems on top of others, whose files the kernel refuses for passthrough."""
+
+
 def kernel_version(release: str) -> tuple[int, int]:
     """``6.9.3-amd64`` -> (6, 9)."""
     match = re.match(r"(\d+)\.(\d+)", release)

@@ -6,7 +6,7 @@ raises the HeliosError that the registry answered with, Unavailable when it can'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import quote, urlencode
@@ -16,132 +16,55 @@ import msgspec
 from helios.errors import IntegrityError, InvalidInput, Unavailable
 from helios.http.client import HttpClient, error_of
 from helios.names import RepoId
+from helios.registry_answers import (
+    Commit,
+    CommitList,
+    DomainInfo,
+    DomainList,
+    FollowedList,
+    FollowedRef,
+    Imported,
+    Kept,
+    KeptList,
+    KnownChunks,
+    ModelPlace,
+    Move,
+    MoveList,
+    Notice,
+    NoticeList,
+    Offered,
+    Place,
+    PlaceList,
+    Priority,
+    PriorityList,
+    Pushed,
+    PushState,
+    QuotaList,
+    QuotaState,
+    Reads,
+    RefTable,
+    Repo,
+    RepoList,
+    Revision,
+    StartedPush,
+    StoredFile,
+    Usage,
+)
 
 T = TypeVar("T")
+
+Sent = Callable[[int], None]
+"""Told how many more bytes were sent."""
 
 SLOWEST_BYTES_S: Final = 4 << 20
 """A transfer may take its size over this rate (bytes a second), plus the client's usual deadline."""
 
 
-class Repo(msgspec.Struct, frozen=True):
-    """A repository: its canonical name, its refs, the bytes of its distinct files, when a ref last moved (unix s)."""
+TURN_S: Final = 300.0
+"""Longest that a file which a registry puts together waits for others', in seconds."""
 
-    repo: str
-    refs: dict[str, str]
-    bytes: int
-    updated: int
-
-    @property
-    def id(self) -> RepoId:
-        return RepoId.from_canonical(self.repo)
-
-
-class Revision(msgspec.Struct, frozen=True):
-    """What a revision names: a commit (40 hex) and its manifest's digest (64 hex)."""
-
-    commit: str
-    manifest: str
-
-
-class Commit(msgspec.Struct, frozen=True):
-    """A commit record; ``time`` in unix seconds."""
-
-    repo: str
-    commit: str
-    manifest: str
-    author: str
-    time: int
-    message: str = ""
-    parent: str | None = None
-    lineage: dict[str, str] = {}
-
-
-class Move(msgspec.Struct, frozen=True):
-    """A ref's way from a commit (None: it was new) to another (None: it was removed); ``time`` in unix seconds."""
-
-    ref: str
-    old: str | None
-    new: str | None
-    author: str
-    time: int
-
-
-class Notice(msgspec.Struct, frozen=True):
-    """``commit`` is empty for the whole repository; ``state`` is ``deprecated`` or ``retired``; ``time`` in unix s."""
-
-    commit: str
-    state: str
-    message: str
-    author: str
-    time: int
-    replacement: str | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Bytes: every commit as a full copy; distinct files; what the store keeps."""
-
-    logical: int
-    unique: int
-    stored: int
-
-
-class StoredFile(msgspec.Struct, frozen=True):
-    """A file of a push that is stored; its bytes are new or deduplicated."""
-
-    path: str
-    sha256: str
-    size: int
-    new_bytes: int
-    deduplicated_bytes: int
-
-
-class PushState(msgspec.Struct, frozen=True):
-    """How far a push is: files stored, and bytes read including those of files under way."""
-
-    files: int
-    bytes: int
-
-
-class Pushed(msgspec.Struct, frozen=True):
-    """A finished push; ``unchanged`` when the ref pointed at this commit before."""
-
-    commit: str
-    manifest: str
-    logical_bytes: int
-    new_bytes: int
-    deduplicated_bytes: int
-    unchanged: bool
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """A file that is or was kept back; times in unix seconds."""
-
-    repo: str
-    path: str
-    sha256: str
-    findings: str
-    since: int
-    released: int | None = None
-    released_by: str | None = None
-
-
-class FollowedRef(msgspec.Struct, frozen=True):
-    """An upstream ref that is followed: where it points here, a commit that waits for approval, when it was asked."""
-
-    repo: str
-    ref: str
-    commit: str
-    pending: str | None
-    checked: float
-    policy: str
-
-
-class Imported(msgspec.Struct, frozen=True):
-    """What a bundle brought: commits, bytes of their files, and bytes that were not here before."""
-
-    commits: list[str]
-    logical_bytes: int
-    new_bytes: int
+MAX_LIST: Final = 64 << 20
+"""Longest list that is read, in bytes."""
 
 
 class RegistryClient:
@@ -154,17 +77,17 @@ class RegistryClient:
         self.http.close()
 
     def repos(self) -> list[Repo]:
-        return self._get("/api/v1/repos", _Repos).repos
+        return self._get("/api/v1/repos", RepoList).repos
 
     def refs(self, repo: RepoId) -> dict[str, str]:
-        return self._get("/api/v1/refs", _Refs, repo=str(repo)).refs
+        return self._get("/api/v1/refs", RefTable, repo=str(repo)).refs
 
     def resolve(self, repo: RepoId, rev: str) -> Revision:
         return self._get("/api/v1/resolve", Revision, repo=str(repo), rev=rev)
 
     def commits(self, repo: RepoId, rev: str, limit: int = 50) -> list[Commit]:
         """Newest first."""
-        return self._get("/api/v1/commits", _Commits, repo=str(repo), rev=rev, limit=str(limit)).commits
+        return self._get("/api/v1/commits", CommitList, repo=str(repo), rev=rev, limit=str(limit)).commits
 
     def usage(self, repo: RepoId | None = None) -> Usage:
         return self._get("/api/v1/usage", Usage, **({} if repo is None else {"repo": str(repo)}))
@@ -183,16 +106,16 @@ class RegistryClient:
 
     def ref_kinds(self, repo: RepoId) -> dict[str, str]:
         """Which refs are tags or aliases; the others are branches."""
-        return self._get("/api/v1/refs", _Refs, repo=str(repo)).kinds
+        return self._get("/api/v1/refs", RefTable, repo=str(repo)).kinds
 
     def ref_history(self, repo: RepoId, ref: str | None = None, limit: int = 50) -> list[Move]:
         """Who moved which ref when, newest first."""
         params = {"repo": str(repo), "limit": str(limit)} | ({} if ref is None else {"ref": ref})
-        return self._get("/api/v1/refs/history", _Moves, **params).moves
+        return self._get("/api/v1/refs/history", MoveList, **params).moves
 
     def notices(self, repo: RepoId) -> list[Notice]:
         """What is deprecated or retired of a repository."""
-        return self._get("/api/v1/notices", _Notices, repo=str(repo)).notices
+        return self._get("/api/v1/notices", NoticeList, repo=str(repo)).notices
 
     def put_notice(
         self, repo: RepoId, commit: str | None, state: str, message: str, *, replacement: str | None, author: str
@@ -216,76 +139,132 @@ class RegistryClient:
         body = {"commit": commit, "expect": expect, "author": author, "kind": kind}
         self.http.json("PUT", "/api/v1/refs", params=params, body=body)
 
-    def delete(self, repo: RepoId, ref: str | None = None) -> None:
-        """Remove a ref, or the whole repository."""
+    def delete(self, repo: RepoId, ref: str | None = None, expect: str | None = None) -> None:
+        """Remove a ref, or the whole repository. A ref is removed from the commit ``expect`` only, if that is given;
+        raises Conflict otherwise."""
         params = {"repo": str(repo)} | ({} if ref is None else {"ref": ref})
+        params |= {} if expect is None else {"expect": expect}
         self.http.json("DELETE", "/api/v1/repos", params=params)
+
+    # --- quotas and classes ---
+
+    def quotas(self) -> list[QuotaState]:
+        """How full every quota is."""
+        return self._get("/api/v1/quotas", QuotaList).quotas
+
+    def reads(self, *, since: int | None = None, repo: RepoId | None = None, by: str = "repo,time") -> Reads:
+        """Who read what since then, in unix seconds (None: a week ago); ``by``: time, repo, commit, node (commas)."""
+        params = {"by": by} | ({} if repo is None else {"repo": str(repo)})
+        return self._get("/api/v1/usage/reads", Reads, **params | ({} if since is None else {"since": str(since)}))
+
+    def priorities(self) -> list[Priority]:
+        """The classes that were given."""
+        return self._get("/api/v1/priorities", PriorityList).priorities
+
+    def set_priority(self, repo: RepoId, ref: str | None, priority: str, *, author: str = "") -> None:
+        """Give a repository (``ref`` None) or a ref a class: critical, normal or scratch."""
+        body = {"repo": str(repo), "ref": ref, "priority": priority, "author": author}
+        self.http.json("PUT", "/api/v1/priorities", body=body)
+
+    def clear_priority(self, repo: RepoId, ref: str | None) -> None:
+        """Take a class back. Raises NotFound where none was given."""
+        params = {"repo": str(repo)} | ({} if ref is None else {"ref": ref})
+        self.http.json("DELETE", "/api/v1/priorities", params=params)
 
     # --- quarantine ---
 
     def kept(self, repo: RepoId | None = None, *, released: bool = False) -> list[Kept]:
         """Files that are kept back; with ``released`` also those that were let go."""
         params = {"released": "true" if released else "false"} | ({} if repo is None else {"repo": str(repo)})
-        return self._get("/api/v1/quarantine", _KeptFiles, **params).files
+        return self._get("/api/v1/quarantine", KeptList, **params).files
 
     def release(self, repo: RepoId, sha256: str, by: str) -> None:
         """Let a file go that is kept back."""
         self.http.json("POST", "/api/v1/quarantine/release", body={"repo": str(repo), "sha256": sha256, "by": by})
 
+    # --- levels ---
+
+    def places(self) -> list[ModelPlace]:
+        """At which level everything is that the registry knows."""
+        return self._get("/api/v1/where", PlaceList).models
+
+    def where(self, repo: RepoId, rev: str) -> Place:
+        """At which level a revision is. Changes nothing."""
+        return self._get("/api/v1/where", Place, repo=str(repo), rev=rev)
+
+    def fetch(self, repo: RepoId, rev: str) -> Place:
+        """The same, and have it brought from the upstream if it is not here; answers at once."""
+        return _decode(self.http.bytes("POST", "/api/v1/where", body={"repo": str(repo), "rev": rev}), Place)
+
     # --- mirror ---
 
     def followed(self) -> list[FollowedRef]:
         """The upstream refs that the registry follows."""
-        return self._get("/api/v1/mirror", _FollowedRefs).refs
+        return self._get("/api/v1/mirror", FollowedList).refs
 
     def approve(self, repo: RepoId, ref: str, commit: str) -> None:
         """Let a followed ref move to the commit that waits for it."""
         self.http.json("POST", "/api/v1/mirror/approve", body={"repo": str(repo), "ref": ref, "commit": commit})
 
+    def detach(self, repo: RepoId, ref: str) -> None:
+        """Make a followed ref one's own, so that it can be pushed to."""
+        self.http.json("POST", "/api/v1/mirror/detach", body={"repo": str(repo), "ref": ref})
+
     # --- push ---
 
-    def start_push(self, repo: RepoId, ref: str, files: list[dict[str, Any]], *, message: str, author: str) -> str:
-        """Start a push of ``files`` (``path``, ``size`` in bytes, ``executable``); returns its id."""
+    def start_push(
+        self, repo: RepoId, ref: str, files: list[dict[str, Any]], *, message: str, author: str
+    ) -> StartedPush:
+        """Start a push of ``files`` (``path``, ``size`` in bytes, ``executable``)."""
         body = {"repo": str(repo), "ref": ref, "message": message, "author": author, "files": files}
-        answer: dict[str, str] = self.http.json("POST", "/api/v1/pushes", body=body)
-        return answer["push"]
+        return _decode(self.http.bytes("POST", "/api/v1/pushes", body=body), StartedPush)
 
-    def put_file(self, push: str, path: str, local: Path, size: int) -> StoredFile:
-        """Store one file of a push; a registry on this machine reads it itself.
+    def put_file(self, push: str, path: str, local: Path, size: int, sent: Sent = lambda _: None) -> StoredFile:
+        """Publish one of a push's files, read by the registry itself where it is local, else sent.
 
-        Raises InvalidInput when the file is not ``size`` bytes long any more or changes meanwhile.
+        Sending it breaks off with Unavailable where the connection does. ``sent`` is told how many more bytes were
+        sent. Raises InvalidInput when the file is not ``size`` bytes long any more or changes meanwhile.
         """
-        params = {"path": path}
-        where = f"/api/v1/pushes/{quote(push)}/files"
-        timeout_s = self._deadline(size)
         if self.local:
-            params["local"] = str(local)
-            return _decode(self.http.bytes("PUT", where, params=params, timeout_s=timeout_s), StoredFile)
-        try:
-            return self._send(where, params, path, local, size, timeout_s)
-        except Unavailable:  # a kept connection that the server had closed, say: the same request again is harmless
-            return self._send(where, params, path, local, size, timeout_s)
-
-    def _send(
-        self, where: str, params: dict[str, str], path: str, local: Path, size: int, timeout_s: float
-    ) -> StoredFile:
+            where, params = f"/api/v1/pushes/{quote(push)}/files", {"path": path, "local": str(local)}
+            return _decode(self.http.bytes("PUT", where, params=params, timeout_s=self._deadline(size)), StoredFile)
         try:
             with open(local, "rb", buffering=0) as file:
                 before = local.stat()
-                body: Any = _Exact(file, path, size)
-                headers = {"content-length": str(size), "content-type": "application/octet-stream"}
-                with self.http.request(
-                    "PUT", where, params=params, headers=headers, body=body, timeout_s=timeout_s
-                ) as response:
-                    content = response.read()
+                content = self._send(push, "files", path, _Exact(file, path, size, sent), size, self._deadline(size))
                 after = local.stat()
         except OSError as error:
             raise InvalidInput(f"{path}: can't be read: {error.strerror}") from None
-        if response.status >= 400:
-            raise error_of(response.status, content, f"PUT {where}")
         if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
             raise InvalidInput(f"{path}: changed while it was published; publish again when nobody writes it")
         return _decode(content, StoredFile)
+
+    def offer(self, push: str, path: str, recipe: bytes, size: int) -> Offered:
+        """Offer one of a push's files, of ``size`` bytes, by its recipe's record, any number of times."""
+        timeout_s = TURN_S + self._deadline(size)
+        return _decode(self._send(push, "recipes", path, recipe, len(recipe), timeout_s), Offered)
+
+    def known_chunks(self, push: str, path: str, head: bytes) -> int:
+        """How many of the chunks that a batch's head names the registry has (and may say so)."""
+        content = self._send(push, "chunks", path, head, len(head), self._deadline(len(head)), method="POST")
+        return _decode(content, KnownChunks).known
+
+    def put_chunks(self, push: str, path: str, body: Any, length: int) -> None:
+        """Send a batch of chunks of a file (heliosfs/store/batch.py), ``length`` bytes with its head."""
+        self._send(push, "chunks", path, body, length, self._deadline(length))
+
+    def _send(
+        self, push: str, what: str, path: str, body: Any, length: int, timeout_s: float, *, method: str = "PUT"
+    ) -> bytes:
+        where = f"/api/v1/pushes/{quote(push)}/{what}"
+        headers = {"content-length": str(length), "content-type": "application/octet-stream"}
+        with self.http.request(
+            method, where, params={"path": path}, headers=headers, body=body, timeout_s=timeout_s
+        ) as response:
+            content = response.read(MAX_LIST)
+        if response.status >= 400:
+            raise error_of(response.status, content, f"{method} {where}")
+        return content
 
     def push_state(self, push: str) -> PushState:
         return self._get(f"/api/v1/pushes/{quote(push)}", PushState)
@@ -313,7 +292,7 @@ class RegistryClient:
         size = 0
         with self.http.request("GET", f"/api/v1/bundles?{query}") as response:
             if response.status >= 400:
-                raise error_of(response.status, response.read(), "GET /api/v1/bundles")
+                raise error_of(response.status, response.read(MAX_LIST), "GET /api/v1/bundles")
             buffer = memoryview(bytearray(1 << 20))
             while count := response.read_ready(buffer):
                 response.extend(self.http.timeout_s)
@@ -331,7 +310,7 @@ class RegistryClient:
             with self.http.request(
                 "POST", "/api/v1/bundles", headers=headers, body=body, timeout_s=timeout_s
             ) as answer:
-                content = answer.read()
+                content = answer.read(MAX_LIST)
         if answer.status >= 400:
             raise error_of(answer.status, content, "POST /api/v1/bundles")
         return _decode(content, Imported)
@@ -355,6 +334,21 @@ class RegistryClient:
         wanted = {"repo": None if repo is None else str(repo), "sample": sample, "repair": repair}
         return self._events("/api/v1/verify", wanted, timeout_s)
 
+    def domains(self) -> list[DomainInfo]:
+        """Every domain, what it holds and whose it is (docs/native-api.md)."""
+        return self._get("/api/v1/domains", DomainList).domains
+
+    def remove_domain(self, domain: str, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Remove a domain with all that is stored in it: the events as they come, ``done`` last; see ``pull``."""
+        return self._events("/api/v1/domains/remove", {"domain": domain}, timeout_s)
+
+    def compress(
+        self, repo: RepoId | None, unread_s: float | None, *, dry_run: bool, timeout_s: float
+    ) -> Iterator[dict[str, Any]]:
+        """Compress what nobody has read for so long (None: as is set): the events as they come; see ``pull``."""
+        wanted = {"repo": None if repo is None else str(repo), "unread_s": unread_s, "dry_run": dry_run}
+        return self._events("/api/v1/compress", wanted, timeout_s)
+
     def lease(self, holder: str, repo: RepoId, commit: str, seconds: float) -> float:
         """Keep a commit for so long from now on (0: no longer), whatever happens to its refs; returns until when."""
         body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
@@ -366,7 +360,7 @@ class RegistryClient:
         headers = {"content-type": "application/json"}
         with self.http.request("POST", path, headers=headers, body=body, timeout_s=timeout_s) as response:
             if response.status >= 400:
-                raise error_of(response.status, response.read(), f"POST {path}")
+                raise error_of(response.status, response.read(MAX_LIST), f"POST {path}")
             for line in response.lines():
                 if not line:
                     continue
@@ -382,49 +376,21 @@ class RegistryClient:
         return self.http.timeout_s + size / SLOWEST_BYTES_S
 
     def _get(self, path: str, kind: type[T], **params: str) -> T:
-        return _decode(self.http.bytes("GET", path, params=params), kind)
-
-
-class _Repos(msgspec.Struct, frozen=True):
-    repos: list[Repo]
-
-
-class _Refs(msgspec.Struct, frozen=True):
-    refs: dict[str, str]
-    kinds: dict[str, str] = {}
-
-
-class _Notices(msgspec.Struct, frozen=True):
-    notices: list[Notice]
-
-
-class _Moves(msgspec.Struct, frozen=True):
-    moves: list[Move]
-
-
-class _Commits(msgspec.Struct, frozen=True):
-    commits: list[Commit]
-
-
-class _FollowedRefs(msgspec.Struct, frozen=True):
-    refs: list[FollowedRef]
-
-
-class _KeptFiles(msgspec.Struct, frozen=True):
-    files: list[Kept]
+        return _decode(self.http.bytes("GET", path, params=params, limit=MAX_LIST), kind)
 
 
 class _Exact:
     """A file as a request's body: exactly the announced bytes, or InvalidInput."""
 
-    def __init__(self, file: BinaryIO, path: str, size: int) -> None:
-        self._file, self._path, self._left = file, path, size
+    def __init__(self, file: BinaryIO, path: str, size: int, sent: Sent = lambda _: None) -> None:
+        self._file, self._path, self._left, self._sent = file, path, size, sent
 
     def read(self, count: int = -1) -> bytes:
         data = self._file.read(count)
         self._left -= len(data)
         if self._left < 0 or (not data and self._left):
             raise InvalidInput(f"{self._path}: its size changed while it was published")
+        self._sent(len(data))
         return data
 
 

@@ -15,7 +15,9 @@ from helios.errors import HeliosError, Unavailable
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.mounts import MountState
-from helios.registry_client import RegistryClient, Usage
+from helios.registry_answers import Usage
+from helios.registry_client import RegistryClient
+from helios.tokens import Token, no_token, token_of
 
 PROBE_S = 3.0
 ASKED = ("volumes", "tiers", "activity", "pool", "shadow")
@@ -29,7 +31,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
     record = None if config.registry.urls else running(home)
     urls = list(config.registry.urls) or ([record.url] if record else [])
     base = f"unix:{record.socket}" if record else (urls[0] if urls else None)
-    usage = _usage(base) if base else None
+    usage = _usage(base, token_of(config.registry.token_file) if config.registry.urls else no_token) if base else None
     store = config.registry.store_directory(home.store)
     cache = Path(config.mount.cache) if config.mount.cache else home.cache
     return {
@@ -84,8 +86,8 @@ def mounts_of(home: Home) -> list[dict[str, Any]]:
     ]
 
 
-def _usage(base: str) -> Usage | None:
-    client = RegistryClient(HttpClient(base, timeout_s=PROBE_S))
+def _usage(base: str, token: Token) -> Usage | None:
+    client = RegistryClient(HttpClient(base, timeout_s=PROBE_S, token=token))
     try:
         return client.usage()
     except HeliosError:

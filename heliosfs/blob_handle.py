@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
 from heliosfs.fetch.blob import Blob
 from heliosfs.fetch.read import Reads
+from heliosfs.tiers.places import Places
+from heliosfs.tiers.reading import DiskReads
 
 TELL_BYTES: Final = 8 << 20
 """A reader that needs no help from the loop tells it where it is this often, in bytes: what is ahead comes first."""
 
 TELL_HELD_BYTES: Final = 2 << 20
 """One that reads from memory tells it more often: there is less ahead of it, and what it has read goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Verified bytes on a local disk: ``count`` of them in the file ``fd``, which lies in the tier ``places``."""
+
+    fd: int
+    count: int
+    places: Places
 
 
 class Owner(Protocol):
@@ -67,8 +79,8 @@ class BlobHandle:
             await trio.lowlevel.checkpoint()
         return count
 
-    def local(self, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds ``size`` bytes from ``offset``, fewer at the end, verified, and how many there are.
+    def local(self, offset: int, size: int) -> Here | None:
+        """Where ``size`` bytes from ``offset`` are, fewer at the end.
 
         None when some of them are not here. Any thread may ask while the handle is open, which keeps the descriptor;
         ``read`` need not be called then.
@@ -82,7 +94,7 @@ class BlobHandle:
             if not self._store.has(blob, offset, count) or blob.local is not local:
                 return None
             self._tell(offset, count, TELL_BYTES)
-        return fd, count
+        return Here(fd, count, local.places)
 
     def held(self, offset: int, size: int) -> list[memoryview] | None:
         """The bytes that ``local`` gives a descriptor for, from the memory pool, in pieces; None when it lacks some.
@@ -108,6 +120,11 @@ class BlobHandle:
         """
         blob = self._blob
         return blob.local.fd if blob.whole and blob.local.fd >= 0 else None
+
+    @property
+    def disk(self) -> DiskReads:
+        """Who reads from the disk of ``local_fd``."""
+        return self._blob.local.places.reads
 
     async def close(self) -> None:
         """Let go of the blob; what is being fetched or filled goes on."""

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +20,11 @@ from helios.config import MountSettings
 from helios.errors import HeliosError, IntegrityError
 from helios.metrics import MountMetrics
 from helios.names import RepoId
+from helios.tokens import Token, no_token
 from heliosfs.blob_handle import BlobHandle
 from heliosfs.blob_status import BlobStatus, BlobsUsage, Pending, Tier
 from heliosfs.fetch.ahead import Ahead
-from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.blob import Blob, Blobs
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler, group_of
 from heliosfs.fetch.heal import Healer
@@ -41,7 +42,6 @@ __all__ = ["BlobHandle", "BlobRef", "BlobStatus", "BlobStore", "BlobsUsage", "op
 
 log = logging.getLogger("heliosfs.fetch")
 
-DISK_THREADS: Final = 8
 EMPTY: Final = hashlib.sha256().hexdigest()
 """The blob without bytes: always whole, never kept."""
 
@@ -60,16 +60,18 @@ def open_store(
     revive: Callable[[], None] | None = None,
     beside: Path | None = None,
     l2: Path | None = None,
+    token: Token = no_token,
 ) -> BlobStore:
     """A store over the registries at ``urls``, in order of preference, with its local tiers in ``cache`` and ``l2``.
 
     ``revive`` is called, in a thread, when one can't be reached: it may start it again. ``beside`` is the directory of
-    their object store where that is on this machine (see TierDirectory). Raises HeliosError when ``cache`` can't
-    be used, or another process owns one of the directories.
+    their object store where that is on this machine (see TierDirectory). ``token`` is sent to the registries.
+
+    Raises HeliosError when ``cache`` can't be used, or another process owns one of the directories.
     """
     timeout_s = settings.request_deadline_s * LIBRARY_SHARE
     most = max(settings.connections, settings.max_connections)
-    sources = [RegistrySource(url, timeout_s=timeout_s, connections=most, revive=revive) for url in urls]
+    sources = [RegistrySource(url, timeout_s=timeout_s, connections=most, revive=revive, token=token) for url in urls]
     try:
         return BlobStore(cache, l2, sources, settings, metrics, beside=beside)
     except BaseException:
@@ -92,8 +94,7 @@ class BlobStore:
         beside: Path | None = None,
     ) -> None:
         self._clock = clock
-        self._blobs: dict[str, Blob] = {}
-        self._disk = trio.CapacityLimiter(DISK_THREADS)
+        self._blobs = Blobs()
         connections = (settings.connections, settings.max_connections)
         self._lanes = Lanes(sources, connections, settings.request_deadline_s, metrics, clock)
         self._ahead = Ahead(self._lanes, clock)
@@ -101,7 +102,6 @@ class BlobStore:
             cache,
             l2,
             settings,
-            self._disk,
             metrics,
             clock,
             beside=beside,
@@ -122,10 +122,8 @@ class BlobStore:
             room=self.room,
             pool=self.pool,
         )
-        self._settler = Settler(
-            self._engine, self._disk, clock, became_whole=self._became_whole, released=self._released
-        )
-        self._preparer = Preparer(self._engine, self.room, self.pool, self._lanes, self._ahead, self._disk)
+        self._settler = Settler(self._engine, clock, became_whole=self._became_whole, released=self._released)
+        self._preparer = Preparer(self._blobs, self._engine, self.room, self.pool, self._lanes, self._ahead)
         self.healer = Healer(
             self._blobs, self._engine, self._settler, self.room, new_key=self._new_key, begin_fill=self._begin_fill
         )
@@ -135,7 +133,7 @@ class BlobStore:
             self._engine, self.room, metrics, blob_of=self._blob_of, prepare=prepare, released=self._released
         )
         self._reads = Reads(
-            self._engine, self._filler, self._disk, metrics, clock, deadline_s, len(sources), prepare, self.healer.broke
+            self._engine, self._filler, metrics, clock, deadline_s, len(sources), prepare, self.healer.broke
         )
         self._numbers = itertools.count(1)
         self._nursery: trio.Nursery | None = None
@@ -152,16 +150,16 @@ class BlobStore:
         finally:
             self._nursery = None
             with trio.CancelScope(shield=True, deadline=trio.current_time() + EXIT_S):
-                for blob in list(self._blobs.values()):
+                for blob in self._blobs:
                     if blob.unflushed and not blob.settling:
                         await self._settler.flush(blob)
                 await self.room.save()
 
     def close(self) -> None:
         """Close files and connections and give the cache directories up; call it after ``run`` ended."""
-        for blob in self._blobs.values():
+        for blob in self._blobs:
             for local in (blob.local, *blob.retired):
-                local.close()
+                local.let_go()
         self._blobs.clear()
         self._lanes.close()
         self.room.close()
@@ -191,6 +189,10 @@ class BlobStore:
         if blob.planned:
             self._engine.reader_left(blob, number)
         self._drop_handle(blob)
+
+    def in_use(self) -> set[tuple[str, str]]:
+        """The commits, each with its repository's canonical name, of which files are open that are not whole here."""
+        return {(str(b.want.repo), b.want.commit) for b in self._blobs if b.handles and not b.whole}
 
     @property
     def tiers(self) -> list[Tier]:
@@ -226,6 +228,11 @@ class BlobStore:
         if self._nursery is not None:
             self._ahead.warm(self._nursery)
 
+    def soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that raises nothing in the background, for as long as the store runs."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
+
     def prefetch(self, wants: Iterable[BlobRef]) -> None:
         """Fill these blobs, in this order, when nothing more urgent is left; known and whole ones cost nothing."""
         self._filler.enqueue(wants)
@@ -244,7 +251,7 @@ class BlobStore:
         """Fetch only for READs from now on, until ``resume``; what is here of blobs being filled is made durable."""
         self._filler.halt()
         self.room.halt(True)
-        for blob in list(self._blobs.values()):
+        for blob in self._blobs:
             self._flush(blob)
 
     def resume(self) -> None:
@@ -259,7 +266,7 @@ class BlobStore:
 
     def pending(self) -> Pending:
         """What is under way."""
-        blobs = list(self._blobs.values())
+        blobs = list(self._blobs)
         return Pending(
             fills=self._filler.filling,
             jobs=self._engine.planner.background_jobs,
@@ -270,7 +277,7 @@ class BlobStore:
 
     def status(self, sha256: str) -> BlobStatus:
         """How much of a blob is here now."""
-        blob = self._blobs.get(sha256)
+        blob = self._blobs.proved(sha256)
         if blob is not None and blob.loaded:
             size: int | None = blob.want.size
             complete = blob.whole
@@ -303,15 +310,11 @@ class BlobStore:
     def _blob_of(self, want: BlobRef) -> Blob:
         if (want.sha256 == EMPTY) != (want.size == 0):
             raise IntegrityError(f"{want.path}: a manifest gives the blob {want.sha256} {want.size} bytes")
-        blob = self._blobs.get(want.sha256)
+        blob = self._blobs.get(want)
         if blob is None:
             blob = Blob(self._new_key(want), want, self.room.blob(want.sha256, want.size))
-            blob.loaded = blob.whole = not want.size
-            self._blobs[want.sha256] = blob
-        elif blob.want.size != want.size:
-            raise IntegrityError(
-                f"{want.path}: two manifests give the blob {want.sha256} {want.size} and {blob.want.size} bytes"
-            )
+            blob.loaded = blob.whole = blob.proved = not want.size
+            self._blobs.add(blob)
         return blob
 
     def _new_key(self, want: BlobRef) -> str:
@@ -347,17 +350,16 @@ class BlobStore:
             self._released(blob)
 
     def _released(self, blob: Blob) -> None:
-        """Somebody let go of the blob: close it when nobody is left."""
-        if blob.handles or blob.users or self._filler.keeps(blob) or self._nursery is None:
+        """Somebody let go of the blob: close it when nobody is left. It may be closed already."""
+        if blob.handles or blob.users or self._filler.keeps(blob) or self._nursery is None or blob not in self._blobs:
             return
         if self._settler.look(blob, self._nursery, now=True):
             return  # it calls again
-        if self._blobs.get(blob.want.sha256) is blob:
-            del self._blobs[blob.want.sha256]
-            self._engine.remove(blob)
-            for local in blob.retired:
-                local.close()
-            self.room.closed(blob.local)
+        self._blobs.remove(blob)
+        self._engine.remove(blob)
+        for local in blob.retired:
+            local.let_go()
+        self.room.closed(blob.local)
 
     def _stored(self, blob: Blob, index: int) -> None:
         if self._nursery is not None:
@@ -376,9 +378,16 @@ class BlobStore:
         self._filler.stop(blob)
 
     def _lost_tier(self) -> None:
-        """Nothing can be written to a tier now: what is filled there stops, and asks for room again."""
-        for blob in list(self._blobs.values()):
-            if not blob.whole and not self.room.writable(blob.local):
+        """Nothing can be written to a tier now: what is filled there stops, and asks for room again.
+
+        What lies on a disk that hangs is looked for elsewhere.
+        """
+        for blob in self._blobs:
+            if blob.loaded and blob.local.places.silent:
+                self._filler.stop(blob)
+                self.healer.elsewhere(blob)
+                self._released(blob)
+            elif not blob.whole and not self.room.writable(blob.local):
                 self._filler.refuse(blob)
                 self._released(blob)
 
@@ -387,7 +396,7 @@ class BlobStore:
         try:
             while True:
                 await trio.sleep(1.0)
-                for blob in list(self._blobs.values()):
+                for blob in self._blobs:
                     self._settler.look(blob, nursery)
                 self._filler.look()
                 self._engine.pump()

@@ -12,6 +12,7 @@ waits, and one question is asked once however many tasks wait for it.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,8 +28,11 @@ from heliosfs.flights import Flights
 from heliosfs.records import Records, SeenCommit
 from heliosfs.snapshots import Snapshots, Unusable, build
 from heliosfs.store.manifest import CommitRecord
+from heliosfs.tiers.silence import HANG_S, Asked
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import NAME_TTL_S, UNKNOWN_TTL_S, Known, Repos
+
+log = logging.getLogger("heliosfs.catalog")
 
 T = TypeVar("T")
 
@@ -94,7 +98,7 @@ class Catalog:
     ) -> None:
         self._registry, self._records, self._kept, self._clock = registry, records, kept, clock
         self._asking = Asking(patience, clock)
-        self._limiter = trio.CapacityLimiter(DISK_THREADS)
+        self._limiter, self._asked = trio.CapacityLimiter(DISK_THREADS), Asked()
         self._flights: Flights[tuple[str, ...]] = Flights()
         self._refs: dict[RepoId, Known[Mapping[str, str]]] = {}
         self._repos: Known[Repos] | None = None
@@ -298,5 +302,16 @@ class Catalog:
         """When the registry spoke of a commit: for one that exists that matters no more."""
         return self._absent.get((repo, commit), self._clock())
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+    async def _in_thread(self, call: Callable[[], T]) -> T | None:
+        """Ask the records, or tell them something. None, and no more until it answers, where their disk hangs: they are
+        only a cache."""
+
+        def asking() -> T:
+            with self._asked.call():
+                return call()
+
+        if self._asked.longest() < HANG_S:
+            with trio.move_on_after(HANG_S):
+                return await trio.to_thread.run_sync(asking, abandon_on_cancel=True, limiter=self._limiter)
+            log.warning("what is seen of the registry can't be kept: the disk does not answer")
+        return None

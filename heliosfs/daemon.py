@@ -26,12 +26,13 @@ import trio
 
 from helios import mounts
 from helios.embedded import attach
-from helios.errors import Conflict, HeliosError, Unavailable
+from helios.errors import Conflict, HeliosError, Unavailable, UsageError
 from helios.keepers import succeed
 from helios.lockfile import held
 from helios.metrics import CONTENT_TYPE, MountMetrics, rss_bytes
 from helios.mounts import MountState
 from helios.process import ProcessId
+from helios.tokens import Token, no_token, token_of
 from heliosfs import http
 from heliosfs.blobs import BlobStore, open_store
 from heliosfs.catalog import Catalog
@@ -49,9 +50,11 @@ from heliosfs.shadow.plain import PlainDownload
 from heliosfs.shadow.shadow import Shadow
 from heliosfs.shadow.shadow import routes as shadow_routes
 from heliosfs.tiers import api as room_api
+from heliosfs.tiers.told import ToldClasses
 from heliosfs.tree.nodelog import NodeLog
 from heliosfs.tree.root import root
 from heliosfs.tree.table import NodeTable
+from heliosfs.usage import ReadCounts, ReadReports
 from heliosfs.volumes import api
 from heliosfs.volumes.files import VolumeFiles
 from heliosfs.volumes.leases import VolumeLeases
@@ -73,6 +76,13 @@ SPARE_S: Final = 30.0
 """A request may take this much longer than the longest READ before the keeper takes this process for hanging."""
 
 
+def _node_name(setting: str) -> str:
+    """What this node is called. Raises UsageError."""
+    if setting and not (setting.isascii() and setting.isprintable() and " " not in setting and len(setting) <= 128):
+        raise UsageError(f"mount.node is {setting[:80]!r}: 1 to 128 printable characters without spaces")
+    return setting or socket.gethostname()[:128] or "node"
+
+
 def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | None = None) -> int:
     """Mount and serve until a signal or an unmount; returns the exit status. ``ready`` is called once it answers.
 
@@ -86,8 +96,9 @@ def run(plan: Plan, ready: Callable[[MountState], None], keeper: Attachment | No
         if not urls:
             registry = stack.enter_context(attach(plan.config, plan.home, plan.environ))
             urls, revive, beside = [registry.base], registry.ensure, registry.store
-        metadata = stack.enter_context(contextlib.closing(MetadataClient(urls, revive)))
-        daemon = _Daemon(plan, write, metadata, urls, revive, beside, ready, keeper)
+        token = token_of(plan.config.registry.token_file, plan.environ) if revive is None else no_token
+        metadata = stack.enter_context(contextlib.closing(MetadataClient(urls, revive, token)))
+        daemon = _Daemon(plan, write, metadata, urls, revive, beside, token, ready, keeper)
         try:
             return trio.run(daemon.main)
         except BaseExceptionGroup as group:
@@ -103,11 +114,13 @@ class _Daemon:
         urls: list[str],
         revive: Callable[[], None] | None,
         beside: Path | None,
+        token: Token,
         ready: Callable[[MountState], None],
         keeper: Attachment | None,
     ) -> None:
         self._plan, self._write, self._ready, self._keeper = plan, write, ready, keeper
         self._metadata, self._urls, self._revive, self._beside = metadata, urls, revive, beside
+        self._token = token
         self._metrics = MountMetrics()
         self._stop = trio.Event()
         self._stopped_by: signal.Signals | None = None
@@ -120,7 +133,8 @@ class _Daemon:
         with contextlib.ExitStack() as stack:
             if keeper is not None:
                 await self._wait_for_cache()
-            store = open_store(plan.cache, self._urls, settings, self._metrics, self._revive, self._beside, plan.l2)
+            registry = self._urls, settings, self._metrics, self._revive, self._beside, plan.l2, self._token
+            store = open_store(plan.cache, *registry)
             blobs = stack.enter_context(contextlib.closing(store))
             records = stack.enter_context(contextlib.closing(Records(plan.cache / "catalog.db")))
             volumes = Volumes(VolumeFiles(plan.cache / "volumes"), keeper=store.room.pins)
@@ -129,7 +143,7 @@ class _Daemon:
             await catalog.load()
             self._metrics.manifest_bytes.set_function(lambda: catalog.snapshot_bytes)
             nodes = stack.enter_context(contextlib.closing(self._node_log(keeper))) if keeper else None
-            shadow = self._shadow(stack)
+            shadow, counts = self._shadow(stack), ReadCounts()
             operations = HeliosOperations(
                 NodeTable(root(volumes), log=nodes),
                 catalog,
@@ -142,11 +156,14 @@ class _Daemon:
                 generation=keeper.generation if keeper else 1,
                 shadow=shadow,
                 alone=keeper is None,
+                counts=counts,
             )
             mount: PortableMount | NativeMount = PortableMount(plan.mountpoint, settings, operations, plan.portable)
             if keeper is not None:
                 patience_s = blobs.patience_s + SPARE_S
-                mount = NativeMount(plan.mountpoint, settings, keeper, operations, self._metrics, patience_s)
+                tiers = list(filter(None, (plan.cache, plan.l2)))
+                ours = self._metrics, patience_s, tiers, self._tell
+                mount = NativeMount(plan.mountpoint, settings, keeper, operations, *ours)
             self._metrics.mode.info({"mode": mount.mode, "reason": mount.reason})
             control, tcp, url = await self._listen(stack)
             self._new_state = partial(self._state, url, mount)
@@ -156,14 +173,19 @@ class _Daemon:
                 await background.start(blobs.run)
                 await background.start(catalog.run)
                 holder = f"{socket.gethostname()}:{plan.name}"
-                await background.start(VolumeLeases(self._metadata, lambda: volumes.known().value, holder).run)
+                await background.start(
+                    VolumeLeases(self._metadata, lambda: volumes.known().value, blobs.in_use, holder).run
+                )
+                await background.start(ReadReports(counts, self._metadata, _node_name(settings.node)).run)
+                await background.start(ToldClasses(self._metadata, catalog, store.room.pins).run)
                 if shadow is not None:
                     await background.start(shadow.run)
                 if keeper is not None:
                     background.start_soon(self._obey, keeper)
-                control_parts = Control.of(store, catalog, volumes, settings.scrub_mb_s, self._metrics)
+                memory = (plan.home.run / f"work-{plan.name}", keeper.board.mounted_ns) if keeper else (None, 0)
+                control_parts = Control.of(store, catalog, volumes, settings.scrub_mb_s, self._metrics, memory)
                 await background.start(control_parts.run)
-                pages = self._pages(state, catalog, blobs, control_parts.drain)
+                pages = self._pages(state, mount, catalog, blobs, control_parts.drain)
                 routes = [*pages, *api.routes(volumes, catalog), *room_api.routes(store.room, catalog)]
                 routes += [*control_parts.routes(catalog), *shadow_routes(shadow)]
                 background.start_soon(http.serve, [control], Routes(routes))
@@ -171,8 +193,9 @@ class _Daemon:
                     background.start_soon(http.serve, tcp, Routes(pages))
                 await self._serve(mount, operations, state)
                 background.cancel_scope.cancel()
-            if keeper is not None and nodes is not None and mount.unmounted:
+            if keeper is not None and nodes is not None and (mount.unmounted or _released(keeper)):
                 nodes.remove()
+                control_parts.remembered.forget()
                 keeper.ended("unmounted")
             elif keeper is not None:
                 if self._alone and not keeper.dropped:  # it would be dead
@@ -184,7 +207,7 @@ class _Daemon:
         settings = self._plan.config.mount
         if not settings.shadow_percent:
             return None
-        plain = PlainDownload(self._urls, settings.request_deadline_s)
+        plain = PlainDownload(self._urls, settings.request_deadline_s, self._token)
         return Shadow(settings.shadow_percent, stack.enter_context(contextlib.closing(plain)), self._metrics)
 
     def _node_log(self, keeper: Attachment) -> NodeLog:
@@ -195,7 +218,9 @@ class _Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(mount.serve, self._stop)
+                state = msgspec.structs.replace(state, reason=mount.reason)  # by now the kernel was asked
                 self._write(msgspec.json.encode(state))
+                self._metrics.mode.info({"mode": state.mode, "reason": state.reason})
                 self._answers = True
                 fields = {"mountpoint": state.mountpoint, "mode": state.mode, "reason": state.reason}
                 log.info("mounted", extra={**fields, "cache": state.cache})
@@ -205,6 +230,16 @@ class _Daemon:
             with trio.CancelScope(shield=True):
                 await operations.files.close()
         log.info("unmounted" if self._keeper is None else "ended", extra={"mountpoint": state.mountpoint})
+
+    def _tell(self) -> None:
+        """Say in the log, to who asks and in the state file how files are read now."""
+        try:
+            state = self._new_state()
+            self._metrics.mode.info({"mode": state.mode, "reason": state.reason})
+            log.warning("files are read in another way", extra={"mode": state.mode, "reason": state.reason})
+            self._write(msgspec.json.encode(state))
+        except (OSError, HeliosError) as error:  # a full disk; a keeper that is gone: the next one is told
+            log.warning("the state file is not up to date", extra={"reason": str(error)})
 
     async def _obey(self, keeper: Attachment) -> None:
         """Go when the keeper says so. A lost one is replaced; where that can't be done the mount is let go, cleanly."""
@@ -306,11 +341,18 @@ class _Daemon:
             reason=mount.reason,
         )
 
-    def _pages(self, state: MountState, catalog: Catalog, blobs: BlobStore, drain: Drain) -> list[Route]:
+    def _pages(
+        self,
+        state: MountState,
+        mount: PortableMount | NativeMount,
+        catalog: Catalog,
+        blobs: BlobStore,
+        drain: Drain,
+    ) -> list[Route]:
         def status() -> Page:
             now: dict[str, object] = {"registry_answers": catalog.answering, "rss_bytes": rss_bytes()}
             now |= {"pool": asdict(blobs.pool.report()), "manifest_bytes": catalog.snapshot_bytes}
-            now |= {"draining": drain.draining}
+            now |= {"draining": drain.draining, "reason": mount.reason}
             return json_page(msgspec.to_builtins(state) | now)
 
         def ready() -> Page:
@@ -330,3 +372,11 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _released(keeper: Attachment) -> bool:
+    """Whether our keeper has let the mount go: it does so first, and may end us before the device says that.
+
+    One in another container has a mount table of its own, which says nothing here.
+    """
+    return not keeper.external and all(entry.device != keeper.device for entry in mounts.mount_table())

@@ -12,8 +12,10 @@ from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavai
 from helios.http.client import HttpClient
 from helios.http.response import Deadline
 from helios.names import RepoId, check_ref, is_commit
+from helios.tokens import Token, no_token
 from heliosfs.store.bulk import MAX_MANIFEST
 from heliosfs.store.manifest import CommitRecord
+from heliosfs.usage import Row
 
 log = logging.getLogger("heliosfs.catalog")
 
@@ -30,8 +32,8 @@ class MetadataClient:
     bad names in it raise IntegrityError.
     """
 
-    def __init__(self, urls: Sequence[str], revive: Callable[[], None] | None = None) -> None:
-        self._clients = [HttpClient(url) for url in urls]
+    def __init__(self, urls: Sequence[str], revive: Callable[[], None] | None = None, token: Token = no_token) -> None:
+        self._clients = [HttpClient(url, token=token) for url in urls]
         self._revive = revive
         self._complained: set[str] = set()
 
@@ -83,6 +85,28 @@ class MetadataClient:
         body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
         self._first(lambda client, left: client.json("PUT", "/api/v1/leases", body=body, timeout_s=left), timeout_s)
 
+    def priorities(self, timeout_s: float) -> Mapping[tuple[RepoId, str], str]:
+        """The classes that people gave: by repository and ref, the empty ref standing for all."""
+        answer = self._json("/api/v1/priorities", {}, timeout_s)
+        return _checked(
+            lambda: {
+                (RepoId.from_canonical(row["repo"]), str(row["ref"] or "")): str(row["priority"])
+                for row in answer["priorities"]
+            }
+        )
+
+    def report_reads(
+        self, node: str, reporter: str, sequence: int, rows: Sequence[Row], age_s: float, timeout_s: float
+    ) -> None:
+        """Tell the first registry that answers what was read here. None is started for it."""
+        body = {"node": node, "reporter": reporter, "sequence": sequence, "age_s": age_s}
+        body["rows"] = [{"repo": r.repo, "commit": r.commit, "reads": r.reads, "bytes": r.bytes} for r in rows]
+
+        def tell(client: HttpClient, left: float) -> None:
+            client.json("POST", "/api/v1/usage/reads", body=body, timeout_s=left)
+
+        self._first(tell, timeout_s, revive=False)
+
     def _json(self, path: str, params: Mapping[str, str], timeout_s: float) -> Any:
         def ask(client: HttpClient, left: float) -> Any:
             data = client.bytes("GET", path, params=params, timeout_s=left, limit=MAX_NAMES)
@@ -90,7 +114,7 @@ class MetadataClient:
 
         return self._first(ask, timeout_s)
 
-    def _first(self, call: Callable[[HttpClient, float], T], timeout_s: float) -> T:
+    def _first(self, call: Callable[[HttpClient, float], T], timeout_s: float, *, revive: bool = True) -> T:
         """The answer of the first registry that gives one; a "no such thing" is an answer."""
         deadline = Deadline.after(timeout_s)
         failure: Unavailable | None = None
@@ -99,7 +123,7 @@ class MetadataClient:
                 return call(client, deadline.left() / (len(self._clients) - number))
             except Unavailable as error:
                 failure = error
-        if self._revive is not None:
+        if revive and self._revive is not None:
             self._revive()
         raise failure or Unavailable("no registry is configured")
 

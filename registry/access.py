@@ -1,40 +1,32 @@
 """Who sees and writes which repository: tenants, which clients name by a path prefix, and their tokens.
 
 ``Tenants`` turns a prefix and an Authorization header into an ``Access``, a value without I/O that every API asks.
-Outside any tenant everything is visible that no tenant owns, and writing is open, as ``helios push`` is. A repository
-that somebody may not see is reported as one that does not exist, so that names of others can't be probed.
+Outside any tenant everything is visible that no tenant owns, and writing is open, as ``helios push`` is; what concerns
+everybody (removing, collecting, releasing…) is administration. A repository that somebody may not see is reported as
+one that does not exist, so that names of others can't be probed. docs/registry-access.md says who may do what.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import logging
+import ipaddress
 import os
 import re
-import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from helios.config import TenantSettings
+from helios.accepted import Tokens
+from helios.config import RegistrySettings, TenantSettings
 from helios.errors import Forbidden, RepoNotFound, Unauthorized, UsageError
+from helios.http.protocol import PEER
 from helios.names import RepoId
-
-log = logging.getLogger("helios.registry.access")
 
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 """A tenant's name: a DNS label, so that it fits into URLs, labels and file names."""
-LOOK_AGAIN_S: Final = 2.0
-"""How often a file of tokens is looked at for changes, in seconds: a revoked token works no longer than that."""
-MAX_TOKENS: Final = 10_000
 BAD_CREDENTIALS: Final = "Invalid credentials in Authorization header"
 """huggingface_hub takes any other 401 on a repository's URL for a repository that does not exist."""
-
-_LINE = re.compile(r"([0-9a-f]{64})(?:\s+(\S.*))?\Z")
 
 
 class TokenMissing(Unauthorized):
@@ -51,15 +43,37 @@ class Access:
     hidden: tuple[str, ...] = ()
     """Patterns of what belongs to other tenants."""
     label: str | None = None
+    admin: bool = False
+    """Whether the caller may do what concerns everybody."""
+    trusted: bool = False
+    """Whether what an upstream lets not everybody read is open to the caller, whatever it says of his token."""
 
     def visible(self, repo: RepoId) -> bool:
         """Whether the caller may know of it; what a tenant owns is nobody else's, whatever ``sees`` says."""
-        if self.tenant is not None and _matches(repo, self.owns):
+        if self.tenant is not None and matches(repo, self.owns):
             return True
-        return _matches(repo, self.sees) and not _matches(repo, self.hidden)
+        return matches(repo, self.sees) and not matches(repo, self.hidden)
 
     def writable(self, repo: RepoId) -> bool:
-        return self.visible(repo) and _matches(repo, self.owns)
+        return self.visible(repo) and matches(repo, self.owns)
+
+    def governs(self, repo: RepoId) -> bool:
+        """Whether the caller may remove or retire it: a tenant what it owns, else whoever administers."""
+        return self.writable(repo) and (self.admin or self.tenant is not None)
+
+    def check_admin(self, what: str) -> None:
+        """Raise Forbidden unless the caller administers the registry; ``what`` begins the sentence."""
+        if not self.admin:
+            raise Forbidden(
+                f"{what} is for whoever administers the registry",
+                hint="Do it on the registry's own machine, or with a token of registry.admin_tokens in HELIOS_TOKEN.",
+            )
+
+    def check_governs(self, repo: RepoId, what: str) -> None:
+        """Raise RepoNotFound or Forbidden unless ``governs``."""
+        self.check_writable(repo)
+        if not self.governs(repo):
+            self.check_admin(what)
 
     def check_visible(self, repo: RepoId) -> None:
         """Raise RepoNotFound, in the words of a repository that is not there, unless the caller may know of it."""
@@ -70,62 +84,44 @@ class Access:
         """Raise RepoNotFound for a repository out of sight, Forbidden for one that the tenant may only read."""
         self.check_visible(repo)
         if not self.writable(repo):
+            if self.tenant is None:
+                raise Forbidden(f"this token may read {repo.id} ({repo.kind}) but not change it")
             raise Forbidden(
                 f"tenant {self.tenant!r} may read {repo.id} ({repo.kind}) but not change it",
                 hint=f"Whoever runs the registry can add it to registry.tenants.{self.tenant}.owns.",
             )
 
 
+class Lister:
+    """Chooses what a list shows."""
+
+    def __init__(self, who: Access, hidden: set[str]) -> None:
+        self._who, self._hidden = who, hidden
+        self.all = who == replace(who, sees=("*",), hidden=()) and not hidden
+        """Whether nothing is left out."""
+
+    def shows(self, name: str) -> bool:
+        """Whether a list names the repository with this canonical name."""
+        return name not in self._hidden and self._who.visible(RepoId.from_canonical(name))
+
+
 PUBLIC: Final = Access()
 """Everything, as long as no tenant owns anything."""
 
-
-class Tokens:
-    """The sha256 digests of one tenant's tokens, from a file that may change while the registry runs.
-
-    A line is 64 hexadecimal digits and, if one likes, a label; empty lines and ``#`` are skipped. Tokens are random and
-    long, so a plain digest can't be reversed; neither they nor the header they come in are ever logged.
-    """
-
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises UsageError for a file that can't be read or holds anything else."""
-        self._path, self._clock = path, clock
-        self._lock = threading.Lock()
-        self._stamp = _stamp(path)
-        self._labels = _read(path)
-        self._looked = clock()
-
-    def label(self, token: str) -> str | None:
-        """The label of a token that is in the file ("" for one without); None for any other."""
-        self._look_again()
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-        found = None
-        for known, label in self._labels.items():
-            # Every line is compared, each in constant time: how long it takes says nothing about what matched.
-            if hmac.compare_digest(known, digest):
-                found = label
-        return found
-
-    def _look_again(self) -> None:
-        with self._lock:
-            if self._clock() - self._looked < LOOK_AGAIN_S:
-                return
-            self._looked = self._clock()
-            try:
-                stamp = _stamp(self._path)
-                if stamp != self._stamp:
-                    self._labels, self._stamp = _read(self._path), stamp
-            except UsageError as error:
-                log.warning(
-                    "a file of tokens can't be read; the tokens known so far count", extra={"error": str(error)}
-                )
+OWN: Final = Access(admin=True, trusted=True)
+"""The registry's own user, or root, on its unix socket."""
 
 
 class Tenants:
     """The tenants of one registry."""
 
-    def __init__(self, settings: Mapping[str, TenantSettings]) -> None:
-        """Raises UsageError naming the tenant whose name or file of tokens is wrong."""
+    def __init__(
+        self, settings: Mapping[str, TenantSettings], *, admins: str = "", nodes: str = "", alone: bool = True
+    ) -> None:
+        """``admins`` and ``nodes`` are files of tokens; ``alone`` says that only this machine reaches the registry.
+
+        Raises UsageError naming the tenant whose name or file of tokens is wrong.
+        """
         self._access: dict[str, Access] = {}
         self._tokens: dict[str, Tokens] = {}
         for name, tenant in settings.items():
@@ -135,7 +131,25 @@ class Tenants:
             self._access[name] = Access(name, tuple(tenant.sees), tuple(tenant.owns), others)
             if tenant.tokens:
                 self._tokens[name] = Tokens(Path(tenant.tokens))
-        self._outside = Access(hidden=tuple(p for its in settings.values() for p in its.owns))
+        owned = tuple(p for its in settings.values() for p in its.owns)
+        # Nobody is shut out of a registry of one's own: where there are no tenants, no tokens, and no other machines.
+        self._outside = Access(hidden=owned, admin=alone and not settings and not admins)
+        self._admins, self._nodes = (Tokens(Path(file)) if file else None for file in (admins, nodes))
+        self.divided = bool(settings)
+        """Whether there are tenants, so that not everybody may read everything."""
+
+    @classmethod
+    def of(cls, settings: RegistrySettings, host: str) -> Tenants:
+        """As the configuration says, for a registry that listens at ``host``."""
+        return cls(settings.tenants, admins=settings.admin_tokens, nodes=settings.node_tokens, alone=_is_loopback(host))
+
+    def caller(self, scope: Mapping[str, Any], tenant: str | None) -> Access:
+        """What whoever sent a request (an ASGI scope) under a tenant's prefix may do; raises as ``access``."""
+        peer = scope.get("extensions", {}).get(PEER)
+        if tenant is None and peer is not None and peer["uid"] in (os.getuid(), 0):
+            return OWN
+        headers = (value for name, value in scope["headers"] if name == b"authorization")
+        return self.access(tenant, next((value.decode("latin-1") for value in headers), None))
 
     def access(self, tenant: str | None, authorization: str | None) -> Access:
         """What a caller under a tenant's prefix (None: under none) may do with these credentials.
@@ -143,51 +157,40 @@ class Tenants:
         Raises RepoNotFound for an unknown tenant, Unauthorized for a tenant's missing or wrong token. Outside tenants,
         and where a tenant has no tokens, credentials do not matter: clients send the user's token for the Hub.
         """
+        scheme, _, token = (authorization or "").strip().partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
         if tenant is None:
-            return self._outside
+            return self._with_token(token) if token else self._outside
         access = self._access.get(tenant)
         if access is None:
             raise RepoNotFound(f"the registry has no tenant {tenant[:80]!r}")
         if (tokens := self._tokens.get(tenant)) is None:
             return access
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        if not token:
             raise TokenMissing(f"tenant {tenant!r} needs a token: set HF_TOKEN, or run `hf auth login`")
-        label = tokens.label(token.strip())
+        label = tokens.label(token)
         if label is None:
             raise Unauthorized(BAD_CREDENTIALS)
-        return Access(access.tenant, access.sees, access.owns, access.hidden, label)
+        return replace(access, label=label)
+
+    def _with_token(self, token: str) -> Access:
+        """Outside tenants; a token that is none of ours is the caller's for the upstream."""
+        if self._admins is not None and (label := self._admins.label(token)) is not None:
+            return replace(OWN, label=label)
+        if self._nodes is not None and (label := self._nodes.label(token)) is not None:
+            return Access(owns=(), label=label, trusted=True)
+        return self._outside
 
 
-def _matches(repo: RepoId, patterns: tuple[str, ...]) -> bool:
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def matches(repo: RepoId, patterns: tuple[str, ...]) -> bool:
     """Whether a pattern matches the id (``org/name``) or the canonical name (``datasets/org/name``)."""
     return any(fnmatchcase(repo.id, pattern) or fnmatchcase(str(repo), pattern) for pattern in patterns)
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UsageError(f"the file of tokens {path} can't be read: {error.strerror}") from None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the file of tokens {path} can't be read: {error}") from None
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.match(line.strip())
-        if match is None:
-            raise UsageError(
-                f"{path}, line {number}: not the sha256 of a token",
-                hint='Write what `printf %s "$TOKEN" | sha256sum` prints, 64 hexadecimal digits, then a label.',
-            )
-        found[match[1]] = match[2] or ""
-    if len(found) > MAX_TOKENS:
-        raise UsageError(f"{path} holds {len(found)} tokens; at most {MAX_TOKENS} are possible")
-    return found

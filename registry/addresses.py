@@ -19,6 +19,7 @@ from helios.errors import Unavailable
 from heliosfs.store.content import BlobContent, CommitContent
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
+from registry.seals import Seals
 
 log = logging.getLogger("helios.registry")
 
@@ -39,11 +40,12 @@ LARGE: Final = 8 << 20
 
 
 class Addresses:
-    """Makes signed addresses as the setting ``registry.redirect`` says. Blocking; threads may share it."""
+    """Makes signed addresses as the setting ``registry.redirect`` says, and sealed ones of our own where they are
+    needed (registry/seals.py). Blocking; threads may share it."""
 
-    def __init__(self, store: ObjectStore, settings: RegistrySettings) -> None:
-        self._store, self._nodes = store, settings.redirect != "never"
-        least = {"always": 1, "large": LARGE, "never": None}[settings.redirect]
+    def __init__(self, store: ObjectStore, settings: RegistrySettings, seals: Seals | None = None) -> None:
+        self._store, self._nodes, self._seals = store, settings.redirect != "never", seals
+        least = {"always": 1, "large": LARGE, "absent": LARGE, "never": None}[settings.redirect]
         self._least = least if settings.store_read_back else None
         self._told_until = -math.inf
 
@@ -67,12 +69,12 @@ class Addresses:
         if self._least is None or placed.recipe.size < self._least or len(placement.runs) != 1:
             return None
         at = placement.objects[placement.runs[0].object]
-        if placement.runs[0].offset or at.size != placed.recipe.size:
+        if not placed.plain or placement.runs[0].offset or at.size != placed.recipe.size:
             return None
         urls = self._sign([at.key], DOWNLOAD_S)
         return None if urls is None else urls[0]
 
-    def _sign(self, keys: Sequence[str], expires_s: float) -> Sequence[str] | None:
+    def _sign(self, keys: Sequence[str], expires_s: float) -> Sequence[str | None] | None:
         """None, too, where signing does not work, with credentials that can't sign for example: all go through us."""
         try:
             return self._store.signed_urls(keys, expires_s)
@@ -89,13 +91,27 @@ class Addresses:
         expires_s = min(lease_s + SPARE_S, WEEK_S)
         urls = self._sign(keys, expires_s) if self._nodes and keys else None
         if urls is None:
-            return list(placements)
+            return self._sealed(placements, expires_s)
         signed = dict(zip(keys, urls, strict=True))
+        ours = self._sealed(placements, expires_s)  # what is sent from here after all
         return [
             msgspec.structs.replace(
                 placement,
                 lease_s=min(placement.lease_s, expires_s - SPARE_S),
-                objects=[msgspec.structs.replace(at, url=signed[at.key]) for at in placement.objects],
+                objects=[msgspec.structs.replace(at, url=signed[at.key] or at.url) for at in placement.objects],
+            )
+            for placement in ours
+        ]
+
+    def _sealed(self, placements: Sequence[Placement], expires_s: float) -> list[Placement]:
+        """With addresses of our own."""
+        if self._seals is None or not self._seals.needed():
+            return list(placements)
+        seal = self._seals.seal
+        return [
+            msgspec.structs.replace(
+                placement,
+                objects=[msgspec.structs.replace(at, url=seal(at.url, at.key, expires_s)) for at in placement.objects],
             )
             for placement in placements
         ]

@@ -16,24 +16,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios.errors import HeliosError
 from helios.metrics import RegistryMetrics
-from registry.api import admission, content, health, names, notices, pushes
+from registry.api import admission, content, health, names, notices, pushes, quotas
+from registry.api.openapi import route as openapi
 from registry.api.support import Json
 from registry.fresh import Fresh
 from registry.services import Services
 
 log = logging.getLogger("helios.registry")
 
+_APART: Final = re.compile(r"(?:/t/[^/]+)?/(?:api/v1/objects/|healthz|metrics)")
 _NAME: Final = re.compile(r"[A-Za-z0-9=;:._-]{1,128}\Z")
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def native_routes() -> list[BaseRoute]:
+def native_routes() -> list[Route]:
     """The routes of docs/native-api.md; the first that matches wins."""
     return [
         *health.routes(),
@@ -42,13 +44,15 @@ def native_routes() -> list[BaseRoute]:
         *content.routes(),
         *pushes.routes(),
         *admission.routes(),
+        *quotas.routes(),
+        *openapi.routes(),
     ]
 
 
 def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Sequence[BaseRoute] = ()) -> Starlette:
     """The application. Each of ``lifespans`` is entered at start and left, in reverse, at shutdown.
 
-    ``routes`` (of pulls, of the Hub API) are looked at after the native ones.
+    Of ``routes`` the first that matches wins.
     """
 
     @contextlib.asynccontextmanager
@@ -59,11 +63,12 @@ def make_app(services: Services, lifespans: Sequence[Lifespan] = (), routes: Seq
             yield
 
     app = Starlette(
-        routes=[*native_routes(), *routes],
+        routes=routes,
         middleware=[Middleware(Boundary, metrics=services.metrics), Middleware(AsOfNow, fresh=services.fresh)],
         exception_handlers={HeliosError: answer_error, HTTPException: answer_http},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # there is one address of each thing, and Host says nothing
     app.state.services = services
     return app
 
@@ -112,7 +117,7 @@ class AsOfNow:
         self._app, self._fresh = app, fresh
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(("/api/v1/objects/", "/healthz", "/metrics")):
+        if scope["type"] == "http" and not _APART.match(scope["path"]):
             try:
                 await self._fresh()
             except HeliosError as error:

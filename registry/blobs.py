@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from helios.errors import IntegrityError, InvalidInput
+from heliosfs.store.chunks import load
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
+from registry.healing import how_to_repair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
 
 BUFFER = 256 << 10
 """Bytes that a blob opened as a file reads ahead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """``count`` bytes of the object ``key`` from ``offset`` on."""
-
-    key: str
-    offset: int
-    count: int
 
 
 class BlobReader:
@@ -44,17 +34,6 @@ class BlobReader:
     def size(self) -> int:
         """Bytes in the blob."""
         return self._recipe.size
-
-    def segments(self, start: int, count: int) -> Iterator[Segment]:
-        """Where the bytes of a range lie, in order and as few segments as possible: what sendfile takes.
-
-        Their content is not checked here.
-        """
-        for run in self._placed.segments(self._covering(start, count)):
-            first = self._recipe.span(run.first)[0]
-            low = max(start - first, 0)
-            high = min(start + count - first, run.length)
-            yield Segment(run.object.key, run.offset + low, high - low)
 
     def read(self, start: int, count: int) -> bytes:
         """The bytes of a range, every chunk they come from checked. Raises IntegrityError naming the chunk."""
@@ -84,22 +63,14 @@ class BlobReader:
         return self._recipe.covering(start, count)
 
     def _load(self, index: int, buffer: memoryview) -> memoryview:
-        placed, offset, length = self._placed.locate(index)
-        data = buffer[:length]
-        digest = self._recipe.id(index)
-
-        def good(found: memoryview) -> bool:
-            return blake3(found).digest() == digest
-
-        self._store.read_into(placed.key, offset, data)
-        if not good(data) and self._store.heal(placed.key, offset, length, good):
-            self._store.read_into(placed.key, offset, data)
-        if not good(data):
+        at = self._placed.locate(index)
+        data = load(self._store, at, self._recipe.id(index), buffer)
+        if data is None:
             low, high = self._recipe.span(index)
             raise IntegrityError(
                 f"chunk {index} of blob {self._recipe.blob} (bytes {low} to {high}) is damaged: "
-                f"object {placed.key}, bytes {offset} to {offset + length}",
-                hint=f"restore the object {placed.key} from a copy of the store",
+                f"object {at.object_key}, bytes {at.offset} to {at.offset + at.encoded_length}",
+                hint=how_to_repair(at.object_key),
             )
         return data
 

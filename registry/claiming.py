@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from heliosfs.store.objects import ObjectInfo, ObjectStore
 from heliosfs.store.placement import ChunkLocation
-from registry.burial import withdraw
-from registry.ingest.types import IngestedBlob
+from registry.burial import claim_unburied, withdraw
+from registry.ingest.types import IngestedBlob, NewObject
 from registry.metadata import claims, content
 from registry.metadata.content import KnownBlob
 from registry.metadata.database import Changes, Database
@@ -44,8 +44,7 @@ class Claims:
     def announce(self, key: str) -> None:
         """Claim an object before it is written."""
         if self.missing([key]):
-            with self._database.write(lazy=True, changes=Changes.NOTHING) as connection:
-                self.claim(connection, [key])
+            claim_unburied(self._database, [key], lambda connection: self.claim(connection, [key]))
 
     def withdraw(self, store: ObjectStore, key: str) -> None:
         """Delete an object that was written in vain, unless others need it."""
@@ -92,6 +91,15 @@ class ClaimingIndex:
         with self._database.write(changes=Changes.NOTHING) as connection:
             self._claims.claim(connection, [claims.of_blob(domain, blob.entry.sha256)])
             content.add_blob(connection, domain, blob)
+
+    def add_chunks(
+        self, domain: str, where: str, placed: Sequence[tuple[bytes, ChunkLocation]], objects: Sequence[NewObject]
+    ) -> None:
+        """See ``GrowingIndex.add_chunks``. Raises Unavailable when the session was ended."""
+        with self._database.write(changes=Changes.NOTHING) as connection:
+            # No blob needs these objects yet: the claims alone keep them.
+            self._claims.claim(connection, (made.key for made in objects))
+            content.add_chunks(connection, domain, where, placed, objects)
 
 
 class ClaimingStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from prometheus_client import Counter
@@ -20,9 +21,12 @@ class FileAnswer(Protocol):
 class Counted(Response):
     """Sends a file and counts what really left."""
 
-    def __init__(self, response: FileAnswer, *counters: Counter) -> None:
+    def __init__(
+        self, response: FileAnswer, *counters: Counter, told: Callable[[int], object] = lambda _sent: None
+    ) -> None:
+        """``told`` hears the bytes, too."""
         super().__init__()
-        self._response, self._counters = response, counters
+        self._response, self._counters, self._told = response, counters, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -30,3 +34,4 @@ class Counted(Response):
         finally:
             for counter in self._counters:
                 counter.inc(self._response.sent)
+            self._told(self._response.sent)

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from helios.errors import HeliosError
 from registry.metadata import claims
 from registry.metadata.database import Changes, Database
+from registry.metadata.guard import Guard
 
 log = logging.getLogger("helios.registry.member")
 
@@ -29,6 +30,9 @@ class Member:
     def __init__(self, database: Database, *, lease_s: float = LEASE_S) -> None:
         self.id = secrets.token_hex(16)
         self._database, self._lease_s = database, lease_s
+        self._guard: Guard | None = None
+        self.url = ""
+        """Where other processes reach this one; "": nowhere."""
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def begin(self, connection: Connection, session: str) -> None:
@@ -42,7 +46,29 @@ class Member:
             self._renew(connection)
 
     def _renew(self, connection: Connection) -> None:
-        claims.lease(connection, self.id, self._name, self._database.kind.now, self._lease_s)
+        claims.lease(connection, self.id, self._name, self.url, self._database.kind.now, self._lease_s, self._held)
+
+    def _hold(self) -> None:
+        """Be seen to be connected, if that can be: the lease counts without it, too."""
+        try:
+            if self._guard is not None:
+                self._guard.hold()
+        except HeliosError as error:
+            log.warning("others can't see whether this process is connected", extra={"error": str(error)})
+
+    @property
+    def _held(self) -> int | None:
+        return None if self._guard is None else self._guard.number
+
+    def reached_at(self, url: str) -> None:
+        """Tell the others where this process is reached from here on."""
+        self.url = url
+        if self._database.kind.shared:
+            self.renew()
+
+    def present(self, connection: Connection) -> None:
+        """Be among the processes at work, inside a writing transaction whose rows refer to this one."""
+        self._renew(connection)
 
     def bury_dead(self) -> int:
         """End the sessions of processes that are dead; returns how many there were.
@@ -79,6 +105,7 @@ class Member:
 
         def beat() -> None:
             while not stop.wait(self._lease_s / 5):
+                self._hold()
                 try:
                     self.renew()
                 except HeliosError as error:
@@ -86,6 +113,8 @@ class Member:
 
         thread = threading.Thread(target=beat, name="lease", daemon=True)
         if self._database.kind.shared:  # else nobody would ask
+            self._guard = Guard(self._database)
+            self._hold()
             self.renew()
             thread.start()
         try:
@@ -98,3 +127,5 @@ class Member:
                 self.leave()
             except HeliosError as error:  # the others, or the next start, see that the lease is over
                 log.warning("could not leave in order", extra={"error": str(error)})
+            if self._guard is not None:
+                self._guard.close()

@@ -1,43 +1,34 @@
-"""What the files of a push are read from, so that the event loop can stop it: a request's body or a local file."""
+"""The files of a push that lie on this machine: the registry reads them itself."""
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from pathlib import Path
 
-from helios.errors import HeliosError, InvalidInput
+from helios.errors import InvalidInput
+from registry.ingest import IngestedBlob
 from registry.ingest.reader import FileSource
+from registry.push_log import Announced
+from registry.receiver import OwnSource
+from registry.sessions import Session
 
 
-class Stoppable(Protocol):
-    """What an ingest reads from and the event loop can stop. ``taken`` counts the bytes read so far."""
-
-    taken: int
-
-    def fail(self, error: HeliosError) -> None: ...
-
-
-class LocalSource:
-    """A local file as a source that can be stopped from another thread."""
-
-    def __init__(self) -> None:
-        self.file: FileSource | None = None
-        self.taken = 0
-        self._error: HeliosError | None = None
-
-    def fail(self, error: HeliosError) -> None:
-        self._error = error
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        if self._error is not None:
-            raise self._error
-        assert self.file is not None
-        count = self.file.readinto(buffer)
-        self.taken += count
-        return count
+def ingest_local(session: Session, file: Announced, local: str, source: OwnSource) -> IngestedBlob:
+    """Store a local file. Raises InvalidInput for one that is none, has another size, or changes meanwhile."""
+    if not os.path.isabs(local) or "\0" in local:
+        raise InvalidInput(f"local={local!r} is not an absolute path")
+    with FileSource(Path(local)) as inner:
+        source.inner = inner
+        if inner.size != file.size:
+            raise InvalidInput(f"{file.path}: it has {inner.size} bytes, {file.size} were announced")
+        before = _stamp(local)
+        blob = session.ingest(file.path, file.size, source, executable=file.executable)
+        if _stamp(local) != before:
+            raise InvalidInput(f"{file.path}: changed while it was published; publish again when nobody writes it")
+        return blob
 
 
-def stamp(local: str) -> tuple[int, int, int]:
+def _stamp(local: str) -> tuple[int, int, int]:
     """What differs after a file was written or replaced."""
     try:
         status = os.stat(local)

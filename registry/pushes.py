@@ -14,37 +14,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from helios.errors import Conflict, DeadlineExceeded, HeliosError, InvalidInput, Unavailable
 from helios.names import RepoId, check_ref
+from heliosfs.store.batch import Chunk
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import check_tree
-from registry.body import BodySource, feed
+from registry.access import Lister
 from registry.catalog import Catalog
 from registry.ingest import IngestedBlob, Source
-from registry.ingest.reader import FileSource
+from registry.ingest.types import SenderGone
 from registry.metadata.pushes import PushRow
-from registry.push_log import IDLE_S, Announced, Outcome, PushLog, no_push
-from registry.push_sources import LocalSource, Stoppable, stamp
+from registry.offers import Lacking, Offers
+from registry.push_log import IDLE_S, Announced, Outcome, PushLog, StoredFile, no_push
+from registry.push_sources import ingest_local
+from registry.receiver import Receiver, Stoppable
 from registry.sessions import Session, Sessions
+from registry.threads import Threads
 
 log = logging.getLogger("helios.registry.pushes")
 
 RETRY_S: Final = 30.0
 """How long after a cleaning that failed the next one comes, in seconds."""
 
-INGESTS: Final = 4
-"""Most files ingested at a time; others wait, without their bytes being read from the network."""
-
 CALM_S: Final = 150.0
 """Longest wait for interrupted ingests to end, in seconds; they end at their next read."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """The calls for one file, one of which is at work; ``sources`` are what that reads."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sources: set[Stoppable] = field(default_factory=set)
+    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -54,10 +61,32 @@ class Active:
     push: PushRow
     repo: RepoId
     session: Session
-    sources: set[Stoppable] = field(default_factory=set)
+    turns: dict[str, Turn] = field(default_factory=dict)
     busy: int = 0
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     closing: bool = False
+
+    @contextlib.asynccontextmanager
+    async def file(self, path: str) -> AsyncIterator[set[Stoppable]]:
+        """The turn of one file. An earlier call for it is ended first: its client has given that up."""
+        turn = self.turns.setdefault(path, Turn())
+        turn.calls += 1
+        try:
+            for source in turn.sources:
+                source.fail(SenderGone(f"{path}: it is sent again"))
+            async with turn.lock:
+                if self.closing:
+                    raise no_push(self.push.id)
+                yield turn.sources
+        finally:
+            turn.calls -= 1
+            if not turn.calls:
+                del self.turns[path]
+
+    @property
+    def sources(self) -> list[Stoppable]:
+        """All that is being read for this push."""
+        return [source for turn in self.turns.values() for source in turn.sources]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +112,8 @@ class Pushes:
         self._catalog, self._sessions = catalog, sessions
         self._log = PushLog(catalog, sessions, idle_s=idle_s, now=now)
         self._active: dict[str, Active] = {}
-        self._threads = ThreadPoolExecutor(INGESTS, thread_name_prefix="ingest")
-        self._slots = asyncio.Semaphore(INGESTS)
+        self._offers = Offers(catalog, self._log)
+        self._receiver = Receiver()
         self._closed = False
 
     async def start(self, repo: RepoId, ref: str, message: str, author: str, files: list[Announced]) -> str:
@@ -105,62 +134,71 @@ class Pushes:
         self._check_open()
         return id_
 
-    async def put_body(self, id_: str, path: str, body: AsyncIterator[bytes]) -> IngestedBlob:
-        """Store one of the push's files from a request's body, streamed with bounded memory."""
-        async with self._using(id_) as push:
-            announced = await asyncio.to_thread(self._log.announced, push.push.id, path)
-            async with self._slots:
-                source = BodySource(announced.size, path)
-                async with self._running(push, source, self._ingest, push, announced, source) as work:
-                    feeder = asyncio.ensure_future(feed(source, body))
-                    try:
-                        both: list[asyncio.Future[Any]] = [work, feeder]
-                        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                        if feeder.done():
-                            feeder.result()
-                        return await asyncio.to_thread(self._log.store, push.push.id, path, await work)
-                    finally:
-                        source.abandon()  # an ingest that failed takes no more; the rest of the body is not read
-                        feeder.cancel()
-                        await asyncio.wait([feeder])
+    async def put_body(self, id_: str, path: str, body: AsyncIterator[bytes]) -> StoredFile:
+        """Store one of the push's files from a request's body, streamed with bounded memory.
 
-    async def put_local(self, id_: str, path: str, local: str, gone: Awaitable[None]) -> IngestedBlob:
+        If the sender leaves, chunks that have come are kept for when the file is offered again.
+        """
+        async with self._using(id_) as active, active.file(path) as sources:
+            file = await asyncio.to_thread(self._log.announced, id_, path)
+            ingest = partial(self._ingest, active, file)
+            blob = await self._receiver.receive(file.size, path, body, ingest, sources)
+            return await asyncio.to_thread(self._log.store, id_, path, blob.entry, blob.new_bytes)
+
+    def _ingest(self, active: Active, file: Announced, source: Source) -> IngestedBlob:
+        try:
+            return active.session.ingest(file.path, file.size, source, executable=file.executable, rescue=True)
+        except SenderGone as gone:
+            if gone.kept:
+                self._log.add_new(active.push.id, file.path, gone.kept)
+            raise
+
+    async def put_local(self, id_: str, path: str, local: str, gone: Callable[[], Awaitable[None]]) -> StoredFile:
         """Store one of the push's files from a file of this machine. The caller must be the registry's own user.
 
-        ``gone`` ends when the caller has left; the file is then read no further.
+        What ``gone`` gives ends when the caller has left; the file is then read no further.
         """
-        async with self._using(id_) as push:
-            announced = await asyncio.to_thread(self._log.announced, push.push.id, path)
-            async with self._slots:
-                source = LocalSource()
-                left = asyncio.ensure_future(gone)
-                try:
-                    async with self._running(push, source, self._ingest_local, push, announced, local, source) as work:
-                        both: list[asyncio.Future[Any]] = [work, left]
-                        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                        if not work.done():
-                            source.fail(Unavailable(f"{path}: the sender went away"))
-                        return await asyncio.to_thread(self._log.store, push.push.id, path, await work)
-                finally:
-                    left.cancel()
+        async with self._using(id_) as active, active.file(path) as sources:
+            file = await asyncio.to_thread(self._log.announced, id_, path)
+            ingest = partial(ingest_local, active.session, file, local)
+            blob = await self._receiver.read(path, ingest, gone, sources)
+            return await asyncio.to_thread(self._log.store, id_, path, blob.entry, blob.new_bytes)
 
-    @contextlib.asynccontextmanager
-    async def _running(
-        self, push: Active, source: Stoppable, call: Callable[..., IngestedBlob], *args: object
-    ) -> AsyncIterator[asyncio.Future[IngestedBlob]]:
-        """An ingest in a thread, which has ended when the context is left, whatever the reason."""
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, partial(call, *args))
-        push.sources.add(source)
-        try:
-            yield work
-        finally:
-            push.sources.discard(source)
-            if not work.done():  # the client left, or we are shutting down
-                source.fail(Unavailable(f"{push.repo.id}: the push was interrupted"))
-                await asyncio.wait([work])  # bounded: a source and the store's buffers have deadlines of their own
-            if not work.cancelled():
-                work.exception()  # it has been raised, or an earlier error has
+    async def offer(
+        self, id_: str, path: str, record: bytes, sight: Lister, gone: Callable[[], Awaitable[None]]
+    ) -> StoredFile | Lacking:
+        """Store one of the push's files by its recipe, from what is here; or say what else it takes."""
+        async with self._using(id_) as active, active.file(path) as sources:
+            file = await asyncio.to_thread(self._log.announced, id_, path)
+            session = active.session
+            look = self._offers.look  # short, so it waits for nobody's ingest
+            found = await asyncio.to_thread(look, id_, active.repo, session, file, record, sight)
+            if found.lacking is not None:
+                return found.lacking
+            entry, new_bytes = found.entry, 0
+            if entry is None:
+                compose = partial(self._offers.compose, session, file, found)
+                blob = await self._receiver.read(path, compose, gone, sources)
+                entry, new_bytes = blob.entry, blob.new_bytes
+            return await asyncio.to_thread(self._log.store, id_, path, entry, new_bytes)
+
+    async def known(self, id_: str, path: str, chunks: list[Chunk], sight: Lister) -> int:
+        """How many of some chunks of one of the push's files are here."""
+        async with self._using(id_) as active:
+            await asyncio.to_thread(self._log.announced, id_, path)
+            return await asyncio.to_thread(self._offers.known, id_, active.session, chunks, sight)
+
+    async def put_chunks(
+        self, id_: str, path: str, chunks: list[Chunk], body: AsyncIterator[bytes], sight: Lister
+    ) -> int:
+        """Store chunks of one of the push's files, which a recipe will name; returns how many bytes were new."""
+        async with self._using(id_) as active, active.file(path) as sources:
+            await asyncio.to_thread(self._log.announced, id_, path)
+            store = partial(active.session.store_chunks, path, chunks, noted=not sight.all)
+            size = sum(length for _, length in chunks)
+            new_bytes = await self._receiver.receive(size, path, body, store, sources)
+            await asyncio.to_thread(self._log.add_new, id_, path, new_bytes)
+            return new_bytes
 
     async def state(self, id_: str) -> State:
         """How far a push is; of files under way, those that are stored by this process count."""
@@ -175,7 +213,7 @@ class Pushes:
                 raise Conflict("a file of this push is still being stored; wait for it, then commit")
             active.closing = True
             try:
-                return await asyncio.to_thread(self._log.commit, active.push)
+                return await self._receiver.publish(partial(self._log.commit, active.push))
             finally:
                 active.closing = False  # where it came about, the push is not found any more
 
@@ -184,42 +222,41 @@ class Pushes:
         async with self._using(id_) as active:
             active.closing = True
             try:
-                for source in list(active.sources):
+                for source in active.sources:
                     source.fail(Unavailable(f"{active.repo.id}: the push was given up"))
-                await asyncio.wait_for(active.calm.wait(), CALM_S)
+                async with asyncio.timeout(CALM_S):
+                    await active.calm.wait()
                 await asyncio.to_thread(self._log.end, [id_])
             except TimeoutError:
                 raise DeadlineExceeded(f"the files of this push did not end within {CALM_S:.0f} s") from None
             finally:
                 active.closing = False
 
-    async def keep_clean(self, interval_s: float = 1.0) -> None:
+    async def keep_clean(self, upkeep: Threads, interval_s: float = 1.0) -> None:
         """Drop idle pushes and clean up after failed ones, until cancelled. Run by the daemon as a task of its own."""
         while True:
             try:
-                await self._keep_clean()
+                await self._keep_clean(upkeep)
             except HeliosError as error:
                 log.warning("cleaning up failed; it will be tried again", extra={"error": str(error)})
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(interval_s)
 
-    async def _keep_clean(self) -> None:
-        ended = set(self._active) - await asyncio.to_thread(self._log.look_after, list(self._active))
+    async def _keep_clean(self, upkeep: Threads) -> None:
+        ended = set(self._active) - await upkeep(self._log.look_after, list(self._active))
         for id_ in ended & self._active.keys():
             for source in self._active[id_].sources:
                 source.fail(Unavailable("the push was committed or given up elsewhere"))
         if self._catalog.database.kind.shared:
-            await asyncio.to_thread(self._sessions.recover)
+            await upkeep(self._sessions.recover)
         if self._sessions.work.is_set():
-            count = await asyncio.to_thread(self._sessions.clean)
+            count = await upkeep(self._sessions.clean)
             log.info("cleaned up after a push that came to nothing", extra={"objects": count})
 
     def interrupt(self) -> None:
         """Take no new push and end the files under way, at the start of a shutdown."""
         self._closed = True
-        for active in self._active.values():
-            for source in active.sources:
-                source.fail(Unavailable("the registry is stopping; push again when it is back"))
+        self._receiver.interrupt()
 
     async def aclose(self) -> None:
         """End this process' part, at shutdown; calls inside a push have ended or been cancelled by then.
@@ -229,7 +266,7 @@ class Pushes:
         self._closed = True
         if not self._catalog.database.kind.shared:
             await asyncio.to_thread(self._log.end, None)
-        await asyncio.to_thread(self._threads.shutdown)
+        await self._receiver.aclose()
         await asyncio.to_thread(self._sessions.clean)
 
     def _check_open(self) -> None:
@@ -242,7 +279,7 @@ class Pushes:
         if active is None:
             push = await asyncio.to_thread(self._log.find, id_)
             repo = RepoId.from_canonical(push.repository)
-            made = Active(push, repo, self._sessions.attach(push.session))
+            made = Active(push, repo, self._sessions.attach(push.session, repo))
             active = self._active.setdefault(id_, made)  # another call may have been faster
         if active.closing:
             raise no_push(id_)
@@ -262,18 +299,3 @@ class Pushes:
             active.calm.clear()
         else:
             active.calm.set()
-
-    def _ingest(self, push: Active, file: Announced, source: Source) -> IngestedBlob:
-        return push.session.ingest(file.path, file.size, source, executable=file.executable)
-
-    def _ingest_local(self, push: Active, file: Announced, local: str, source: LocalSource) -> IngestedBlob:
-        if not os.path.isabs(local) or "\0" in local:
-            raise InvalidInput(f"local={local!r} is not an absolute path")
-        with FileSource(Path(local)) as source.file:
-            if source.file.size != file.size:
-                raise InvalidInput(f"{file.path}: it has {source.file.size} bytes, {file.size} were announced")
-            before = stamp(local)
-            blob = self._ingest(push, file, source)
-            if stamp(local) != before:
-                raise InvalidInput(f"{file.path}: changed while it was published; publish again when nobody writes it")
-            return blob

@@ -15,13 +15,16 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import HeliosError, IntegrityError
-from heliosfs.store.keys import commit_key, manifest_key
+from helios.names import RepoId
+from heliosfs.store.batch import Chunk
+from heliosfs.store.keys import KINDS, PUBLIC, commit_key, manifest_key
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.objects import ObjectStore
 from heliosfs.store.recipe import Recipe
@@ -29,23 +32,33 @@ from registry.burial import bury
 from registry.catalog import Catalog
 from registry.claiming import ClaimingIndex, ClaimingStore, Claims
 from registry.ingest import IngestedBlob, Source
+from registry.ingest.chunks import store_chunks
 from registry.ingest.ingest import Ingest
-from registry.metadata import claims, content, pushes, repositories
+from registry.metadata import claims, content, pins, pushes, repositories, sharing
 from registry.metadata.database import Changes
 from registry.metadata.tables import settings
+from registry.removal import forget_leftovers
 
 log = logging.getLogger("helios.registry.sessions")
 
+OWNER: Final = f"{PUBLIC}/registry/owner"
+"""Says which registry a store belongs to, whatever domains it has."""
+
 
 class Session:
-    """One push or pull: ingests files and claims what they need until it is closed. Threads may share it."""
+    """One push or pull: ingests files and claims what they need until it is closed. Threads may share it.
 
-    def __init__(self, sessions: Sessions, name: str) -> None:
-        self.name = name
+    It stores into one domain and knows of nothing in others.
+    """
+
+    def __init__(self, sessions: Sessions, name: str, domain: str) -> None:
+        self.name, self.domain = name, domain
+        self.database = sessions.catalog.database
         self._sessions = sessions
         made = Claims(sessions.catalog.database, name)
         self.index = ClaimingIndex(sessions.catalog.database, made)
-        self._ingest = sessions.ingest.on(ClaimingStore(sessions.store, made), self.index)
+        self._store = ClaimingStore(sessions.store, made)
+        self._ingest = sessions.ingest.on(self._store, self.index, domain)
 
     def ingest(
         self,
@@ -58,6 +71,8 @@ class Session:
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
         recipe: Recipe | None = None,
+        stored: bool = False,
+        rescue: bool = False,
     ) -> IngestedBlob:
         """Store a file's bytes; see ``Ingest.ingest``. Nothing is visible until a publish names the blob.
 
@@ -74,11 +89,26 @@ class Session:
             expect_sha256=expect_sha256,
             expect_git_oid=expect_git_oid,
             recipe=recipe,
+            stored=stored,
+            rescue=self.index if rescue else None,
         )
 
+    def store_chunks(self, where: str, chunks: Sequence[Chunk], source: Source, *, noted: bool) -> int:
+        """Store chunks of a file that will come; they stay while the session does. See ``store_chunks``.
+
+        With ``noted`` the session remembers that its owner has them all (registry/possession.py).
+        """
+        with self._sessions.catalog.database.read() as connection:
+            claims.require(connection, self.name)
+        new = store_chunks(self._store, self.index, self.domain, self._ingest.pool, chunks, source, where)
+        if noted:
+            with self._sessions.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                claims.claim(connection, self.name, (claims.of_chunk(self.domain, id_) for id_, _ in chunks))
+        return new
+
     def reuse(self, sha256: str) -> FileEntry | None:
-        """The manifest line of a blob that is stored already, claimed from here on; None when it is not stored."""
-        known = self.index.blob(self._sessions.catalog.domain, sha256)
+        """The manifest line of a blob that the domain has, claimed from here on; None when it has not."""
+        known = self.index.blob(self.domain, sha256)
         return None if known is None else known.entry()
 
     def close(self) -> None:
@@ -96,27 +126,47 @@ class Sessions:
     """Opens sessions and cleans up after them."""
 
     def __init__(
-        self, catalog: Catalog, store: ObjectStore, ingest: Ingest, keep: Callable[[], set[str]] = set
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        ingest: Ingest,
+        keep: Callable[[], set[tuple[str, str]]] = set,
+        *,
+        grace_s: float = 0.0,
     ) -> None:
-        """``keep`` names blobs that stay although no commit holds them: those of pulls that will be resumed.
+        """``keep`` names blobs, by domain and sha256, that stay although no commit holds them: those of pulls that will
+        be resumed.
 
         This process claims them, in a session of its own, when the session ends that stored them, and at its start.
+        Such a blob may have been served: when it is kept no more, what it lies in stays for ``grace_s`` seconds after
+        the lease of whoever was told where that is.
         """
         self.catalog, self.store, self.ingest, self._keep = catalog, store, ingest, keep
+        self._grace_s = grace_s
+        self._began = False
         self._keeping = f"kept-{catalog.member.id}"
         self.work = threading.Event()
         """Set when ``clean`` has something to do."""
 
-    def open(self) -> Session:
-        """Start a session that this process holds; it must be closed."""
-        name = secrets.token_hex(16)
-        with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            self.catalog.member.begin(connection, name)
-        return Session(self, name)
+    def open(self, repo: RepoId, *, uploads: bool = False) -> Session:
+        """Start a session to store for a repository, which this process holds; it must be closed.
 
-    def attach(self, name: str) -> Session:
-        """A session that somebody started, also another process."""
-        return Session(self, name)
+        One of uploads is noted as such and goes on without the process: any of the others may end it.
+        """
+        name, member, database = secrets.token_hex(16), self.catalog.member, self.catalog.database
+        with database.write(lazy=True, changes=Changes.NOTHING) as connection:
+            if not uploads:
+                member.begin(connection, name)
+            else:
+                member.present(connection)
+                claims.begin(connection, name, None)
+                now = pins.clock(connection, database.kind.now)
+                sharing.begin_upload(connection, name, str(repo), member.id, now)
+        return self.attach(name, repo)
+
+    def attach(self, name: str, repo: RepoId) -> Session:
+        """A session that somebody started for a repository, also another process."""
+        return Session(self, name, self.catalog.domain_of(repo))
 
     def end(self, names: list[str]) -> None:
         """End sessions. One whose end can't be recorded ends with its process' lease."""
@@ -128,7 +178,7 @@ class Sessions:
             with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
                 self._claim_kept(connection)
                 held = claims.end(connection, choose(connection))
-                unneeded = content.any_unneeded(connection, self.catalog.domain, held)
+                unneeded = content.any_unneeded(connection, held)
                 if unneeded or claims.some_doomed(connection, self.catalog.database.kind.now, 1):
                     self.work.set()
         except HeliosError as error:  # a full disk, say: whoever ends a session has its result already
@@ -146,18 +196,26 @@ class Sessions:
             self.work.set()
             raise
 
-    def release(self, digests: set[str]) -> None:
-        """Say that these blobs need not be kept any more."""
-        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in digests}
-        if not kept:
-            return
+    def release(self, blobs: set[tuple[str, str]]) -> None:
+        """Say that somebody need not have these blobs, by domain and sha256, kept any more; others may still."""
+        if blobs:
+            self.keep_needed()
+
+    def keep_needed(self) -> None:
+        """Keep what pulls need now, and no more: that of a repository that was removed goes."""
         with self.catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
-            claims.release(connection, self._keeping, kept)
-            if content.any_unneeded(connection, self.catalog.domain, kept):
-                self.work.set()
+            self._claim_kept(connection)
 
     def _claim_kept(self, connection: Connection) -> None:
-        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in self._keep()}
+        """Claim what is kept now, and nothing else."""
+        kept = {claims.of_blob(domain, sha256) for domain, sha256 in self._keep()}
+        given_up = claims.claims_of(connection, self._keeping) - kept
+        if given_up:
+            now = pins.clock(connection, self.catalog.database.kind.now)
+            content.outlast(connection, given_up, now + self.catalog.lease_s + self._grace_s)
+            claims.release(connection, self._keeping, given_up)
+            if content.any_unneeded(connection, given_up):
+                self.work.set()
         if kept:
             if not claims.is_under_way(connection, self._keeping):
                 self.catalog.member.begin(connection, self._keeping)
@@ -170,18 +228,21 @@ class Sessions:
         pushes end with the process that took them.
         """
         database = self.catalog.database
-        kept = {claims.of_blob(self.catalog.domain, sha256) for sha256 in self._keep()}
-        if kept:
-            with database.read() as connection:
-                missing = kept - claims.claims_of(connection, self._keeping)
-            if missing:
-                with database.write(lazy=True, changes=Changes.NOTHING) as connection:
-                    self._claim_kept(connection)
+        kept = {claims.of_blob(domain, sha256) for domain, sha256 in self._keep()}
+        with database.read() as connection:
+            claimed = claims.claims_of(connection, self._keeping)
+        if kept != claimed:  # other processes, too, store what is to be kept, and say that something need not be
+            with database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                self._claim_kept(connection)
+        if not self._began and not database.kind.shared:  # nobody is deleting anything: who was has been killed
+            with database.write(lazy=True, changes=Changes.NOTHING) as connection:
+                claims.forget_removers(connection)
+        self._began = True
         ended = self.catalog.member.bury_dead()
         with database.read() as connection:
             left = claims.unheld(connection)
             if not database.kind.shared:
-                left += pushes.sessions(connection)
+                left += pushes.sessions(connection) + sharing.upload_sessions(connection)
             waiting = bool(claims.some_doomed(connection, database.kind.now, 1))
         count = 0
         if left:
@@ -199,25 +260,25 @@ class Sessions:
         return count
 
     def _clean(self) -> int:
-        database, domain = self.catalog.database, self.catalog.domain
+        database = self.catalog.database
         with database.read() as connection:
-            unneeded = content.any_unneeded(connection, domain)
+            unneeded = content.any_unneeded(connection)
         if unneeded:
-            with database.write() as connection:
-                claims.doom(connection, content.drop_pending(connection, domain))
+            forget_leftovers(database)
         return bury(database, self.store)
 
     def _sweep(self) -> int:
         """Doom objects that no row names; returns how many there are."""
-        database, domain = self.catalog.database, self.catalog.domain
+        database = self.catalog.database
         stored = [
             info.key
-            for kind in ("blobs", "packs", "recipes", "xet", "manifests", "commits")
+            for domain in self.catalog.stored_domains()
+            for kind in KINDS
             for info in self.store.list(f"{domain}/{kind}/")
         ]
         with database.write(changes=Changes.NOTHING) as connection:
-            named = content.object_keys(connection, domain)
-            for name, commit, manifest in repositories.all_commits(connection):
+            named = content.object_keys(connection)
+            for domain, name, commit, manifest in repositories.all_commits(connection):
                 named |= {commit_key(domain, name, commit), manifest_key(domain, manifest)}
             claims.doom(connection, set(stored) - named)
         return bury(database, self.store)
@@ -235,7 +296,7 @@ def own_store(catalog: Catalog, home: str) -> None:
             owner = json.dumps({"registry": secrets.token_hex(16), "home": home})
             connection.execute(settings.insert().values(name="owner", value=owner))
     try:
-        catalog.store.put_bytes(f"{catalog.domain}/registry/owner", owner.encode())
+        catalog.store.put_bytes(OWNER, owner.encode())
     except IntegrityError:
         raise IntegrityError(
             f"the object store ({catalog.store.describe()}) belongs to another registry",

@@ -9,6 +9,7 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from heliosfs.store.objects import ObjectStore
+from registry.threads import Threads
 
 PIECE: Final = 4 << 20
 """Bytes of one read. A request holds two: the one being sent, and the next."""
@@ -23,6 +24,7 @@ class StoredRangeResponse:
 
     def __init__(
         self,
+        threads: Threads,
         store: ObjectStore,
         key: str,
         offset: int,
@@ -30,7 +32,8 @@ class StoredRangeResponse:
         status: int,
         headers: Sequence[tuple[str, str]],
     ) -> None:
-        self._store, self._key, self._offset, self._count, self.status = store, key, offset, count, status
+        self._threads, self._store, self._key, self.status = threads, store, key, status
+        self._offset, self._count = offset, count
         self.headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
         self.headers.append((b"content-length", str(count).encode()))
         self.sent = 0
@@ -59,7 +62,7 @@ class StoredRangeResponse:
             self._store.read_into(self._key, offset, buffer)
             return buffer
 
-        return asyncio.ensure_future(asyncio.to_thread(read))
+        return asyncio.ensure_future(self._threads(read))
 
 
 def _forget(future: asyncio.Future[bytes | memoryview]) -> None:

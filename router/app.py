@@ -2,78 +2,141 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from helios.config import RouterSettings
-from helios.errors import UsageError
-from helios.metrics import CONTENT_TYPE, RouterMetrics
+from helios.metrics import CONTENT_TYPE, RouterMetrics, WorkerState
 from router import errors
+from router.admission.admission import make
+from router.admission.at_registry import AtRegistry
+from router.admission.line_words import ToOwner
+from router.admission.waking_elsewhere import WakingElsewhere
+from router.answering import refusal
 from router.catalog import Catalog
-from router.checks import Checks
 from router.drain import Drain
-from router.errors import OPENAI, ApiError
-from router.health import State
-from router.relay import headers
-from router.relay.intake import Budget, Intake
-from router.relay.relay import UNKNOWN, Endpoint, Relay
-from router.relay.upstream import Upstream
+from router.entrance import Entrance
+from router.errors import ApiError
+from router.health import Health, State
+from router.kv.asking import Lookups
+from router.relay.course import UNKNOWN
+from router.relay.relay import Relay
+from router.resilience.resilience import Resilience
 from router.routes import ROUTES
-from router.scheduling.least_loaded import LeastLoaded
-from router.workers import Worker, Workers
+from router.scheduling.configured import Tools, build
+from router.scraper import STALE
+from router.shared import Shared
+from router.worker import Worker
+from router.workers import Workers
 
-Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+if TYPE_CHECKING:
+    from router.batches.service import BatchService
+    from router.tracing.exporter import Exporter
 
 
 class Router:
-    """One router. Raises UsageError for settings that can't work. Serve ``app`` inside ``running``."""
+    """One process's router. Raises UsageError for settings that can't work. Serve ``app`` inside ``running``."""
 
-    def __init__(self, settings: RouterSettings, lifespan: Lifespan | None = None) -> None:
-        _check(settings)
-        self.settings = settings
-        self.metrics = RouterMetrics()
-        self.workers = Workers(settings.workers, time.monotonic)
-        self.drain = Drain(settings.drain_s)
-        self.catalog = Catalog(self.workers)
-        self._upstream = Upstream(settings.connect_timeout_s)
-        budget = Budget(settings.max_buffered_mib << 20)
-        intake = Intake(settings.max_body_mib << 20, settings.idle_timeout_s, budget)
-        self._relay = Relay(
-            settings, self.workers, LeastLoaded(), self._upstream, intake, self.drain, self.metrics
+    def __init__(
+        self, settings: RouterSettings, tls: ssl.SSLContext, gather: Callable[[], Awaitable[bytes | None]],
+        resolve: Callable[[str], None], want: Callable[[str], None], wake: Callable[[list[str]], None], shared: Shared,
+        health: Callable[[str], Health], processes: int, index: str | bytes = "",
+        say: Callable[[ToOwner], None] | None = None,
+    ) -> None:  # fmt: skip
+        """``tls``: how workers with https are met; ``gather``: the metrics of all processes, None when they can't be
+        had; ``resolve``: has the registry asked what a name stands for; ``want``: has a model looked for that no worker
+        serves; ``wake``: has models woken, all that are wanted now; ``health``: a worker's, given its URL; ``shared``:
+        what the router's processes, of which there are ``processes``, have in common; ``index``: address of the socket
+        at which the index of KV events is asked; ``say``: tells the owner of the queue; None: it is this process's."""
+        self.settings, self._gather = settings, gather
+        self.metrics = RouterMetrics(self._measured)
+        self.resilience = Resilience(settings, self.metrics, shared=shared)
+        self.workers = Workers(
+            settings.workers, time.monotonic, shared.load, settings.slow_start_s, self.resilience.guard, health,
+            pins=settings.discovery.resolve,
         )  # fmt: skip
-        self._measure()
-        self.app = self._make_app(lifespan)
+        self.workers.watch(self.resilience)
+        rng = random.Random()  # noqa: S311 - nothing here is a secret
+        tools = Tools(time.monotonic, rng, STALE * settings.scrape_interval_s, homes=shared.homes)
+        self.scheduling = build(settings.policy, tools)
+        self.catalog = Catalog(self.workers, settings.aliases)
+        self.registry = None
+        """What is known of models at the registry; None where that is not asked."""
+        if settings.discovery.resolve:
+            self.registry = AtRegistry(settings.discovery, self.workers, resolve, want, time.monotonic)
+        self.waking = None
+        """Who has models woken; None where nobody can."""
+        if settings.admission.wake_url or (self.registry is not None and self.registry.holds):
+            self.waking = WakingElsewhere(wake, time.monotonic)
+        self.admission = make(
+            settings, self.workers, self.metrics, self.waking, processes, shared.sums, self.registry, say
+        )
+        self.relay = Relay(
+            settings, self.workers, self.scheduling.policy, self.metrics, self.resilience, self.admission, tls
+        )
+        if self.scheduling.asks_index:
+            self.relay.lookups = Lookups(index, settings.kv_events.wait_s, self.workers, self.metrics)
+        self._tracing: Exporter | None = None
+        if settings.tracing.endpoint:
+            from router.tracing.exporter import Exporter
+
+            self._tracing = Exporter(settings.tracing, "https" if settings.tls_cert else "http", self.metrics)
+            self.relay.tracing = self._tracing.recorder
+        self.drain = Drain(settings.drain_s, self.relay.cut)
+        if self.registry is not None:
+            self.relay.missing = self.registry.missing
+        self.batches: BatchService | None = None
+        if settings.batches.store:
+            from router.batches.service import BatchService
+
+            self.batches = BatchService(settings, self.relay, self.metrics)
+        self.app = self._make_app()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connections to the workers and their health checks, while the context lasts."""
-        settings = self.settings
-        async with self._upstream:
-            checks = Checks(
-                self.workers, settings.health_interval_s, settings.health_timeout_s
-            )  # fmt: skip
-            async with checks.running():
+        """Connections to the workers, and what looks after them, while the context lasts."""
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as asking:
+            if self.admission is not None:
+                self.admission.begin(tasks)
+                asking.callback(self.admission.end)
+            if self._tracing is not None:
+                await asking.enter_async_context(self._tracing.running())
+            if self.relay.lookups is not None:
+                await asking.enter_async_context(self.relay.lookups.running())
+            relaying = tasks.create_task(self.relay.run())
+            looking_after = tasks.create_task(self.resilience.run(self.workers, self.relay))
+            async with self.batches.running() if self.batches is not None else nullcontext():
                 yield
+            relaying.cancel()
+            looking_after.cancel()
 
-    def _measure(self) -> None:
-        """Gauges read the workers when they are asked, so they can't drift from them."""
+    def leave(self) -> None:
+        """Asked to stop; see ``Drain.step``."""
+        if self.batches is not None:
+            self.batches.leave()
+        self.drain.step()
+
+    def _measured(self) -> Iterator[WorkerState]:
         for worker in self.workers.all:
-            self.metrics.in_flight.labels(worker.url).set_function(partial(_in_flight, worker))
-            for model in worker.models:
-                up = self.metrics.worker_up.labels(worker.url, model)
-                up.set_function(partial(_up, worker))
+            yield _state(worker, sorted(worker.names))
+        for worker in self.workers.draining:
+            yield _state(worker, ())
 
-    def _make_app(self, lifespan: Lifespan | None) -> Starlette:
-        routes = [Route(route.path, Endpoint(self._relay, route, self._unknown), methods=["POST"]) for route in ROUTES]
+    def _make_app(self) -> ASGIApp:
+        # The relay takes these before they come here, unless they are spelled another way: then they are unknown.
+        routes = [Route(route.path, _Elsewhere(self._unknown), methods=["POST"]) for route in ROUTES]
         routes += [
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{model:path}", self._model, methods=["GET"]),
@@ -81,21 +144,35 @@ class Router:
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
+        if self.batches is not None:
+            routes += self.batches.routes
         handlers = {HTTPException: self._http_error, Exception: _internal_error}
-        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)  # type: ignore[arg-type]
+        app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
         app.router.redirect_slashes = False
         app.router.default = self._unknown
-        return app
+        return Entrance(app, routes, self.relay.tracing)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse(self.catalog.list())
+        try:
+            return JSONResponse(self.catalog.list(self._visible(request)))
+        except ApiError as error:
+            return refusal(request, error)
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        card = self.catalog.get(name)
-        if card is None:
-            return _answer(request, errors.unknown_model(name, self.workers.models))
-        return JSONResponse(card)
+        try:
+            visible = self._visible(request)
+            if name not in visible:
+                raise errors.unknown_model(name, visible)
+            return JSONResponse(self.catalog.get(name))
+        except ApiError as error:
+            return refusal(request, error)
+
+    def _visible(self, request: Request) -> list[str]:
+        """The models that the client may use. Raises ApiError."""
+        if self.admission is None:
+            return self.workers.models
+        return self.admission.visible(self.admission.identify(request.scope["headers"]))
 
     async def _healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -112,7 +189,10 @@ class Router:
         return JSONResponse(status, 503 if draining else 200)
 
     async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+        text = await self._gather()
+        if text is None:
+            return refusal(request, errors.no_metrics())
+        return Response(text, media_type=CONTENT_TYPE)
 
     async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._refuse(Request(scope))(scope, receive, send)
@@ -128,33 +208,22 @@ class Router:
         if allow is not None and raw == request.scope["path"]:
             error = errors.method_not_allowed(request.method, raw, allow)
         self.metrics.requests.labels("other", UNKNOWN, str(error.status)).inc()
-        return _answer(request, error)
+        return refusal(request, error)
 
 
-def _answer(request: Request, error: ApiError) -> Response:
-    identity = headers.request_id(request.scope["headers"])
-    extra = {"x-request-id": identity}
-    if error.allow is not None:
-        extra["allow"] = error.allow
-    return Response(OPENAI.body(error, identity), error.status, extra, "application/json")
+class _Elsewhere:
+    """An ASGI application as a class, which Starlette takes for one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
 
 async def _internal_error(request: Request, exception: Exception) -> Response:
-    return _answer(request, errors.internal())
+    return refusal(request, errors.internal())
 
 
-def _in_flight(worker: Worker) -> float:
-    return float(worker.in_flight)
-
-
-def _up(worker: Worker) -> float:
-    return float(worker.health.state is State.UP)
-
-
-def _check(settings: RouterSettings) -> None:
-    for name in (
-        "connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "health_interval_s", "health_timeout_s",
-        "max_body_mib", "max_buffered_mib", "drain_s",
-    ):  # fmt: skip
-        if getattr(settings, name) <= 0:
-            raise UsageError(f"router.{name} must be more than 0, not {getattr(settings, name)}")
+def _state(worker: Worker, models: Sequence[str]) -> WorkerState:
+    return WorkerState(worker.url, models, worker.up, worker.load.requests, worker.load.tokens)

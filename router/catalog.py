@@ -7,6 +7,7 @@ Retry-After, not 404), and what a worker serves besides is not listed, since it 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from router.health import State
@@ -16,17 +17,18 @@ from router.workers import Workers
 class Catalog:
     """Lists the models of the workers."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, aliases: Mapping[str, str]) -> None:
+        self._workers, self._aliases = workers, aliases
         self._created = int(time.time())
 
-    def list(self) -> dict[str, Any]:
-        """OpenAI's list object."""
-        return {"object": "list", "data": [self._card(model) for model in self._workers.models]}
+    def list(self, names: Sequence[str]) -> dict[str, Any]:
+        """OpenAI's list object of these models and aliases."""
+        return {"object": "list", "data": [self.get(name) for name in names]}
 
-    def get(self, model: str) -> dict[str, Any] | None:
-        """One model's object, or None when it is not configured."""
-        return self._card(model) if self._workers.of(model) else None
+    def get(self, name: str) -> dict[str, Any]:
+        """One model's object; an alias is described as its model."""
+        model = self._aliases.get(name)
+        return self._card(name) if model is None else {**self._card(model), "id": name}
 
     def _card(self, model: str) -> dict[str, Any]:
         workers = sorted(self._workers.of(model), key=lambda w: w.health.state is not State.UP)

@@ -1,48 +1,57 @@
-"""The router's process: listens, serves, and ends cleanly."""
+"""The router as a command: listens, has its processes serve, and ends cleanly."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+import logging
+import os
+from collections.abc import Callable
+from contextlib import closing
 
-from starlette.applications import Starlette
+from helios.config import Config
+from helios.home import Home
+from helios.http.server import listen_tcp, url_of
+from router import descriptors
+from router.admin_access import Access
+from router.admin_server import listening
+from router.checked import check
+from router.processes import control, data
+from router.processes.members import Role
+from router.processes.supervisor import Supervisor, how_many
+from router.relay import exchange
 
-from helios.config import RouterSettings
-from helios.http.server import Server, listen_tcp, make_server, url_of
-from router.app import Router
-from router.relay.protocol import RelayProtocol
+log = logging.getLogger("helios.router")
 
 Announce = Callable[[str, list[str]], None]
 
 
-def run(settings: RouterSettings, announce: Announce) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code.
+def run(config: Config, announce: Announce, reload: Callable[[], Config], home: Home | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. ``reload`` reads the configuration again, on SIGHUP.
 
-    ``announce`` is called with the URL and the models once requests are answered. Raises UsageError for settings that
-    can't work and Unavailable when the port is taken. On the first signal no more connections are accepted and answers
-    in flight get ``drain_s`` seconds; on a second one they are cut at once.
+    ``announce`` is called with the URL and the models once requests are answered; ``home``: where the administration's
+    socket is. Raises UsageError for settings that can't work and Unavailable when a port or a path is taken. On the
+    first signal no more connections are accepted and answers in flight get ``drain_s`` seconds; on a second one they
+    are cut at once.
     """
+    settings = config.router
+    descriptors.raise_limit()
+    models = check(settings, config.registry)
+
+    def checked() -> Config:
+        new = reload()
+        check(new.router, new.registry)
+        return new
+
+    access = Access(settings.admin_tokens, settings.discovery.registrars)
     with closing(listen_tcp(settings.host, settings.port)) as sock:
-        url = url_of(sock, settings.host)
-
-        @asynccontextmanager
-        async def ready(_app: Starlette) -> AsyncIterator[None]:
-            announce(url, router.workers.models)
-            yield
-
-        router = Router(settings, ready)
-        server = make_server(
-            router.app, http=RelayProtocol, loop="uvloop", grace_s=int(settings.drain_s) + 10, date_header=False,
-            on_stop=router.drain.step,
-        )  # fmt: skip
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_serve(router, server, sock))
-    return 130 if server.stopped_by == signal.SIGINT else 0
+        url = url_of(sock, settings.host, "https" if settings.tls_cert else "http")
+        with listening(settings, access, sock.getsockname()[1], home or Home.from_env(os.environ)) as admin:
+            mains = {Role.CONTROL: control.main, Role.DATA: data.main}
+            processes = how_many(settings.processes)
+            log.info("the router starts", extra={"processes": processes, "hot_path": hot_path()})
+            supervisor = Supervisor(config, [sock], admin, mains, checked, lambda: announce(url, models), processes)
+            return supervisor.run()
 
 
-async def _serve(router: Router, server: Server, sock: socket.socket) -> None:
-    async with router.running():
-        await server.serve(sockets=[sock])
+def hot_path() -> str:
+    """``compiled``, where this is a wheel with modules of mypyc's, or ``interpreted``."""
+    return "interpreted" if exchange.__file__.endswith(".py") else "compiled"

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-
-from router.relay.interrupt import Interruptible, Reason
+from collections.abc import Callable
 
 
 class Drain:
-    """The requests in flight, and what becomes of them when the router is asked to stop."""
+    """What becomes of the requests in flight when the router is asked to stop; ``cut`` ends them all."""
 
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._active: set[Interruptible] = set()
+    def __init__(self, grace_s: float, cut: Callable[[], None]) -> None:
+        self._grace_s, self._cut = grace_s, cut
         self.draining = False
-
-    def add(self, request: Interruptible) -> None:
-        self._active.add(request)
-
-    def remove(self, request: Interruptible) -> None:
-        self._active.discard(request)
 
     def step(self) -> None:
         """Asked to stop: the first time starts the grace, the second ends it."""
         if self.draining:
-            self.cut()
+            self._cut()
         else:
             self.draining = True
-            asyncio.get_running_loop().call_later(self._grace_s, self.cut)
-
-    def cut(self) -> None:
-        """End every request in flight."""
-        for request in tuple(self._active):
-            request.interrupt(Reason.SHUTDOWN)
+            asyncio.get_running_loop().call_later(self._grace_s, self._cut)

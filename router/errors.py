@@ -28,6 +28,8 @@ class ApiError(Exception):
     retry_after_s: int | None = None
     allow: str | None = None
     """Methods that would be allowed, for 405."""
+    challenge: str | None = None
+    """WWW-Authenticate, for 401."""
 
     def __str__(self) -> str:
         return self.message
@@ -72,10 +74,13 @@ class Anthropic:
 
 _ANTHROPIC_TYPES: Final = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "invalid_request_error",
     413: "request_too_large",
     415: "invalid_request_error",
+    429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
@@ -124,7 +129,8 @@ def forbidden_field(name: str) -> ApiError:
 
 
 def too_large(limit: int) -> ApiError:
-    return ApiError(413, "request_too_large", f"The request body is larger than {limit // 2**20} MiB.")
+    shown = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
+    return ApiError(413, "request_too_large", f"The request body is larger than {shown}.")
 
 
 def body_timeout(seconds: float) -> ApiError:
@@ -138,7 +144,17 @@ def content_encoding(value: str) -> ApiError:
 
 def overloaded(limit: int) -> ApiError:
     message = f"The router holds {limit // 2**20} MiB of request bodies already; try again."
-    return ApiError(503, "router_overloaded", message, type="service_unavailable_error", retry_after_s=1)
+    return _unavailable("router_overloaded", message)
+
+
+def too_many_connections() -> ApiError:
+    message = "The router has as many connections of clients as it takes; try again."
+    return _unavailable("too_many_connections", message)
+
+
+def out_of_descriptors() -> ApiError:
+    message = "The router has no file descriptor left for this request; try again."
+    return _unavailable("router_overloaded", message)
 
 
 def no_space() -> ApiError:
@@ -148,14 +164,98 @@ def no_space() -> ApiError:
 
 def no_worker(model: str, reason: str, retry_after_s: int) -> ApiError:
     message = f"No worker for the model {model!r} can be reached now: {reason}."
-    return ApiError(
-        503, "no_healthy_worker", message, type="service_unavailable_error", retry_after_s=retry_after_s
-    )  # fmt: skip
+    return _unavailable("no_healthy_worker", message, retry_after_s)
+
+
+def no_credentials() -> ApiError:
+    message = "An API key is needed: send it as Authorization: Bearer KEY, or as x-api-key."
+    return ApiError(401, "missing_api_key", message, challenge="Bearer")
+
+
+def bad_credentials(reason: str) -> ApiError:
+    challenge = 'Bearer error="invalid_token"'
+    return ApiError(401, "invalid_api_key", f"The credentials are not accepted: {reason}.", challenge=challenge)
+
+
+def credentials_unknown_yet() -> ApiError:
+    """503: the token names a key that its issuer may have published since it was last asked."""
+    message = "The issuer's keys are being fetched; try again."
+    return _unavailable("issuer_keys_pending", message)
+
+
+def not_allowed(model: str | None, path: str) -> ApiError:
+    """403; ``model`` is None where the path is not allowed for any."""
+    if model is None:
+        return ApiError(403, "route_not_allowed", f"These credentials may not use {path}.", type="permission_error")
+    message = f"These credentials may not use the model {model!r} at {path}."
+    return ApiError(403, "model_not_allowed", message, type="permission_error", param="model")
+
+
+def limit_reached(what: str, unit: str, limit: float, retry_after_s: int) -> ApiError:
+    """429: a rate limit; ``unit`` is requests or tokens, ``limit`` for each minute."""
+    message = f"The limit of {limit:g} {unit} per minute of {what} is reached. Try again in {retry_after_s} s."
+    return ApiError(429, "rate_limit_exceeded", message, type=unit, retry_after_s=retry_after_s)
+
+
+def over_limit(what: str, asked: float, limit: float) -> ApiError:
+    """400: more tokens than a limit ever gives at once, so that trying again would be in vain."""
+    message = (
+        f"The request may use {asked:.0f} tokens (prompt, estimated, and the most of output), more than the {limit:g} "
+        f"per minute of {what} ever allow; lower max_tokens or send less."
+    )
+    return ApiError(400, "request_over_token_limit", message, param="max_tokens")
+
+
+def limits_away() -> ApiError:
+    message = "The store of rate limits can't be reached, and without it nothing is let through."
+    return _unavailable("limits_unavailable", message)
+
+
+def queue_full(model: str, waiting: int, retry_after_s: int) -> ApiError:
+    """429: too many wait already."""
+    message = f"All workers of {model!r} are busy and {waiting} requests wait already. Try again in {retry_after_s} s."
+    return ApiError(429, "queue_full", message, type="rate_limit_error", retry_after_s=retry_after_s)
+
+
+def pushed_out(model: str, retry_after_s: int) -> ApiError:
+    """429: the queue is full and others have a better claim to the place."""
+    message = f"All workers of {model!r} are busy, and the place in the queue went to somebody with a better claim."
+    return ApiError(429, "queue_full", message, type="rate_limit_error", retry_after_s=retry_after_s)
+
+
+def saturated(model: str, seconds: float, position: int, retry_after_s: int) -> ApiError:
+    """429: waited in vain."""
+    message = f"All workers of {model!r} were busy for {seconds:g} s; {position} requests were still ahead."
+    return ApiError(429, "saturated", message, type="rate_limit_error", retry_after_s=retry_after_s)
+
+
+def waking(model: str, seconds: float, progress: str, retry_after_s: int) -> ApiError:
+    """503: the model did not come up in time."""
+    told = f" ({progress})" if progress else ""
+    message = f"The model {model!r} is being started{told} and was not up after {seconds:g} s."
+    return _unavailable("model_waking", message, retry_after_s)
+
+
+def alias_in_form(alias: str, model: str) -> ApiError:
+    message = f"{alias!r} is an alias, which forms can't use; send the model {model!r}."
+    return ApiError(400, "alias_not_supported", message, param="model")
+
+
+def alias_unclear(alias: str) -> ApiError:
+    message = (
+        f'The body names the alias {alias!r} in a way that can\'t be replaced; write "model" once, without escapes.'
+    )
+    return ApiError(400, "alias_not_supported", message, param="model")
+
+
+def no_stream(status: int, message: str) -> ApiError:
+    """For a stream that was begun while it waited, and to which the worker answered otherwise."""
+    return ApiError(status, "worker_refused", message, type="upstream_error")
 
 
 def shutting_down() -> ApiError:
     message = "The router is shutting down."
-    return ApiError(503, "router_shutdown", message, type="service_unavailable_error", retry_after_s=1)
+    return _unavailable("router_shutdown", message)
 
 
 def worker_lost(reason: str) -> ApiError:
@@ -176,5 +276,47 @@ def idle_timeout(seconds: float) -> ApiError:
     return ApiError(504, "idle_timeout", message, type="timeout_error")
 
 
+def no_metrics() -> ApiError:
+    message = "The router's processes do not say what they have counted."
+    return _unavailable("no_metrics", message)
+
+
+def no_such(kind: str, identity: str, param: str) -> ApiError:
+    """404: a file or a batch that there is not, or that is another tenant's."""
+    return ApiError(404, f"{kind.lower()}_not_found", f"No such {kind} object: {identity[:100]}", param=param)
+
+
+def file_too_large(limit_mib: int) -> ApiError:
+    return ApiError(413, "file_too_large", f"The file is longer than {limit_mib} MiB.", param="file")
+
+
+def too_many_files(limit: int) -> ApiError:
+    message = f"There are {limit} files already; delete some first."
+    return ApiError(400, "file_limit_reached", message, param="file")
+
+
+def too_many_uploads(limit: int) -> ApiError:
+    message = f"{limit} uploads are under way already; try again."
+    return _unavailable("router_overloaded", message, 5)
+
+
+def too_many_batches(limit: int) -> ApiError:
+    message = f"{limit} batches are not over yet; try again when one is."
+    return ApiError(429, "batch_limit_reached", message, type="rate_limit_error", retry_after_s=60)
+
+
+def cannot_cancel(identity: str) -> ApiError:
+    return ApiError(409, "batch_not_cancellable", f"The batch {identity} is over, or about to be.", param="batch_id")
+
+
+def no_store(reason: str) -> ApiError:
+    message = f"Files and batches can't be used now: {reason}."
+    return _unavailable("store_unavailable", message, 5)
+
+
 def internal() -> ApiError:
     return ApiError(500, "internal_error", "The router failed; its log says how.", type="server_error")
+
+
+def _unavailable(code: str, message: str, retry_after_s: int = 1) -> ApiError:
+    return ApiError(503, code, message, type="service_unavailable_error", retry_after_s=retry_after_s)

@@ -28,12 +28,14 @@ class State(Enum):
 class Health:
     """One worker's health. ``clock`` gives seconds; ``since``: when ``state`` began; ``reason``: the last failure."""
 
-    __slots__ = ("_clock", "_streak", "reason", "since", "state")
+    __slots__ = ("_clock", "_judged", "_report", "_streak", "reason", "since", "state")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], report: Callable[[str], None] | None = None) -> None:
+        """``report``: another process judges the worker, and is told of what fails here. That counts here too, so
+        that a burst of requests need not wait for the judgement, which then replaces the count."""
+        self._clock, self._report = clock, report
         self._streak = 0
-        self.state = State.UNKNOWN
+        self.state = self._judged = State.UNKNOWN
         self.since = clock()
         self.reason = "not checked yet"
 
@@ -49,12 +51,26 @@ class Health:
         return self._count(State.UP, RISE if self.state is State.DOWN else 1)
 
     def failed(self, reason: str) -> bool:
-        """Report a check that failed, or a connection that did; True when the worker became down by it."""
+        """Report a check that failed, or a connection that did; True when the worker became down by it, and it is
+        this process that says so."""
         self.reason = reason
+        down = False
         if self.state is State.DOWN:
             self._streak = 0
-            return False
-        return self._count(State.DOWN, FALL if self.state is State.UP else 1)
+        else:
+            down = self._count(State.DOWN, FALL if self.state is State.UP else 1)
+        if self._report is None:
+            return down
+        self._report(reason)
+        return False
+
+    def judged(self, state: State, reason: str) -> State:
+        """Take over what another process has decided; returns what that said before, whatever was found here since."""
+        if state is not self.state:
+            self.state, self.since = state, self._clock()
+        self.reason, self._streak = reason, 0
+        before, self._judged = self._judged, state
+        return before
 
     def next_check_s(self, interval_s: float) -> float:
         """Seconds until the next check, given those between checks of a worker in a settled state."""

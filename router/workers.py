@@ -1,146 +1,378 @@
-"""The workers by model, and the count of requests at each.
+"""The workers by model: a set that changes while requests are under way.
+
+Sources say which workers there are (``apply``). A worker that none names any more gets no new requests; when those it
+has are over it is gone, and what watches the set (``Watcher``) lets go of it. One that is named again before that is
+the same worker as before.
 
 Everything here is synchronous and runs in the event loop's thread, so a choice and its count are one step. The count
-goes up when a lease is entered and down when it is left, whichever way; nothing else touches it.
+goes up when a lease is made and down when it ends; nothing else touches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
-from typing import Any, Literal
-from urllib.parse import urlsplit
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final, Protocol
 
 from helios.config import WorkerSettings
-from helios.errors import UsageError
+from helios.errors import NotFound, UsageError
+from helios.names import is_commit
 from router.health import Health, State
+from router.load import Load, LocalLoad
+from router.membership import CONFIGURATION, Spec, by_url, check_url, parse_worker, rank, spec_of, together, touched
+from router.resilience.guard import Guard, admitted
+from router.scheduling.keys import key_of
+from router.worker import Address, Lease, Role, Worker, address_of
 
-Role = Literal["both", "prefill", "decode"]
+__all__ = ["Address", "Lease", "Role", "Watcher", "Worker", "Workers", "address_of", "check_url", "parse_worker"]
+
+log = logging.getLogger("helios.router")
+
+START: Final = 0.1
+"""The part of its share with which a worker starts, as Envoy's slow start has it."""
+FORMER_S: Final = 600.0
+"""So long a model without workers is still known: its clients get 503 and come back, as during a rollout."""
+FORMER_MAX: Final = 1000
+_UP: Final = State.UP
+"""An attribute of an Enum takes longer to get than all the rest of a candidate."""
+
+COMPUTED_S: Final = 1.0
+"""How long a prompt takes, in seconds, where nothing is known of the worker."""
+STREAM: Final = 1
+"""Which of ``Worker.first_byte`` is that of streams."""
 
 
-class Worker:
-    """One vLLM server. A worker that serves several models (``--served-model-name a b``) is one worker."""
+class Watcher(Protocol):
+    """Hears of workers as they come and go, in the event loop's thread, inside the call that changed them."""
 
-    __slots__ = ("cards", "dispatched_at", "health", "in_flight", "models", "role", "url")
+    def joined(self, worker: Worker) -> None:
+        """It gets requests from now on: it is new, or came back before it was gone."""
+        ...
 
-    def __init__(self, url: str, role: Role, health: Health) -> None:
-        self.url, self.role, self.health = url, role, health
-        self.models: list[str] = []
-        self.in_flight = 0
-        """Requests dispatched to it whose answer has not ended."""
-        self.dispatched_at = 0
-        """Number of the last dispatch, counted over all workers."""
-        self.cards: dict[str, dict[str, Any]] = {}
-        """What the worker says of its models: the entries of its ``/v1/models``, by id."""
+    def left(self, worker: Worker) -> None:
+        """It gets no new requests."""
+        ...
 
-    def __repr__(self) -> str:
-        return f"Worker({self.url}, {self.health.state.value}, {self.in_flight} in flight)"
+    def gone(self, worker: Worker) -> None:
+        """Nothing is under way there any more, and nothing will be."""
+        ...
 
 
-class Lease:
-    """A request at a worker: counted while the context lasts."""
+class _Served:
+    """The workers of one name."""
 
-    __slots__ = ("_worker",)
+    __slots__ = ("able", "listed", "workers")
 
-    def __init__(self, worker: Worker, number: int) -> None:
-        self._worker = worker
-        worker.dispatched_at = number
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        self.listed = False
+        """Whether a worker names it; else it is a model's name with the commit that workers run."""
+        self.able: list[Worker] = []
+        """Those that may take a client's request, if they are up."""
 
-    def __enter__(self) -> Worker:
-        self._worker.in_flight += 1
-        return self._worker
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._worker.in_flight -= 1
+    def refresh(self) -> None:
+        self.able = [w for w in self.workers if w.role != "prefill" and not (w.cordoned or w.unready)]
 
 
 class Workers:
-    """The configured workers. Raises UsageError for a configuration under which a model could never answer."""
+    """The set of workers. ``clock`` gives seconds; ``load``, ``guard``, ``health``: make a worker's, given its URL."""
 
-    def __init__(self, settings: Sequence[WorkerSettings], clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(
+        self, settings: Sequence[WorkerSettings], clock: Callable[[], float],
+        load: Callable[[str], Load] | None = None, slow_start_s: float = 0.0, guard: Callable[[str], Guard] = Guard,
+        health: Callable[[str], Health] | None = None, *, pins: bool = False,
+    ) -> None:  # fmt: skip
+        """``settings``: what the configuration says; raises UsageError where it is wrong.
+
+        ``pins``: ``model@commit`` are those workers of a model that say that they run the commit."""
+        self._pins = pins
+        self._guard, self._health = guard, health or (lambda url: Health(clock))
+        self._clock, self._slow_start_s = clock, slow_start_s
+        self._load = load or (lambda url: LocalLoad())
+        self._told: dict[str, dict[int, WorkerSettings]] = {}
+        """What each source said last, by the objects' identities: most of a source's workers are as they were."""
+        self._specs: dict[str, dict[str, Spec]] = {}
+        """What each source says of each URL."""
+        self._problems: dict[tuple[str, str, str], list[str]] = {}
+        """What is wrong, by source, URL and kind."""
+        self._unseen: dict[Lease, float] = {}
+        """When the prompt of an answer that is no stream will have been computed, of those under way."""
         self._by_url: dict[str, Worker] = {}
-        self._by_model: dict[str, list[Worker]] = {}
+        self._draining: dict[str, Worker] = {}
+        self._served: dict[str, _Served] = {}
+        self._former: dict[str, float] = {}
+        self._adapters: set[str] = set()
+        self._starting: dict[Worker, float] = {}
+        self._watchers: list[Watcher] = []
+        self.awaited: Callable[[str], bool] = lambda model: False
+        """Whether requests of a model that has no worker are held, since it is on its way."""
         self._dispatches = 0
-        for one in settings:
-            self._add(one)
-        if not self._by_url:
-            raise UsageError("no worker is configured", hint="Give --worker MODEL=URL, once for each worker.")
-        for model, workers in self._by_model.items():
-            if all(worker.role == "prefill" for worker in workers):
-                raise UsageError(
-                    f"every worker of {model!r} has role=prefill, so none would answer clients",
-                    hint="Give it a worker with role=decode or without a role.",
-                )
+        if settings and (problems := self.apply(CONFIGURATION, settings)):
+            raise UsageError(problems[0])
 
-    def _add(self, settings: WorkerSettings) -> None:
-        url = check_url(settings.url)
-        if not settings.model:
-            raise UsageError(f"the worker {url} has no model name")
+    # --- what sources say ---
+
+    def apply(self, source: str, settings: Sequence[WorkerSettings]) -> list[str]:
+        """Replace what ``source`` says; returns what is wrong with it, in words, which is left out.
+
+        Settings that are the same objects as before cost next to nothing, equal ones a comparison.
+        """
+        before = self._told.get(source)
+        told = {id(one): one for one in settings}
+        known = before or {}
+        moved = [one for number, one in told.items() if number not in known]
+        moved += [one for number, one in known.items() if number not in told]
+        self._told[source] = told
+        if not moved:
+            return self._wrong(source)
+        found, wrong = by_url(told.values(), touched(moved))
+        self._note(source, "", "url", wrong)
+        names: set[str] = set()
+        for url, ones in found.items():
+            if self._tell(source, url, ones):
+                names |= self._settle(url, newcomer=before is not None)
+        self._refresh(names)
+        return self._wrong(source)
+
+    @property
+    def problems(self) -> dict[str, list[str]]:
+        """What is wrong with what each source says, in words; only sources with a problem."""
+        return {source: self._wrong(source) for source in sorted({by for by, _, _ in self._problems})}
+
+    def _wrong(self, source: str) -> list[str]:
+        return [text for (by, _, _), texts in self._problems.items() if by == source for text in texts]
+
+    def _note(self, source: str, url: str, kind: str, problems: list[str]) -> None:
+        known = self._problems.pop((source, url, kind), [])
+        if problems:
+            self._problems[source, url, kind] = problems
+        for text in problems:
+            if text not in known:
+                log.warning("a source of workers is wrong", extra={"source": source, "reason": text})
+
+    def _tell(self, source: str, url: str, settings: Sequence[WorkerSettings]) -> bool:
+        """Note what the source says of the URL; whether that is another thing than before."""
+        spec, problems = spec_of(url, settings)
+        self._note(source, url, "setting", problems)
+        specs = self._specs.setdefault(url, {})
+        before = specs.pop(source, None)
+        if spec is not None:
+            specs[source] = spec
+        else:
+            self._note(source, url, "contradiction", [])
+        if not specs:
+            del self._specs[url]
+        return spec != before
+
+    def _settle(self, url: str, newcomer: bool) -> set[str]:
+        """Bring one worker to what its sources say together; returns the names whose workers changed."""
+        told = sorted(self._specs.get(url, {}).items(), key=lambda item: rank(item[0]))
         worker = self._by_url.get(url)
+        if not told:
+            return set() if worker is None else self._leave(worker)
+        spec, contradictions = together(url, told)
+        for source, _ in told:
+            self._note(source, url, "contradiction", [text for by, text in contradictions if by == source])
+        joined = worker is None
         if worker is None:
-            worker = self._by_url[url] = Worker(url, settings.role, Health(self._clock))
-        if worker.role != settings.role:
-            raise UsageError(f"{url} is configured with two roles: {worker.role} and {settings.role}")
-        if settings.model in worker.models:
-            raise UsageError(f"{settings.model}={url} is configured twice")
-        worker.models.append(settings.model)
-        self._by_model.setdefault(settings.model, []).append(worker)
+            worker = self._draining.pop(url, None)
+            if worker is None:
+                worker = Worker(url, self._health(url), self._load(url), key_of(url), self._guard(url))
+                worker.newcomer = newcomer
+            worker.draining = False
+            self._by_url[url] = worker
+        before = set() if joined else worker.names | worker.pinned
+        if worker.weight != spec.weight:
+            worker.share *= spec.weight / worker.weight
+        worker.role, worker.revision, worker.weight = spec.role, spec.revision, spec.weight
+        worker.kv = spec.kv
+        worker.models, worker.adapters, worker.unready = list(spec.models), spec.adapters, spec.cordoned
+        worker.key_file = spec.key_file
+        pins = self._pins and is_commit(worker.revision)
+        worker.pinned = frozenset(f"{one}@{worker.revision}" for one in worker.models if pins and "@" not in one)
+        after = worker.names | worker.pinned
+        for name in before - after:
+            self._served[name].workers.remove(worker)
+        for name in after - before:
+            self._served.setdefault(name, _Served()).workers.append(worker)
+            self._former.pop(name, None)
+        if joined:
+            for watcher in self._watchers:
+                watcher.joined(worker)
+        return before | after
+
+    def _leave(self, worker: Worker) -> set[str]:
+        names = worker.names | worker.pinned
+        del self._by_url[worker.url]
+        self._draining[worker.url] = worker
+        worker.draining = True
+        for name in names:
+            self._served[name].workers.remove(worker)
+        for watcher in self._watchers:
+            watcher.left(worker)
+        self._ended(worker)
+        return names
+
+    def _over(self, lease: Lease, worker: Worker) -> None:
+        """A lease is."""
+        self._unseen.pop(lease, None)
+        if worker.draining:
+            self._ended(worker)
+
+    def _ended(self, worker: Worker) -> None:
+        """One that drains has one request less."""
+        if worker.leases == 0 and worker.draining:
+            del self._draining[worker.url]
+            worker.draining = False
+            self._starting.pop(worker, None)
+            for watcher in self._watchers:
+                watcher.gone(worker)
+
+    def _refresh(self, names: Iterable[str]) -> None:
+        for name in names:
+            served = self._served[name]
+            served.refresh()
+            served.listed = any(name in worker.names for worker in served.workers)
+            if not served.workers:
+                del self._served[name]
+                self._former[name] = self._clock()
+                if len(self._former) > FORMER_MAX:
+                    del self._former[next(iter(self._former))]
+            if any(name in worker.adapters for worker in served.workers):
+                self._adapters.add(name)
+            else:
+                self._adapters.discard(name)
+
+    # --- who watches ---
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell of the workers there are, then of each change, until ``unwatch``."""
+        self._watchers.append(watcher)
+        for worker in list(self._by_url.values()):
+            watcher.joined(worker)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers.remove(watcher)
+
+    # --- what there is ---
 
     @property
     def all(self) -> Collection[Worker]:
+        """Those that sources name."""
         return self._by_url.values()
 
     @property
+    def draining(self) -> Collection[Worker]:
+        """Those that no source names any more and that still have requests."""
+        return self._draining.values()
+
+    def at(self, url: str) -> Worker | None:
+        """The worker at a URL as ``check_url`` writes it, though it be draining."""
+        return self._by_url.get(url) or self._draining.get(url)
+
+    @property
     def models(self) -> list[str]:
-        """The models' names, sorted."""
-        return sorted(self._by_model)
+        """The names that can be asked for, adapters included, sorted."""
+        return sorted(name for name, served in self._served.items() if served.listed)
 
     def of(self, model: str) -> list[Worker]:
         """Every worker of a model, of any role and state; empty for a model that is not known."""
-        return self._by_model.get(model, [])
+        served = self._served.get(model)
+        return served.workers if served is not None else []
+
+    def own_name(self, model: str) -> str:
+        """What the workers of a model call it: all but that, where it is one with the commit that they run."""
+        served = self._served.get(model)
+        return model if served is None or served.listed else model.partition("@")[0]
+
+    def known(self, model: str) -> bool:
+        """Whether the model has workers, or had some a while ago, or is awaited."""
+        if model in self._served or self.awaited(model):
+            return True
+        since = self._former.get(model)
+        return since is not None and self._clock() - since < FORMER_S
+
+    def adapter(self, name: str) -> str | None:
+        """The name, if it is that of a LoRA adapter."""
+        return name if name in self._adapters else None
+
+    def without_decode(self) -> list[str]:
+        """Models whose every worker has role=prefill: none would answer clients."""
+        return [m for m, served in sorted(self._served.items()) if all(w.role == "prefill" for w in served.workers)]
+
+    # --- choosing ---
 
     def candidates(self, model: str, excluded: Collection[Worker]) -> list[Worker]:
-        """The workers that may take a client's request: those that are up, or, when none is, those not checked yet."""
-        able = [w for w in self.of(model) if w.role != "prefill" and w.health.usable and w not in excluded]
-        up = [worker for worker in able if worker.health.state is State.UP]
-        return up or able
+        """The workers that may take a client's request: those that are up, or, when none is, those not checked yet.
 
-    def lease(self, worker: Worker) -> Lease:
-        """The guard under which a request is sent to the worker; enter it at once."""
+        Of these the ones that nothing is held against, or else the least bad (``router.resilience.guard.admitted``).
+        """
+        served = self._served.get(model)
+        if served is None:
+            return []
+        able = [worker for worker in served.able if worker not in excluded] if excluded else served.able
+        up = [worker for worker in able if worker.health.state is _UP]
+        return admitted(up or [worker for worker in able if worker.health.usable])
+
+    def why_none(self, model: str) -> str:
+        """Why no worker takes a request of the model."""
+        reasons = {_why_not(worker) for worker in self.of(model) if worker.role != "prefill"}
+        return "; ".join(sorted(reasons)) or "it has none now"
+
+    def lease(
+        self, worker: Worker, tokens: int = 0, adapter: str | None = None, prefill: int = 0, *, streamed: bool = True
+    ) -> Lease:
+        """The guard under which a request of about ``tokens`` is sent to the worker. Whoever takes it ends it.
+
+        ``prefill`` of them have to be computed before the first byte of a stream; of an answer that is not
+        ``streamed`` nobody sees when that is, so they count for as long as it takes streams there."""
         self._dispatches += 1
-        return Lease(worker, self._dispatches)
+        lease = Lease(worker, self._dispatches, tokens, adapter, self._over, prefill)
+        if not streamed and prefill:
+            now = self._clock()
+            self._unseen[lease] = now + (worker.first_byte[STREAM].value(now) or COMPUTED_S)
+        return lease
+
+    # --- what an administrator and the clock change ---
+
+    def cordon(self, url: str) -> None:
+        """Give the worker no new requests until ``uncordon``; raises NotFound."""
+        self._set_cordon(url, True)
+
+    def uncordon(self, url: str) -> None:
+        self._set_cordon(url, False)
+
+    def _set_cordon(self, url: str, cordoned: bool) -> None:
+        url = check_url(url)
+        worker = self.at(url)
+        if worker is None:
+            raise NotFound(f"no worker has the URL {url}")
+        worker.cordoned = cordoned
+        if not worker.draining:
+            self._refresh(worker.names | worker.pinned)
+
+    def came_up(self, worker: Worker, was_down: bool) -> None:
+        """A check found it up. One that is new among others, or was down, starts with a part of its share."""
+        if self._slow_start_s > 0 and (was_down or worker.newcomer):
+            self._starting[worker] = self._clock()
+            worker.share = worker.weight * START
+        worker.newcomer = False
+
+    def tick(self, now: float) -> None:
+        """What goes by the clock; to be called several times a second."""
+        for lease in [lease for lease, due in self._unseen.items() if due <= now]:
+            del self._unseen[lease]
+            lease.computed()
+        if not self._starting:
+            return
+        for worker, since in list(self._starting.items()):
+            part = (now - since) / self._slow_start_s
+            worker.share = worker.weight * min(1.0, max(START, part))
+            if part >= 1:
+                del self._starting[worker]
 
 
-def check_url(text: str) -> str:
-    """A worker's base URL without a final slash; raises UsageError."""
-    parts = urlsplit(text)
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise UsageError(f"{text!r} is not a worker's URL", hint="Write http://HOST:PORT.")
-    if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
-        raise UsageError(f"a worker's URL has no query, fragment or credentials: {parts.hostname}:{port}")
-    path = parts.path.rstrip("/")
-    if path == "/v1" or path.endswith("/v1"):
-        raise UsageError(
-            f"{text!r} ends with /v1, which the router adds itself", hint=f"Write {text.rstrip('/')[:-3]}."
-        )
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
-
-
-def parse_worker(text: str) -> WorkerSettings:
-    """Read ``MODEL=URL[,role=prefill|decode|both]`` from the command line; raises UsageError."""
-    model, equals, rest = text.partition("=")
-    url, *options = rest.split(",")
-    if not equals or not model or not url:
-        raise UsageError(f"{text!r} is not a worker", hint="Write MODEL=http://HOST:PORT[,role=prefill|decode].")
-    role: Role = "both"
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "role" or value not in ("both", "prefill", "decode"):
-            raise UsageError(f"{option!r} is not an option of a worker", hint="Known: role=prefill, role=decode.")
-        role = value  # type: ignore[assignment]
-    return WorkerSettings(model=model, url=check_url(url), role=role)
+def _why_not(worker: Worker) -> str:
+    if worker.cordoned:
+        return "cordoned by an administrator"
+    return "not ready yet" if worker.unready else worker.guard.reason or worker.health.reason

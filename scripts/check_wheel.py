@@ -19,8 +19,9 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
+from build_wheel import PIP, build
+
 ROOT = Path(__file__).resolve().parent.parent
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
 
 
 def check_content(wheel: Path, packages: list[str]) -> list[str]:
@@ -74,8 +75,7 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     with tempfile.TemporaryDirectory(prefix="helios-wheel-") as work:
-        subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", work, str(ROOT)], check=True)
-        (wheel,) = Path(work).glob("*.whl")
+        wheel = build(ROOT, Path(work))
         target = Path(work) / "installed"
         subprocess.run([*PIP, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
         problems = check_content(wheel, packages) + check_whole(wheel, packages)

@@ -143,6 +143,8 @@ def missing_packages(extra: str) -> dict[str, str]:
         need["libnuma1"] = "vLLM's CPU build"
     if extra == "dev" and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")) and not shutil.which("postgres"):
         need["postgresql"] = "the registry's tests start a server of their own"
+    if extra == "dev" and not shutil.which("redis-server"):
+        need["redis-server"] = "the tests of limits that routers share start a server of their own"
     if extra == "dev" and not shutil.which("npm"):
         need["npm"] = "to install Azurite, against which the tests run Azure Blob Storage"
     return need

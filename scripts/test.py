@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What `make test` runs after the set-up: lint, types, the wheel, then every test. Exits 0 only when all are clean.
+"""What `make test` runs after the set-up: lint, types, the wheels, then every test. Exits 0 only when all are clean.
 
 pytest comes last, so that its summary ("N passed, …") is the last line. Where /dev/fuse and vLLM are there, a skipped
 test is a failure (HELIOS_REQUIRE_ALL=1; tests/conftest.py). Arguments go to pytest.
@@ -22,9 +22,12 @@ CHECKS = {
     "format": [str(BIN / "ruff"), "format", "--check", "."],
     "types": [str(BIN / "mypy")],
     "wheel": [PYTHON, "scripts/check_wheel.py"],
+    "compiled": [PYTHON, "scripts/compiled_tests.py"],
     "Hub clients": [PYTHON, "scripts/hub_venvs.py"],
 }
-TESTS = [PYTHON, "-m", "pytest", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder", "--durations", "20"]
+WORKERS = "4"
+"""On two cores, too: most tests wait for something most of the time. Several of them start vLLM, so no more."""
+TESTS = [PYTHON, "-m", "pytest", "-n", WORKERS, "--dist", "loadscope", "--no-loadscope-reorder", "--durations", "20"]
 
 
 def why_not_all() -> str | None:

@@ -6,6 +6,10 @@
   one that stays.
 - A record at ERROR or above fails the test unless the fixture ``expected_log_errors`` was given a pattern for it.
 - ``postgres_url``: a fresh database of a real PostgreSQL server, which the tests of a run share.
+- ``databases``: ``databases()`` gives settings of a registry on SQLite; with ``@pytest.mark.both_databases`` the test
+  runs again, and gets those of one with a PostgreSQL database of its own. ``helios`` has such settings already. What a
+  registry answers from its metadata is tested on both; a test of a module that is marked as a whole says by
+  ``@pytest.mark.one_database`` that the database makes no difference to it, or that it is about one of them.
 - ``@pytest.mark.fuse`` and ``@pytest.mark.vllm`` skip where /dev/fuse or vLLM is missing. With HELIOS_REQUIRE_ALL=1 a
   skip is a failure.
 """
@@ -30,9 +34,9 @@ import hypothesis
 import pytest
 
 from helios.home import Home
-from tests.support.postgres import postgres_server, postgres_url
+from tests.support.postgres import Databases, databases, postgres_server, postgres_url
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["databases", "postgres_server", "postgres_url"]
 
 # How long one example takes says nothing on a loaded machine.
 hypothesis.settings.register_profile("helios", deadline=None)
@@ -68,6 +72,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, why in (("fuse", why_no_fuse()), ("vllm", why_no_vllm())):
             if why and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+# --- databases -------------------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that start registries say by a mark whether they do so on both databases."""
+    marked = [metafunc.definition.get_closest_marker(name) is not None for name in ("both_databases", "one_database")]
+    if marked == [True, False]:  # fails where no fixture of the test asks for its database
+        metafunc.parametrize("databases", ["sqlite", "postgres"], indirect=True, scope="module")
+    elif "databases" in metafunc.fixturenames:
+        sqlite = pytest.param("sqlite", id=pytest.HIDDEN_PARAM)
+        metafunc.parametrize("databases", [sqlite], indirect=True, scope="module")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -153,6 +170,8 @@ def _no_real_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("HELIOS_HOME", str(tmp_path_factory.mktemp("no-home") / "unused"))
         patch.setenv("HELIOS_REGISTRY__MIRROR", "off")  # what a test doesn't hold is not looked for on the internet
+        for name in ("CACHE_MIN_FREE", "L2_MIN_FREE"):  # nobody's disk need be empty
+            patch.setenv(f"HELIOS_MOUNT__{name}", "0")
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf-home")))
         patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         yield
@@ -305,8 +324,8 @@ class Helios:
 
 
 @pytest.fixture
-def helios(helios_home: Home) -> Iterator[Helios]:
-    command = Helios({"HELIOS_HOME": str(helios_home.root)})
+def helios(helios_home: Home, databases: Databases) -> Iterator[Helios]:
+    command = Helios({"HELIOS_HOME": str(helios_home.root), **databases()})
     yield command
     command.stop()
 

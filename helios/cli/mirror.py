@@ -1,4 +1,4 @@
-"""``helios mirror``: which upstream refs the registry follows, and letting them move."""
+"""``helios mirror``: which upstream refs the registry follows, letting them move, and letting go of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helios.errors import Conflict, RevisionNotFound
 
 @click.group()
 def mirror() -> None:
-    """Show and approve the upstream refs that the registry follows."""
+    """Show, approve and detach the upstream refs that the registry follows."""
 
 
 @mirror.command()
@@ -73,3 +73,22 @@ def approve(spec: str, commit: str | None, kind: str, urls: tuple[str, ...], as_
         print_json({"repo": repo.id, "ref": ref, "commit": commit})
     else:
         click.echo(commit)
+
+
+@mirror.command()
+@click.argument("spec", metavar="ORG/NAME[@REF]")
+@kind_option
+@registry_option
+@as_json
+def detach(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
+    """Make a ref (default: main) one's own: it follows the upstream no more and can be pushed to.
+
+    Removing it (`helios rm ORG/NAME@REF`) lets the next request follow the upstream again.
+    """
+    repo, ref = parse_spec(spec, kind)
+    with attached(urls) as registry:
+        registry.client().detach(repo, ref)
+    if as_json:
+        print_json({"repo": repo.id, "ref": ref})
+    else:
+        click.echo(f"{repo.id}@{ref} follows the upstream no more.", err=True)

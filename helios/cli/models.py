@@ -44,14 +44,21 @@ def push(directory: Path, spec: str, message: str, kind: str, urls: tuple[str, .
     are followed; .git and .cache/huggingface are left out.
     """
     from helios.publish import publish, scan
+    from heliosfs.store.sending import ByChunks
 
     repo, ref = parse_spec(spec, kind)
     files = scan(directory)
     total = sum(file.size for file in files)
     with attached(urls) as registry, progress_bar(f"push {repo.id}", total) as progress:
         client = registry.client()
-        result = publish(client, directory, repo, ref, message=message, files=files, progress=progress)
+        result = publish(
+            client, directory, repo, ref, message=message, files=files, progress=progress, sender=ByChunks()
+        )
         _tell_kept(client, repo)
+    if sys.stderr.isatty():
+        sent = "" if client.local else f"{size_text(result.sent_bytes)} sent; "
+        new, old = size_text(result.new_bytes), size_text(result.deduplicated_bytes)
+        click.echo(f"helios: {len(files)} files, {size_text(total)}: {sent}{new} new, {old} stored already", err=True)
     if not as_json:
         click.echo(result.commit)
         return
@@ -64,6 +71,7 @@ def push(directory: Path, spec: str, message: str, kind: str, urls: tuple[str, .
             "logical_bytes": result.logical_bytes,
             "new_bytes": result.new_bytes,
             "deduplicated_bytes": result.deduplicated_bytes,
+            "sent_bytes": result.sent_bytes,
             "unchanged": result.unchanged,
         }
     )
@@ -197,23 +205,26 @@ def show(spec: str, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
 @click.command()
 @click.argument("spec", metavar="ORG/NAME[@REF]")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--expect", metavar="COMMIT", help="Remove the ref only if it is there.")
 @kind_option
 @registry_option
 @as_json
-def rm(spec: str, yes: bool, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
+def rm(spec: str, yes: bool, expect: str | None, kind: str, urls: tuple[str, ...], as_json: bool) -> None:
     """Remove a ref, or without @REF a whole model, from the registry.
 
     Content that no model holds any more stays in the store until it is collected.
     """
     repo, ref = parse_spec(spec, kind)
     whole = "@" not in spec
+    if whole and expect is not None:
+        raise UsageError(f"--expect is about a ref: say which one, {repo.id}@REF")
     what = f"{repo.id} with all its refs" if whole else f"{repo.id}@{ref}"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"removing {what} needs --yes when nobody can be asked")
         click.confirm(f"Remove {what}?", abort=True, err=True)
     with attached(urls) as registry:
-        registry.client().delete(repo, None if whole else ref)
+        registry.client().delete(repo, None if whole else ref, expect)
     if as_json:
         print_json({"repo": repo.id, "ref": None if whole else ref, "removed": True})
     else:

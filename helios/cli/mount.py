@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from helios.cli.mounted import mountpoint_argument
 from helios.home import Home
 
 
@@ -19,7 +20,7 @@ def _show(state: Any, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@mountpoint_argument
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, logging to standard error.")
 @click.option("--upgrade", is_flag=True, help="Replace what serves a mount by the installed version; readers go on.")
 @click.option("--registry", "urls", multiple=True, metavar="URL", help="Registry to use; more than one: in order.")
@@ -77,15 +78,15 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@mountpoint_argument
 @click.option("--json", "as_json", is_flag=True, help="Print what was unmounted as JSON.")
 def umount(mountpoint: Path, as_json: bool) -> None:
     """Unmount MOUNTPOINT and wait until its process is gone.
 
     Files that are still open there fail from then on.
     """
-    from helios import mounting
+    from helios import unmounting
 
-    gone = mounting.stop(Home.from_env(os.environ), mountpoint)
+    gone = unmounting.stop(Home.from_env(os.environ), mountpoint)
     if as_json:
         click.echo(json.dumps({"unmounted": str(gone)}))

@@ -13,6 +13,8 @@ from helios.cli.common import parse_spec
 from helios.errors import NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from helios.mounts import MountState
 
 CALL_S = 60.0
@@ -20,10 +22,22 @@ CALL_S = 60.0
 PATIENCE_S = 30.0
 """How long a mount may be silent while what serves it is replaced, in seconds."""
 
+
+def _directories(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+# not click.Path, which looks at what it is given: a mount that nobody serves would not answer
+
+mountpoint_argument = click.argument("mountpoint", type=Path, shell_complete=_directories)
+
 mount_option = click.option(
     "--mount",
     "mountpoint",
-    type=click.Path(path_type=Path),
+    type=Path,
+    shell_complete=_directories,
     metavar="MOUNTPOINT",
     help="The mount whose cache is meant; needed where there are several.",
 )

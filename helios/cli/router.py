@@ -8,17 +8,26 @@ from pathlib import Path
 import click
 
 from helios.cli.common import as_json
+from helios.cli.router_keys import keys
+from helios.cli.router_top import top
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--host", metavar="HOST", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port; 0 takes a free one (default: 8480).")
+@click.option("--processes", type=click.IntRange(0), metavar="N", help="Processes; 0: one for each core (default: 1).")
 @click.option(
     "--worker",
     "workers",
     multiple=True,
-    metavar="MODEL=URL[,role=ROLE]",
-    help="A vLLM server and the model it serves; once for each. ROLE: both (default), prefill or decode.",
+    metavar="MODEL=URL[,KEY=VALUE…]",
+    help="A vLLM server and the model it serves; once for each. KEY: role (both, prefill or decode), revision, weight, "
+    "adapter (a LoRA adapter's name).",
+)
+@click.option(
+    "--policy",
+    metavar="POLICY",
+    help="How a worker is chosen (default: prefix-affinity): a name, or a table in JSON; docs/router.md lists them.",
 )
 @click.option(
     "--config",
@@ -27,20 +36,43 @@ from helios.cli.common import as_json
     help="Configuration file (default: $HELIOS_CONFIG or $HELIOS_HOME/helios.toml); --worker replaces its workers.",
 )
 @as_json
-def router(host: str | None, port: int | None, workers: tuple[str, ...], file: Path | None, as_json: bool) -> int:
+@click.pass_context
+def router(
+    context: click.Context,
+    host: str | None,
+    port: int | None,
+    processes: int | None,
+    workers: tuple[str, ...],
+    policy: str | None,
+    file: Path | None,
+    as_json: bool,
+) -> int | None:
     """Run the router in front of vLLM workers until Ctrl-C or SIGTERM; prints its URL when it is ready."""
+    if context.invoked_subcommand is not None:
+        return None
     import msgspec
 
     from helios import logs
-    from helios.config import load_from_process
+    from helios.config import Config, load_from_process
     from router.daemon import run
+    from router.scheduling.configured import parse_policy
     from router.workers import parse_worker
 
     given = [msgspec.to_builtins(parse_worker(text)) for text in workers] or None
-    config = load_from_process({"router": {"host": host, "port": port, "workers": given}}, file)
+    chosen = None if policy is None else parse_policy(policy)
+    ours = {"host": host, "port": port, "processes": processes, "workers": given, "policy": chosen}
+
+    def load() -> Config:
+        return load_from_process({"router": ours}, file)
+
+    config = load()
     logs.setup(config.log)
 
     def announce(url: str, models: list[str]) -> None:
         click.echo(json.dumps({"url": url, "models": models}) if as_json else url)
 
-    return run(config.router, announce)
+    return run(config, announce, load)
+
+
+router.add_command(top)
+router.add_command(keys)

@@ -10,7 +10,7 @@ from helios.cli.common import parse_spec
 
 
 @click.command()
-@click.argument("spec", metavar="ORG/NAME[@REVISION]")
+@click.argument("spec", required=False, metavar="[ORG/NAME[@REVISION]]")
 @click.option("--host", metavar="HOST", help="Address of the router (default: 127.0.0.1).")
 @click.option(
     "--port",
@@ -21,22 +21,68 @@ from helios.cli.common import parse_spec
 @click.option(
     "--start-timeout", type=click.FloatRange(1), metavar="SECONDS", help="Longest start of vLLM (default: 900)."
 )
+@click.option("--on-demand", is_flag=True, help="Start the registry's models when clients ask for them.")
+@click.option(
+    "--most",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Models at a time (--on-demand).",
+)
+@click.option(
+    "--idle",
+    "idle_s",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="SECONDS",
+    help="Stop a model that nobody has used for so long; 0: never (--on-demand).",
+)
+@click.option(
+    "--fetch",
+    multiple=True,
+    metavar="PATTERN",
+    help="Models, such as org/*, that the registry may fetch from its upstream because a client asks (--on-demand).",
+)
 @click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGUMENTS...]")
 def serve(
-    spec: str, host: str | None, port: int | None, start_timeout: float | None, vllm_arguments: tuple[str, ...]
+    spec: str | None,
+    host: str | None,
+    port: int | None,
+    start_timeout: float | None,
+    on_demand: bool,
+    most: int,
+    idle_s: float,
+    fetch: tuple[str, ...],
+    vllm_arguments: tuple[str, ...],
 ) -> None:
     """Serve a model of the registry with vLLM behind the router, until Ctrl-C.
 
     Mounts the filesystem at $HELIOS_HOME/mnt unless that is done, starts vLLM on the commit that REVISION (default:
     main) names now, and prints the router's URL once the model answers. Arguments after -- go to vLLM.
+
+    With --on-demand no model is named: the URL is printed at once, a request for a model of the registry starts its
+    vLLM and waits for it.
     """
     from helios.config import load_from_process
+    from helios.errors import UsageError
     from helios.home import Home
+    from helios.launch.serve import Wishes, serve_on_demand
     from helios.launch.serve import serve as run
     from helios.launch.serving import START_TIMEOUT_S
     from helios.launch.signals import stopped_by_signals
 
-    repo, revision = parse_spec(spec, "models")
+    start_timeout_s = start_timeout or START_TIMEOUT_S
     config = load_from_process({"router": {"host": host, "port": port}})
+    home = Home.from_env(os.environ)
+    if on_demand:
+        if spec is not None and not spec.startswith("-"):
+            raise UsageError("--on-demand serves what clients ask for", hint=f"Leave {spec} out.")
+        arguments = vllm_arguments if spec is None else (spec, *vllm_arguments)  # it came after --
+        with stopped_by_signals():
+            serve_on_demand(home, config, Wishes(most, idle_s, fetch, arguments, start_timeout_s))
+    if spec is None:
+        raise UsageError("no model is named", hint="Write helios serve ORG/NAME, or helios serve --on-demand.")
+    repo, revision = parse_spec(spec, "models")
     with stopped_by_signals():
-        run(Home.from_env(os.environ), config, repo, revision, vllm_arguments, start_timeout or START_TIMEOUT_S)
+        run(home, config, repo, revision, vllm_arguments, start_timeout_s)

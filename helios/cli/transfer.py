@@ -23,7 +23,7 @@ def replicate(peer: str, patterns: tuple[str, ...], urls: tuple[str, ...], as_js
     """Bring the repositories of the registry that the configuration calls PEER here.
 
     All that the configuration names, or those whose id fits a PATTERN such as 'org/*'. Only chunks that are not here
-    travel. Refs follow, but never over something that was published here. The exit code is 1 where a ref stayed behind.
+    travel. Refs and notices follow, but never over what somebody did here. The exit code is 1 where one stayed behind.
     """
     result: dict[str, object] = {}
     with attached(urls) as registry:
@@ -51,7 +51,7 @@ def bundle() -> None:
 
 @bundle.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.argument("specs", metavar="ORG/NAME[@REVISION]...", nargs=-1, required=True)
+@click.argument("specs", metavar="[ORG/NAME[@REVISION]...]", nargs=-1)
 @click.option(
     "--have",
     multiple=True,
@@ -64,7 +64,10 @@ def bundle() -> None:
 def export(
     file: Path, specs: tuple[str, ...], have: tuple[str, ...], kind: str, urls: tuple[str, ...], as_json: bool
 ) -> None:
-    """Write revisions to FILE, which appears when it is complete."""
+    """Write revisions to FILE, which appears when it is complete.
+
+    Notices on their repositories, and on those of --have, go with them; with --have alone nothing else does.
+    """
     wanted, known = ([f"{repo}@{rev}" for repo, rev in (parse_spec(s, kind) for s in each)] for each in (specs, have))
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -87,11 +90,12 @@ def export(
 @registry_option
 @as_json
 def load(file: Path, urls: tuple[str, ...], as_json: bool) -> None:
-    """Bring the commits of FILE into the registry."""
+    """Bring the commits and notices of FILE into the registry."""
     with attached(urls) as registry:
         done = registry.client().import_bundle(file)
     if as_json:
-        print_json({"commits": done.commits, "logical_bytes": done.logical_bytes, "new_bytes": done.new_bytes})
+        sizes = {"logical_bytes": done.logical_bytes, "new_bytes": done.new_bytes}
+        print_json({"commits": done.commits, **sizes, "notices": done.notices})
         return
     for commit in done.commits:
         click.echo(commit.partition("/")[2])

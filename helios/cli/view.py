@@ -25,7 +25,8 @@ Row = Sequence[RenderableType]
 def mount_view(mount: dict[str, Any], width: int) -> RenderableType:
     """A mount as ``helios status --json`` describes it, for a terminal of this many columns."""
     now = mount["activity"]
-    parts: list[RenderableType] = [Rule(_title(mount), align="left", style="dim")]
+    how = Text(f"  {mount['mode']}: {mount['reason']}", "dim")
+    parts: list[RenderableType] = [Rule(_title(mount), align="left", style="dim"), how]
     if now is None:
         parts.append(Text("  it does not answer" if mount["alive"] else "  its process is gone", style="red"))
         return Group(*parts, Text())
@@ -61,17 +62,19 @@ def _title(mount: dict[str, Any]) -> Text:
 
 def _summary(now: dict[str, Any], pool: dict[str, Any] | None, shadow: dict[str, Any] | None) -> Table:
     grid = Table.grid(padding=(0, 2))
-    reads, opens = now["reads"], now["opens"]
-    grid.add_row(
-        _label("hits"),
-        f"bytes {_percent(reads['total'])} (last minute {_percent(reads['minute'])})",
-        f"opens {_percent(opens['total'])} (last minute {_percent(opens['minute'])})",
-    )
+    opens, native = now["opens"], now["passthrough_opens"]
     oldest = now["oldest_request_s"]
     grid.add_row(
         _label("files"),
-        f"{now['open_files']} open, {now['passthrough_opens']:.0f} opened natively",
+        f"{now['open_files']} open",
+        f"{_percent(opens['total'])} of opens found here (last minute {_percent(opens['minute'])})",
         Text(f"oldest request {oldest:.1f} s", "red" if oldest > 10 else ""),
+    )
+    grid.add_row(
+        _label("reads"),
+        _read(now["reads"]["total"]),
+        f"last minute: {_read(now['reads']['minute'])}",
+        f"not counted: {native:.0f} files opened natively" if native else "",
     )
     grid.add_row(
         _label("fetching"),
@@ -245,6 +248,12 @@ def _name(model: dict[str, Any]) -> Text:
 
 def _short(repo: str) -> str:
     return repo.removeprefix("models/")
+
+
+def _read(counts: dict[str, int]) -> str:
+    """Bytes that the mount's process handed over."""
+    remote = counts.get("remote", 0)
+    return f"{size_text(sum(counts.values()) - remote)} from here, {size_text(remote)} from sources"
 
 
 def _percent(shares: dict[str, Any]) -> str:

@@ -14,18 +14,22 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable, from_code
 from helios.http.response import Answer, Deadline, Response, Watch
+from helios.tokens import Token, no_token
 
 Body = bytes | BinaryIO | None
 
 BLOCK = 1 << 18
 """Bytes of a file that are read and sent at a time."""
+
+MAX_ANSWER = 256 << 20
+"""Longest answer that is read whole unless its reader says otherwise, in bytes."""
 
 CONNECT_S = 5.0
 """A connection that is not there after so many seconds will hardly come."""
@@ -48,8 +52,22 @@ class _UnixConnection(http.client.HTTPConnection):
 class HttpClient:
     """Requests to one server: ``http://host:port[/prefix]`` or ``unix:/path/to/socket``."""
 
-    def __init__(self, base: str, *, timeout_s: float = 30.0, max_idle: int = 16, proxy: str | None = None) -> None:
-        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute targets."""
+    def __init__(
+        self,
+        base: str,
+        *,
+        timeout_s: float = 30.0,
+        max_idle: int = 16,
+        proxy: str | None = None,
+        token: Token = no_token,
+        admits: Callable[[str], bool] | None = None,
+    ) -> None:
+        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute targets.
+
+        ``token`` gives what every request is authorised with. ``admits`` tells of the address that a connection leads
+        to whether it may (helios/http/places.py); else nothing is sent, and the request fails with Unavailable.
+        """
+        self._token, self._admits = token, admits
         self.base, self.timeout_s, self._max_idle = base, timeout_s, max_idle
         self._lock = threading.Lock()
         self._idle: list[tuple[http.client.HTTPConnection, float]] = []
@@ -83,7 +101,7 @@ class HttpClient:
         """
         target = self._prefix + path + (f"?{urlencode(params)}" if params else "")
         deadline = Deadline.after(timeout_s or self.timeout_s)
-        asked = _Request(self, method, target, dict(headers or {}), body, deadline, watch or Watch())
+        asked = _Request(self, method, target, self._headers(headers or {}), body, deadline, watch or Watch())
         return asked.answer()
 
     def ranges(self, path: str, spans: Sequence[range], *, timeout_s: float, watch: Watch) -> list[Response]:
@@ -96,7 +114,7 @@ class HttpClient:
         with contextlib.ExitStack() as undo:
             asked = []
             for span in spans:
-                headers = {"range": f"bytes={span.start}-{span.stop - 1}"}
+                headers = self._headers({"range": f"bytes={span.start}-{span.stop - 1}"})
                 request = _Request(self, "GET", self._prefix + path, headers, None, deadline, watch)
                 undo.callback(request.drop)
                 asked.append(request)
@@ -105,6 +123,13 @@ class HttpClient:
                 out.append(request.answer())
             undo.pop_all()
         return out
+
+    def _may_lead(self, sock: socket.socket) -> bool:
+        return self._admits is None or self._admits(sock.getpeername()[0])
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        token = self._token()
+        return {**headers} if token is None else {"authorization": f"Bearer {token}", **headers}
 
     def warm(self, count: int) -> None:
         """Open connections until so many are idle, all at once; where that fails requests will find out why."""
@@ -144,7 +169,7 @@ class HttpClient:
             own.close()
             raise
         connection.sock = own
-        self._give(connection, True)
+        self._give(connection, self._may_lead(own))
 
     def json(
         self,
@@ -166,7 +191,7 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         timeout_s: float | None = None,
-        limit: int | None = None,
+        limit: int = MAX_ANSWER,
     ) -> bytes:
         """Like ``json``, returning the answer's bytes; more than ``limit`` raise IntegrityError."""
         data = None if body is None else json.dumps(body).encode()
@@ -238,21 +263,31 @@ class _Request:
         self._body, self._deadline, self._watch = body, deadline, watch
         self._connection: http.client.HTTPConnection | None = None
         self._sock: socket.socket | None = None
-        self._reused = False
+        self._reused = self._cut = False
 
     def send(self) -> None:
         """Raises like ``HttpClient.request``."""
         while self._connection is None:
             connection, self._reused = self._client._take(self._deadline, fresh=self._method == "POST")
-            self._connection = connection
+            self._connection, self._cut = connection, False
             with self._failing():
                 if connection.sock is None:
-                    connection.connect()
+                    self._connect(connection)
                 self._sock = connection.sock
                 self._watch.enter(self._sock)
                 self._sock.settimeout(self._deadline.left())
                 connection.response_class = partial(Answer, self._deadline)  # type: ignore[assignment]
-                connection.request(self._method, self._target, body=self._body, headers=self._headers)
+                try:
+                    connection.request(self._method, self._target, body=self._body, headers=self._headers)
+                except (BrokenPipeError, ConnectionResetError):
+                    # Who refuses a body answers before all of it was sent, and closes: the answer says why.
+                    self._cut = True
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        connection.connect()
+        if not self._client._may_lead(connection.sock):
+            connection.close()
+            raise Unavailable(f"{self._client.base} is no place that a registry may send anybody to")
 
     def answer(self) -> Response:
         """The answer, once its head is here. Raises like ``HttpClient.request``."""
@@ -277,7 +312,7 @@ class _Request:
             self._watch.leave(self._sock)
             self._sock = None
         if connection is not None:
-            self._client._give(connection, ok)
+            self._client._give(connection, ok and not self._cut)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

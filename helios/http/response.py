@@ -25,6 +25,10 @@ FAST: Final = 10e6
 """It comes fast at so many bytes a second: then nobody sees the difference."""
 
 
+MAX_LINE: Final = 16 << 20
+"""Longest line of a streamed answer, in bytes."""
+
+
 @dataclass(slots=True)
 class Deadline:
     """A point in monotonic time."""
@@ -165,9 +169,11 @@ class Response:
         return bytes(body)
 
     def lines(self) -> Iterator[bytes]:
-        """Lines of a streamed body as they come."""
+        """Lines of a streamed body as they come. Raises IntegrityError for one that is too long."""
         while True:
-            line = self._guard(self._raw.readline)
+            line = self._guard(partial(self._raw.readline, MAX_LINE + 1))
+            if len(line) > MAX_LINE:
+                raise IntegrityError(f"a line of the answer has more than {MAX_LINE} bytes")
             if not line:
                 return
             yield line.rstrip(b"\n")

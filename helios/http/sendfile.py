@@ -106,7 +106,8 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: int) -> bool:
     ready = asyncio.Event()
     loop.add_writer(sock, ready.set)
     try:
-        await asyncio.wait_for(ready.wait(), STALL_S)
+        async with asyncio.timeout(STALL_S):
+            await ready.wait()
     except TimeoutError:
         return False
     finally:

@@ -1,8 +1,6 @@
-"""Serve a Starlette application with uvicorn: the seam where protocol classes of ours go in.
+"""Serve a Starlette application with uvicorn: the seam where protocols of ours go in (``make_config(http=…)``).
 
-``Protocol`` is uvicorn's httptools protocol with two additions: the ASGI extension ``helios.sendfile``, through which a
-response body leaves with sendfile(2), and ``helios.peer``, which says who is at the other end of a unix socket. The
-router's relay takes the same place (``make_server(http=…)``).
+Files leave with sendfile(2), where the connection's protocol can do that (``helios.http.protocol``).
 """
 
 from __future__ import annotations
@@ -13,32 +11,25 @@ import logging
 import os
 import signal
 import socket
-import struct
+import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from helios.errors import HeliosError, Unavailable
-from helios.http.sendfile import STALL_S, BodyPart, FileEnded, Move, drive, file_move
+from helios.http.protocol import SENDFILE, Protocol
+from helios.http.sendfile import BodyPart, file_move
 
 log = logging.getLogger("helios.http")
 
-SENDFILE = "helios.sendfile"
-PEER = "helios.peer"
-
 SENDERS = 8
 """Threads that send files; each serves any number of clients in turns."""
-
-
-_PEERCRED = struct.Struct("3i")
-"""struct ucred: pid, uid, gid of the process that connected (unix(7), SO_PEERCRED)."""
 
 
 class ServerConfig(uvicorn.Config):
@@ -53,59 +44,6 @@ class ServerConfig(uvicorn.Config):
         """End the threads; nobody is being sent anything by now."""
         if "senders" in vars(self):
             self.senders.shutdown(wait=False)
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol plus the extensions ``helios.sendfile`` and, on a unix socket, ``helios.peer``."""
-
-    config: ServerConfig
-    peer: dict[str, int] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family == socket.AF_UNIX:
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-            pid, uid, gid = _PEERCRED.unpack(credentials)
-            self.peer = {"pid": pid, "uid": uid, "gid": gid}
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        async def send(move: Move, count: int) -> int:
-            """Send ``count`` bytes with ``move`` as the rest of the body (Content-Length is sent).
-
-            Returns how many were sent: fewer when the client has left or took nothing for too long.
-            """
-            sent = 0
-            self.transport.set_write_buffer_limits(0)  # the head must have left: what follows goes past the transport
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.flow.drain(), STALL_S)
-            if not (self.flow.write_paused or cycle.disconnected or self.transport.is_closing()):
-                # A descriptor of our own: the transport may close its one while a thread is at work.
-                sock = os.dup(self.transport.get_extra_info("socket").fileno())
-                try:
-                    sent = await drive(self.config.senders, sock, move, count)
-                except FileEnded:
-                    abort()
-                    raise
-                finally:
-                    os.close(sock)
-            self.transport.set_write_buffer_limits()
-            cycle.expected_content_length -= sent
-            if sent < count:
-                abort()
-            return sent
-
-        def abort() -> None:
-            """Break the connection, so that the client sees that the body it has got is not whole."""
-            cycle.disconnected = True
-            self.transport.abort()
-
-        extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
-        if self.scheme == "http":
-            extensions[SENDFILE] = {"send": send, "abort": abort}
-        if self.peer is not None:
-            extensions[PEER] = self.peer
-        super()._start_asgi_task(cycle, app)
 
 
 class FileRangeResponse:
@@ -249,10 +187,10 @@ def listen_unix(path: Path) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket, host: str) -> str:
-    """The http URL of a listening TCP socket."""
+def url_of(sock: socket.socket, host: str, scheme: str = "http") -> str:
+    """The URL of a listening TCP socket."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{sock.getsockname()[1]}"
+    return f"{scheme}://{shown}:{sock.getsockname()[1]}"
 
 
 class Server(uvicorn.Server):
@@ -300,23 +238,23 @@ class Server(uvicorn.Server):
             self._on_stop()
 
 
-def make_server(
+def make_config(
     app: ASGIApp,
     *,
-    http: type[asyncio.Protocol] = Protocol,
+    http: Callable[..., asyncio.Protocol] = Protocol,
     loop: Literal["asyncio", "uvloop"] = "asyncio",
     grace_s: int = 10,
     date_header: bool = True,
-    on_stop: Callable[[], None] | None = None,
-) -> Server:
-    """A server for ``app``; run it with ``await server.serve(sockets=[…])``.
+    tls: ssl.SSLContext | None = None,
+) -> ServerConfig:
+    """What a server for ``app`` goes by.
 
     sendfile needs ``loop="asyncio"``: uvloop has none. At shutdown requests in flight get ``grace_s`` seconds. A relay
-    passes on the ``Date`` of the answer it relays and takes ``date_header=False``.
+    passes on the ``Date`` of the answer it relays and takes ``date_header=False``. ``tls``: clients speak TLS.
     """
-    config = ServerConfig(
+    return ServerConfig(
         app,
-        http=http,
+        http=cast(Any, http),  # uvicorn's type says a class; it only calls it
         loop=loop,
         ws="none",
         proxy_headers=False,
@@ -327,5 +265,10 @@ def make_server(
         date_header=date_header,
         timeout_graceful_shutdown=grace_s,
         timeout_keep_alive=75,
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
-    return Server(config, on_stop)
+
+
+def make_server(app: ASGIApp, *, grace_s: int = 10) -> Server:
+    """A server for ``app``; run it with ``await server.serve(sockets=[…])``."""
+    return Server(make_config(app, grace_s=grace_s))

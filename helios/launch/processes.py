@@ -145,6 +145,14 @@ class Children:
         while self._children:
             self._children.pop().stop()
 
+    def stop(self, child: Child) -> None:
+        """End one before the others; nothing for one that somebody has ended, or is about to."""
+        try:
+            self._children.remove(child)
+        except ValueError:
+            return
+        child.stop()
+
     def start(
         self,
         name: str,

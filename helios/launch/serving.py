@@ -7,7 +7,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,27 +148,33 @@ class Serving(contextlib.ExitStack):
             info = ModelInfo.read(path)
             device = vllm.find_device()
             with vllm.reserved_port() as port:
-                worker = vllm.start(self._owned(), path, repo.id, port=port, device=device, info=info, extra=extra)
+                worker = vllm.start(self.children, path, repo.id, port=port, device=device, info=info, extra=extra)
                 self._watched.append(worker.child)
                 worker.wait_ready(timeout_s, stage.doing)
             stage.done(f"{info.architecture} on {device}, {worker.url}")
         return worker, info
 
-    def start_router(self, host: str, port: int, worker: vllm.Vllm) -> Router:
-        """Start the router in front of a worker and wait until it answers."""
+    def start_router(
+        self, host: str, port: int, worker: vllm.Vllm | None = None, env: Mapping[str, str] | None = None
+    ) -> Router:
+        """Start the router, in front of a worker if there is one, and wait until it answers.
+
+        ``env``: settings of its own."""
         with self.progress.stage("Router") as stage:
             stage.doing("starting")
             command = [sys.executable, "-P", "-m", "helios", "router", "--host", host, "--port", str(port)]
-            command += ["--worker", f"{worker.model}={worker.url}"]
-            child = self._owned().start("router", command)
+            if worker is not None:
+                command += ["--worker", f"{worker.model}={worker.url}"]
+            child = self.children.start("router", command, env=env)
             self._watched.append(child)
             url = wait_for_router(child)
             stage.done(url)
         return Router(child, url)
 
-    def watch(self) -> NoReturn:
-        """Stay until something ends that should not; raises Unavailable naming it."""
+    def watch(self, step: Callable[[], None] = lambda: None) -> NoReturn:
+        """Stay until something ends that should not; raises Unavailable naming it. ``step`` is called all the time."""
         while True:
+            step()
             for child in self._watched:
                 if (status := child.poll()) is not None:
                     raise Unavailable(
@@ -176,7 +182,9 @@ class Serving(contextlib.ExitStack):
                     )
             time.sleep(WATCH_S)
 
-    def _owned(self) -> Children:
+    @property
+    def children(self) -> Children:
+        """What this owns, made when it is needed first."""
         if self._children is None:
             self._children = self.enter_context(Children(self.home))
         return self._children

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from helios import mounting
+from helios import mounting, unmounting
 from helios.errors import Conflict, DeadlineExceeded
 from helios.home import Home
 from helios.mounts import MountState, canonical, state_of
@@ -83,7 +83,7 @@ def _unmount_if_ours(home: Home) -> None:
     except (FileNotFoundError, msgspec.DecodeError):
         return  # a user mounted it: it stays
     if state is not None and _Mounted(state.mountpoint, state.since) == ours:
-        mounting.stop(home, mountpoint(home))
+        unmounting.stop(home, mountpoint(home))
     _record(home).unlink(missing_ok=True)
 
 

@@ -48,6 +48,8 @@ def obtain(model: str | None, name: RepoId | None, home: Home, client: RegistryC
     """
     if model is not None and not is_directory(model):
         return _from_hub(model, client, progress)
+    from heliosfs.store.sending import ByChunks
+
     with progress.stage("Model") as stage:
         if model is None:
             stage.doing("a tiny Llama: random weights, a tokenizer of its own, a chat template")
@@ -66,7 +68,9 @@ def obtain(model: str | None, name: RepoId | None, home: Home, client: RegistryC
         def show(done: int) -> None:
             stage.figure(f"{size_text(done)} of {size_text(total)}")
 
-        pushed = publish(client, directory, repo, "main", message="helios quickstart", files=files, progress=show)
+        pushed = publish(
+            client, directory, repo, "main", message="helios quickstart", files=files, progress=show, sender=ByChunks()
+        )
         new, old = pushed.new_bytes, pushed.deduplicated_bytes
         stored = f"{size_text(new)} new, {size_text(old)} deduplicated"
         stage.done(f"{repo.id}@{pushed.commit[:12]}: {stored}")

@@ -151,16 +151,19 @@ def start(
     path: Path,
     model: str,
     *,
+    also: Sequence[str] = (),
     port: int,
     device: Device,
     info: ModelInfo,
     extra: Sequence[str] = (),
     log_name: str = "vllm",
 ) -> Vllm:
-    """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours."""
+    """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours.
+
+    ``also``: other names for it."""
     require_vllm()
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
-    command += ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port)]
     command += [*arguments(info, device, available_memory()), *extra]
     cache = children.home.root / "vllm"  # what a second start reuses
     env = {

@@ -18,6 +18,7 @@ from helios.errors import Unavailable
 from helios.home import Home
 from helios.metrics import MountMetrics
 from helios.names import split_spec
+from helios.tokens import no_token, token_of
 from heliosfs.blobs import BlobRef, BlobStore, open_store
 from heliosfs.catalog import Catalog
 from heliosfs.client.buffers import Descriptor
@@ -110,13 +111,14 @@ def assemble(plan: Plan, stack: ExitStack) -> Parts:
         urls, revive, beside = [registry.base], registry.ensure, registry.store
         shown = tuple(registry.urls)
     settings = plan.config.mount
+    token = token_of(plan.config.registry.token_file) if revive is None else no_token
 
     def open_in(root: Path, l2: Path | None) -> BlobStore:
-        return open_store(root, urls, settings, MountMetrics(), revive, beside, l2)
+        return open_store(root, urls, settings, MountMetrics(), revive, beside, l2, token)
 
     cache = choose(plan.home, plan.configured_cache, plan.configured_l2, plan.cache, open_in)
     stack.enter_context(closing(cache.store))
-    metadata = stack.enter_context(closing(MetadataClient(urls, revive)))
+    metadata = stack.enter_context(closing(MetadataClient(urls, revive, token)))
     records = stack.enter_context(closing(Records(cache.root / "catalog.db")))
     patience_s = 2 * settings.request_deadline_s * (len(urls) + 1) + 10
     return Parts(shown, cache, Catalog(metadata, records), patience_s)

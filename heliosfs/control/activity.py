@@ -77,8 +77,8 @@ class Activity:
             "registry_answers": self._catalog.answering,
             "models": await self._models(),
             "tiers": [await trio.to_thread.run_sync(_tier, tier) for tier in self._store.room.all()],
-            "reads": self._ratio(self._metrics.read_bytes, "read"),
-            "opens": self._ratio(self._metrics.opens, "open"),
+            "reads": self._counts(self._metrics.read_bytes, "read"),
+            "opens": self._ratios(self._metrics.opens, "open"),
             "passthrough_opens": sum(_values(self._metrics.passthrough_opens).values()),
             "fills": self._fills(),
             "queued": usage.queued,
@@ -101,11 +101,19 @@ class Activity:
         found |= {f"source {name}": value for name, value in _values(metrics.fetched_bytes).items()}
         return found | {f"fill {want.sha256}": float(local) for want, local in self._store.fills()}
 
-    def _ratio(self, counter: Counter, what: str) -> dict[str, Any]:
-        """What a counter says by tier: in all, and in the last minute, each with the share that needed no source."""
+    def _counts(self, counter: Counter, what: str) -> dict[str, dict[str, int]]:
+        """What a counter says by tier: in all, and in the last minute."""
         values = _values(counter)
         lately = {tier: self._rates.grown(f"{what} {tier}") for tier in values}
-        return {"total": _shares(values), "minute": _shares(lately)}
+        return {
+            name: {tier: int(n) for tier, n in each.items()} for name, each in (("total", values), ("minute", lately))
+        }
+
+    def _ratios(self, counter: Counter, what: str) -> dict[str, dict[str, Any]]:
+        """The same, each with the share that needed no source. Not for bytes: the kernel reads most of what is here
+        itself, so of those that are counted few are."""
+        counts = self._counts(counter, what)
+        return {name: each | {"hit_ratio": _hit_ratio(each)} for name, each in counts.items()}
 
     def _fills(self) -> list[dict[str, Any]]:
         out = []
@@ -219,13 +227,10 @@ def _tier(tier: Tier) -> dict[str, Any]:
     }
 
 
-def _shares(values: dict[str, float]) -> dict[str, Any]:
-    """The numbers, and the share of those that needed no source; None where there are none."""
+def _hit_ratio(values: dict[str, int]) -> float | None:
+    """The share that needed no source; None where there are none."""
     total = sum(values.values())
-    local = sum(value for tier, value in values.items() if tier in LOCAL)
-    return {tier: int(value) for tier, value in values.items()} | {
-        "hit_ratio": round(local / total, 4) if total else None
-    }
+    return round(sum(values.get(tier, 0) for tier in LOCAL) / total, 4) if total else None
 
 
 def _labelled(metric: Counter | Gauge) -> list[tuple[dict[str, str], float]]:

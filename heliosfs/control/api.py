@@ -12,6 +12,7 @@ from heliosfs.care import Care
 from heliosfs.control.activity import Activity
 from heliosfs.control.drain import Drain
 from heliosfs.control.jobs import Job, Jobs, Work
+from heliosfs.control.remembered import Remembered
 from heliosfs.control.verify import VerifyWork
 from heliosfs.control.warm import WarmWork
 from heliosfs.routing import Page, Request, Route, json_page
@@ -37,15 +38,18 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revision: str | None = None
 
 
-def routes(store: BlobStore, care: Care, jobs: Jobs, drain: Drain, activity: Activity, source: Source) -> list[Route]:
+def routes(
+    store: BlobStore, care: Care, jobs: Jobs, drain: Drain, remembered: Remembered, activity: Activity, source: Source
+) -> list[Route]:
     """``source`` is where revisions are looked up."""
 
     def shown(job: Job) -> dict[str, Any]:
         return job.document(jobs.now())
 
-    def started(work: Work) -> Page:
+    async def started(work: Work) -> Page:
         known = {job.id for job in jobs.all()}
         job = jobs.start(work)
+        await remembered.save()
         return json_page(shown(job), 200 if job.id in known else 201)
 
     async def warm(request: Request) -> Page:
@@ -53,21 +57,23 @@ def routes(store: BlobStore, care: Care, jobs: Jobs, drain: Drain, activity: Act
         if len(wanted.patterns) > MAX_PATTERNS:
             raise InvalidInput(f"{len(wanted.patterns)} patterns are more than {MAX_PATTERNS}")
         snapshot = await find(wanted.repository(), wanted.revision, source)
-        return started(WarmWork(store, snapshot, wanted.revision, wanted.patterns))
+        return await started(WarmWork(store, snapshot, wanted.revision, wanted.patterns))
 
     async def verify(request: Request) -> Page:
         wanted = request.json(Verify)
         if wanted == Verify():
-            return started(VerifyWork(store, care, None))
+            return await started(VerifyWork(store, care, None))
         named = Named(wanted.repo, wanted.model, wanted.revision or "main")
         snapshot = await find(named.repository(), named.revision, source)
-        return started(VerifyWork(store, care, snapshot))
+        return await started(VerifyWork(store, care, snapshot))
 
     async def drained(request: Request) -> Page:
         if request.method == "POST":
             await drain.begin()
         elif request.method == "DELETE":
             drain.undo()
+        if request.method != "GET":
+            await remembered.save()
         return json_page(drain.document())
 
     async def now(request: Request) -> Page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -16,12 +17,14 @@ from heliosfs.catalog import Catalog
 from heliosfs.control import api
 from heliosfs.control.activity import Activity
 from heliosfs.control.drain import Drain
-from heliosfs.control.jobs import Jobs
-from heliosfs.control.warm import wants_of
+from heliosfs.control.jobs import Jobs, Wish, Work
+from heliosfs.control.remembered import Remembered
+from heliosfs.control.verify import VerifyWork
+from heliosfs.control.warm import WarmWork, wants_of
 from heliosfs.routing import Route
 from heliosfs.scrub import Scrubber
 from heliosfs.tree.source import Source
-from heliosfs.volumes.service import Volumes
+from heliosfs.volumes.service import Volumes, find
 
 log = logging.getLogger("heliosfs.control")
 
@@ -35,13 +38,23 @@ class Control:
     jobs: Jobs
     scrubber: Scrubber
     drain: Drain
+    remembered: Remembered
     activity: Activity
 
     @classmethod
     def of(
-        cls, store: BlobStore, catalog: Catalog, volumes: Volumes, scrub_mb_s: float, metrics: MountMetrics
+        cls,
+        store: BlobStore,
+        catalog: Catalog,
+        volumes: Volumes,
+        scrub_mb_s: float,
+        metrics: MountMetrics,
+        memory: tuple[Path | None, int],
     ) -> Control:
-        """Raises UsageError for a rate that is none."""
+        """``memory``: what is asked for is remembered there, for the mount made then (ns; see Remembered).
+
+        Raises UsageError for a rate that is none.
+        """
         if not 0 <= scrub_mb_s < float("inf"):
             raise UsageError(f"mount.scrub_mb_s is {scrub_mb_s:g}", hint="0 for no scrubbing, or megabytes a second.")
 
@@ -52,22 +65,32 @@ class Control:
         jobs = Jobs()
         scrubber = Scrubber(store, care, scrub_mb_s * 1e6, metrics)
         drain = Drain(store, jobs, scrubber)
+
+        async def make(wish: Wish) -> Work:
+            if wish.repo is None or wish.commit is None:
+                return VerifyWork(store, care, None)
+            snapshot = await find(RepoId.from_canonical(wish.repo), wish.commit, catalog)
+            if wish.kind == VerifyWork.kind:
+                return VerifyWork(store, care, snapshot)
+            return WarmWork(store, snapshot, wish.revision, wish.patterns)
+
+        remembered = Remembered(*memory, jobs, drain, make)
         metrics.quarantined.set_function(lambda: sum(tier.files.quarantine.usage()[0] for tier in store.tiers))
-        return cls(
-            store, care, jobs, scrubber, drain, Activity(store, catalog, volumes, jobs, scrubber, drain, metrics)
-        )
+        activity = Activity(store, catalog, volumes, jobs, scrubber, drain, metrics)
+        return cls(store, care, jobs, scrubber, drain, remembered, activity)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.jobs.run)
+            await nursery.start(self.remembered.run)
             nursery.start_soon(self.scrubber.run)
             nursery.start_soon(self.activity.run)
             task_status.started()
 
     def routes(self, source: Source) -> list[Route]:
         """What is served on the control socket; ``source`` is where revisions are looked up."""
-        return api.routes(self.store, self.care, self.jobs, self.drain, self.activity, source)
+        return api.routes(self.store, self.care, self.jobs, self.drain, self.remembered, self.activity, source)
 
 
 async def _fetch_pinned(store: BlobStore, catalog: Catalog, sha256: str) -> None:

@@ -10,7 +10,7 @@ from heliosfs.scrub import Scrubber
 
 
 class Drain:
-    """Whether the mount drains. It is not remembered: what serves the mount next, after an upgrade, does not."""
+    """Whether the mount drains; what serves it next drains, too (remembered.py)."""
 
     def __init__(self, store: BlobStore, jobs: Jobs, scrubber: Scrubber) -> None:
         self._store, self._jobs, self._scrubber = store, jobs, scrubber

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
 import trio
 
 from helios.errors import Conflict, HeliosError, NotFound, Unavailable
@@ -31,12 +32,26 @@ MAX_ENDED: Final = 64
 ACTIVE: Final = frozenset({"waiting", "running"})
 
 
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What somebody asked for: a job of this kind, of a commit (of everything: None) that was named ``revision``."""
+
+    kind: str
+    repo: str | None = None
+    commit: str | None = None
+    revision: str = ""
+    patterns: tuple[str, ...] = ()
+
+
 class Work(Protocol):
     """What a job does."""
 
     @property
     def kind(self) -> str:
         """``warm`` or ``verify``."""
+
+    @property
+    def wish(self) -> Wish:
+        """The same, for the process that serves the mount next."""
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -67,6 +82,11 @@ class Job:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     over: trio.Event = field(default_factory=trio.Event)
 
+    @property
+    def active(self) -> bool:
+        """Whether it runs or waits."""
+        return self.state in ACTIVE
+
     def document(self, now: float) -> dict[str, Any]:
         """What the control API says of it."""
         began = self.began if self.began is not None else now
@@ -86,6 +106,8 @@ class Jobs:
         self._running: Counter[str] = Counter()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
+        self.changed = trio.Event()
+        """Set when a job is over; whoever waits for it puts another one here."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do what is asked for, until cancelled."""
@@ -104,7 +126,7 @@ class Jobs:
         """
         name = identity(work)
         job = self._jobs.get(name)
-        if job is not None and job.state in ACTIVE:
+        if job is not None and job.active:
             return job
         if self._closed:
             raise Conflict("the mount is being drained and takes no new work", hint="`helios drain --undo` ends that.")
@@ -143,7 +165,7 @@ class Jobs:
     @property
     def active(self) -> int:
         """Jobs that run or wait."""
-        return sum(job.state in ACTIVE for job in self._jobs.values())
+        return sum(job.active for job in self._jobs.values())
 
     async def close(self) -> None:
         """End all jobs and take no new ones, until ``reopen``."""
@@ -181,7 +203,8 @@ class Jobs:
     def _over(self, job: Job, state: str) -> None:
         job.state, job.ended = state, self._clock()
         job.over.set()
-        over = [name for name, other in self._jobs.items() if other.state not in ACTIVE]
+        self.changed.set()
+        over = [name for name, other in self._jobs.items() if not other.active]
         for name in over[: max(0, len(over) - MAX_ENDED)]:
             del self._jobs[name]
         about = {"kind": job.work.kind, "job": job.id, "state": state, **job.work.about}

@@ -9,6 +9,7 @@ import trio
 
 from heliosfs.blobs import BlobStore
 from heliosfs.care import Care
+from heliosfs.control.jobs import Wish
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.warming import each
 
@@ -32,6 +33,10 @@ class VerifyWork:
         self._blobs = self._blobs_done = self._local = self._bytes = self._bytes_done = 0
         self._blob = ""
         self._bad: list[dict[str, Any]] = []
+
+    @property
+    def wish(self) -> Wish:
+        return Wish("verify", *(() if self._snapshot is None else (str(self._snapshot.repo), self._snapshot.commit)))
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ import trio
 
 from helios.errors import EntryNotFound, HeliosError, NoSpace, Unavailable
 from heliosfs.blobs import BlobRef, BlobStore
+from heliosfs.control.jobs import Wish
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.warming import Note, Tally, in_loading_order, select, warm
 
@@ -53,6 +54,11 @@ class WarmWork:
         self._no_room: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._found = 0
+
+    @property
+    def wish(self) -> Wish:
+        snapshot = self._snapshot
+        return Wish("warm", str(snapshot.repo), snapshot.commit, self._revision, tuple(self._patterns))
 
     @property
     def about(self) -> Mapping[str, Any]:

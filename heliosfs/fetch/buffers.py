@@ -23,6 +23,8 @@ class BufferPool:
         self._lock = threading.Lock()
         self._idle: list[memoryview] = []
         self._made = 0
+        self._out: set[int] = set()
+        self._lost: set[int] = set()
 
     @classmethod
     def of_mib(cls, mib: int) -> BufferPool:
@@ -38,14 +40,31 @@ class BufferPool:
     def take(self) -> memoryview | None:
         """A buffer, or None where all are in use; whoever takes one gives it back exactly once."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            if self._made == self.count:
-                return None
-            self._made += 1
-        return memoryview(mmap.mmap(-1, MAX_CHUNK, _FLAGS))
+            if not self._idle:
+                if self._made == self.count:
+                    return None
+                self._made += 1
+                self._idle.append(memoryview(mmap.mmap(-1, MAX_CHUNK, _FLAGS)))
+            buffer = self._idle.pop()
+            self._out.add(id(buffer))
+            return buffer
 
     def give(self, buffer: memoryview) -> None:
         """Return a buffer; nobody may use it any more."""
         with self._lock:
-            self._idle.append(buffer)
+            if id(buffer) in self._lost:
+                self._lost.discard(id(buffer))
+            else:
+                self._out.discard(id(buffer))
+                self._idle.append(buffer)
+
+    def lose(self, buffer: memoryview) -> None:
+        """Whoever has the buffer may not give it back for long: another one may take its place, and it is let go then.
+
+        Nothing happens where it is back already.
+        """
+        with self._lock:
+            if id(buffer) in self._out:
+                self._out.discard(id(buffer))
+                self._lost.add(id(buffer))
+                self._made -= 1

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from helios.config import MountSettings
-from helios.errors import DeadlineExceeded, HeliosError, Unavailable
+from helios.errors import DeadlineExceeded, HeliosError
 from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob, Waiter
 from heliosfs.fetch.breaker import Breaker
@@ -117,11 +117,22 @@ class Engine:
             for waiter in waiters:
                 waiter.event.set()
 
+    def give_up(self, blob: Blob) -> None:
+        """The blob's disk hangs: leave behind what may be waiting for it, and do without what that holds."""
+        if blob.key in self._blobs:
+            self._flights.give_up(blob)
+            self.remove(blob)
+        self._lanes.renew()
+
     def have(self, blob: Blob, index: int) -> bool:
         return self.planner.state(blob.key, index) == HAVE
 
     def wait(self, blob: Blob, waiter: Waiter, chunks: list[int]) -> None:
-        """Register a READ for chunks that are not here, and start fetching."""
+        """Register a READ for chunks that are not here, and start fetching. What failed before anybody waited is
+        tried again."""
+        for index in chunks:
+            if index not in blob.waiters:
+                blob.tried.forget(index)
         blob.wait(waiter, chunks)
         self.planner.want(blob.key, chunks)
         self.pump()
@@ -178,7 +189,7 @@ class Engine:
                 break
             blob, buffer = self._blobs[job.key], self._buffers.take()
             assert buffer is not None
-            chosen = lane if job.demand and lane is not None else best
+            chosen = self._lane(job, blob, lane if job.demand and lane is not None else best)
             chosen.running += 1
             blob.users += 1
             self._nursery.start_soon(self._run, job, blob, chosen, buffer)
@@ -192,35 +203,30 @@ class Engine:
             due = min(due, max(now, self._look_at))
         self._timer.deadline = trio.current_time() + due - now
 
+    def _lane(self, job: Job, blob: Blob, preferred: Lane) -> Lane:
+        """The source to ask: not one that failed to bring what the job begins with."""
+        tried = blob.tried.of(job.first)
+        if preferred not in tried:
+            return preferred
+        others = [lane for lane in self._lanes.in_order() if lane not in tried]
+        return next((lane for lane in others if lane.free > 0), others[0])
+
     async def _run(self, job: Job, blob: Blob, lane: Lane, buffer: memoryview) -> None:
-        """Fetch a job's chunks from ``lane``, then from the other sources."""
-        failures: list[HeliosError] = []
-        tried: list[Lane] = []
+        """Fetch a job's chunks from one source. What it does not bring goes back to the planner: so nobody holds a
+        buffer while waiting for another one."""
+        failure: HeliosError | None = None
+        scope = trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s)
+        kept = blob.proved and self.disk.ready(self._clock())
+        loan = self._room.lend(blob.local, job.left) if kept else None
         try:
-            while True:
-                tried.append(lane)
-                scope = trio.CancelScope(deadline=trio.current_time() + self._lanes.deadline_s)
-                loan = self._room.lend(blob.local, job.left) if self.disk.ready(self._clock()) else None
-                flight = Flight(job, blob, lane, scope, loan, Pace(self._clock()))
-                try:
-                    await self._attempt(flight, buffer)
-                    failures.clear()
-                    return
-                except HeliosError as error:
-                    if not job.open:  # overtaken: others fetch what is missing
-                        return
-                    failures.append(error)
-                    self._failed(job, blob, lane, error)
-                finally:
-                    lane.running -= 1
-                others = [other for other in self._lanes.in_order() if other not in tried]
-                another = self._buffers.take() if others and job.next < job.stop else None
-                if another is None:
-                    return
-                lane, buffer = others[0], another
-                lane.running += 1
+            await self._attempt(Flight(job, blob, lane, scope, loan, Pace(self._clock())), buffer)
+        except HeliosError as error:
+            if job.open:  # else it was overtaken: others fetch what is missing
+                failure = error
+                self._failed(job, blob, lane, error)
         finally:
-            self._over(job, blob, failures)
+            lane.running -= 1
+            self._over(job, blob, lane, failure)
 
     async def _attempt(self, flight: Flight, buffer: memoryview) -> None:
         """One transfer. Raises HeliosError; a thread that is silent for the deadline is abandoned."""
@@ -257,6 +263,8 @@ class Engine:
                 transfer.give_up()
                 self._flights.end(flight)
         if flight.scope.cancelled_caught:
+            if flight.abandoned or transfer.busy:  # it may hang at the disk
+                self._buffers.lose(buffer)
             raise DeadlineExceeded(f"{lane.source.name} was silent for {self._lanes.deadline_s:g} s")
         if not flight.overtaken:
             self._lanes.worked(lane, flight.pace.started)
@@ -264,7 +272,7 @@ class Engine:
     # --- what comes back ---
 
     def _arrived(self, flight: Flight, index: int, data: memoryview | None, trouble: OSError | None) -> None:
-        """A verified chunk: on disk, or else in ``data``."""
+        """A verified chunk: on disk, or else in ``data``; ``trouble`` is why the disk did not take it."""
         if self._nursery is None:
             return
         job, blob, lane = flight.job, flight.blob, flight.lane
@@ -274,7 +282,7 @@ class Engine:
             flight.scope.deadline = trio.current_time() + self._lanes.deadline_s
             self._flights.arrived(flight)
         in_place = blob.local.sealed and data is None
-        if data is None and not in_place:
+        if trouble is not None or (data is None and not in_place):  # what the disk refused it may have taken in part
             self._room.grew(blob.local, flight.loan)
         self._metrics.fetched_bytes.labels(IN_PLACE if in_place else lane.source.name).inc(end - start)
         if job.key not in self._blobs:
@@ -286,6 +294,7 @@ class Engine:
         if self.planner.arrived(job, index, kept=data is None, pooled=pooled):
             if data is None and not in_place:
                 self._disk_worked()
+            blob.tried.forget(index)
             for waiter in blob.waiters.pop(index, ()):
                 if data is not None:
                     waiter.copy(index, start, data)
@@ -330,26 +339,35 @@ class Engine:
             fields = {**_names(blob, job.next, lane), "reason": str(error)}
             log.warning("a chunk can't be fetched", extra=fields)
 
-    def _over(self, job: Job, blob: Blob, failures: list[HeliosError]) -> None:
-        """A job ended: whole, or with failures of every source."""
-        now = self._clock()
+    def _over(self, job: Job, blob: Blob, lane: Lane, failure: HeliosError | None) -> None:
+        """A job ended: whole, overtaken, or because its source failed."""
         blob.users -= 1
-        if failures and job.next < job.stop:
-            error = worst(failures)
-            passing = isinstance(error, Unavailable)
-            waiting = blob.waiters.get(job.next, ())
-            until = now + HOLD_S
-            if passing:  # not beyond a READ's deadline: the failure that it is told must come then
-                due = min((waiter.since for waiter in waiting), default=float("inf")) + self._lanes.deadline_s
-                until = max(now + 0.05, min(self._lanes.ready_at(), due))
-            self.planner.ended(job, hold=job.next, until=until)
-            for waiter in list(waiting):
-                if not passing or now - waiter.since >= self._lanes.deadline_s:
-                    waiter.fail(error)
-        else:
+        if failure is None or job.next == job.stop or blob.key != job.key:
             self.planner.ended(job)
+        else:
+            blob.tried.failed(job.next, lane, failure)
+            if len(blob.tried.of(job.next)) < self._lanes.count:
+                self.planner.ended(job)  # the next source is asked
+            else:
+                self._not_to_be_had(job, blob)
         self._released(blob)
         self.pump()
+
+    def _not_to_be_had(self, job: Job, blob: Blob) -> None:
+        """Every source failed to bring the job's next chunk."""
+        now = self._clock()
+        hopeful = set(blob.tried.of(job.next)).difference(blob.tried.for_good(job.next))
+        error = worst(blob.tried.forget(job.next))
+        passing = bool(hopeful)
+        waiting = blob.waiters.get(job.next, ())
+        until = now + HOLD_S
+        if passing:  # not beyond a READ's deadline: the failure that it is told must come then
+            due = min((waiter.since for waiter in waiting), default=float("inf")) + self._lanes.deadline_s
+            until = max(now + 0.05, min(due, *(lane.breaker.until for lane in hopeful)))
+        self.planner.ended(job, hold=job.next, until=until)
+        for waiter in list(waiting):
+            if not passing or now - waiter.since >= self._lanes.deadline_s:
+                waiter.fail(error)
 
 
 def _names(blob: Blob, index: int, lane: Lane) -> dict[str, object]:

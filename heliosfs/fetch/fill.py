@@ -80,7 +80,7 @@ class Filler:
         """By model: the blobs, with their sizes, that there was no room for."""
         self._told: set[Blob] = set()
         """Refused blobs that the log has named."""
-        self._queue: OrderedDict[str, BlobRef] = OrderedDict()
+        self._queue: OrderedDict[tuple[str, int, str], BlobRef] = OrderedDict()
         self._starting = False
         self.opening = 0
         """Opened blobs that are not ready yet: what is queued waits for them."""
@@ -108,12 +108,12 @@ class Filler:
         """Fill these blobs, in this order, after everything that is open."""
         for want in wants:
             if want.size and len(self._queue) < MAX_QUEUE:
-                self._queue.setdefault(want.sha256, want)
+                self._queue.setdefault(want.claim, want)
 
     def drop(self, wants: Iterable[BlobRef]) -> None:
         """Take these out of the queue."""
         for want in wants:
-            self._queue.pop(want.sha256, None)
+            self._queue.pop(want.claim, None)
 
     def read(self, blob: Blob) -> None:
         """A READ of the blob: it comes first now."""
@@ -172,6 +172,8 @@ class Filler:
 
     def _fits(self, blob: Blob) -> bool:
         """Whether the blob may be filled now. What has to go for it begins to; ``look`` asks again."""
+        if not blob.proved:
+            return False
         want, group, need = blob.want, group_of(blob.want), self._needs(blob)
         lacking = self._lacking.setdefault(group, {})
         self._lacking.move_to_end(group)
@@ -181,7 +183,7 @@ class Filler:
         queued = (w for w in self._queue.values() if w.commit == want.commit and w.repo == want.repo)
         siblings = lacking | {w.sha256: w.size for w in queued}
         rest = sum(self._room.missing(sha256, size) for sha256, size in siblings.items() if sha256 != want.sha256)
-        verdict = self._room.ask(want.sha256, want.size, need, group, need + rest).verdict
+        verdict = self._room.ask(blob.local, need, group, need + rest).verdict
         if verdict is not Verdict.GRANTED:
             lacking[want.sha256] = want.size
         if verdict in (Verdict.TOO_LARGE, Verdict.NOT_WORTH) and blob not in self._told:
@@ -204,7 +206,8 @@ class Filler:
     def _give_up(self, blob: Blob) -> None:
         self._refused.discard(blob)
         self._told.discard(blob)
-        self._room.end(blob.want.sha256)
+        if blob.proved:  # else the room is another one's
+            self._room.end(blob.want.sha256)
 
     def look(self) -> None:
         """Called about once a second: what was refused may fit now; what only waits for the impossible is let go."""
@@ -234,10 +237,10 @@ class Filler:
             await self._start(want)
             self._pause.worked()
             if self._stopped:
-                self._queue.setdefault(want.sha256, want)
+                self._queue.setdefault(want.claim, want)
         except Unavailable:
             self._pause.failed(now)
-            self._queue[want.sha256] = want
+            self._queue[want.claim] = want
         except HeliosError as error:
             log.warning("a file can't be prefetched", extra={"file": want.path, "reason": str(error)})
         finally:
@@ -250,11 +253,8 @@ class Filler:
         try:
             await self._prepare(blob)
             await self._admit(blob, next(self._numbers))
-            if blob not in self._filling and not blob.handles:
-                self._give_up(blob)
         finally:
-            blob.users -= 1
-            self._released(blob)
+            self._leave(blob)
 
     async def _admit(self, blob: Blob, number: int) -> None:
         """Fill the blob as soon as what must go for it has gone, if it is let in at all."""
@@ -277,7 +277,7 @@ class Filler:
         try:
             await self._prepare(blob)
             while not blob.whole:
-                self._queue.pop(want.sha256, None)
+                self._queue.pop(want.claim, None)
                 await self._admit(blob, number)
                 if self._filling.get(blob, (QUEUED, number)) > (QUEUED, number):  # it came by the queue first
                     self._rank(blob, QUEUED, number)
@@ -290,13 +290,18 @@ class Filler:
                 self.stop(blob)
             raise
         finally:
-            blob.users -= 1
             self._awaited[blob] -= 1
             if not self._awaited[blob]:
                 del self._awaited[blob]
-            if blob not in self._filling and not blob.handles:
-                self._give_up(blob)
-            self._released(blob)
+            self._leave(blob)
+
+    def _leave(self, blob: Blob) -> None:
+        """A task that wanted the blob filled is over, however it ended: what was refused is forgotten before the blob
+        is closed."""
+        blob.users -= 1
+        if blob not in self._filling and not blob.handles:
+            self._give_up(blob)
+        self._released(blob)
 
     async def _until_it_ends(self, blob: Blob, note: Callable[[int], None]) -> None:
         """Wait while the blob is filled."""
@@ -319,6 +324,11 @@ class Filler:
         want = blob.want
         if self._stopped:
             return Conflict("the mount is being drained: nothing more is fetched", hint="`helios drain --undo`")
+        if not blob.proved:
+            return Conflict(
+                f"the file of {want.path} is in use under a manifest that gives it another recipe",
+                hint="Once nobody reads that one, this one can be kept.",
+            )
         reason = self._room.refusal(want.sha256) or "it is full"
         return NoSpace(f"the cache has no room for {want.path} ({want.size} bytes): {reason}")
 

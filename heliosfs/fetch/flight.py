@@ -35,7 +35,7 @@ ALIVE_S: Final = 0.5
 """...and others of that source got on a moment ago, in seconds; or else one such flight shows whether it is alive."""
 
 QUEUE_S: Final = 0.5
-"""When a READ needs a connection and this much is on its way in the background, in seconds of the link, the youngest
+"""When a READ waits and this much is on its way in the background, in seconds of the link, the youngest
 are cut off: the link is slower than was thought."""
 
 
@@ -52,6 +52,8 @@ class Flight:
     transfer: Transfer | None = None
     over: bool = False
     overtaken: bool = False
+    abandoned: bool = False
+    """Its thread may hang at the disk."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,14 @@ class Flights:
         if not flight.over:
             self._measure(flight)
 
+    def give_up(self, blob: Blob) -> None:
+        """The disk of the blob hangs: no flight of it is waited for."""
+        for flight in self._flights:
+            if flight.blob is blob:
+                flight.overtaken = flight.abandoned = True
+                self.planner.ended(flight.job)
+                flight.scope.cancel()
+
     def look(self, *, starved: bool) -> None:
         """Overtake what does not get on; ``starved``: there is no buffer for another job."""
         now = self.clock()
@@ -92,7 +102,7 @@ class Flights:
         for flight in sorted(racing, key=lambda flight: not self.planner.waited(flight.job)):  # READs first
             why = self._why(flight, now)
             if why is not None:
-                self._overtake(flight, why)
+                self._overtake(flight, why, now)
         self._make_way()
         self._end_races(starved)
 
@@ -109,7 +119,7 @@ class Flights:
         lane, pace = flight.lane, flight.pace
         waited = self.planner.waited(flight.job)
         patience = patience_s(waited, lane.source.latency_s, self.lanes.deadline_s)
-        other = self.lanes.instead_of(lane)
+        other = self._instead(flight, now)
         if other is None:
             mine = [each for each in self._flights if each.lane is lane]
             worth = any(now - each.pace.since < ALIVE_S for each in mine) or not any(each.overtaken for each in mine)
@@ -120,8 +130,18 @@ class Flights:
         share = sum(each.lane is lane for each in self._flights)
         return "slow" if pace.slow((other.link.rate or UNKNOWN_RATE) / share) else None
 
-    def _overtake(self, flight: Flight, why: str) -> None:
+    def _instead(self, flight: Flight, now: float) -> Lane | None:
+        """A source that is ready to take over. One that failed to bring the chunk before is asked again if that may
+        have passed, though not for ever: from a READ's deadline on the flight is waited for, and then it is told."""
+        blob, index = flight.blob, flight.job.next
+        late = any(now - waiter.since >= self.lanes.deadline_s for waiter in blob.waiters.get(index, ()))
+        return self.lanes.instead_of(flight.lane, blob.tried.of(index) if late else blob.tried.for_good(index))
+
+    def _overtake(self, flight: Flight, why: str, now: float) -> None:
         waited = self.planner.waited(flight.job)
+        tried, index = flight.blob.tried, flight.job.next
+        if self._instead(flight, now) in tried.of(index):
+            tried.again(index)
         flight.overtaken = True
         self.planner.ended(flight.job)
         self.lanes.overtaken(flight.lane, why, behind=why != "stuck")
@@ -129,10 +149,8 @@ class Flights:
             self._cut(flight)
 
     def _make_way(self) -> None:
-        """Cut off background that a READ's job would wait behind for too long."""
-        if not self.planner.demand_jobs:
-            return
-        for lane in {flight.lane for flight in self._flights if flight.job.demand}:
+        """Cut off background that a job a READ waits for would wait behind for too long."""
+        for lane in {flight.lane for flight in self._flights if self.planner.waited(flight.job)}:
             rate = lane.link.rate if lane.link.settled else 0.0
             mine = [f for f in self._flights if f.lane is lane and not f.overtaken and not self.planner.waited(f.job)]
             while rate and len(mine) > 1 and sum(flight.job.left for flight in mine) > QUEUE_S * rate:

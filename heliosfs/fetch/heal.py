@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.blob import Blob, Blobs
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.settle import Settler
 from heliosfs.fetch.source import BlobRef
@@ -16,11 +16,11 @@ log = logging.getLogger("heliosfs.fetch")
 
 
 class Healer:
-    """Heals the open blobs ``blobs``, by sha256. All methods run on the trio loop."""
+    """Heals the open blobs ``blobs``. All methods run on the trio loop."""
 
     def __init__(
         self,
-        blobs: Mapping[str, Blob],
+        blobs: Blobs,
         engine: Engine,
         settler: Settler,
         room: Tiers,
@@ -34,7 +34,7 @@ class Healer:
 
     def chunks_here(self, sha256: str) -> tuple[Recipe, list[int]] | None:
         """Of a partial blob that is open or filled: its recipe and the chunks that count as being here."""
-        blob = self._blobs.get(sha256)
+        blob = self._blobs.proved(sha256)
         if blob is None or not blob.planned or blob.recipe is None:
             return None
         return blob.recipe, [index for index in range(len(blob.recipe)) if self._engine.have(blob, index)]
@@ -45,23 +45,30 @@ class Healer:
         Descriptors of it that were handed out stay what they are.
         """
         self._healed.add(sha256)
-        blob = self._blobs.get(sha256)
-        if blob is None:
-            return
-        async with blob.preparing:  # who is just looking at the disk may have found it before it went
-            if self._blobs.get(sha256) is blob and blob.whole and blob.local.identity == file:
-                blob.renew(self._new_key(blob.want), self._room.instead(blob.local))
-                if blob.handles:
-                    self._begin_fill(blob)
+        for blob in self._blobs.of(sha256):
+            async with blob.preparing:  # who is just looking at the disk may have found it before it went
+                if blob in self._blobs and blob.whole and blob.local.identity == file:
+                    blob.renew(self._new_key(blob.want), self._room.instead(blob.local))
+                    if blob.handles:
+                        self._begin_fill(blob)
 
     async def chunks_wrong(self, sha256: str, chunks: Sequence[int]) -> bool:
         """Chunks of a partial blob are wrong on the disk and are fetched again; False where nobody has it open."""
-        blob = self._blobs.get(sha256)
+        blob = self._blobs.proved(sha256)
         return blob is not None and await self._settler.forget(blob, chunks)
 
     def was_wrong(self, sha256: str) -> bool:
         """Whether a file of this content was wrong: pages of it that the kernel keeps may be, too."""
         return sha256 in self._healed
+
+    def elsewhere(self, blob: Blob) -> None:
+        """The blob's disk hangs: what other tiers have is used, the rest fetched. READs that waited for it see that
+        these are other files."""
+        self._engine.give_up(blob)
+        blob.unflushed, blob.unflushed_bytes, blob.settling = [], 0, False
+        blob.renew(self._new_key(blob.want), self._room.instead(blob.local))
+        if blob.handles:
+            self._begin_fill(blob)
 
     def broke(self, blob: Blob, error: OSError) -> None:
         """A whole file can't be read any more: the blob is fetched again. Who has the file open keeps it."""

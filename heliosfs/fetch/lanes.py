@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -119,15 +119,24 @@ class Lanes:
             for source in sources
         ]
 
+    def renew(self) -> None:
+        """Threads hang, though not for want of a source: others may take their places."""
+        for lane in self._lanes:
+            lane.limiter = trio.CapacityLimiter(lane.limiter.total_tokens)
+
     def in_order(self) -> list[Lane]:
         """The lanes in the order to try them now: one that failed, or was overtaken, a moment ago comes last."""
         return [self._lanes[i] for i in in_order([lane.until() for lane in self._lanes], self._clock())]
 
-    def instead_of(self, lane: Lane) -> Lane | None:
-        """Another lane that is ready to take over, or None."""
+    @property
+    def count(self) -> int:
+        return len(self._lanes)
+
+    def instead_of(self, lane: Lane, but: Collection[Lane] = ()) -> Lane | None:
+        """Another lane that is ready to take over, and none of ``but``; or None."""
         now = self._clock()
-        ready = (other for other in self.in_order() if other is not lane and other.until() <= now and other.free > 0)
-        return next(ready, None)
+        others = (other for other in self.in_order() if other is not lane and other not in but)
+        return next((other for other in others if other.until() <= now and other.free > 0), None)
 
     def ready_at(self) -> float:
         """When the first source may be tried again in the background; in the past when one may now."""

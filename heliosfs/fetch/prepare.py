@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import trio
-
 from helios.errors import IntegrityError
 from heliosfs.fetch.ahead import Ahead
-from heliosfs.fetch.blob import Blob
+from heliosfs.fetch.blob import Blob, Blobs, wrong_size
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.lanes import Lanes
 from heliosfs.fetch.source import BlobRef, Source
@@ -24,25 +22,33 @@ log = logging.getLogger("heliosfs.fetch")
 class Preparer:
     """Makes blobs ready, each once at a time. All methods run on the trio loop."""
 
-    def __init__(
-        self, engine: Engine, room: Tiers, pool: Pool, lanes: Lanes, ahead: Ahead, limiter: trio.CapacityLimiter
-    ) -> None:
-        self._engine, self._room, self._pool = engine, room, pool
-        self._lanes, self._ahead, self._limiter = lanes, ahead, limiter
+    def __init__(self, blobs: Blobs, engine: Engine, room: Tiers, pool: Pool, lanes: Lanes, ahead: Ahead) -> None:
+        self._blobs, self._engine, self._room, self._pool = blobs, engine, room, pool
+        self._lanes, self._ahead = lanes, ahead
 
     async def load(self, blob: Blob) -> None:
-        """Find out what the disk has of it."""
+        """Find out what the disk has of it. Raises IntegrityError when that shows that the blob's size is wrong."""
         async with blob.preparing:
             if blob.loaded:
                 return
-            await self._room.settled(blob.want.sha256)
-            found = Loaded(whole=blob.local.load_at_once())
-            if not found.whole:
-                load, digest, places = blob.local.load, blob.want.recipe_digest, self._room.places()
-                found = await trio.to_thread.run_sync(lambda: load(digest, *places), limiter=self._limiter)
+            busy = self._room.busy(blob.want.sha256)
+            found: Loaded | None = None
+            if not busy and blob.local.load_at_once(blob.want.recipe_digest):
+                found = Loaded(whole=True)
+            while found is None:
+                local = blob.local
+                try:
+                    found = await self._room.find(local, blob.want.recipe_digest)
+                finally:
+                    if found is None:  # a thread may still be at it
+                        blob.local = self._room.instead_of_late(local)
             for place, error in found.failed:
                 fields = {"file": blob.want.path, "tier": place.name, "reason": error.strerror}
                 log.warning("a cached file can't be opened; it is looked for elsewhere", extra=fields)
+            if found.doubted is not None:
+                raise wrong_size(blob, found.size)
+            if found.whole or found.recipe is not None:
+                self._blobs.prove(blob)
             blob.loaded, blob.whole = True, found.whole
             self._room.loaded(blob.local)
             if found.recipe is not None:
@@ -50,17 +56,23 @@ class Preparer:
 
     async def prepare(self, blob: Blob) -> None:
         """Make chunks of the blob ready to be asked for: find the recipe. Raises HeliosError."""
-        await self.load(blob)
-        async with blob.preparing:
-            if blob.whole or blob.planned:
-                return
-            recipe = self.remembered(blob.want)
-            if recipe is None:
-                await self._ahead.settled(blob.want.repo, blob.want.commit)
-                recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
-            if await trio.to_thread.run_sync(blob.local.adopt, recipe, limiter=self._limiter):
-                self._room.loaded(blob.local)
-            self._engine.add(blob, recipe, None)
+        while True:
+            await self.load(blob)
+            async with blob.preparing:
+                if blob.whole or blob.planned:
+                    return
+                recipe = self.remembered(blob.want)
+                if recipe is None:
+                    await self._ahead.settled(blob.want.repo, blob.want.commit)
+                    recipe = await self._lanes.ask(f"the recipe of {blob.want.path}", self._recipe_of(blob.want))
+                self._blobs.prove(blob)
+                local = blob.local
+                if blob.proved and await self._room.adopt(local, recipe):
+                    self._room.loaded(local)
+                if blob.loaded:
+                    self._engine.add(blob, recipe, None)
+                    return
+                # its disk hung meanwhile (Healer.elsewhere): the others are looked at
 
     def remembered(self, want: BlobRef) -> Recipe | None:
         """The blob's recipe, where the pool has it."""

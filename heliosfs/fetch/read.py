@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -15,6 +14,7 @@ from helios.metrics import MountMetrics
 from heliosfs.fetch.blob import Blob, Waiter
 from heliosfs.fetch.engine import Engine
 from heliosfs.fetch.fill import Filler
+from heliosfs.tiers.reading import MAX_READ
 
 log = logging.getLogger("heliosfs.fetch")
 
@@ -25,9 +25,6 @@ LONGEST_RETRY_S: Final = 5.0
 LOCAL_TRIES: Final = 3
 """A chunk that can't be read back from the disk is fetched again, this often at most."""
 
-NO_NOWAIT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""A filesystem's answers to RWF_NOWAIT when it can't."""
-
 
 class Reads:
     """Answers READs. All methods run on the trio loop."""
@@ -36,7 +33,6 @@ class Reads:
         self,
         engine: Engine,
         filler: Filler,
-        limiter: trio.CapacityLimiter,
         metrics: MountMetrics,
         clock: Callable[[], float],
         deadline_s: float,
@@ -45,10 +41,9 @@ class Reads:
         broke: Callable[[Blob, OSError], None],
     ) -> None:
         self._broke = broke
-        self._engine, self._filler, self._limiter, self._clock = engine, filler, limiter, clock
+        self._engine, self._filler, self._clock = engine, filler, clock
         self._deadline_s, self._sources, self._prepare = deadline_s, sources, prepare
         self.patience_s = 2 * deadline_s * (sources + 1)
-        self._nowait = True
         self._bytes = {tier: metrics.read_bytes.labels(tier) for tier in ("l1", "l2", "memory", "remote")}
 
     async def read(self, blob: Blob, reader: int, view: memoryview, offset: int) -> None:
@@ -102,9 +97,11 @@ class Reads:
                 tries += 1
                 if tries == LOCAL_TRIES:
                     raise
+                if blob.local is not local:
+                    continue  # its disk hangs, or somebody else found out: it has other files now
                 if not blob.whole:
                     self._lost(blob, waiter, error)
-                elif blob.local is local:
+                else:
                     self._broke(blob, error)
                 continue
             return tier
@@ -164,22 +161,17 @@ class Reads:
         return True
 
     async def _read_local(self, blob: Blob, view: memoryview, offset: int) -> None:
-        """On the spot when the pages are in the page cache, else in a thread. Raises OSError."""
-        done = 0
-        if self._nowait:
-            try:
-                done = os.preadv(blob.local.fd, [view], offset, os.RWF_NOWAIT)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno not in NO_NOWAIT:
-                    raise
-                self._nowait = False
-        if done < len(view):
-            # not abandoned when cancelled: the buffer is the caller's again as soon as this returns
-            await trio.to_thread.run_sync(blob.local.read_into, view[done:], offset + done, limiter=self._limiter)
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        """On the spot when the pages are in the page cache, else in threads. Raises OSError; a file that became shorter
+        is EIO."""
+        fd, disk = blob.local.fd, blob.local.places.reads
+        done = disk.at_once(fd, view, offset)
+        while done < len(view):  # by way of buffers of the disk's own: one that hangs may keep those, not the caller's
+            part = await disk.read(fd, offset + done, min(MAX_READ, len(view) - done))
+            if not part:
+                raise OSError(errno.EIO, f"the cached blob is shorter than {blob.want.size} bytes")
+            view[done : done + len(part)] = part
+            done += len(part)
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def _lost(self, blob: Blob, waiter: Waiter, error: OSError) -> None:
         """The disk can't give back what was written: fetch those chunks again."""

@@ -11,7 +11,7 @@ from heliosfs.tiers.policy import Answer, Reservation
 class Room(Protocol):
     """Called from the trio loop; nothing here waits, but ``moved``."""
 
-    def ask(self, sha256: str, size: int, need: int, group: str, group_need: int) -> Answer:
+    def ask(self, local: LocalBlob, need: int, group: str, group_need: int) -> Answer:
         """May the rest of a blob be written, ``need`` bytes of room? Asked again until it is granted or ``end``ed."""
 
     def missing(self, sha256: str, size: int) -> int:
@@ -33,7 +33,7 @@ class Room(Protocol):
         """Room for chunks of ``count`` bytes that are about to be fetched; None: they can't be kept."""
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """A chunk of the blob, which is open, was written with this loan."""
+        """A chunk of the blob, which is open, was written with this loan, or a part of one that the disk refused."""
 
     def give_back(self, loan: Reservation) -> None:
         """Nothing more will be written with it."""

@@ -40,13 +40,12 @@ class Settler:
     def __init__(
         self,
         engine: Engine,
-        limiter: trio.CapacityLimiter,
         clock: Callable[[], float],
         *,
         became_whole: Callable[[Blob], None],
         released: Callable[[Blob], None],
     ) -> None:
-        self._engine, self._limiter, self._clock = engine, limiter, clock
+        self._engine, self._clock = engine, clock
         self._became_whole, self._released = became_whole, released
 
     def stored(self, blob: Blob, index: int, nursery: trio.Nursery) -> None:
@@ -64,7 +63,7 @@ class Settler:
 
         Returns whether something is under way.
         """
-        if blob.settling or not blob.planned or not self._engine.can_store(blob):
+        if blob.settling or not blob.planned or not blob.proved or not self._engine.can_store(blob):
             return blob.settling
         if self._engine.planner.complete(blob.key):
             self._begin(blob)
@@ -80,8 +79,9 @@ class Settler:
         blob.settling = True
         blob.users += 1
 
-    def _end(self, blob: Blob) -> None:
-        blob.settling = False
+    def _end(self, blob: Blob, local: LocalBlob) -> None:
+        if blob.local is local:  # else its disk hung meanwhile, and others took its place
+            blob.settling = False
         blob.users -= 1
         self._released(blob)
 
@@ -90,45 +90,54 @@ class Settler:
 
         A cancelled one leaves the blob marked as settling: its thread may still be at it.
         """
-        batch, size = blob.unflushed, blob.unflushed_bytes
+        batch, size, local = blob.unflushed, blob.unflushed_bytes, blob.local
         blob.unflushed, blob.unflushed_bytes = [], 0
-        result = await trio.to_thread.run_sync(_flush, blob.local, batch, abandon_on_cancel=True, limiter=self._limiter)
-        if result.error is not None:
+        result = await trio.to_thread.run_sync(
+            _flush, local, batch, abandon_on_cancel=True, limiter=local.places.threads
+        )
+        if result.error is not None and blob.local is local:
             self._engine.disk_failed(blob, result.error)
             if result.synced:  # only the journal could not be written: next time
                 blob.unflushed, blob.unflushed_bytes = batch + blob.unflushed, size + blob.unflushed_bytes
                 blob.unflushed_since = self._clock()
             else:
                 self._lost(blob, batch, result.error)
-        self._end(blob)
+        self._end(blob, local)
 
     async def forget(self, blob: Blob, chunks: Sequence[int]) -> bool:
         """Chunks that are on the disk turned out to be wrong: fetch them again. False: it is not a partial blob now."""
-        while blob.settling:  # noqa: ASYNC110 - it ends with a flush
-            await trio.sleep(0.02)
-        if not blob.planned:
-            return False
-        self._begin(blob)
-        blob.unflushed = [index for index in blob.unflushed if index not in chunks]
-        self._engine.planner.lost(blob.key, chunks)
-        error = await trio.to_thread.run_sync(_forget, blob.local, chunks, limiter=self._limiter)
-        if error is not None:
-            self._engine.disk_failed(blob, error)
-        self._end(blob)
-        return error is None
+        blob.users += 1  # its last handle may go while this waits
+        try:
+            while blob.settling:  # noqa: ASYNC110 - it ends with a flush
+                await trio.sleep(0.02)
+            if not blob.planned:
+                return False
+            self._begin(blob)
+            blob.unflushed = [index for index in blob.unflushed if index not in chunks]
+            self._engine.planner.lost(blob.key, chunks)
+            local = blob.local
+            error = await trio.to_thread.run_sync(_forget, local, chunks, limiter=local.places.threads)
+            if error is not None and blob.local is local:
+                self._engine.disk_failed(blob, error)
+            self._end(blob, local)
+            return error is None
+        finally:
+            blob.users -= 1
+            self._released(blob)
 
     async def _finish(self, blob: Blob) -> None:
-        result = await trio.to_thread.run_sync(_finish, blob.local, abandon_on_cancel=True, limiter=self._limiter)
-        if result.error is None:
+        local = blob.local
+        result = await trio.to_thread.run_sync(_finish, local, abandon_on_cancel=True, limiter=local.places.threads)
+        if result.error is None and blob.local is local:
             blob.whole = True
             blob.unflushed, blob.unflushed_bytes = [], 0
             self._engine.remove(blob)
             self._became_whole(blob)
-        else:
+        elif result.error is not None and blob.local is local:
             self._engine.disk_failed(blob, result.error)
             if not result.synced:
                 self._lost(blob, [], result.error)
-        self._end(blob)
+        self._end(blob, local)
 
     def _lost(self, blob: Blob, batch: list[int], error: OSError) -> None:
         """fdatasync failed: the kernel may have dropped any page written since the last one, so none counts."""

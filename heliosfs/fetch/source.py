@@ -29,6 +29,12 @@ class BlobRef:
     recipe_digest: str
     also: tuple[RepoId, ...] = ()
 
+    @property
+    def claim(self) -> tuple[str, int, str]:
+        """The content, its size and its recipe: that they belong together is only what somebody says, until the
+        content is seen to have its sha256."""
+        return self.sha256, self.size, self.recipe_digest
+
     def beside(self, other: BlobRef) -> BlobRef:
         """This reference, which knows of another one's repositories too."""
         also = others(self.repo, (*self.also, other.repo, *other.also))

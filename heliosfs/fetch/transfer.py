@@ -70,17 +70,22 @@ class Transfer:
         if not self._claim():
             return
         try:
-            try:
-                self._fetch()
-            except (NotFound, IntegrityError) as error:
-                # The placement may have changed under us; ask for it once before this counts as a failure.
-                log.info(
-                    "a chunk is not where its placement says; asking again",
-                    extra={"blob": self._want.sha256, "source": self._source.name, "reason": str(error)},
-                )
-                wrong = error.chunk if isinstance(error, CorruptChunk) else None
-                self._source.refresh(self._want, self._recipe, self._timeout_s, wrong)
-                self._fetch()
+            asked_again = -1
+            while True:
+                try:
+                    self._fetch()
+                    break
+                except (NotFound, IntegrityError) as error:
+                    if self._next == asked_again:
+                        raise
+                    # The placement may have changed under us; ask for it once a chunk before this counts as a failure.
+                    asked_again = self._next
+                    log.info(
+                        "a chunk is not where its placement says; asking again",
+                        extra={"blob": self._want.sha256, "source": self._source.name, "reason": str(error)},
+                    )
+                    wrong = error.chunk if isinstance(error, CorruptChunk) else None
+                    self._source.refresh(self._want, self._recipe, self._timeout_s, wrong)
         finally:
             self._give_back(self._buffer)
 

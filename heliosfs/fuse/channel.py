@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +26,16 @@ from helios.metrics import MountMetrics
 from heliosfs.fuse import protocol
 from heliosfs.fuse.backing import Backings
 from heliosfs.fuse.modes import IoModes
+from heliosfs.fuse.passthrough import Passthrough
 from heliosfs.fuse.reads import LocalReads
 from heliosfs.fuse.sides import Board, Files
+from heliosfs.fuse.trials import Trials
 
 log = logging.getLogger("heliosfs.fuse")
 
 SOCKET_BUFFER: Final = 4 << 20
-STRIKES: Final = 3
-"""A request that survived this many crashes of workers is answered with EIO."""
-
 ALIVE_MS: Final = 500
-"""The requests' thread shows that it lives at least this often, in milliseconds."""
+"""Both threads show that they live at least this often, in milliseconds."""
 
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 """Errors of an answer that nobody waits for any more: interrupted, or unmounted."""
@@ -63,26 +63,30 @@ class Channel:
         board: Board,
         files: Files,
         metrics: MountMetrics,
+        passthrough: Passthrough,
         opening: Callable[[int, int, int], None],
         read: Callable[[int, int, int, int], None],
         closed: Callable[[int], None],
         released: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
+        wait: Callable[[int, float], None],
     ) -> None:
         """``opening(unique, ino, flags)`` is called for an OPEN; ``opened`` or ``fail`` ends it.
 
         ``read(unique, fh, offset, size)`` is called for a READ that must wait; ``answer`` or ``fail`` ends it.
 
         ``released(fh)`` is called for a handle that the kernel let go, or did not want (it asked once more),
-        ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed. All
-        are called from the channel's threads.
+        ``closed(ino)`` after the last one of an inode, ``ended`` when the mount is gone (None) or a thread failed.
+        ``wait(unique, seconds)`` asks for ``enough(unique)`` after that time, unless the loop is blocked. All are
+        called from the channel's threads.
         """
         self._device, self._board, self._files = device, board, files
         self._opening, self._read, self._closed, self._released, self._ended = opening, read, closed, released, ended
+        self._wait, self._stopping = wait, False
         self._modes, self._modes_lock = IoModes(board), threading.Lock()
-        self._backings = Backings(device, self._modes)
+        self._passthrough, self._backings = passthrough, Backings(device, self._modes, passthrough)
         self._pending: dict[int, Pending] = {}
-        self._suspects: set[int] = set()
+        self._trials = Trials(board)
         self._replayed: int | None = None
         self._offer: protocol.Offer | None = None
         self._init = b""
@@ -93,15 +97,17 @@ class Channel:
         self.session_fd = theirs.detach()
         for fd in (self._ours.fileno(), self.session_fd):
             _enlarge(fd)
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, ALIVE_MS * 1000))
         os.set_blocking(device, False)
         self._wake_read, self._wake_write = os.pipe()
         self._reads = LocalReads(files, metrics, self._writev, self.answer, read)
+        self.look = self._reads.look
+        """To be called now and then: READs that a disk that hangs does not answer are ``read`` elsewhere."""
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             for name, loop in (("fuse-requests", self._requests), ("fuse-replies", self._replies))
         ]
-        self.alive_ns = time.monotonic_ns()
-        """When the requests' thread was last seen, CLOCK_MONOTONIC."""
+        self._seen_ns = [time.monotonic_ns()] * 2
 
     # --- coming and going ---
 
@@ -110,6 +116,7 @@ class Channel:
         if init := self._board.init:
             _, _, self._replayed, *_ = protocol.REQUEST.unpack_from(init)
             self._offer = protocol.parse_init(init)
+            self._passthrough.offered = self._offer.passthrough
             self._ours.send(init)
             self._write(protocol.resend())
         for thread in self._threads:
@@ -117,7 +124,8 @@ class Channel:
 
     def stop(self) -> None:
         """Take no more requests; what is pending may still be answered until ``close``."""
-        os.write(self._wake_write, b"x")
+        self._stopping = True
+        self._wake()
 
     def close(self) -> None:
         """End both threads. pyfuse3 must be closed before."""
@@ -131,17 +139,40 @@ class Channel:
             os.close(fd)
 
     @property
+    def alive_ns(self) -> int:
+        """When both threads were last seen, CLOCK_MONOTONIC."""
+        return min(self._seen_ns)
+
+    @property
     def pending(self) -> int:
         """Requests that were taken and not answered."""
         return len(self._pending)
 
-    def oldest_ns(self) -> int:
-        """When the oldest of them came, CLOCK_MONOTONIC in ns; 0: none."""
+    def oldest(self) -> tuple[int, int]:
+        """The number of the oldest of them, without the resend bit, and when it began, CLOCK_MONOTONIC in ns; zeros:
+        none."""
         while True:
             try:
-                return next((request.since for request in self._pending.values()), 0)
+                return next(
+                    ((unique & ~protocol.RESENT, request.since) for unique, request in self._pending.items()), (0, 0)
+                )
             except RuntimeError:  # it changed between two steps
                 continue
+
+    def begin_trials(self) -> None:
+        """What earlier workers may have died of is begun now. Any thread."""
+        self._trials.begin()
+        self._wake()
+
+    def try_out(self, fd: int) -> None:
+        """Find out whether the kernel reads files of an open file's filesystem itself. Any thread."""
+        with self._modes_lock:
+            self._backings.try_out(fd)
+
+    def enough(self, unique: int) -> None:
+        """A request that was handled alone goes on beside others. Any thread."""
+        if self._trials.enough(unique):
+            self._wake()
 
     def answer(self, unique: int, data: bytes | bytearray | memoryview) -> None:
         """The bytes of a READ that had to wait. Any thread."""
@@ -163,7 +194,10 @@ class Channel:
         with self._modes_lock:
             backing = self._modes.backing(ino)
             if backing is None:
-                backing = self._backings.register(self._files.whole(fh))
+                whole = self._files.whole(fh)
+                backing = self._backings.register(whole)
+                if whole >= 0 and not backing:
+                    self._metrics.passthrough_refused.inc()
             if not self._modes.opened(plain, ino, backing):
                 self._backings.close(backing)
                 log.error("too many files are open", extra={"inodes": len(self._modes)})
@@ -191,13 +225,15 @@ class Channel:
         poller.register(self._wake_read, select.POLLIN)
         for request in self._sent_again(view):
             self._take(request)
-        while True:
-            self.alive_ns = time.monotonic_ns()
+        while not self._stopping:
+            self._seen_ns[0] = time.monotonic_ns()
+            while self._trials.on and (held := self._trials.next()) is not None:
+                self._begin(memoryview(held))
             try:
                 length = os.readv(self._device, [view])
             except BlockingIOError:
                 if any(fd == self._wake_read for fd, _ in poller.poll(ALIVE_MS)):
-                    return
+                    os.read(self._wake_read, 64)
                 continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):
@@ -216,7 +252,7 @@ class Channel:
         """What earlier workers took and did not answer: it lies ahead of all that is new (fuse_resend). All of it is
         read before anything is done, to settle what the last worker was doing."""
         requests: list[memoryview] = []
-        again: set[int] = set()
+        again: dict[int, int] = {}
         while self._board.init:
             try:
                 length = os.readv(self._device, [buffer])
@@ -229,20 +265,33 @@ class Channel:
             requests.append(memoryview(bytes(buffer[:length])))
             _, opcode, unique, *_ = protocol.REQUEST.unpack_from(buffer)
             if unique & protocol.RESENT:
-                again.add(unique & ~protocol.RESENT)
+                again[unique & ~protocol.RESENT] = opcode
             elif opcode not in protocol.UNANSWERED:
                 break
         with self._modes_lock:
-            for backing in self._modes.settle(again):
+            for backing in self._modes.settle(set(again)):
                 self._backings.close(backing)
             self._backings.find_lost()
-        return requests
+        guilty = self._trials.judge(list(again))
+        for unique in guilty:
+            log.error("a request took several workers down; it is answered with EIO", extra={"opcode": again[unique]})
+            self._write(protocol.failure(unique | protocol.RESENT))
+        return [request for request in requests if protocol.number(request) not in guilty]
 
     def _take(self, request: memoryview) -> None:
+        """Begin a request, or hold it back for another one."""
+        _, opcode, unique, *_ = protocol.REQUEST.unpack_from(request)
+        if unique & protocol.RESENT:
+            self._metrics.resends.inc()
+        free = opcode in protocol.UNANSWERED or not self._trials.on
+        if free or self._trials.admit(unique & ~protocol.RESENT, request):
+            self._begin(request)
+
+    def _begin(self, request: memoryview) -> None:
         """Answer a request or pass it on."""
         _, opcode, unique, ino, *_ = protocol.REQUEST.unpack_from(request)
-        if unique & protocol.RESENT and self._struck(opcode, unique):
-            return
+        if self._trials.on and self._trials.alone == unique & ~protocol.RESENT:
+            self._wait(unique & ~protocol.RESENT, self._trials.share_s())
         if opcode == protocol.READ:
             self._take_read(unique, ino, request)
             return
@@ -261,6 +310,7 @@ class Channel:
             self._files.adopt(protocol.parse_handle(request), ino)
         elif opcode == protocol.INIT:
             self._offer, self._init = protocol.parse_init(request), bytes(request)
+            self._passthrough.offered = self._offer.passthrough
         self._ours.send(request)
 
     def _take_read(self, unique: int, ino: int, request: memoryview) -> None:
@@ -270,6 +320,7 @@ class Channel:
         self._files.adopt(fh, ino)
         found = self._files.local(fh, offset, size)
         if self._reads.at_once(unique, fh, offset, size, found, since):
+            self._done(unique)
             return
         self._pending[unique] = Pending(protocol.READ, ino, since)
         if found is None:
@@ -297,25 +348,18 @@ class Channel:
         request = self._pending.get(unique)
         return request is not None and request.opcode not in (protocol.OPEN, protocol.READ)
 
-    def _struck(self, opcode: int, unique: int) -> bool:
-        """A request that a dead worker had: whether it has taken enough of them down."""
-        self._metrics.resends.inc()
-        strikes = self._board.strike(unique & ~protocol.RESENT)
-        if strikes:
-            self._suspects.add(unique)
-        if strikes < STRIKES:
-            return False
-        log.error("a request took several workers down; it is answered with EIO", extra={"opcode": opcode})
-        self._done(unique)
-        if opcode not in protocol.UNANSWERED:
-            self._write(protocol.failure(unique))
-        return True
-
     # --- replies ---
 
     def _replies(self) -> None:
         view = memoryview(bytearray(protocol.MAX_READ + 4096))
-        while length := self._ours.recv_into(view):
+        while True:
+            self._seen_ns[1] = time.monotonic_ns()
+            try:
+                length = self._ours.recv_into(view)
+            except BlockingIOError:  # nothing came in ALIVE_MS
+                continue
+            if not length:
+                return
             reply = view[:length]
             _, error, unique = protocol.REPLY.unpack_from(reply)
             if unique == self._replayed:
@@ -339,9 +383,12 @@ class Channel:
         if request is not None:
             latency = self._latency.get(request.opcode, self._other_latency)
             latency.observe((time.monotonic_ns() - request.since) / 1e9)
-        if unique in self._suspects:
-            self._suspects.discard(unique)
-            self._board.forgive(unique & ~protocol.RESENT)
+        if self._trials.done(unique & ~protocol.RESENT):
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the requests' thread look at what it may begin, or end."""
+        os.write(self._wake_write, b"x")
 
     def _write(self, reply: bytes | memoryview) -> bool:
         return self._writev([reply])

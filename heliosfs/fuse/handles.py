@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import trio
 
+from heliosfs.blob_handle import Here
 from heliosfs.blobs import BlobHandle, BlobRef
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.tree.nodes import Directory, Found
@@ -25,15 +26,11 @@ class FileHandle(Protocol):
     def want(self) -> BlobRef | None:
         """Which file it was opened as; None for one made on the spot."""
 
-    @property
-    def tier(self) -> str:
-        """Which local tier it is read from, where that has it."""
-
     async def read(self, offset: int, size: int) -> Buffer:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
 
-    def local(self, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds these bytes and how many there are, as ``BlobHandle.local``; any thread may ask."""
+    def local(self, offset: int, size: int) -> Here | None:
+        """Where these bytes are, as ``BlobHandle.local``; any thread may ask."""
 
     def held(self, offset: int, size: int) -> list[memoryview] | None:
         """These bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
@@ -54,25 +51,21 @@ class BlobReader:
         """``count`` is told of the bytes that were read from a whole local file, and of its tier."""
         self._handle, self._local, self.want, self._count = handle, local, want, count
 
-    @property
-    def tier(self) -> str:
-        return self._handle.tier
-
     async def read(self, offset: int, size: int) -> Buffer:
         fd = self._handle.local_fd()
         if fd is not None:
             try:
-                data = await self._local.read(fd, offset, size)
-            except OSError:  # the disk gives it back no more
+                data = await self._local.read(fd, offset, size, self._handle.disk)
+            except OSError:  # the disk gives it back no more, or hangs
                 held = self._handle.held(offset, size)
                 if held is not None:
                     return b"".join(held)
             else:
-                self._count(self.tier, len(data))
+                self._count(self._handle.tier, len(data))
                 return data
         return await self._handle.read(offset, size)
 
-    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+    def local(self, offset: int, size: int) -> Here | None:
         return self._handle.local(offset, size)
 
     def held(self, offset: int, size: int) -> list[memoryview] | None:
@@ -90,8 +83,6 @@ class TextReader:
     """An open file made on the spot."""
 
     want = None
-    tier = "l1"
-    """Nothing is ever read from there."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -99,7 +90,7 @@ class TextReader:
     async def read(self, offset: int, size: int) -> Buffer:
         return self._content[offset : offset + size]
 
-    def local(self, offset: int, size: int) -> tuple[int, int] | None:
+    def local(self, offset: int, size: int) -> Here | None:
         return None
 
     def held(self, offset: int, size: int) -> list[memoryview] | None:

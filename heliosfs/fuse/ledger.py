@@ -4,12 +4,18 @@ Beside the tables of keeper/board.py it uses two spare words:
 
     352  u64 registering  not 0: a backing id may have been made that is written nowhere yet (modes.py)
     360  u64 crashes      how many crashes the last worker knew of
+
+and of a request that survived a crash, or that is held back for one that did, the table of deliveries says the strikes
+(u16), whether it is held back (u16), and which turn it had (u32; trials.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+
 from heliosfs.fuse.modes import Change
 from heliosfs.fuse.tables import BoardFullError, deliveries, init_request, keep_init, open_files
+from heliosfs.fuse.trials import NEW, Delivery
 from heliosfs.keeper.board import CHANGE, Board
 
 _REGISTERING, _CRASHES_SEEN = 352 // 8, 360 // 8
@@ -21,7 +27,7 @@ class Ledger:
     def __init__(self, board: Board, generation: int) -> None:
         self._board, self._generation = board, generation
         self._open, self._deliveries = open_files(board), deliveries(board)
-        self._crashed = board.crashes > board.words[_CRASHES_SEEN]
+        self.crashed, self.late = board.crashes > board.words[_CRASHES_SEEN], board.late
         board.words[_CRASHES_SEEN] = board.crashes
 
     @property
@@ -71,15 +77,13 @@ class Ledger:
     def registering(self, now: bool) -> None:
         self._board.words[_REGISTERING] = now
 
-    def strike(self, unique: int) -> int:
-        count = self._deliveries.get(unique) or 0
-        if self._crashed:
-            count += 1
-            try:
-                self._deliveries.put(unique, count)
-            except BoardFullError:
-                return 0  # more requests than rows: the others will tell
-        return count
+    def deliveries(self) -> dict[int, Delivery]:
+        return {key: Delivery(value & 0xFFFF, bool(value >> 16 & 1), value >> 32) for key, value in self._deliveries}
 
-    def forgive(self, unique: int) -> None:
-        self._deliveries.remove(unique)
+    def deliver(self, unique: int, delivery: Delivery) -> None:
+        if delivery == NEW:
+            self._deliveries.remove(unique)
+            return
+        strikes, held, turn = delivery
+        with contextlib.suppress(BoardFullError):  # more requests than rows: this one counts as one that was under way
+            self._deliveries.put(unique, min(strikes, 0xFFFF) | held << 16 | turn << 32)

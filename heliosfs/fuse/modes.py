@@ -2,7 +2,8 @@
 
 The kernel's rule (fuse_file_io_open, Linux >= 6.9): all open handles of an inode agree. One that is open through the
 page cache can't be opened for passthrough, nor the other way round, and passthrough handles must share one registered
-backing file; a mistake is an EIO in somebody's open(). So the first handle decides, later ones repeat it, and the last
+backing file; a mistake is an EIO in somebody's open(). Helios never answers FOPEN_DIRECT_IO, so what the kernel says of
+that does not come in here. So the first handle decides, later ones repeat it, and the last
 one to go frees the decision and the backing file.
 
     CLOSED -> open, whole file at hand -> PASSTHROUGH(backing, n)   -> last release -> CLOSED, backing is closed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,6 +19,7 @@ from heliosfs.fuse import mounting
 from heliosfs.fuse.channel import Channel
 from heliosfs.fuse.ledger import Ledger
 from heliosfs.fuse.operations import HeliosOperations
+from heliosfs.fuse.passthrough import Passthrough
 from heliosfs.fuse.portable import IDLE_TASKS, TASKS
 from heliosfs.keeper.board import Board
 
@@ -23,6 +27,9 @@ log = logging.getLogger("heliosfs")
 
 PULSE_S: Final = 0.5
 """How often the keeper is shown that this process lives, in seconds."""
+
+TRY_S: Final = 2.0
+"""How long finding out what the kernel thinks of the tiers' filesystems may take, in seconds."""
 
 DRAIN_S: Final = 2.0
 """How long requests under way may take when this worker is to end; what is left goes to the next one."""
@@ -40,10 +47,12 @@ class Attachment(Protocol):
 
 
 class NativeMount:
-    """A mount that a keeper made. ``patience_s`` is how long a request may take when nothing is wrong with us."""
+    """A mount that a keeper made. ``patience_s`` is how long a request may take when nothing is wrong with us.
+
+    ``tiers`` are the directories that whole files are in. ``changed`` is called when there is another ``reason``.
+    """
 
     mode: Final = "native"
-    reason: Final = "passthrough and a keeper"
 
     def __init__(
         self,
@@ -53,13 +62,21 @@ class NativeMount:
         operations: HeliosOperations,
         metrics: MountMetrics,
         patience_s: float,
+        tiers: Sequence[Path],
+        changed: Callable[[], None],
     ) -> None:
         self._mountpoint, self._settings, self._attachment = mountpoint, settings, attachment
         self._operations, self._metrics, self._patience_s = operations, metrics, patience_s
+        self._tiers, self._changed, self._passthrough = tiers, changed, Passthrough()
         self._over = trio.Event()
         self._error: BaseException | None = None
         self._nursery: trio.Nursery | None = None
         self.unmounted = False
+
+    @property
+    def reason(self) -> str:
+        """How files are read, and why not better."""
+        return self._passthrough.reason
 
     async def serve(self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until ``stop`` or until the mount is gone; the mount itself stays. Started once it answers."""
@@ -81,12 +98,17 @@ class NativeMount:
         def released(fh: int) -> None:
             token.run_sync_soon(self._begin_release, fh)
 
+        def wait(unique: int, seconds: float) -> None:
+            token.run_sync_soon(self._begin_wait, channel, unique, seconds)
+
         board = self._attachment.board
         board.limit_ns = int(self._patience_s * 1e9)
         ledger = Ledger(board, self._attachment.generation)
         inherited = frozenset(ledger.files())
         fd, operations = self._attachment.fuse_fd, self._operations
-        channel = Channel(fd, ledger, operations.files, self._metrics, open_file, wait_for, closed, released, ended)
+        files, metrics = operations.files, self._metrics
+        passthrough = self._passthrough
+        channel = Channel(fd, ledger, files, metrics, passthrough, open_file, wait_for, closed, released, ended, wait)
         self._metrics.oldest_request.set_function(lambda: _age_s(channel))
         try:
             pyfuse3.init(operations, f"/dev/fd/{channel.session_fd}", mounting.options(allow_other=True))
@@ -99,7 +121,12 @@ class NativeMount:
                     nursery.start_soon(operations.files.inherit, inherited)
                     await mounting.wait_until_it_answers(self._mountpoint)
                     mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
+                    channel.begin_trials()  # not before: a process that waits for its own mount can't end
+                    with trio.move_on_after(TRY_S):  # a disk that hangs shows it when a file is opened
+                        await trio.to_thread.run_sync(_try_out, channel, self._tiers, abandon_on_cancel=True)
+                    told = self.reason
                     task_status.started()
+                    nursery.start_soon(self._tell, told)
                     nursery.start_soon(self._end_with, stop)
                     await self._over.wait()
                     channel.stop()
@@ -132,8 +159,18 @@ class NativeMount:
     async def _pulse(self, board: Board, channel: Channel) -> None:
         while True:
             board.loop_ns = time.monotonic_ns()
-            board.channel_ns, board.oldest_ns = channel.alive_ns, channel.oldest_ns()
+            board.channel_ns = channel.alive_ns
+            board.oldest, board.oldest_ns = channel.oldest()
+            channel.look()
             await trio.sleep(PULSE_S)
+
+    async def _tell(self, told: str) -> None:
+        """Have it known when the kernel refuses what it did not refuse before."""
+        while True:
+            await trio.sleep(PULSE_S)
+            if self.reason != told:
+                told = self.reason
+                self._changed()
 
     def _begin_open(self, channel: Channel, unique: int, ino: int, flags: int) -> None:
         if self._nursery is not None:
@@ -149,7 +186,20 @@ class NativeMount:
 
     def _begin_release(self, fh: int) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(self._operations.release, fh)
+            self._nursery.start_soon(self._release, fh)
+
+    async def _release(self, fh: int) -> None:
+        with suppress(pyfuse3.FUSEError):  # it was logged; nobody waits for the answer of a RELEASE
+            await self._operations.release(fh)
+
+    def _begin_wait(self, channel: Channel, unique: int, seconds: float) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._go_on, channel, unique, seconds)
+
+    async def _go_on(self, channel: Channel, unique: int, seconds: float) -> None:
+        """On the loop, so that a request that blocks it stays alone."""
+        await trio.sleep(seconds)
+        channel.enough(unique)
 
     async def _open(self, channel: Channel, unique: int, ino: int, flags: int) -> None:
         """An OPEN. One that is cancelled stays unanswered, as a READ does."""
@@ -170,6 +220,17 @@ class NativeMount:
             channel.answer(unique, data)
 
 
+def _try_out(channel: Channel, tiers: Sequence[Path]) -> None:
+    """A tier's lock is a file of its filesystem. In a thread."""
+    for tier in tiers:
+        with suppress(OSError):  # a tier that fails: it has no files to be opened
+            fd = os.open(tier / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                channel.try_out(fd)
+            finally:
+                os.close(fd)
+
+
 def _age_s(channel: Channel) -> float:
-    oldest = channel.oldest_ns()
+    _, oldest = channel.oldest()
     return (time.monotonic_ns() - oldest) / 1e9 if oldest else 0.0

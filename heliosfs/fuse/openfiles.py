@@ -16,18 +16,19 @@ from pyfuse3 import FUSEError
 
 from helios.errors import HeliosError
 from helios.metrics import MountMetrics
-from helios.names import RepoId
-from heliosfs.blobs import BlobRef, BlobStore
+from heliosfs.blob_handle import Here
+from heliosfs.blobs import BlobStore
 from heliosfs.flights import Flights
+from heliosfs.following import Following, blob_ref
 from heliosfs.fuse.handles import BlobReader, Buffer, DirectoryHandle, FileHandle, Handles, TextReader
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.shadow.shadow import Shadow
-from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.commits import CommitDirectory
 from heliosfs.tree.hub import TreeFile
 from heliosfs.tree.nodes import BlobFile, Directory, Node, TextFile
 from heliosfs.tree.repositories import Repository
 from heliosfs.tree.source import FOREVER, Source
+from heliosfs.usage import ReadCounts
 
 log = logging.getLogger("heliosfs.fuse")
 
@@ -47,9 +48,11 @@ class OpenFiles:
         node_of: Callable[[int], Awaitable[Node]],
         generation: int,
         shadow: Shadow | None,
+        counts: ReadCounts,
     ) -> None:
         self._source, self._blobs, self._metrics, self._node_of = source, blobs, metrics, node_of
-        self._shadow = shadow
+        self._shadow, self._counts = shadow, counts
+        self._following = Following(source, blobs)
         self._handles = Handles(generation)
         self._reopening: Flights[int] = Flights()
         self._inherited: dict[int, FileHandle | None] = {}
@@ -69,8 +72,10 @@ class OpenFiles:
         """Open a file; returns its number, and whether pages that the kernel has of it are still right."""
         handle = await self._open_node(node)
         keep = node.lifetime == FOREVER
-        if isinstance(node, BlobFile) and self._blobs.healer.was_wrong(node.entry.sha256):
-            keep = False  # pages that the kernel has may be of the file that was wrong
+        if isinstance(node, BlobFile):
+            self._counts.opened(node.repo, node.commit)
+            if self._blobs.healer.was_wrong(node.entry.sha256):
+                keep = False  # pages that the kernel has may be of the file that was wrong
         return self._handles.add_file(handle), keep
 
     async def read(self, fh: int, offset: int, size: int) -> Buffer:
@@ -80,8 +85,10 @@ class OpenFiles:
             handle = await self._reopening.share(fh, lambda: self._reopen_file(fh))
         started = time.perf_counter()
         data = await handle.read(offset, size)
-        if self._shadow is not None and handle.want is not None:
-            self._shadow.read(handle.want, offset, [data], time.perf_counter() - started)
+        if handle.want is not None:
+            self._counts.read(handle.want.repo, handle.want.commit, len(data))
+            if self._shadow is not None:
+                self._shadow.read(handle.want, offset, [data], time.perf_counter() - started)
         return data
 
     async def release(self, fh: int) -> None:
@@ -163,15 +170,10 @@ class OpenFiles:
         """Say which inode a handle belongs to, before the request with that handle comes; any thread may."""
         self._handles.adopt(fh, ino)
 
-    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
+    def local(self, fh: int, offset: int, size: int) -> Here | None:
         """Where a READ's bytes are on the local disk, verified, as ``BlobHandle.local``; any thread may ask."""
         handle = self._handles.files.get(fh)
         return None if handle is None else handle.local(offset, size)
-
-    def tier(self, fh: int) -> str:
-        """Which local tier a handle's bytes are in; any thread may ask."""
-        handle = self._handles.files.get(fh)
-        return "l1" if handle is None else handle.tier
 
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """A READ's bytes from the memory pool, in pieces, as ``BlobHandle.held``; any thread may ask."""
@@ -190,14 +192,20 @@ class OpenFiles:
 
     def answered(self, fh: int, offset: int, parts: Sequence[Buffer], seconds: float) -> None:
         """A READ was answered with these bytes; any thread may say so."""
-        handle = None if self._shadow is None else self._handles.files.get(fh)
-        if self._shadow is not None and handle is not None and handle.want is not None:
+        handle = self._handles.files.get(fh)
+        if handle is None or handle.want is None:
+            return
+        self._counts.read(handle.want.repo, handle.want.commit, sum(map(len, parts)))
+        if self._shadow is not None:
             self._shadow.read(handle.want, offset, parts, seconds)
 
     def passed(self, fh: int) -> None:
         """The kernel is about to be given a handle's whole file to read itself; any thread may say so."""
-        handle = None if self._shadow is None else self._handles.files.get(fh)
-        if self._shadow is not None and handle is not None and handle.want is not None:
+        handle = self._handles.files.get(fh)
+        if handle is None or handle.want is None:
+            return
+        self._counts.read(handle.want.repo, handle.want.commit, handle.want.size)  # what it reads, nobody else sees
+        if self._shadow is not None:
             self._shadow.opened(handle.want, handle.whole_fd())
 
     # --- inside ---
@@ -217,23 +225,11 @@ class OpenFiles:
 
     async def _open_blob(self, node: BlobFile) -> FileHandle:
         self.expect(node)
-        want = _blob_ref(node.entry, node.repo, node.commit, node.path, node.also)
+        want = blob_ref(node.entry, node.repo, node.commit, node.path, node.also)
         handle = await self._blobs.open(want)
         self._metrics.opens.labels(self._blobs.status(want.sha256).tier).inc()
-        self._blobs.prefetch(await self._shards(node))
+        await self._following.opened(node)
         return BlobReader(handle, self._local, want, self._count_local)
-
-    async def _shards(self, node: BlobFile) -> list[BlobRef]:
-        """The other shards of a weight file: whoever opens one will read them next."""
-        try:
-            snapshot = (await self._source.snapshot(node.repo, node.commit)).value
-        except HeliosError as error:
-            log.debug("the shards are not known", extra={"file": node.path, "reason": str(error)})
-            return []
-        if snapshot is None or node.path not in snapshot.files:
-            return []
-        shards = snapshot.shards_after(node.path)
-        return [_blob_ref(snapshot.files[path], node.repo, node.commit, path) for path in shards]
 
     async def _open_text(self, node: TextFile) -> FileHandle:
         return TextReader(node.content)
@@ -243,7 +239,3 @@ class OpenFiles:
 
     def _count_local(self, tier: str, count: int) -> None:
         self._read_bytes[tier].inc(count)
-
-
-def _blob_ref(entry: FileEntry, repo: RepoId, commit: str, path: str, also: tuple[RepoId, ...] = ()) -> BlobRef:
-    return BlobRef(repo, commit, path, entry.sha256, entry.size, entry.recipe, also)

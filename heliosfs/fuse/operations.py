@@ -31,6 +31,7 @@ from heliosfs.tree.nodes import BlobFile, Directory, Found, Link, Node
 from heliosfs.tree.restore import Restorer
 from heliosfs.tree.source import FOREVER, Source
 from heliosfs.tree.table import NodeTable, Slot
+from heliosfs.usage import ReadCounts
 
 log = logging.getLogger("heliosfs.fuse")
 
@@ -85,7 +86,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
 
     ``mounted_ns`` is the time of what is the mount's own, in nanoseconds since 1970, and ``generation`` counts the
     workers that have served this mount: a mount that outlives its worker says both. ``alone``: nobody in front of
-    pyfuse3 answers requests, or measures how long they take.
+    pyfuse3 answers requests, or measures how long they take. ``counts`` is told what is read.
     """
 
     supports_dot_lookup = False  # asked for only by NFS servers
@@ -104,6 +105,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         generation: int = 1,
         shadow: Shadow | None = None,
         alone: bool = True,
+        counts: ReadCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
@@ -117,7 +119,8 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._restorer = Restorer(table, source)
         self._alone = alone
         self._statfs_threads = trio.CapacityLimiter(1)
-        self.files = OpenFiles(source, blobs, metrics, self._node_of, generation, shadow)
+        self._disk: os.statvfs_result | None = None
+        self.files = OpenFiles(source, blobs, metrics, self._node_of, generation, shadow, counts or ReadCounts())
         """What is open."""
         metrics.oldest_request.set_function(self.oldest_s)
         metrics.inodes.set_function(lambda: len(table))
@@ -217,6 +220,7 @@ class HeliosOperations(pyfuse3.Operations):  # type: ignore[misc]
             disk = await trio.to_thread.run_sync(
                 os.statvfs, self._cache, abandon_on_cancel=True, limiter=self._statfs_threads
             )
+        disk = self._disk = disk or self._disk  # one that hangs is as full as it was
         if disk is None:
             raise FUSEError(errno.EIO)
         out = StatvfsData()

@@ -114,9 +114,9 @@ class Offer:
     flags2: int
 
     @property
-    def native(self) -> bool:
-        """Whether passthrough and resending can be agreed on."""
-        return bool(self.flags & FUSE_INIT_EXT and self.flags2 & FUSE_PASSTHROUGH and self.flags2 & FUSE_HAS_RESEND)
+    def passthrough(self) -> bool:
+        """Whether passthrough can be agreed on."""
+        return bool(self.flags & FUSE_INIT_EXT and self.flags2 & FUSE_PASSTHROUGH)
 
 
 def parse_init(request: bytes | memoryview) -> Offer:
@@ -144,6 +144,12 @@ def agree(reply: bytes | memoryview, offer: Offer) -> bytes:
     REPLY.pack_into(out, 0, len(out), 0, unique)
     _INIT_OUT.pack_into(out, REPLY.size, *fields)
     return bytes(out)
+
+
+def number(request: bytes | bytearray | memoryview) -> int:
+    """The unique number of a request, without the bit that says that it was sent again."""
+    unique: int = REQUEST.unpack_from(request)[2]
+    return unique & ~RESENT
 
 
 def parse_read(request: bytes | bytearray | memoryview) -> tuple[int, int, int]:

@@ -5,20 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from heliosfs.fuse import trials
 from heliosfs.fuse.modes import Records
+from heliosfs.tiers.silence import Asked
+
+
+class Disk(Protocol):
+    """What open files lie on."""
+
+    @property
+    def name(self) -> str:
+        """The tier."""
+
+    @property
+    def asked(self) -> Asked:
+        """Calls to it under way: each READ is one."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it hangs and was given up."""
+
+
+class Here(Protocol):
+    """Verified bytes in a local file: its descriptor, how many they are, and what it lies on."""
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def places(self) -> Disk: ...
 
 
 class Files(Protocol):
     """What the channel asks about open files. Called from its threads; plain functions that never wait."""
 
-    def local(self, fh: int, offset: int, size: int) -> tuple[int, int] | None:
-        """A descriptor that holds these bytes, verified, and how many there are; None when some are not here.
+    def local(self, fh: int, offset: int, size: int) -> Here | None:
+        """Where these bytes are, verified; None when some are not here.
 
         The descriptor stays open as long as the handle.
         """
-
-    def tier(self, fh: int) -> str:
-        """Which local tier ``local`` reads from."""
 
     def held(self, fh: int, offset: int, size: int) -> list[memoryview] | None:
         """These bytes from memory, verified, in pieces; None when some are not there."""
@@ -39,7 +65,7 @@ class Files(Protocol):
         """A request with this handle of this inode comes: one that an earlier worker opened is opened again."""
 
 
-class Board(Records, Protocol):
+class Board(Records, trials.Records, Protocol):
     """What outlives this process."""
 
     @property
@@ -48,12 +74,6 @@ class Board(Records, Protocol):
 
     @init.setter
     def init(self, request: bytes) -> None: ...
-
-    def strike(self, unique: int) -> int:
-        """Count a crash that this request survived, if the last worker did crash; returns how many it survived."""
-
-    def forgive(self, unique: int) -> None:
-        """The request was answered."""
 
     @property
     def dropped(self) -> bool:

@@ -88,7 +88,7 @@ class OpenFiles:
 
 
 def deliveries(board: Board) -> Table:
-    """The table of deliveries, read now: ``unique`` of a request without the resend bit -> how often it came."""
+    """The table of deliveries, read now: ``unique`` of a request without the resend bit -> see ledger.py."""
     return Table(board.words, DELIVERIES // 8, DELIVERY_ROWS)
 
 

@@ -20,7 +20,8 @@ The state machine:
     FREE       a spawned process takes the place (after a delay where the last ones failed: policy.Restarts), or with
                ``--external`` a worker's hello; free for ``--patience`` after a worker that served: what waits is EIO
     STARTING   its hello: it gets the descriptor of the mount and the board  ->  it is ready: SERVING
-    SERVING    no sign of life for ``--stall``, or a request that is too old: KILLED; so is a start that takes too long
+    SERVING    no sign of life for ``--stall``, or a request that is too old: KILLED; so is a start that hangs, or that
+               takes so long that what waits has to be EIO (``--patience`` after a worker that served)
     GOING      told to go (SIGHUP, a worker of another name, the end), or hung up: it has the ``--grace``, then KILLED
     KILLED     fenced by the board's generation, and SIGKILL
     -> FREE    its process is gone; or it can't be killed: it is *dropped*, and the next one gets a copy of the board

@@ -66,6 +66,8 @@ class Board:
     crashes = _Word(48)
     init_len = _Word(INIT_LEN)
     mounted_ns = _Word(320)
+    oldest = _Word(368)
+    late = _Word(376)
 
     def __init__(self, fd: int) -> None:
         """Map a board; takes the descriptor. Raises ValueError when it is none, or one of another version."""

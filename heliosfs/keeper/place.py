@@ -67,7 +67,7 @@ class Place:
             if worker.sock is not None:
                 found[worker.sock.fileno()] = partial(self._on_message, worker)
         if self._unserved():
-            found[self.held.fuse_fd] = self._refuse
+            found[self.held.fuse_fd] = lambda: None  # the next tick refuses it
         return found
 
     @property
@@ -85,8 +85,8 @@ class Place:
             self._watch(self.worker, now)
         elif now >= self._spawn_at and not self._closed:
             self._spawn()
-        if self._unserved():
-            self._refuse()
+        if self._unserved() and (refused := refuse(self.held.fuse_fd, self.board)):
+            log("error", "requests failed because there is no worker", requests=refused)
 
     def close(self) -> None:
         """The worker goes, and no other comes."""
@@ -120,9 +120,10 @@ class Place:
         """Give the worker the mount: from now on the board, and what the kernel asks, are its own."""
         assert self.worker is not None
         board = self.board
-        board.loop_ns = board.channel_ns = board.oldest_ns = board.limit_ns = 0
+        board.loop_ns = board.channel_ns = board.oldest = board.oldest_ns = board.limit_ns = 0
         board.generation += 1
         self.worker.attach(sock)
+        self.worker.hurry(self._limit(time.monotonic()))
         self.welcome(self.held.fuse_fd, board.fd)
 
     def rejoin(self, guest: Guest) -> None:
@@ -173,9 +174,11 @@ class Place:
         match worker.phase:
             case Phase.STARTING if late:
                 reason = "it was not ready in time"
-            case Phase.SERVING:
+            case Phase.STARTING | Phase.SERVING if worker.ready_at or (worker.attached and self.board.loop_ns):
                 since = max(worker.ready_at or 0.0, self._resumed)
+                oldest = self.board.oldest
                 reason = policy.hang(self.board, now, since, self.settings.stall_s)
+                worker.late = oldest if policy.overdue(self.board, now, since) else 0
             case Phase.GOING if late:
                 self._kill(worker)
             case Phase.KILLED if late:
@@ -221,6 +224,7 @@ class Place:
         oom = kernel.oom_kills() > self._ooms[0]
         how = policy.death(code, asked=worker.asked, hung=worker.hung, ended=bool(worker.said), oom=oom)
         self.board.crashes += how is Death.CRASH
+        self.board.late = worker.late
         level = "info" if how in (Death.ASKED, Death.CLEAN) else "warning"
         if how is Death.CRASH and code is not None and self._served:  # else nobody's fault for sure, or the starter's
             level = "error"
@@ -251,6 +255,10 @@ class Place:
         attached = self.worker is not None and self.worker.attached
         return late and not attached and not self._closed and bool(self.board.init_len)
 
-    def _refuse(self) -> None:
-        if refused := refuse(self.held.fuse_fd, self.board):
-            log("error", "requests failed because there is no worker", requests=refused)
+    def _limit(self, now: float) -> float:
+        """When a worker that attaches now must be ready, since what waits is to fail then, and only without a worker
+        can it. Where that was over before, all that waited until now has failed."""
+        if not self.board.init_len:
+            return math.inf
+        limit = self._down_since + self.settings.patience_s
+        return limit if now < limit else now + self.settings.patience_s

@@ -65,8 +65,12 @@ def hang(board: Board, now: float, since: float, stall_s: float) -> str | None:
         silent = now - max(then_ns / 1e9, since)
         if silent > stall_s:
             return f"its {name} gave no sign of life for {silent:.1f} s"
+    age = overdue(board, now, since)
+    return f"a request has waited for {age:.1f} s" if age else None
+
+
+def overdue(board: Board, now: float, since: float) -> float:
+    """How old the oldest request is, in seconds, if that is too much; else 0."""
     oldest_ns, limit_ns = board.oldest_ns, board.limit_ns
     age = now - max(oldest_ns / 1e9, since)
-    if oldest_ns and limit_ns and age > limit_ns / 1e9:
-        return f"a request has waited for {age:.1f} s"
-    return None
+    return age if oldest_ns and limit_ns and age > limit_ns / 1e9 else 0.0

@@ -26,7 +26,7 @@ _SO_PEERPIDFD = 77
 class Phase(IntEnum):
     """Where a worker is; it never goes back. All end with its process; what else ends them, and what follows:"""
 
-    STARTING = 0  # it is ready: SERVING. After START_S it counts as hanging: KILLED
+    STARTING = 0  # it is ready: SERVING. After START_S, or when what waits must fail, it counts as hanging: KILLED
     SERVING = 1  # it hangs (policy.py): KILLED. It is told to go, or hangs up, as in any phase before: GOING
     GOING = 2  # after the grace: KILLED
     KILLED = 3  # after DIE_S it is dropped
@@ -40,6 +40,7 @@ class Worker:
     attached = False  # whether it has, or had, the mount's descriptor
     ready_at: float | None = None
     asked = hung = False  # why it goes, or was killed
+    late = 0  # the request that is too old, if it is killed for one
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self.pidfd = pid, pidfd
@@ -65,6 +66,11 @@ class Worker:
     def attach(self, sock: socket.socket) -> None:
         """It has the mount, or is about to get it through this socket."""
         self.sock, self.attached = sock, True
+
+    def hurry(self, limit: float) -> None:
+        """It must be ready by then."""
+        if self.phase is Phase.STARTING:
+            self.deadline = min(self.deadline, limit)
 
     def ready(self) -> None:
         self.ready_at = time.monotonic()

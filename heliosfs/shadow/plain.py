@@ -12,6 +12,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from helios.errors import IntegrityError, Unavailable
 from helios.http.client import HttpClient
+from helios.http.places import sent_by
+from helios.tokens import Token, no_token
 from heliosfs.fetch.source import BlobRef
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -21,8 +23,8 @@ MAX_REDIRECTS: Final = 4
 class PlainDownload:
     """Asks the registries at ``urls`` in order. Threads may share it; every call blocks."""
 
-    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
-        self._clients = [HttpClient(url, timeout_s=timeout_s, max_idle=4) for url in urls]
+    def __init__(self, urls: Sequence[str], timeout_s: float, token: Token = no_token) -> None:
+        self._clients = [HttpClient(url, timeout_s=timeout_s, max_idle=4, token=token) for url in urls]
         self._timeout_s = timeout_s
 
     def close(self) -> None:
@@ -54,7 +56,8 @@ class PlainDownload:
                             if other is not None:
                                 other.close()
                             host = f"{target.scheme}://{target.netloc}"
-                            other = HttpClient(host, timeout_s=self._timeout_s, max_idle=1)
+                            admits = sent_by(client.base)
+                            other = HttpClient(host, timeout_s=self._timeout_s, max_idle=1, admits=admits)
                         continue
                     if response.status == 416:  # there the file is shorter
                         return bytearray()

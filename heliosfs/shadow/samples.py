@@ -126,9 +126,9 @@ class Tally:
         self.download_s: deque[float] = deque(maxlen=REMEMBERED)
         self.last: deque[Mismatch] = deque(maxlen=SHOWN)
 
-    def admit(self, count: int) -> bool:
-        """Whether a sample of so many bytes may wait; one that may not is dropped."""
-        if self.waiting >= MAX_WAITING or self.waiting_bytes + count > MAX_BYTES:
+    def admit(self, count: int, *, readable: bool = True) -> bool:
+        """Whether a sample of so many bytes may wait; one that may not, or could not be read, is dropped."""
+        if not readable or self.waiting >= MAX_WAITING or self.waiting_bytes + count > MAX_BYTES:
             self.dropped += 1
             return False
         self.waiting += 1

@@ -33,6 +33,12 @@ log = logging.getLogger("heliosfs.shadow")
 DOWNLOADS: Final = 2
 """Comparisons at once."""
 
+DISK_S: Final = 10.0
+"""How long reading a file that the kernel reads itself may take, in seconds: its disk may hang."""
+
+STUCK: Final = 4
+"""Threads that read such files, those that were given up included; without one left these samples are dropped."""
+
 LOGGED: Final = 100
 """Mismatches that the log tells; further ones are only counted."""
 
@@ -48,7 +54,7 @@ class Shadow:
         self._sampler, self._tally = Sampler(percent, random_ or random.Random()), Tally(percent)  # noqa: S311
         self._plain, self._metrics = plain, metrics
         self._lock = threading.Lock()
-        self._limiter = trio.CapacityLimiter(DOWNLOADS)
+        self._limiter, self._readers = trio.CapacityLimiter(DOWNLOADS), trio.CapacityLimiter(STUCK)
         self._send, self._receive = trio.open_memory_channel[Sample](MAX_WAITING)
         self._token: trio.lowlevel.TrioToken | None = None
         self._failing = False
@@ -74,7 +80,7 @@ class Shadow:
     def opened(self, want: BlobRef, fd: int) -> None:
         """A user opened a file that the kernel reads from this descriptor's, which stays open for this call."""
         for offset, count in self._sampler.ranges(want.size):
-            if self._admitted(count):
+            if self._admitted(count, readable=self._readers.available_tokens > 0):
                 try:
                     file = FileIO(os.dup(fd))
                 except OSError:  # too many are open: none of ours may be the one that a user lacks
@@ -91,11 +97,11 @@ class Shadow:
 
     # --- inside ---
 
-    def _admitted(self, count: int) -> bool:
+    def _admitted(self, count: int, *, readable: bool = True) -> bool:
         if self._token is None:
             return False
         with self._lock:
-            admitted = self._tally.admit(count)
+            admitted = self._tally.admit(count, readable=readable)
         if not admitted:
             self._metrics.shadow_dropped.inc()
         return admitted
@@ -108,26 +114,37 @@ class Shadow:
     async def _work(self) -> None:
         async for sample in self._receive:
             try:
-                await trio.to_thread.run_sync(self._compare, sample, abandon_on_cancel=True, limiter=self._limiter)
+                ours = (sample.data, sample.seconds) if sample.file is None else await self._read(sample, sample.file)
+                if ours is not None:
+                    await trio.to_thread.run_sync(
+                        self._compare, sample, *ours, abandon_on_cancel=True, limiter=self._limiter
+                    )
             except Exception:
                 log.exception("a comparison failed in an unforeseen way", extra=_names(sample))
             finally:
                 with self._lock:
                     self._tally.done(sample.count)
 
-    def _compare(self, sample: Sample) -> None:
+    async def _read(self, sample: Sample, file: FileIO) -> tuple[bytes, float] | None:
+        """What the file has, and how long that took; None where that can't be said."""
+        if not self._readers.available_tokens:
+            threading.Thread(target=file.close, name="close", daemon=True).start()  # that may hang as well
+            self._error("mount", sample, "too many files hang")
+            return None
+        with trio.move_on_after(DISK_S):
+            try:
+                return await trio.to_thread.run_sync(
+                    _read_and_close, file, sample.offset, sample.count, abandon_on_cancel=True, limiter=self._readers
+                )
+            except OSError as error:
+                self._error("mount", sample, f"the file can't be read: {error.strerror}")
+                return None
+        self._error("mount", sample, f"its disk does not answer within {DISK_S:g} s")
+        return None
+
+    def _compare(self, sample: Sample, ours: bytes, ours_s: float) -> None:
         """In a thread."""
         want, started = sample.want, time.perf_counter()
-        ours, ours_s = sample.data, sample.seconds
-        if sample.file is not None:
-            with sample.file as file:
-                try:
-                    ours = _whole(file.fileno(), sample.offset, sample.count)
-                except OSError as error:
-                    self._error("mount", sample, f"the file can't be read: {error.strerror}")
-                    return
-            ours_s = time.perf_counter() - started
-        started = time.perf_counter()
         try:
             theirs = self._plain.fetch(want, sample.offset, sample.count)
         except HeliosError as error:
@@ -168,6 +185,13 @@ def routes(shadow: Shadow | None) -> list[Route]:
         return json_page(asdict(Report() if shadow is None else shadow.report()))
 
     return [Route("GET", "/api/v1/shadow", page(partial(show)))]
+
+
+def _read_and_close(file: FileIO, offset: int, count: int) -> tuple[bytes, float]:
+    """In a thread. Raises OSError."""
+    started = time.perf_counter()
+    with file:
+        return _whole(file.fileno(), offset, count), time.perf_counter() - started
 
 
 def _whole(fd: int, offset: int, count: int) -> bytes:

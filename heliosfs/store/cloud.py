@@ -8,6 +8,7 @@ refuses other bytes.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,15 @@ READ_RETRIES_S: Final = 15.0
 WRITE: Final = {"connect_timeout": "4s", "read_timeout": "60s", "timeout": "120s"}
 WRITE_RETRIES_S: Final = 170.0
 """Longest that a request is tried again and again, in seconds: signatures of a request last for some minutes."""
+REMOVE_S: Final = 10.0
+REMOVE: Final = {"connect_timeout": "4s", "read_timeout": "8s", "timeout": f"{REMOVE_S:.0f}s"}
+REMOVE_RETRIES_S: Final = 10.0
+"""The same for a removal. Together they are the longest that one takes: a registry has others wait meanwhile, and must
+be done before the database takes it for dead (registry/burial.py). What can't be removed is removed later."""
+
+CUT_OFF: Final = 2
+AT_ONCE_S: Final = 1.0
+"""So often is a removal repeated that failed within so many seconds: the longest that one takes stays what it is."""
 
 
 class Place:
@@ -59,6 +69,7 @@ class CloudBucket:
         with self._guard("can't be used"):
             self._reading = make(place, self._chain, READ, READ_RETRIES_S)
             self._writing = make(place, self._chain, WRITE, WRITE_RETRIES_S)
+            self._removing = make(place, self._chain, REMOVE, REMOVE_RETRIES_S)
 
     def create(self, key: str, data: bytes) -> bool:
         import obstore
@@ -102,10 +113,20 @@ class CloudBucket:
                 raise
 
     def delete(self, key: str) -> None:
+        """object_store takes a removal on GCS for one that must not happen twice, so it doesn't repeat one that was
+        cut off. Here a name is content: it may."""
         import obstore
+        from obstore.exceptions import GenericError
 
         with self._guard(f"does not remove {key}"), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._writing, key)
+            since = time.monotonic()
+            for last in (False,) * CUT_OFF + (True,):
+                try:
+                    obstore.delete(self._removing, key)
+                    return
+                except GenericError:
+                    if last or time.monotonic() - since > AT_ONCE_S:
+                        raise
 
     def list(self, directory: str) -> Iterator[tuple[str, int]]:
         import obstore

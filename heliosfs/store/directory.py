@@ -140,9 +140,19 @@ class DirectoryStore:
     def signed_urls(self, keys: Sequence[str], expires_s: float) -> None:
         return None
 
+    def near(self, key: str) -> bool:
+        return True
+
+    def waits(self, key: str) -> bool:
+        return False
+
     @property
     def local(self) -> Path:
         return self.root
+
+    @property
+    def lasting(self) -> DirectoryStore:
+        return self
 
     def heal(self, key: str, offset: int, length: int, good: Good) -> bool:
         return False

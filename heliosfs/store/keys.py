@@ -36,6 +36,19 @@ def check_key(key: str) -> str:
     return key
 
 
+KINDS: Final = ("blobs", "packs", "recipes", "xet", "manifests", "commits")
+"""Kinds of objects that hold content: the second segment of their keys."""
+
+
+SEALED: Final = "sealed"
+"""In place of the kind: objects that are encrypted (sealed.py), whose kind and name follow."""
+
+
+def sealed_mark(domain: str, id_: str) -> str:
+    """Key of the object that says that a key is in use in a domain."""
+    return f"{check_domain(domain)}/{SEALED}/keys/{id_}"
+
+
 def check_domain(domain: str) -> str:
     """Return a valid domain name (lower-case letters, digits, ``-``; at most 63) or raise InvalidInput."""
     if not _DOMAIN.match(domain):
@@ -76,6 +89,11 @@ def commit_key(domain: str, repo: RepoId, commit: str) -> str:
     if not _is_hex(commit, 40):
         raise InvalidInput(f"{commit!r} is not a commit: 40 lower-case hexadecimal digits")
     return check_key(f"{domain}/commits/{repo.kind}/{repo.org or '_'}/{repo.name}/{commit}")
+
+
+def domain_of(key: str) -> str:
+    """The domain that a valid key is in."""
+    return key.partition("/")[0]
 
 
 def _fanned(domain: str, kind: str, name: str, digits: int) -> str:

@@ -47,15 +47,25 @@ class ObjectStore(Protocol):
     def open_local(self, key: str) -> BinaryIO | None:
         """The object as an open local file for sendfile, or None where the engine has no local files."""
 
-    def signed_urls(self, keys: Sequence[str], expires_s: float) -> Sequence[str] | None:
+    def signed_urls(self, keys: Sequence[str], expires_s: float) -> Sequence[str | None] | None:
         """Addresses at which anybody can GET the objects, ranges of them too, for so many seconds and at most a week.
 
-        None where the engine has none. Whether the objects exist is not looked at.
+        None where the engine has none, or none for one of them. Whether the objects exist is not looked at.
         """
+
+    def near(self, key: str) -> bool:
+        """Whether the object would be read from a local file, as far as is known without a look. Never blocks."""
+
+    def waits(self, key: str) -> bool:
+        """Whether the object is acknowledged and not yet where it is to stay. Never blocks."""
 
     @property
     def local(self) -> Path | None:
         """The directory in which the objects are files, where there is one: nodes of this machine link them."""
+
+    @property
+    def lasting(self) -> ObjectStore:
+        """The store as it is to stay, for who looks whether it is whole: itself, unless another one is in front."""
 
     def heal(self, key: str, offset: int, length: int, good: Good) -> bool:
         """Called when bytes of an object turned out to be wrong: whether reading them again gives good ones.

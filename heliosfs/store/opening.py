@@ -5,6 +5,8 @@
     gs://bucket/prefix           Google Cloud Storage
     az://container/prefix        Azure Blob Storage
 
+In front of the last three there may be a bounded store on a fast local disk (front/).
+
 Credentials are no settings: they come from the environment, configuration files or the role of the instance, as each
 service's own tools find them.
 """
@@ -18,6 +20,7 @@ from typing import Final
 
 from helios.config import RegistrySettings
 from helios.errors import UsageError
+from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 
 SCHEMES: Final = ("s3", "gs", "az")
@@ -30,12 +33,16 @@ _PREFIX = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?\Z")
 
 
-def open_objects(settings: RegistrySettings, directory: Path, staging: Path) -> ObjectStore:
+def open_objects(
+    settings: RegistrySettings, directory: Path, staging: Path, metrics: RegistryMetrics | None = None
+) -> ObjectStore:
     """The store that the settings name; ``directory`` is where it is by default, ``staging`` where files are written
     that go to the cloud. Close it when done. Raises UsageError, Unavailable, NoSpace, IntegrityError.
     """
     first = settings.store_directory(directory)
     if first is not None:
+        if settings.front:
+            raise UsageError(f"registry.front is for a store in the cloud: {first} is a directory already")
         if settings.replicas and settings.database:
             raise UsageError(
                 "registry.replicas is for a registry of one process: each would repair what another one writes",
@@ -44,7 +51,35 @@ def open_objects(settings: RegistrySettings, directory: Path, staging: Path) -> 
         return _directories(first, [Path(path) for path in settings.replicas])
     if settings.replicas:
         raise UsageError(f"registry.replicas are directories: {settings.store} keeps copies of its own")
-    return _remote(settings, staging)
+    return _behind_front(settings, _remote(settings, staging), staging, metrics or RegistryMetrics())
+
+
+def _behind_front(
+    settings: RegistrySettings, cloud: ObjectStore, staging: Path, metrics: RegistryMetrics
+) -> ObjectStore:
+    from heliosfs.store.front.disk import Memory, leave
+    from heliosfs.store.front.near import Near
+    from heliosfs.store.front.store import FrontStore
+
+    try:
+        if settings.front and settings.front_writes == "back" and settings.database:
+            raise UsageError(
+                'registry.front_writes = "back" is for a registry of one process: others would not see what waits here',
+                hint='Processes that share a database (registry.database) write with front_writes = "through".',
+            )
+        if settings.front_limit_gib < 0 or not 0 <= settings.front_min_free < 1:
+            raise UsageError("registry.front_limit_gib is at least 0, registry.front_min_free a share from 0 to 1")
+        memory = Memory(staging.parent / "front.json")
+        if not settings.front:
+            leave(memory, cloud.describe())
+            return cloud
+        limit = int(settings.front_limit_gib * (1 << 30)) or None
+        near = Near(Path(settings.front), cloud.describe(), memory, limit, settings.front_min_free, metrics)
+        back, send_near = settings.front_writes == "back", settings.redirect == "absent"
+        return FrontStore(cloud, near, metrics, back=back, send_near=send_near)
+    except BaseException:
+        cloud.close()
+        raise
 
 
 def _directories(first: Path, others: Sequence[Path]) -> ObjectStore:

@@ -2,10 +2,11 @@
 
 Binary, little endian (docs/format.md is normative):
 
-    head     32 bytes  magic b"HPCK", version u16 (1), flags u16 (0), key id 16 bytes (0: not encrypted), 8 zero bytes
+    head     32 bytes  magic b"HPCK", version u16 (1, or 2 where chunks are encoded), flags u16 (0),
+                       key id 16 bytes (0: not encrypted), 8 zero bytes
     chunks   back to back, as encoded
     index    one entry of 48 bytes a chunk, in order:
-                 32 bytes BLAKE3 of the chunk, u32 length, u32 encoded length, codec u8 (0: none), 7 zero bytes
+                 32 bytes BLAKE3 of the chunk, u32 length, u32 encoded length, codec u8, 7 zero bytes
     trailer  48 bytes  32 bytes BLAKE3 of the index, u64 offset of the index, u32 count, magic b"KCPH"
 
 Readers find chunks through placements and never need the index. It is there so that the chunk index can be rebuilt
@@ -22,14 +23,16 @@ from typing import Final
 from blake3 import blake3
 
 from helios.errors import IntegrityError
+from heliosfs.store import codec as codecs
 from heliosfs.store.recipe import MAX_CHUNK
 
 MAGIC: Final = b"HPCK"
 END_MAGIC: Final = b"KCPH"
 VERSION: Final = 1
+ENCODED_VERSION: Final = 2
+"""Of packs that may hold encoded chunks."""
 TARGET: Final = 64 << 20
 """A pack takes no further chunk once it holds this many bytes."""
-NO_CODEC: Final = 0
 
 _HEAD = struct.Struct("<4sHH16s8s")
 _ENTRY = struct.Struct("<32sIIB7s")
@@ -51,11 +54,12 @@ class PackEntry:
     offset: int
     length: int
     encoded_length: int
+    codec: str = codecs.NONE
 
 
-def head() -> bytes:
-    """The first 32 bytes of a pack."""
-    return _HEAD.pack(MAGIC, VERSION, 0, _NO_KEY, _ZERO8)
+def head(*, encoded: bool = False) -> bytes:
+    """The first 32 bytes of a pack; ``encoded``: its chunks may be."""
+    return _HEAD.pack(MAGIC, ENCODED_VERSION if encoded else VERSION, 0, _NO_KEY, _ZERO8)
 
 
 def tail(entries: Iterable[PackEntry]) -> bytes:
@@ -66,7 +70,8 @@ def tail(entries: Iterable[PackEntry]) -> bytes:
         if entry.offset != end:
             raise ValueError(f"a pack's chunk starts at {entry.offset}, not at {end} where the one before it ends")
         end += entry.encoded_length
-        index += _ENTRY.pack(entry.id, entry.length, entry.encoded_length, NO_CODEC, _ZERO7)
+        number = codecs.CODECS[entry.codec].number
+        index += _ENTRY.pack(entry.id, entry.length, entry.encoded_length, number, _ZERO7)
     count = len(index) // ENTRY_SIZE
     return bytes(index) + _TRAILER.pack(blake3(index).digest(), end, count, END_MAGIC)
 
@@ -91,7 +96,7 @@ def parse(head_bytes: bytes, index: bytes, trailer: bytes, size: int) -> list[Pa
     magic, version, flags, key, zero = _HEAD.unpack(head_bytes)
     if magic != MAGIC:
         raise IntegrityError(f"not a pack: it starts with {magic!r}")
-    if version != VERSION or flags or key != _NO_KEY or zero != _ZERO8:
+    if version not in (VERSION, ENCODED_VERSION) or flags or key != _NO_KEY or zero != _ZERO8:
         raise IntegrityError(f"pack version {version} (flags {flags}) is newer than this Helios; upgrade it")
     data_end, length = index_span(trailer, size)
     digest = _TRAILER.unpack(trailer)[0]
@@ -100,11 +105,13 @@ def parse(head_bytes: bytes, index: bytes, trailer: bytes, size: int) -> list[Pa
     entries = []
     end = HEAD_SIZE
     for chunk, chunk_length, encoded, codec, zero in _ENTRY.iter_unpack(index):
-        if codec != NO_CODEC or zero != _ZERO7:
+        known = codecs.BY_NUMBER.get(codec) if version == ENCODED_VERSION or not codec else None
+        if known is None or zero != _ZERO7:
             raise IntegrityError(f"a pack uses codec {codec}, which this Helios does not know; upgrade it")
-        if encoded != chunk_length or not 0 < chunk_length <= MAX_CHUNK:
+        if not 0 < chunk_length <= MAX_CHUNK:
             raise IntegrityError(f"a pack has a chunk of {chunk_length} bytes stored in {encoded}")
-        entries.append(PackEntry(chunk, end, chunk_length, encoded))
+        codecs.check(known.name, chunk_length, encoded)
+        entries.append(PackEntry(chunk, end, chunk_length, encoded, known.name))
         end += encoded
     if end != data_end:
         raise IntegrityError(f"a pack's chunks end at byte {end}, but its index starts at {data_end}")

@@ -30,6 +30,10 @@ MAGIC: Final = b"HRCP"
 VERSION: Final = 1
 MAX_CHUNK: Final = 4 << 20
 """Largest chunk in bytes: 4 MiB."""
+MAX_BLOB: Final = 4 << 40
+"""Largest blob that is taken in, in bytes: a million chunks. Lists of them must fit into memory."""
+MAX_RECIPE: Final = 64 << 20
+"""Longest recipe that is taken from another registry, in bytes."""
 
 _HEAD = struct.Struct("<4sHH32sQI")
 _ENTRY = struct.Struct("<32sI")

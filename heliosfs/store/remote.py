@@ -168,6 +168,16 @@ class RemoteStore:
             check_key(key)
         return self._bucket.sign(keys, min(expires_s, MAX_EXPIRY_S)) if keys else ()
 
+    def near(self, key: str) -> bool:
+        return False
+
+    def waits(self, key: str) -> bool:
+        return False
+
+    @property
+    def lasting(self) -> RemoteStore:
+        return self
+
     def heal(self, key: str, offset: int, length: int, good: Good) -> bool:
         """Whether a second look is better: then it was the way here."""
         buffer = memoryview(bytearray(length))
@@ -179,7 +189,7 @@ class RemoteStore:
 
     def delete(self, key: str) -> None:
         check_key(key)
-        self._patiently(lambda: self._bucket.delete(key))
+        self._bucket.delete(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or any(part in (".", "..") for part in prefix.split("/")) or "\0" in prefix:
@@ -295,6 +305,9 @@ _FIELD = re.compile(r"<(Code|Message)>(.*?)</\1>", re.DOTALL)
 def told(error: BaseException) -> str:
     """A library's error in a line, without what could be a credential: no query of an address, no string to sign."""
     text = str(error).partition("\n\nDebug source")[0]
+    first, azure, rest = text.partition("\nErrorCode:")
+    if azure:  # the lines below repeat the service's answer
+        text = f"{first.partition(chr(10))[0]} ({rest.partition(chr(10))[0]})"
     head, xml, body = text.partition("<?xml")
     if not xml:
         head, xml, body = text.partition("<Error>")

@@ -1,7 +1,7 @@
-"""The second engine of cloud stores: S3 through fsspec's s3fs, which is botocore underneath.
+"""The second engine of cloud stores: fsspec. S3 through s3fs, which is botocore underneath, Azure Blob through adlfs.
 
-Its asyncio parts run in fsspec's own loop thread; calls here block, with a deadline each. GCS and Azure Blob go the
-same way where gcsfs or adlfs is installed; Helios' tests run S3.
+Their asyncio parts run in fsspec's own loop thread; calls here block, with a deadline each. GCS goes the same way where
+gcsfs is installed, which Helios' tests do not run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from helios.errors import HeliosError, IntegrityError, NotFound, Unavailable
+from heliosfs.store import azure
 from heliosfs.store.cloud import MOST_PARTS, PART, PARTS, Place
 from heliosfs.store.remote import refused, told
 
@@ -36,36 +37,39 @@ class FsspecBucket:
 
     def __init__(self, place: Place) -> None:
         """Raises Unavailable where the library for the service is missing, or there are no credentials."""
-        import fsspec
-
         self.name, self._place = place.name, place
         self._root = place.bucket + (f"/{place.prefix}" if place.prefix else "")
         self._chain: Any = None
-        protocol = {"s3": "s3", "gs": "gs", "az": "abfs"}[place.scheme]
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        with self._guard("can't be used"):
+            try:
+                self._fs = self._open(options)
+            except ImportError as error:
+                hint = "Install what is missing, or use obstore."
+                raise Unavailable(f"{place.name}: {told(error)}", hint=hint) from None
+
+    def _open(self, options: dict[str, Any]) -> Any:
+        import fsspec
+
+        place = self._place
+        if place.scheme == "az":
+            return azure.filesystem(place, options)
         if place.scheme == "s3":
             from heliosfs.store.aws import Chain
 
             self._chain = Chain()
-            options |= _s3(place, self._chain)
-        elif place.endpoint:
-            options["endpoint_url" if place.scheme == "gs" else "account_host"] = place.endpoint
-        if place.account:
-            options["account_name"] = place.account
-        try:
-            self._fs = fsspec.filesystem(protocol, **options)
-        except ImportError as error:
-            raise Unavailable(f"{place.name}: {told(error)}", hint="Install what is missing, or use obstore.") from None
-        self._exclusive = place.scheme != "az"
-        """Whether a write can be told to fail where there is an object."""
+            return fsspec.filesystem("s3", **options, **_s3(place, self._chain))
+        if place.endpoint:
+            options["endpoint_url"] = place.endpoint
+        return fsspec.filesystem("gs", **options)
 
     def create(self, key: str, data: bytes) -> bool:
         with self._guard(f"does not take {key}"):
-            if not self._exclusive and self._run(self._fs._exists, READ_S, self._path(key)):
-                return False
             try:
-                mode = {"mode": "create"} if self._exclusive else {}
-                self._run(self._fs._pipe_file, WRITE_S, self._path(key), data, **mode)
+                if self._place.scheme == "az":
+                    self._run(azure.create, WRITE_S, self._fs, self._path(key), data)
+                else:
+                    self._run(self._fs._pipe_file, WRITE_S, self._path(key), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
@@ -78,7 +82,10 @@ class FsspecBucket:
         part = max(PART, -(-size // MOST_PARTS))
         limit = WRITE_S * (1 + size // WRITE_STEP)
         with self._guard(f"does not take {key}"):
-            self._run(self._fs._put_file, limit, str(path), self._path(key), chunksize=part, max_concurrency=PARTS)
+            if self._place.scheme == "az":
+                self._run(azure.upload, limit, self._fs, self._path(key), path, size, part)
+            else:
+                self._run(self._fs._put_file, limit, str(path), self._path(key), chunksize=part, max_concurrency=PARTS)
 
     def size(self, key: str) -> int:
         with self._guard(f"does not tell of {key}", key):
@@ -91,14 +98,13 @@ class FsspecBucket:
         with self._guard(f"does not give {key}", key):
             try:
                 data: bytes = self._run(self._fs._cat_file, READ_S, self._path(key), start=offset, end=offset + count)
-            except OSError as error:
-                if "not satisfiable" not in str(error):
+            except Exception as error:  # each service's own, unknown here
+                text = str(error)
+                if "did not match calculated checksum" in text:
+                    raise IntegrityError(f"{self.name} gave other bytes of {key} than its checksum says") from None
+                if "not satisfiable" not in text and "InvalidRange" not in text:
                     raise
                 data = b""
-            except Exception as error:
-                if "did not match calculated checksum" not in str(error):  # botocore's own error, unknown here
-                    raise
-                raise IntegrityError(f"{self.name} gave other bytes of {key} than its checksum says") from None
         return memoryview(data)
 
     def delete(self, key: str) -> None:
@@ -131,6 +137,8 @@ class FsspecBucket:
 
     def close(self) -> None:
         """The client's connections are closed in fsspec's loop."""
+        if self._place.scheme == "az":
+            self._run(self._fs.service_client.close, READ_S)
         if self._chain is not None and (client := getattr(self._fs, "_s3", None)) is not None:
             self._fs.close_session(self._fs.loop, client)
 
@@ -158,6 +166,8 @@ class FsspecBucket:
                 raise refused(self.name, error) from None
             raise Unavailable(f"{self.name} {what}: {told(error)}") from None
         except Exception as error:  # each service's library has its own
+            if getattr(error, "status_code", 0) in (401, 403):
+                raise refused(self.name, error) from None
             raise Unavailable(f"{self.name} {what}: {told(error)}") from None
 
 

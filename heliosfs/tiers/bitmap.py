@@ -71,11 +71,11 @@ def entries(seed: int, end: int, chunks: Iterable[int]) -> bytes:
     return bytes(out)
 
 
-def replay(data: bytes, blob: str, size: int | None = None, digest: str | None = None) -> Journal:
+def replay(data: bytes, blob: str, size: int | None = None) -> Journal:
     """Read a journal of the blob named ``blob``.
 
-    With ``size`` the blob must have that many bytes, with ``digest`` its recipe must have that digest. Raises
-    IntegrityError when the head or the recipe is damaged or another blob's; damaged entries only end the reading.
+    With ``size`` the blob must have that many bytes. Raises IntegrityError when the head or the recipe is damaged or
+    another blob's; damaged entries only end the reading.
     """
     base = _HEAD.size + _CRC.size
     if len(data) < base:
@@ -90,8 +90,6 @@ def replay(data: bytes, blob: str, size: int | None = None, digest: str | None =
         )
     if length > MAX_RECIPE or len(data) < base + length:
         raise IntegrityError(f"the journal of {blob} ends inside its recipe")
-    if digest is not None and named.hex() != digest:
-        raise IntegrityError(f"the journal of {blob} follows the recipe {named.hex()}, not {digest}")
     recipe = Recipe.decode(data[base : base + length], named.hex())
     if recipe.blob != blob or size not in (None, recipe.size):
         raise IntegrityError(f"the journal of {blob} is one of {recipe.blob} with {recipe.size} bytes")

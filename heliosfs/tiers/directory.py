@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.keys import PUBLIC, blob_key
@@ -39,11 +41,17 @@ from heliosfs.tiers.local import LocalBlob
 from heliosfs.tiers.places import make_fan, unlink
 from heliosfs.tiers.policy import Disk
 from heliosfs.tiers.quarantine import Quarantine, Taken
+from heliosfs.tiers.reading import DiskReads
+from heliosfs.tiers.silence import Asked, waits_for_nobody
 
 log = logging.getLogger("heliosfs.tiers")
 
 SETTING: Final = {"l1": "mount.cache", "l2": "mount.l2"}
 """What says where a tier's directory is, by the tier's name."""
+
+
+THREADS: Final = 8
+"""Reads and flushes at a time: those of one tier never wait for another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +90,12 @@ class TierDirectory:
         """
         self.name, self.root, self._beside = name, root, beside
         self.quarantine = Quarantine(root)
+        self.threads = trio.CapacityLimiter(THREADS)
+        self.asked, self.silent = Asked(), False
+        self.reads = DiskReads(self.asked)
         self._lock = threading.Lock()
         self._unlinked: set[str] = set()
+        self._proved: dict[str, int] = {}
         try:
             self._lock_fd = ownership.open_lock(root, create)
         except OSError as error:
@@ -96,6 +108,7 @@ class TierDirectory:
             ownership.take(self._lock_fd, root, SETTING[name])
             ownership.drop_leftovers(root, self.whole_path)
             self._sync_removals()
+            self.prompt, self.device = waits_for_nobody(root), os.fstat(self._lock_fd).st_dev
             self._whole = {entry.name: entry.stat().st_size for entry in self._whole_entries()}
         except OSError as error:
             os.close(self._lock_fd)
@@ -110,6 +123,11 @@ class TierDirectory:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
+    def give_up(self) -> None:
+        """Its disk hangs: nobody waits for it, and it is nobody's, until every call has come back."""
+        self.silent = True
+        self.reads.give_up()
+
     def __enter__(self) -> TierDirectory:
         return self
 
@@ -122,19 +140,22 @@ class TierDirectory:
 
     def check(self) -> bool:
         """See that the directory is still this one, and answers; returns whether it can be written. Raises OSError."""
-        fd = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if not os.path.sameopenfile(fd, self._lock_fd):
-                raise OSError(errno.ESTALE, "another directory is in its place")
-        finally:
-            os.close(fd)
-        with os.scandir(self.root / "partial") as entries:
-            next(entries, None)
-        return not os.statvfs(self.root).f_flag & os.ST_RDONLY
+        with self.asked.call():
+            fd = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not os.path.sameopenfile(fd, self._lock_fd):
+                    raise OSError(errno.ESTALE, "another directory is in its place")
+            finally:
+                os.close(fd)
+            with os.scandir(self.root / "partial") as entries:
+                next(entries, None)
+            return not os.statvfs(self.root).f_flag & os.ST_RDONLY
 
-    def try_writing(self) -> None:
+    def try_writing(self) -> bool:
         """See that something can be written to the disk. Raises OSError."""
-        ownership.write_owner(self.root)
+        with self.asked.call():
+            ownership.write_owner(self.root)
+        return True
 
     def held(self, sha256: str) -> tuple[int, int | None, bool]:
         """Of a blob that nobody has open: bytes that are here, its size if known, and whether it is whole."""
@@ -149,6 +170,11 @@ class TierDirectory:
             return 0, None, False
         local = sum(end - start for start, end in map(journal.recipe.span, _set(journal.have)))
         return local, journal.recipe.size, False
+
+    def whole_bytes(self, sha256: str) -> int | None:
+        """The size of a whole blob that is here, without a look at the disk."""
+        with self._lock:
+            return self._whole.get(sha256)
 
     def scan(self) -> dict[str, Found]:
         """Every blob that is here, by its digest; takes note of files that somebody else removed."""
@@ -241,7 +267,8 @@ class TierDirectory:
 
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
-        disk = os.statvfs(self.root)
+        with self.asked.call():
+            disk = os.statvfs(self.root)
         return Disk(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
 
     def usage(self) -> TierUsage:
@@ -256,9 +283,13 @@ class TierDirectory:
                         continue  # it became whole just now
                     partials += 1
         disk = self.disk()
-        with self._lock:
-            blobs, blob_bytes = len(self._whole), sum(self._whole.values())
+        blobs, blob_bytes = self.counted()
         return TierUsage(blobs, blob_bytes, partials, partial_bytes, disk.free, disk.total)
+
+    def counted(self) -> tuple[int, int]:
+        """Whole blobs and their bytes, without a look at the disk."""
+        with self._lock:
+            return len(self._whole), sum(self._whole.values())
 
     def whole_path(self, sha256: str) -> str:
         return f"{self.root}/blobs/{sha256[:2]}/{sha256}"
@@ -281,10 +312,22 @@ class TierDirectory:
     def became_whole(self, sha256: str, size: int) -> None:
         with self._lock:
             self._whole[sha256] = size
+            self._proved.pop(sha256, None)
 
     def went(self, sha256: str) -> None:
         with self._lock:
             self._whole.pop(sha256, None)
+            self._proved.pop(sha256, None)
+
+    def prove(self, sha256: str, inode: int) -> None:
+        """This whole file was seen to have its sha256: it is right for whatever recipe of the blob."""
+        with self._lock:
+            self._proved[sha256] = inode
+
+    def proved(self, sha256: str, inode: int) -> bool:
+        """Whether that was seen of this file, since this process has the directory."""
+        with self._lock:
+            return self._proved.get(sha256) == inode
 
     def sync_whole(self, sha256: str) -> None:
         for path in (self.root / "blobs" / sha256[:2], self.root / "blobs"):

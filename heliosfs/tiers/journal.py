@@ -36,14 +36,14 @@ class JournalFile:
         return cls(fd, journal.end, journal.seed)
 
     @classmethod
-    def open(cls, path: str, blob: str, size: int, recipe_digest: str) -> tuple[JournalFile, bitmap.Journal]:
+    def open(cls, path: str, blob: str) -> tuple[JournalFile, bitmap.Journal]:
         """An existing one, with what it says; ``cut`` takes off what is not valid.
 
-        Raises IntegrityError when it contradicts itself, the size or the digest.
+        Raises IntegrityError when it contradicts itself, or is another blob's.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            journal = bitmap.replay(_all(fd), blob, size, recipe_digest)
+            journal = bitmap.replay(_all(fd), blob)
         except BaseException:
             os.close(fd)
             raise

@@ -27,7 +27,7 @@ from heliosfs.store.syscalls import open_cached, start_writeback
 from heliosfs.tiers import bitmap
 from heliosfs.tiers.journal import NEW, JournalFile
 from heliosfs.tiers.places import Places, advise, blocks, make_fan, open_data, save_sums, unlink
-from heliosfs.tiers.sums import Tally
+from heliosfs.tiers.sums import Tally, follows
 
 log = logging.getLogger("heliosfs.tiers")
 
@@ -36,12 +36,16 @@ log = logging.getLogger("heliosfs.tiers")
 class Loaded:
     """What was found on disk. ``have`` has one byte a chunk, 1 where the chunk is here; None without a recipe.
 
+    ``doubted``: where a whole file, of ``size`` bytes, has another size or was made by another recipe than was asked
+    for: one of the two may be wrong (doubt.py).
     ``failed``: places that could not be read, and why.
     """
 
     whole: bool = False
     recipe: Recipe | None = None
     have: bytearray | None = None
+    doubted: Places | None = None
+    size: int = 0
     failed: list[tuple[Places, OSError]] = field(default_factory=list)
 
 
@@ -59,6 +63,8 @@ class LocalBlob:
         self.sealed = False
         self.damaged = False
         """Set when a chunk of a sealed file was wrong: the file is not kept once nobody uses it."""
+        self.disputed = False
+        """Set when partial files follow another recipe or size: they stay until a recipe was seen to be this blob's."""
         self._journal: JournalFile | None = None
         self._named = False
         """Whether the names of the partial files are on the disk for certain."""
@@ -67,6 +73,8 @@ class LocalBlob:
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
+        self._seen: os.stat_result | None = None
+        """Of the open file, as a thread saw it last: where a disk may hang the loop does not ask."""
 
     @property
     def places(self) -> Places:
@@ -76,38 +84,51 @@ class LocalBlob:
     def load(self, recipe_digest: str, *others: Places) -> Loaded:
         """Open what the disk has: a whole file before a partial one, in its place before ``others``.
 
-        Files that contradict themselves or the digest are removed, with a warning. A place that fails costs only
-        itself: ``failed`` names it.
+        Files that contradict themselves are removed, with a warning; ones that contradict what was asked for stay. A
+        place that fails costs only itself: ``failed`` names it.
         """
         with self._lock:
             found, home = Loaded(), self._places
+            if self._closed:  # given up before it began
+                return found
             for look in (self._look_whole, self._look_partial):
                 for places in dict.fromkeys((home, *others)):
-                    if all(places is not failed for failed, _ in found.failed):
+                    if not places.silent and all(places is not failed for failed, _ in found.failed):
                         self._places = places
                         try:
-                            if look(recipe_digest, found):
-                                return found
+                            with places.asked.call():
+                                if look(recipe_digest, found):
+                                    self._see()
+                                    return found
+                                if found.doubted is not None:
+                                    self._places = home
+                                    return found
                         except OSError as error:
                             found.failed.append((places, error))
             self._places = home
             return found
 
     def go_to(self, places: Places) -> bool:
-        """Make its files there, if any are ever made; returns whether it could still be decided."""
-        with self._lock:
+        """Make its files there, if any are ever made; returns whether it could still be decided. Never waits."""
+        if not self._lock.acquire(blocking=False):  # they are being made
+            return self._places is places
+        try:
             if self.fd >= 0 or self._users or self._closed:
                 return self._places is places
             self._places = places
             return True
+        finally:
+            self._lock.release()
 
-    def load_at_once(self) -> bool:
+    def load_at_once(self, recipe_digest: str) -> bool:
         """Open the whole file if that takes no time and it is as it should be; says whether it did. Else ``load``."""
+        if not self._places.prompt or self._places.silent:
+            return False
         with self._lock:
             fd = open_cached(self._places.whole_path(self.sha256))
             beside = open_cached(self._places.sums_path(self.sha256)) if fd >= 0 else -1
             try:
-                if beside < 0 or not self._fits(os.fstat(fd)):
+                if beside < 0 or not self._fits(os.fstat(fd)) or not follows(beside, recipe_digest):
                     return False
                 self._has_whole(fd, os.fstat(beside).st_size)
                 fd = -1
@@ -119,21 +140,25 @@ class LocalBlob:
 
     def adopt(self, recipe: Recipe) -> bool:
         """Link the store's object, unverified, where there is one and nothing else is here; returns whether it did."""
-        with self._lock:
+        with self._lock, self._places.asked.call(long=True):
             path = self._places.object_path(self.sha256)
-            if path is None or self.fd >= 0 or self._closed:
+            if path is None or self._places.silent or self.fd >= 0 or self._closed:
                 return False
             data_path = self._places.data_path(self.sha256)
             try:
                 self._remove_partial()
-                os.link(path, data_path, follow_symlinks=False)
-            except OSError:  # it lies in packs, or on another filesystem, or belongs to somebody else
+                self.disputed = False
+                with self._places.asked.call():
+                    os.link(path, data_path, follow_symlinks=False)
+            except OSError:  # it went just now, or belongs to somebody else
                 return False
             try:
-                fd, sealed = open_data(data_path)
+                with self._places.asked.call():
+                    fd, sealed = open_data(data_path)
                 if sealed and os.fstat(fd).st_size == self.size:
                     self.fd, self.sealed = fd, True
                     self._start_journal(recipe)
+                    self._see()
                     return True
                 os.close(fd)
             except OSError as error:
@@ -146,7 +171,7 @@ class LocalBlob:
     def write(self, recipe: Recipe, index: int, data: memoryview) -> None:
         """Write a verified chunk at its place, making the files if there are none. Raises OSError.
 
-        After it returns, ``read_into`` gives these bytes; they outlive a crash only after ``sync`` and ``record``.
+        After it returns, readers get these bytes; they outlive a crash only after ``sync`` and ``record``.
         """
         with self._using(recipe) as fd:
             self.verified(index, data)
@@ -161,6 +186,7 @@ class LocalBlob:
                 # a late duplicate: the blob became whole meanwhile, and the descriptor read-only
             else:
                 start_writeback(fd, start, len(data))
+            self._see()
 
     def verified(self, index: int, data: memoryview) -> None:
         """These bytes of a chunk have the right hash: the sums for the scrubber are made of them."""
@@ -215,6 +241,7 @@ class LocalBlob:
                 finally:
                     os.close(read_only)
                 advise(fd)
+            self._see()
             self._places.sync_whole(self.sha256)
             if unlink(self._places.map_path(self.sha256)):
                 self._places.unlinked(self.sha256)
@@ -240,7 +267,7 @@ class LocalBlob:
         """Device and inode of the open data file; None where there is none."""
         if self.fd < 0:
             return None
-        status = os.fstat(self.fd)
+        status = self._status()
         return status.st_dev, status.st_ino
 
     @property
@@ -248,11 +275,16 @@ class LocalBlob:
         """Bytes of room that the open files take; 0 for a file that has another name. Raises OSError."""
         if self.fd < 0:
             return 0
-        status = os.fstat(self.fd)
+        status = self._status()
         data = status.st_blocks * 512 if status.st_nlink < 2 else 0
         journal = self._journal.end if self._journal is not None else 0
         beside = self._sums_bytes if self.whole else journal
         return data + blocks(beside) if data or not self.whole else 0
+
+    @property
+    def unlinked(self) -> bool:
+        """Whether the open file may have no name any more; asked of the disk only where that takes no time."""
+        return self.fd >= 0 and (not self._places.prompt or os.fstat(self.fd).st_nlink == 0)
 
     @property
     def closed(self) -> bool:
@@ -262,8 +294,20 @@ class LocalBlob:
     @property
     def ended(self) -> bool:
         """Whether ``close`` was called and every call under way then has returned."""
-        with self._lock:
-            return self._closed and not self._users
+        return self._closed and not self._users  # it is set under the lock that calls begin under
+
+    def let_go(self, *, behind: bool = False) -> None:
+        """``close``, without waiting for a disk that may hang; ``behind``: a call may be under way that is given up."""
+        if self._places.prompt and not self._places.silent and not behind:
+            self.close()
+        else:
+            threading.Thread(target=self._close_late, name="close", daemon=True).start()
+
+    def _close_late(self) -> None:
+        try:
+            self.close()
+        except OSError as error:  # a disk that hung and then went; the descriptors are gone with it
+            log.info("a file could not be put away", extra={"blob": self.sha256, "reason": error.strerror})
 
     def close(self) -> None:
         """Close the files, at the latest when the last call under way returns. No call may follow."""
@@ -275,16 +319,24 @@ class LocalBlob:
     @contextlib.contextmanager
     def _using(self, recipe: Recipe | None = None) -> Iterator[int]:
         """The data file's descriptor, not closed meanwhile; with a recipe the files are made if there are none."""
-        with self._lock:
-            if self._closed:
-                raise OSError(errno.EBADF, f"the blob {self.sha256} was closed")
-            if self.fd < 0 and recipe is not None:
-                self._create(recipe)
-            self._users += 1
-        try:
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                if self._closed:
+                    raise OSError(errno.EBADF, f"the blob {self.sha256} was closed")
+                stack.enter_context(self._places.asked.call(long=True))
+                if self.fd < 0 and recipe is not None:
+                    self._create(recipe)
+                self._users += 1
+                stack.callback(self._let_go)
             yield self.fd
-        finally:
-            self._let_go()
+
+    def _see(self) -> None:
+        if not self._places.prompt and self.fd >= 0:
+            self._seen = os.fstat(self.fd)
+
+    def _status(self) -> os.stat_result:
+        seen = self._seen
+        return os.fstat(self.fd) if seen is None or self._places.prompt else seen
 
     def _let_go(self) -> None:
         with self._lock:
@@ -293,20 +345,23 @@ class LocalBlob:
                 self._close_files()
 
     def _close_files(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-        if self._journal is not None:
-            self._journal.close()
-        self.fd, self._journal = -1, None
+        fd, journal, self.fd, self._journal = self.fd, self._journal, -1, None
+        try:
+            if fd >= 0:
+                os.close(fd)  # which closes it, even where it raises
+        finally:
+            if journal is not None:
+                journal.close()
         if self.damaged and not self.whole:
-            self._remove_partial()
+            with self._places.asked.call(long=True):
+                self._remove_partial()
 
     def _forget_files(self) -> None:
         self._close_files()
         self.sealed = False
 
-    def _look_whole(self, _: str, found: Loaded) -> bool:
-        found.whole = self._open_whole()
+    def _look_whole(self, recipe_digest: str, found: Loaded) -> bool:
+        found.whole = self._open_whole(recipe_digest, found)
         return found.whole
 
     def _look_partial(self, recipe_digest: str, found: Loaded) -> bool:
@@ -315,32 +370,35 @@ class LocalBlob:
             found.recipe, found.have = journal.recipe, journal.have
         return journal is not None
 
-    def _open_whole(self) -> bool:
-        path = self._places.whole_path(self.sha256)
+    def _open_whole(self, recipe_digest: str, found: Loaded) -> bool:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self._places.whole_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False
-        status = os.fstat(fd)
-        if not self._fits(status):
-            os.close(fd)
-            log.warning(
-                "a cached file has the wrong size and is removed",
-                extra={"path": path, "size": status.st_size, "expected": self.size},
-            )
-            os.unlink(path)
-            unlink(self._places.sums_path(self.sha256))
-            self._places.went(self.sha256)
-            return False
         try:
-            sums_bytes = os.stat(self._places.sums_path(self.sha256)).st_size
+            status = os.fstat(fd)
+            sums_bytes, alike = self._sums(recipe_digest)
+            alike = alike or self._places.proved(self.sha256, status.st_ino)
+            if not alike or not self._fits(status):
+                found.doubted, found.size = self._places, status.st_size
+                return False
+            self._has_whole(fd, sums_bytes)
+            fd = -1
+            return True
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _sums(self, recipe_digest: str) -> tuple[int, bool]:
+        """Bytes of the sums beside the whole file, and whether it was made by this recipe."""
+        try:
+            fd = os.open(self._places.sums_path(self.sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            sums_bytes = 0
-        except OSError:
+            return 0, False
+        try:
+            return os.fstat(fd).st_size, follows(fd, recipe_digest)
+        finally:
             os.close(fd)
-            raise
-        self._has_whole(fd, sums_bytes)
-        return True
 
     def _fits(self, status: os.stat_result) -> bool:
         """Whether a file with this status can be the whole blob."""
@@ -355,8 +413,8 @@ class LocalBlob:
         data_path, map_path = self._places.data_path(self.sha256), self._places.map_path(self.sha256)
         try:
             self.fd, sealed = open_data(data_path)
-            self._journal, journal = JournalFile.open(map_path, self.sha256, self.size, recipe_digest)
-            if os.fstat(self.fd).st_size != self.size:
+            self._journal, journal = JournalFile.open(map_path, self.sha256)
+            if os.fstat(self.fd).st_size != journal.recipe.size:
                 raise IntegrityError(f"the partial file of {self.sha256} has the wrong size")
         except FileNotFoundError:
             self._forget_files()
@@ -370,6 +428,12 @@ class LocalBlob:
         except OSError:
             self._forget_files()
             raise
+        self.disputed = (journal.recipe.size, journal.recipe.digest) != (self.size, recipe_digest)
+        if self.disputed:
+            fields = {"blob": self.sha256, "recipe": journal.recipe.digest, "asked": recipe_digest}
+            log.info("a partial blob follows another recipe than the one asked for", extra=fields)
+            self._forget_files()
+            return None
         self._journal.cut()
         self.sealed = sealed
         self._tally = Tally(journal.recipe)
@@ -379,6 +443,7 @@ class LocalBlob:
     def _create(self, recipe: Recipe) -> None:
         try:
             self._remove_partial()  # what could not be loaded
+            self.disputed = False
             self.fd = os.open(self._places.data_path(self.sha256), NEW, 0o600)
             os.ftruncate(self.fd, self.size)
             self._start_journal(recipe)

@@ -2,14 +2,14 @@
 
 All methods run on the trio loop. A blob that is open is measured through its descriptor, one that was closed through
 its name; every file is looked at now and then. What was opened, closed, written or removed while a thread looked at the
-disk is left as the loop knows it (``_changed``).
+disk is left as the loop knows it (looks.py).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -18,6 +18,7 @@ from helios.metrics import MountMetrics
 from heliosfs.tiers.directory import Found, TierDirectory
 from heliosfs.tiers.health import Health
 from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.looks import Looks
 from heliosfs.tiers.policy import Policy, Reservation
 from heliosfs.tiers.removing import Events, Remover
 
@@ -38,36 +39,37 @@ class Measured:
         self.name, self.policy, self.health, self._limiter = name, policy, Health(), limiter
         self.directory: TierDirectory | None = None
         """None while there is none that is ours."""
-        self._changed: set[str] = set()
+        self._looking = Looks()
         self._grown: set[str] = set()
         self._aside = 0
-        self._remover = Remover(name, policy, limiter, metrics, events, self._changed)
+        self._remover = Remover(name, policy, limiter, metrics, events, self._looking)
         self._nursery: trio.Nursery | None = None
 
     def hold(self, sha256: str) -> None:
         """The blob is in use from now on."""
         self.policy.hold(sha256)
-        self._changed.add(sha256)
+        self._looking.touch(sha256)
 
     def let_go(self, sha256: str) -> None:
         """The blob, whose files were elsewhere, is not in use any more."""
-        self._changed.add(sha256)
+        self._looking.touch(sha256)
         self.policy.let_go(sha256)
         if self.directory is None and not self.policy.holds(sha256):
             self.policy.drop(sha256)
 
     def loaded(self, local: LocalBlob) -> None:
         """The blob's files were opened, or there are none."""
-        self._changed.add(local.sha256)
-        if local.fd < 0:
-            self.policy.drop(local.sha256)
-        else:
+        self._looking.touch(local.sha256)
+        if local.fd >= 0:
             self.policy.put(local.sha256, local.size, local.cost, local.whole)
+        elif not local.disputed:
+            self.policy.drop(local.sha256)
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
-        """Something was written for the blob with this loan; by a thread that was given up it may be closed by now."""
+        """Something was written for the blob with this loan, in full or in part; by a thread that was given up it may
+        be closed by now."""
         sha256 = local.sha256
-        self._changed.add(sha256)
+        self._looking.touch(sha256)
         self._grown.add(sha256)
         if not local.closed:
             cost = local.cost if local.fd >= 0 else None
@@ -81,28 +83,37 @@ class Measured:
     def closed(self, local: LocalBlob) -> None:
         """The blob is not in use any more: close its files. Its room is measured when that is done."""
         sha256 = local.sha256
-        gone = local.fd >= 0 and os.fstat(local.fd).st_nlink == 0
-        local.close()
-        if self._nursery is not None and (gone or local.damaged or sha256 in self._grown or not local.ended):
-            self._grown.discard(sha256)
+        changed = local.unlinked or local.damaged or sha256 in self._grown
+        self._looking.touch(sha256)
+        local.let_go()
+        last = self.policy.holds(sha256) == 1  # else it is measured when the next one lets it go
+        if self._nursery is not None and ((changed and last) or not local.ended):
+            if last:
+                self._grown.discard(sha256)
             self._nursery.start_soon(self._measure, local)
         else:
             self.policy.let_go(sha256)
 
+    async def settled(self, sha256: str) -> None:
+        """Wait while the blob, which is held, is being removed. One that only was to be removed stays."""
+        while self.directory is not None and (done := self._remover.busy.get(sha256)) is not None:
+            await done.wait()
+
     def taken_away(self, sha256: str, grown: int) -> None:
         """The whole file of a blob is gone; what was put aside takes ``grown`` bytes more."""
-        self._changed.add(sha256)
+        self._looking.touch(sha256)
         self.policy.drop(sha256)
         self._set_aside(grown)
 
     async def measure(self, sha256: str) -> None:
-        """Something beside a blob that nobody holds was written."""
-        self._changed.discard(sha256)
+        """What is there of a blob that nobody holds may have changed."""
+        self._looking.touch(sha256)  # who looks already may have seen it before
         directory = self.directory
         if directory is None:
             return
-        found = await self._ask_disk(lambda: [directory.measure(sha256)])
-        if found is not None and sha256 not in self._changed and not self.policy.holds(sha256):
+        with self._looking.begin(self._remover.busy) as changed:
+            found = await self._ask_disk(partial(_measured, directory, sha256))
+        if found is not None and sha256 not in changed and not self.policy.holds(sha256):
             self._put(sha256, found[0])
 
     async def scan(self) -> None:
@@ -110,12 +121,12 @@ class Measured:
         directory = self.directory
         if directory is None or not self.health.readable:
             return
-        self._changed.clear()
-        found = await self._ask_disk(directory.scan)
+        with self._looking.begin(self._remover.busy) as changed:
+            found = await self._ask_disk(directory.scan)
         if found is None:
             return
         for key in found.keys() | self.policy.entries.keys():
-            if key not in self._changed and not self.policy.holds(key):
+            if key not in changed and not self.policy.holds(key):
                 self._put(key, found.get(key))
 
     def _put(self, key: str, found: Found | None) -> None:
@@ -126,30 +137,31 @@ class Measured:
 
     def _left(self, sha256: str) -> int | None:
         """What a blob takes that nobody has open but a thread that was given up."""
+        if self.directory is None or not self.directory.prompt:
+            return None  # the next scan
         try:
-            found = None if self.directory is None else self.directory.measure(sha256)
+            found = self.directory.measure(sha256)
         except OSError:
             return None
         return None if found is None else found.cost
-
-    async def _measure_again(self, key: str) -> None:
-        directory = self.directory
-        if directory is None or self.policy.holds(key) or key in self._remover.busy:
-            return
-        found = await self._ask_disk(lambda: [directory.measure(key)])
-        if found is not None and not self.policy.holds(key) and key not in self._remover.busy:
-            self._put(key, found[0])
 
     async def _measure(self, local: LocalBlob) -> None:
         key = local.sha256
         try:
             while not local.ended:  # noqa: ASYNC110 - a call that was given up is still at it, in its thread
                 await trio.sleep(LOOK_S)
-            directory = self.directory
-            if directory is not None:
-                found = await self._ask_disk(lambda: [directory.measure(key)])
-                if found is not None and self.policy.holds(key) == 1:
+            while (directory := self.directory) is not None:
+                await self.settled(key)
+                with self._looking.begin(self._remover.busy) as changed:
+                    found = await self._ask_disk(partial(_measured, directory, key))
+                if found is None:
+                    break
+                if self.policy.holds(key) > 1:
+                    self._grown.add(key)  # who has it open lets it be measured
+                    break
+                if key not in changed:  # else somebody had it open meanwhile, and left that to us
                     self._put(key, found[0])
+                    break
         finally:
             self.let_go(key)
 
@@ -164,7 +176,12 @@ class Measured:
     async def _ask_disk(self, call: Callable[[], T]) -> T | None:
         """In a thread. None when the disk fails: it may come back."""
         try:
-            return await self._in_thread(call)
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         except OSError as error:
             log.info("the cache's disk can't be asked", extra={"tier": self.name, "reason": error.strerror})
             return None
+
+
+def _measured(directory: TierDirectory, sha256: str) -> list[Found | None]:
+    """In a thread, see ``TierDirectory.measure``."""
+    return [directory.measure(sha256)]

@@ -20,6 +20,7 @@ import trio
 from helios.metrics import MountMetrics
 from heliosfs.tiers.directory import Busy, TierDirectory
 from heliosfs.tiers.leases import open_elsewhere
+from heliosfs.tiers.looks import Looks
 from heliosfs.tiers.policy import Policy
 
 log = logging.getLogger("heliosfs.tiers")
@@ -64,7 +65,7 @@ class Events:
 
 
 class Remover:
-    """Removes what a policy marked as leaving. ``changed`` takes the names of the blobs that it touched."""
+    """Removes what a policy marked as leaving, and tells ``looks`` of what it touches."""
 
     def __init__(
         self,
@@ -73,10 +74,10 @@ class Remover:
         limiter: trio.CapacityLimiter,
         metrics: MountMetrics,
         events: Events,
-        changed: set[str],
+        looks: Looks,
     ) -> None:
         self._name, self._policy, self._limiter, self._metrics = name, policy, limiter, metrics
-        self._events, self._changed = events, changed
+        self._events, self._looking = events, looks
         self.directory: TierDirectory | None = None
         """Where the files are; None while it is away."""
         self.busy: dict[str, trio.Event] = {}
@@ -104,8 +105,9 @@ class Remover:
 
     @contextmanager
     def at(self, key: str) -> Iterator[None]:
-        """The blob's names are being changed."""
+        """The blob's names are being changed: who looked before that is over may have seen either."""
         done = self.busy[key] = trio.Event()
+        self._looking.touch(key)
         try:
             yield
         finally:
@@ -137,7 +139,6 @@ class Remover:
         if directory is None:
             policy.ended(key, gone=False)
             return
-        self._changed.add(key)
         entry = policy.entries[key]
         try:
             with self.at(key):

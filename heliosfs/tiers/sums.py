@@ -19,6 +19,7 @@ sha256. Losing the file costs a look with the strong hash: it is written without
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ VERSION: Final = 1
 
 _HEAD = struct.Struct("<4sHHII32s")
 _CHECK = struct.Struct("<Q")
+_BEGIN: Final = struct.pack("<4sHH", MAGIC, VERSION, 0)
 
 MAX_BYTES: Final = 1 << 29
 """Longest file that is read, in bytes."""
@@ -42,6 +44,12 @@ MAX_BYTES: Final = 1 << 29
 def sum_of(data: memoryview | bytes) -> int:
     """XXH3-64 of a chunk."""
     return xxh3_64_intdigest(data)
+
+
+def follows(fd: int, recipe_digest: str) -> bool:
+    """Whether an open file of sums follows this recipe, by its head alone."""
+    head = os.pread(fd, _HEAD.size, 0)
+    return head.startswith(_BEGIN) and head.endswith(bytes.fromhex(recipe_digest)) and len(head) == _HEAD.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,15 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from helios.errors import HeliosError, NoSpace, Unavailable
 from helios.metrics import MountMetrics
-from heliosfs.tiers.directory import Found, TierDirectory
+from heliosfs.tiers.directory import Found, TierDirectory, TierUsage
 from heliosfs.tiers.examine import load_sums
 from heliosfs.tiers.health import State
 from heliosfs.tiers.history import History
@@ -27,8 +28,11 @@ from heliosfs.tiers.moving import copy
 from heliosfs.tiers.places import Places, save_sums, unlink
 from heliosfs.tiers.policy import Answer, Bounds, Disk, Policy, Reservation, Verdict
 from heliosfs.tiers.removing import Events, Evicted, Removal
+from heliosfs.tiers.silence import HANG_S
 
 log = logging.getLogger("heliosfs.tiers")
+
+T = TypeVar("T")
 
 QUARANTINED: Final = 8
 """At most one in so many bytes of a tier's limit is kept in quarantine."""
@@ -67,13 +71,19 @@ class Tier(Measured):
         self.root, self._beside = root, beside
         self._places: Places
         self._now, self._metrics, self._events = history.clock, metrics, events
+        self._looks = trio.CapacityLimiter(1)
         self._refused: dict[str, tuple[float, Answer]] = {}
+        self._silent: TierDirectory | None = None
+        """One that hangs, until its calls have come back."""
+        self._seen: Disk | None = None
+        """The filesystem's room, as it was when it last answered."""
         metrics.cache_used.labels(name).set_function(lambda: self.policy.used)
         metrics.cache_reserved.labels(name).set_function(lambda: self.policy.reserved)
         metrics.cache_limit.labels(name).set(bounds.limit or 0)
         metrics.cache_up.labels(name).set_function(lambda: self.health.writable)
         try:
             self._take(*_taken(name, root, beside, True))
+            self._seen = self.disk()
         except (NoSpace, Unavailable) as error:
             if needed:
                 raise
@@ -93,12 +103,31 @@ class Tier(Measured):
         try:
             while True:
                 await trio.sleep(LOOK_S)
-                await self._look()
-                if self._now() - scanned >= SCAN_S:
-                    await self.scan()
+                await self._look(nursery)
+                if self._now() - scanned >= SCAN_S and self.directory is not None:
                     scanned = self._now()
+                    nursery.start_soon(self.scan)
         finally:
             self._nursery = None
+
+    def held(self, sha256: str) -> tuple[int, int | None, bool]:
+        """See TierDirectory.held; of a partial blob, where the disk may take long, the room that it takes."""
+        assert self.directory is not None
+        if self.directory.prompt:
+            return self.directory.held(sha256)
+        size, entry = self.directory.whole_bytes(sha256), self.policy.entries.get(sha256)
+        if size is not None:
+            return size, size, True
+        return (entry.cost, entry.size, False) if entry is not None else (0, None, False)
+
+    def usage(self, directory: TierDirectory) -> TierUsage:
+        """What is here now: counted, where the disk may take long to say."""
+        disk = self._seen
+        if directory.prompt or disk is None:
+            return directory.usage()
+        parts = [entry.cost for entry in self.policy.entries.values() if not entry.whole]
+        whole, size = directory.counted()
+        return TierUsage(whole, size, len(parts), sum(parts), disk.free, disk.total)
 
     def disk(self) -> Disk | None:
         """The filesystem's free and total bytes, where it answers. Blocks."""
@@ -115,6 +144,11 @@ class Tier(Measured):
         """The directory that is, or was last, this tier's."""
         return self._places
 
+    @property
+    def silent(self) -> bool:
+        """Whether its disk hangs."""
+        return self._silent is not None
+
     def has(self, local: LocalBlob) -> bool:
         """Whether the blob's files are here, or would be."""
         return self.directory is not None and local.places is self.directory
@@ -123,10 +157,9 @@ class Tier(Measured):
         """Have the blob's files made here, if they are not here; returns whether that is so now."""
         return self.directory is not None and local.go_to(self.directory)
 
-    async def settled(self, sha256: str) -> None:
-        """Wait while the blob, which is held, is being removed. One that only was to be removed stays."""
-        while (done := self._remover.busy.get(sha256)) is not None:
-            await done.wait()
+    def busy(self, sha256: str) -> bool:
+        """Whether the blob is being removed, or given its name."""
+        return self.directory is not None and sha256 in self._remover.busy
 
     # --- room ---
 
@@ -134,9 +167,8 @@ class Tier(Measured):
         """See ``Policy.ask``. What has to go begins to."""
         if not self.health.writable or self.directory is None:
             return Answer(Verdict.TOO_LARGE)
-        try:
-            disk = self.directory.disk()
-        except OSError:
+        disk = self._room_now(self.directory)
+        if disk is None:
             return Answer(Verdict.TOO_LARGE)  # the directory is gone; the next look finds out
         policy, now = self.policy, self._now()
         until, answer = self._refused.get(key, (0.0, None))
@@ -154,10 +186,8 @@ class Tier(Measured):
         """Whether so many bytes can be written and nothing has to go for it."""
         if not self.health.writable or self.directory is None:
             return False
-        try:
-            return need <= self.policy.room(self.directory.disk())
-        except OSError:
-            return False
+        disk = self._room_now(self.directory)
+        return disk is not None and need <= self.policy.room(disk)
 
     def end(self, key: str) -> None:
         """No room is wanted any more."""
@@ -171,10 +201,10 @@ class Tier(Measured):
         ticket = self.policy.ticket(local.sha256)
         if ticket is not None:
             return self.policy.split(ticket, count + CHUNK_SLACK)
-        try:
-            return self.policy.borrow(count + CHUNK_SLACK, self.directory.disk())
-        except OSError:
+        disk = self._room_now(self.directory)
+        if disk is None:
             return Reservation(0)  # writing will say what is wrong
+        return self.policy.borrow(count + CHUNK_SLACK, disk)
 
     def reconsider(self) -> None:
         """Refusals are not to be relied on any more: something else counts now."""
@@ -225,7 +255,6 @@ class Tier(Measured):
                 return False
             with self._remover.at(key):
                 found = await self._in_thread(lambda: _placed(directory, source, key, size))
-                self._changed.add(key)
                 self.policy.drop(wish)
                 self._put(key, found)
         finally:
@@ -245,38 +274,77 @@ class Tier(Measured):
         )
         if state is State.AWAY:
             if self.directory is not None:
-                self.directory.close()  # so that its filesystem can be unmounted and repaired
+                if error.errno == errno.ETIMEDOUT:
+                    self._silent = self.directory
+                    self._silent.give_up()
+                else:
+                    self.directory.close()  # so that its filesystem can be unmounted and repaired
                 self.directory = self._remover.directory = None
             for key in [key for key in self.policy.entries if not self.policy.holds(key)]:
                 self.policy.drop(key)
             self._set_aside(-self._aside)
         self._events.lost()
 
-    async def _look(self) -> None:
-        directory = self.directory
+    async def _look(self, nursery: trio.Nursery) -> None:
+        """Nothing that may hang is waited for here: what the tier is worth is found out by the next look."""
+        directory, seen = self.directory, None
         try:
             if directory is None:
-                if self.health.due(self._now()):
+                if self.health.due(self._now()) and await self._answers_again():
                     await self._look_again()
-            elif not await self._in_thread(directory.check):
+                    directory = self.directory
+            elif await self._ask_shortly(directory, directory.check) is False:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-            elif not self.health.writable and self.health.due(self._now()):
-                await self._in_thread(directory.try_writing)
+            elif self.health.due(self._now()) and await self._ask_shortly(directory, directory.try_writing):
                 self._works()
+            if directory is not None and self.health.writable:
+                seen = await self._ask_shortly(directory, directory.disk)
         except OSError as error:
             if self.directory is directory:
                 self.failed(error)
         for key in self._remover.look_at_open_files():
-            await self._measure_again(key)
-        if self.directory is not None and self.health.writable:
-            disk = await self._ask_disk(self.directory.disk)
-            if disk is not None:
-                self.remove(self.policy.trim(disk), "bounds", Evicted())
+            nursery.start_soon(self.measure, key)
+        if seen is not None and self.health.writable:
+            self._seen = seen
+            self.remove(self.policy.trim(seen), "bounds", Evicted())
+
+    async def _ask_shortly(self, directory: TierDirectory, call: Callable[[], T]) -> T | None:
+        """In a thread, for a moment; None where it takes longer, and no other question is under way meanwhile.
+
+        Raises OSError, also when any call to the disk hangs.
+        """
+        answer = None
+        if self._looks.available_tokens:
+            with trio.move_on_after(HANG_S):
+                answer = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._looks)
+        if directory.asked.longest() >= HANG_S:
+            raise OSError(errno.ETIMEDOUT, "it does not answer")
+        return answer
+
+    async def _answers_again(self) -> bool:
+        """Whether a disk that hung has answered whatever it was asked; then it is given up for good."""
+        if self._silent is None:
+            return True
+        if not self._silent.asked.idle:
+            return False
+        await trio.to_thread.run_sync(self._silent.close, abandon_on_cancel=True, limiter=self._looks)
+        self._silent = None
+        return True
+
+    def _room_now(self, directory: TierDirectory) -> Disk | None:
+        """The filesystem's room; what was seen last where asking may take long. None where it fails."""
+        if not directory.prompt:
+            return self._seen
+        try:
+            return directory.disk()
+        except OSError:
+            return None
 
     async def _look_again(self) -> None:
         """Take the directory if it has come back: one that was a tier before, never an empty one made in its place."""
         try:
-            taken = await self._in_thread(lambda: _taken(self.name, self.root, self._beside, False))
+            take = partial(_taken, self.name, self.root, self._beside, False)
+            taken = await trio.to_thread.run_sync(take, abandon_on_cancel=True, limiter=self._looks)
         except HeliosError as error:
             log.debug("a tier of the cache is still away", extra={"tier": self.name, "reason": str(error)})
             return

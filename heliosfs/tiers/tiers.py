@@ -13,34 +13,46 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from helios.config import MountSettings
 from helios.errors import UsageError
 from helios.metrics import MountMetrics
+from heliosfs.store.recipe import Recipe
+from heliosfs.tiers.behind import Behind
+from heliosfs.tiers.beside import Beside
 from heliosfs.tiers.directory import TierUsage
+from heliosfs.tiers.doubt import settle
 from heliosfs.tiers.history import MAX_USES, History
 from heliosfs.tiers.keeping import KeepingFiles, Uses
-from heliosfs.tiers.local import LocalBlob
+from heliosfs.tiers.local import Loaded, LocalBlob
 from heliosfs.tiers.measuring import LOOK_S
 from heliosfs.tiers.mover import Mover
 from heliosfs.tiers.pins import Pins
 from heliosfs.tiers.places import Places
 from heliosfs.tiers.policy import Answer, Bounds, Priority, Reservation, Verdict
 from heliosfs.tiers.removing import Events, Evicted
+from heliosfs.tiers.silence import HANG_S
 from heliosfs.tiers.tier import Tier
 
 log = logging.getLogger("heliosfs.tiers")
+
+T = TypeVar("T")
 
 SAVE_S: Final = 60.0
 """How often uses are saved, in seconds."""
 
 DISK_THREADS: Final = 4
-"""Calls to L2's disk at a time; a slow one must not keep L1 waiting."""
+"""Calls to a tier's disk at a time; a slow one must not keep the other waiting."""
+
+OPENERS: Final = 8
+"""Files that are looked for at a time."""
 
 
 class Tiers:
@@ -51,7 +63,6 @@ class Tiers:
         root: Path,
         second: Path | None,
         settings: MountSettings,
-        limiter: trio.CapacityLimiter,
         metrics: MountMetrics,
         clock: Callable[[], float],
         *,
@@ -68,16 +79,22 @@ class Tiers:
         self._started: float | None = None
         self._before = 0.0
         self.history = History(self.now)
-        self._limiter = limiter
-        self._locals: dict[str, LocalBlob] = {}
+        self._limiter = trio.CapacityLimiter(1)
+        self._locals: dict[str, list[LocalBlob]] = {}
+        """What is in use by sha256: one for each size and recipe that it is said to have."""
         self._broken: dict[str, Tier] = {}
         """Where the whole file of a blob that is open could not be read."""
         self._loans: dict[Reservation, tuple[Tier, str]] = {}
         self._moved = trio.Event()
+        self._waiting: dict[trio.CancelScope, Places | None] = {}
+        """What waits for a disk: for this one, or for whichever has a blob."""
+        self._askers = trio.CapacityLimiter(OPENERS)
+        self._beside, self._behind = Beside(), Behind()
         self.l2: Tier | None = None
         self._mover: Mover | None = None
         bounds, events = bounds_of(settings, "l1"), self._events("l1")
-        self.l1 = Tier("l1", root, bounds, self.history, limiter, metrics, events, beside=beside)
+        threads = trio.CapacityLimiter(DISK_THREADS)
+        self.l1 = Tier("l1", root, bounds, self.history, threads, metrics, events, beside=beside)
         try:
             if second is not None:
                 threads = trio.CapacityLimiter(DISK_THREADS)
@@ -133,7 +150,7 @@ class Tiers:
         blobs = {key: (use.weight, use.hits, use.last, use.counted) for key, use in kept}
         uses = Uses(self.now(), blobs)
         try:
-            await trio.to_thread.run_sync(self._files.save_uses, uses, limiter=self._limiter)
+            await trio.to_thread.run_sync(self._files.save_uses, uses, abandon_on_cancel=True, limiter=self._limiter)
         except OSError as error:
             log.info("how often blobs were used can't be kept", extra={"reason": error.strerror})
 
@@ -141,7 +158,8 @@ class Tiers:
 
     def blob(self, sha256: str, size: int) -> LocalBlob:
         """One blob's files, held until ``closed``; nothing is touched until they are loaded from ``places``."""
-        local = self._locals[sha256] = LocalBlob(self.l1.places, sha256, size)
+        local = LocalBlob(self.l1.places, sha256, size)
+        self._locals.setdefault(sha256, []).append(local)
         for tier in self.all():
             tier.hold(sha256)
         return local
@@ -154,8 +172,14 @@ class Tiers:
         tier = self._of(local)
         if broken and tier is not None:
             self._broken[local.sha256] = tier
-        fresh = self._locals[local.sha256] = LocalBlob(self.l1.places, local.sha256, local.size)
+        fresh, claims = LocalBlob(self.l1.places, local.sha256, local.size), self._locals[local.sha256]
+        claims[claims.index(local)] = fresh
         return fresh
+
+    def instead_of_late(self, local: LocalBlob) -> LocalBlob:
+        """Other files for the blob, which is open, in place of those that nobody waits for ``find`` to open."""
+        self._behind.leave(local)
+        return self.instead(local)
 
     def places(self) -> list[Places]:
         """Where blobs may be found, the best place first."""
@@ -167,15 +191,47 @@ class Tiers:
         if self.l2 is not None:
             self.l2.policy.belongs(sha256, group)
 
+    def busy(self, sha256: str) -> bool:
+        """Whether the blob is being removed or given its name somewhere."""
+        return any(tier.busy(sha256) for tier in self.all())
+
     async def settled(self, sha256: str) -> None:
         """Wait while the blob, which is held, is being removed or given its name somewhere."""
         for tier in self.all():
             await tier.settled(sha256)
 
+    async def find(self, local: LocalBlob, recipe_digest: str) -> Loaded | None:
+        """Open what the disks have of the blob, which is held. None when a tier went away meanwhile: then, and when it
+        is cancelled, its thread is left behind and these files are to be replaced (``instead_of_late``). ``doubted`` in
+        what was found: the whole file there is right, and the blob's size is wrong."""
+        places = self.places()
+
+        async def look() -> Loaded:
+            await self.settled(local.sha256)
+            await self._behind.through(local.sha256)
+            while True:
+                found = await trio.to_thread.run_sync(
+                    local.load, recipe_digest, *places, abandon_on_cancel=True, limiter=self._askers
+                )
+                if found.doubted is None or await self._stays(found, found.doubted, local):
+                    return found
+
+        return await self._until_lost(look)
+
+    async def adopt(self, local: LocalBlob, recipe: Recipe) -> bool:
+        """Link the store's object, see ``LocalBlob.adopt``; False also when its disk hangs: then, and only then, the
+        thread is left behind, since on a tier that goes on it would meet files that take the place of these."""
+        if local.places.silent or not await self._beside.has(local.sha256, local.places):
+            return False
+        threads = local.places.threads
+        link = partial(trio.to_thread.run_sync, local.adopt, recipe, abandon_on_cancel=True, limiter=threads)
+        return bool(await self._until_lost(link, local.places))
+
     def loaded(self, local: LocalBlob) -> None:
         """The blob's files were opened, or there are none."""
         tier = self._of(local)
-        if tier is not None:
+        shared = any(other.fd >= 0 for other in self._locals[local.sha256] if other is not local)
+        if tier is not None and (local.fd >= 0 or not shared):
             tier.loaded(local)
 
     def grew(self, local: LocalBlob, loan: Reservation | None) -> None:
@@ -186,7 +242,10 @@ class Tiers:
 
     def closed(self, local: LocalBlob) -> None:
         """The blob is not in use any more: close its files. Its room is measured when that is done."""
-        del self._locals[local.sha256]
+        claims = self._locals[local.sha256]
+        claims.remove(local)
+        if not claims:
+            del self._locals[local.sha256]
         home = self._of(local)
         broken = self._broken.pop(local.sha256, None)
         for tier in self.all():
@@ -195,7 +254,7 @@ class Tiers:
             else:
                 tier.let_go(local.sha256)
         if home is None:
-            local.close()
+            local.let_go()
         if broken is not None and (broken is not home or not local.whole):
             broken.remove(broken.policy.leave([local.sha256]), "damaged", Evicted())
 
@@ -219,7 +278,7 @@ class Tiers:
         for tier in self.all():
             if tier.directory is not None and tier.health.readable:
                 try:
-                    local, size, whole = tier.directory.held(sha256)
+                    local, size, whole = tier.held(sha256)
                 except OSError:
                     continue  # the next look at the tier says what is wrong
                 if whole:
@@ -230,9 +289,9 @@ class Tiers:
 
     # --- room ---
 
-    def ask(self, sha256: str, size: int, need: int, group: str, group_need: int) -> Answer:
+    def ask(self, local: LocalBlob, need: int, group: str, group_need: int) -> Answer:
         """See ``Policy.ask``. What has to go begins to; files that are not made yet go where there is room."""
-        local, refusal = self._locals[sha256], Answer(Verdict.TOO_LARGE)
+        sha256, size, refusal = local.sha256, local.size, Answer(Verdict.TOO_LARGE)
         for tier in self._choices(local, need):
             answer = tier.ask(sha256, size, need, group, group_need)
             if answer.verdict in (Verdict.GRANTED, Verdict.WAIT) and tier.lead(local):
@@ -251,7 +310,7 @@ class Tiers:
         for tier in self.all():
             if tier.directory is not None and tier.health.readable:
                 with contextlib.suppress(OSError):  # the next look at the tier says what is wrong
-                    found[tier.name] = tier.directory.usage()
+                    found[tier.name] = tier.usage(tier.directory)
         return found
 
     def missing(self, sha256: str, size: int) -> int:
@@ -314,6 +373,33 @@ class Tiers:
 
     # --- inside ---
 
+    async def _until_lost(self, call: Callable[[], Awaitable[T]], places: Places | None = None) -> T | None:
+        """What waits for disks, until a tier takes nothing any more: then None. With ``places`` until that one hangs,
+        whoever else gives up, and where nobody looks after it any more until it must hang."""
+        late = math.inf if places is None else trio.current_time() + 2 * HANG_S
+        with trio.CancelScope(shield=places is not None, deadline=late) as scope:
+            if places is not None and places.silent:
+                scope.cancel()
+            self._waiting[scope] = places
+            try:
+                return await call()
+            finally:
+                del self._waiting[scope]
+        return None
+
+    async def _stays(self, found: Loaded, places: Places, local: LocalBlob) -> bool:
+        """Whether the whole file that was found is right and has another size, or can't be looked at; else it is gone,
+        or was seen to be this blob."""
+        try:
+            right = await trio.to_thread.run_sync(
+                settle, places, local.sha256, abandon_on_cancel=True, limiter=self._askers
+            )
+            return right and found.size != local.size
+        except OSError as error:
+            found.failed.append((places, error))
+            found.doubted = None
+            return True
+
     def _of(self, local: LocalBlob) -> Tier | None:
         """The tier in whose directory the blob's files are; None when that is not a tier's any more."""
         return next((tier for tier in self.all() if tier.has(local)), None)
@@ -333,7 +419,18 @@ class Tiers:
         return local.fd < 0 and all(sha256 != local.sha256 for _, sha256 in self._loans.values())
 
     def _events(self, name: str) -> Events:
-        return Events(self._went, self._lost, self._save_blob if name == "l1" else _goes)
+        return Events(self._went, self._gone_away, self._save_blob if name == "l1" else _goes)
+
+    def _gone_away(self) -> None:
+        """A tier takes nothing now, or hangs: nobody waits for it, nor for threads that do."""
+        self._askers = trio.CapacityLimiter(OPENERS)
+        for scope, places in self._waiting.items():
+            if places is None or places.silent:
+                scope.cancel()
+        for loan, (tier, _) in list(self._loans.items()):
+            if tier.silent:  # who has it may wait for the disk as long as that hangs, and its blob is made elsewhere
+                self.give_back(loan)
+        self._lost()
 
     async def _save_blob(self, key: str) -> None:
         if self._mover is not None:

@@ -94,12 +94,16 @@ class Repository(Directory):
     async def entries(self, source: Source) -> Iterable[Found]:
         refs = await source.refs(self.repo)
         targets = refs.value or {}
-        found = [Found(ref_name(ref), self._link(ref, to), refs.fresh_until) for ref, to in sorted(targets.items())]
-        for commit in sorted(set(targets.values())):
-            time = (await source.commit_time(self.repo, commit)).value
-            if time is not None:
-                found.append(Found(commit, plain_commit(self.repo, commit, time)))
-        return found
+        times = {
+            commit: (await source.commit_time(self.repo, commit)).value for commit in sorted(set(targets.values()))
+        }
+        here = {commit: time for commit, time in times.items() if time is not None}
+        # A commit that is not there any more went with its repository: what is known of the refs is older.
+        links = [(ref, commit) for ref, commit in sorted(targets.items()) if commit in here]
+        return [
+            *(Found(ref_name(ref), self._link(ref, commit), refs.fresh_until) for ref, commit in links),
+            *(Found(commit, plain_commit(self.repo, commit, time)) for commit, time in here.items()),
+        ]
 
     def _link(self, ref: str, commit: str) -> Link:
         return Link(("ref", str(self.repo), ref, commit), commit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,6 @@ from heliosfs.store.manifest import FileEntry
 
 WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 """Endings of the files that hold a model's weights."""
-
-_SHARD = re.compile(r"(?P<set>.+?)[-.]\d{2,6}(?P<of>-of-\d+)?(?P<kind>" + "|".join(map(re.escape, WEIGHTS)) + ")")
 
 
 @dataclass(frozen=True)
@@ -49,27 +46,6 @@ class Snapshot:
             if entry.lfs:
                 files[path] |= {"lfs_sha256": entry.sha256, "lfs_size": entry.size}
         return json.dumps({"format_version": 1, "files": files}, indent=1).encode()
-
-    def shards_after(self, path: str) -> list[str]:
-        """The other shards of a weight file in loading order: those after it, then those before it.
-
-        Shards are numbered (``model-00001-of-00003.safetensors``, ``consolidated.00.pth``), so the order of their names
-        is the order in which loaders read them. Files that are no shards of one set, such as the quantisations of a
-        model, are alternatives to each other and are not returned.
-        """
-        parent, _, name = path.rpartition("/")
-        shard = _SHARD.fullmatch(name)
-        if shard is None:
-            return []
-        names = []
-        for other, entry in self.directories[parent].items():
-            match = _SHARD.fullmatch(other)
-            if entry is not None and match and match.group("set", "of", "kind") == shard.group("set", "of", "kind"):
-                names.append(other)
-        names.sort()
-        index = names.index(name)
-        prefix = f"{parent}/" if parent else ""
-        return [prefix + n for n in names[index + 1 :] + names[:index]]
 
 
 def _directories(files: Mapping[str, FileEntry]) -> dict[str, dict[str, FileEntry | None]]:

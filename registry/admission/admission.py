@@ -47,13 +47,18 @@ class Admission:
     """The rules, in order; the first whose pattern fits a repository's id counts, and last a default one."""
 
     def __init__(self, rules: Sequence[AdmissionRule] = ()) -> None:
-        """Raises UsageError for a rule that names a format there is not."""
+        """Raises UsageError for a rule that names a format there is not, or a signer without who vouches for it."""
         known = {*FORMATS, OTHER}
         for rule in rules:
             if unknown := sorted(set(rule.formats) - known):
                 raise UsageError(
                     f"registry.admission for {rule.repo!r} names the unknown format {unknown[0]!r}; "
                     f"known: {', '.join(sorted(known))}"
+                )
+            if bool(rule.identity) != bool(rule.issuer):
+                raise UsageError(
+                    f"registry.admission for {rule.repo!r}: identity and issuer belong together",
+                    hint="Who signed is known by the word of an issuer: name the one whose word counts.",
                 )
         self._rules = [*rules, AdmissionRule()]
 

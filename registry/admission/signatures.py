@@ -42,7 +42,7 @@ def verify(where: str, signature: bytes, files: Mapping[str, str], rule: Admissi
     why = "; ".join(reasons) or "the rule for this repository names no key, certificate or identity"
     raise BadSignature(
         f"{where}: its signature is by nobody who is trusted: {why}",
-        hint="Sign it with a key that registry.admission names, or add the key there.",
+        hint="Have it signed by somebody whom registry.admission names (keys, certificates, identity), or add who did.",
     )
 
 

@@ -6,13 +6,13 @@ import asyncio
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from helios.metrics import CONTENT_TYPE
 from registry.api.support import services
 
 
-def routes() -> list[BaseRoute]:
+def routes() -> list[Route]:
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
@@ -31,5 +31,9 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     parts = services(request)
     parts.metrics.repositories.set(await asyncio.to_thread(parts.catalog.count))
+    for quota in await asyncio.to_thread(parts.catalog.quotas.known):
+        for state in ("limit", "used", "reserved"):
+            for name in ("logical", "stored"):
+                parts.metrics.quota_bytes.labels(quota.quota, name, state).set(getattr(getattr(quota, state), name))
     parts.metrics.store_problems.set(len(parts.store.problems()))
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)

@@ -8,11 +8,12 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from helios.errors import InvalidInput
 from helios.names import is_commit
-from registry.api.support import Json, parameter, read_json, repository, services
+from registry.api.support import Json, access, governed, listed, parameter, pushable, read_json, repository, services
+from registry.metadata.repositories import Expected
 
 MAX_HISTORY = 1000
 
@@ -26,7 +27,7 @@ class MoveRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["branch", "tag", "alias"] = "branch"
 
 
-def routes() -> list[BaseRoute]:
+def routes() -> list[Route]:
     return [
         Route("/api/v1/repos", repos, methods=["GET"]),
         Route("/api/v1/repos", remove, methods=["DELETE"]),
@@ -40,22 +41,33 @@ def routes() -> list[BaseRoute]:
 
 
 async def repos(request: Request) -> Response:
+    seen = await listed(request)
     found = await asyncio.to_thread(services(request).catalog.repos)
-    listed = [{"repo": str(r.repo), "refs": r.refs, "bytes": r.bytes, "updated": r.updated} for r in found]
-    return Json({"repos": listed})
+    shown = [r for r in found if seen.shows(str(r.repo))]
+    rows = [
+        {"repo": str(r.repo), "refs": r.refs, "kinds": r.kinds, "bytes": r.bytes, "updated": r.updated} for r in shown
+    ]
+    return Json({"repos": rows})
 
 
 async def remove(request: Request) -> Response:
-    catalog, repo = services(request).catalog, repository(request)
+    catalog, repo = services(request).catalog, governed(request, parameter(request, "repo"), "removing")
+    author = access(request).label or ""
+    expect: Expected = ...
+    if "expect" in request.query_params:
+        expect = _commit(parameter(request, "expect"))
     if "ref" in request.query_params:
-        await asyncio.to_thread(catalog.delete_ref, repo, parameter(request, "ref"))
+        ref = parameter(request, "ref")
+        await asyncio.to_thread(catalog.delete_ref, repo, ref, expect, author=author, followed=True)
+    elif expect is not ...:
+        raise InvalidInput("expect says where a ref must be, and no ref is named", hint="Add ref=, or leave it out.")
     else:
-        await asyncio.to_thread(catalog.delete_repo, repo)
+        await asyncio.to_thread(catalog.delete_repo, repo, author=author)
     return Json({})
 
 
 async def refs(request: Request) -> Response:
-    catalog, repo = services(request).catalog, repository(request)
+    catalog, repo = services(request).catalog, await repository(request)
     found = await asyncio.to_thread(catalog.refs, repo)
     return Json({"refs": found, "kinds": await asyncio.to_thread(catalog.ref_kinds, repo)})
 
@@ -64,45 +76,58 @@ async def history(request: Request) -> Response:
     """Who moved which ref when; also of a repository that is gone."""
     ref = request.query_params.get("ref")
     limit = _limit(request)
-    moves = await asyncio.to_thread(services(request).catalog.ref_history, repository(request), ref, limit)
+    moves = await asyncio.to_thread(services(request).catalog.ref_history, await repository(request), ref, limit)
     return Json({"moves": moves})
 
 
 async def move(request: Request) -> Response:
-    catalog, repo, ref = services(request).catalog, repository(request), parameter(request, "ref")
+    catalog, ref = services(request).catalog, parameter(request, "ref")
+    repo = await pushable(request, parameter(request, "repo"), ref)
     wanted = await read_json(request, MoveRef)
-    if not is_commit(wanted.commit):
-        raise InvalidInput(f"{wanted.commit[:80]!r} is not a commit: 40 lower-case hexadecimal digits")
-    await asyncio.to_thread(
-        catalog.set_ref, repo, ref, wanted.commit, wanted.expect, author=wanted.author, kind=wanted.kind
-    )
-    return Json({"commit": wanted.commit})
+    commit = _commit(wanted.commit)
+    await asyncio.to_thread(catalog.set_ref, repo, ref, commit, wanted.expect, author=wanted.author, kind=wanted.kind)
+    return Json({"commit": commit})
 
 
 async def resolve(request: Request) -> Response:
-    found = await asyncio.to_thread(services(request).catalog.resolve, repository(request), parameter(request, "rev"))
+    repo = await repository(request)
+    found = await asyncio.to_thread(services(request).catalog.resolve, repo, parameter(request, "rev"))
     return Json({"commit": found.commit, "manifest": found.manifest_digest})
 
 
 async def commits(request: Request) -> Response:
     limit = _limit(request)
-    catalog, repo, rev = services(request).catalog, repository(request), parameter(request, "rev")
+    catalog, repo, rev = services(request).catalog, await repository(request), parameter(request, "rev")
     return Json({"commits": await asyncio.to_thread(catalog.history, repo, rev, limit)})
 
 
 async def usage(request: Request) -> Response:
-    catalog = services(request).catalog
-    repo = repository(request) if "repo" in request.query_params else None
-    total = await asyncio.to_thread(catalog.usage, repo)
-    if request.query_params.get("all") != "true":
-        return Json(total)
-    shares, unheld = await asyncio.to_thread(catalog.shares)
+    """Of a repository, or of all; for who sees not all of them, of those that he sees."""
+    catalog, seen = services(request).catalog, await listed(request)
+    repo = await repository(request) if "repo" in request.query_params else None
+    every = request.query_params.get("all") == "true"
+    if not every and (repo is not None or seen.all):
+        return Json(await asyncio.to_thread(catalog.contents.usage, repo))
+    shares, unheld = await asyncio.to_thread(catalog.contents.shares)
     models = [
         {"repo": s.repo, "logical": s.logical, "unique": s.unique, "stored": round(s.stored)}
         for s in shares
-        if repo is None or s.repo == str(repo)
+        if seen.shows(s.repo)
     ]
+    if seen.all:
+        total = msgspec.to_builtins(await asyncio.to_thread(catalog.contents.usage, repo))
+    else:
+        total, unheld = {what: sum(m[what] for m in models) for what in ("logical", "unique", "stored")}, 0
+    if not every:
+        return Json(total)
+    models = [model for model in models if repo is None or model["repo"] == str(repo)]
     return Json({"total": total, "repos": models, "unheld": round(unheld)})
+
+
+def _commit(text: str) -> str:
+    if not is_commit(text):
+        raise InvalidInput(f"{text[:80]!r} is not a commit: 40 lower-case hexadecimal digits")
+    return text
 
 
 def _limit(request: Request) -> int:

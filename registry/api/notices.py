@@ -8,14 +8,12 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from helios.errors import InvalidInput
-from helios.names import RepoId, is_commit
-from registry.api.support import Json, read_json, repository, services
-from registry.metadata.notices import WHOLE, Notice
-
-MAX_TEXT = 1000
+from helios.names import is_commit
+from registry.api.support import Json, governed, parameter, read_json, repository, services
+from registry.metadata.notices import WHOLE, Notice, check
 
 
 class PutNotice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +27,7 @@ class PutNotice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     author: str = ""
 
 
-def routes() -> list[BaseRoute]:
+def routes() -> list[Route]:
     return [
         Route("/api/v1/notices", listing, methods=["GET"]),
         Route("/api/v1/notices", put, methods=["PUT"]),
@@ -38,23 +36,24 @@ def routes() -> list[BaseRoute]:
 
 
 async def listing(request: Request) -> Response:
-    return Json({"notices": await asyncio.to_thread(services(request).catalog.notices_on, repository(request))})
+    repo = await repository(request)
+    return Json({"notices": await asyncio.to_thread(services(request).catalog.notices_on, repo)})
 
 
 async def put(request: Request) -> Response:
     wanted = await read_json(request, PutNotice, 1 << 16)
-    texts = (wanted.message, wanted.replacement or "", wanted.author)
-    if not wanted.message.strip() or max(map(len, texts)) > MAX_TEXT or any("\n" in text for text in texts):
-        raise InvalidInput(f"a notice has a message, and each text one line of at most {MAX_TEXT} characters")
+    repo = governed(request, wanted.repo, "putting a notice up")
     commit = _commit(wanted.commit)
     notice = Notice(commit, wanted.state, wanted.message.strip(), wanted.replacement, wanted.author, 0)
-    await asyncio.to_thread(services(request).catalog.put_notice, RepoId.from_canonical(wanted.repo), notice)
+    check(notice)
+    await asyncio.to_thread(services(request).catalog.put_notice, repo, notice)
     return Json({})
 
 
 async def remove(request: Request) -> Response:
     commit = _commit(request.query_params.get("commit"))
-    await asyncio.to_thread(services(request).catalog.remove_notice, repository(request), commit)
+    repo = governed(request, parameter(request, "repo"), "taking a notice down")
+    await asyncio.to_thread(services(request).catalog.remove_notice, repo, commit)
     return Json({})
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from helios.errors import Forbidden, InvalidInput
-from helios.http.server import PEER
-from helios.names import RepoId, check_ref
-from registry.api.support import Json, parameter, read_json, services
-from registry.ingest import IngestedBlob
+from helios.http.protocol import PEER
+from helios.names import check_ref
+from heliosfs.store.batch import COUNT_SIZE, MAX_RECIPE, Chunk, decode_entries, entries_size
+from heliosfs.store.recipe import MAX_BLOB
+from registry.api.support import Json, listed, parameter, pushable, read_json, services
+from registry.body import Body, collect
 from registry.push_log import Announced
 
 
@@ -37,10 +40,13 @@ MAX_TEXT = 4096
 """Longest message and author, in characters."""
 
 
-def routes() -> list[BaseRoute]:
+def routes() -> list[Route]:
     return [
         Route("/api/v1/pushes", start, methods=["POST"]),
         Route("/api/v1/pushes/{push}/files", put_file, methods=["PUT"]),
+        Route("/api/v1/pushes/{push}/recipes", offer, methods=["PUT"]),
+        Route("/api/v1/pushes/{push}/chunks", put_chunks, methods=["PUT"]),
+        Route("/api/v1/pushes/{push}/chunks", known_chunks, methods=["POST"]),
         Route("/api/v1/pushes/{push}/commit", commit, methods=["POST"]),
         Route("/api/v1/pushes/{push}", state, methods=["GET"]),
         Route("/api/v1/pushes/{push}", give_up, methods=["DELETE"]),
@@ -49,24 +55,24 @@ def routes() -> list[BaseRoute]:
 
 async def start(request: Request) -> Response:
     wanted = await read_json(request, StartPush)
-    repo = RepoId.from_canonical(wanted.repo)
+    repo = await pushable(request, wanted.repo, wanted.ref)
     if max(len(wanted.message), len(wanted.author)) > MAX_TEXT:
         raise InvalidInput(f"the message or the author is longer than {MAX_TEXT} characters")
     if "\0" in wanted.message + wanted.author:
         raise InvalidInput("the message or the author holds a NUL character")
     for file in wanted.files:
-        if not 0 <= file.size < 1 << 63:
+        if not 0 <= file.size <= MAX_BLOB:
             raise InvalidInput(f"{file.path!r} can't have {file.size} bytes")
     files = [Announced(file.path, file.size, file.executable) for file in wanted.files]
     pushes = services(request).pushes
     push = await pushes.start(repo, check_ref(wanted.ref), wanted.message, wanted.author, files)
-    return Json({"push": push})
+    return Json({"push": push, "recipes": True})
 
 
 async def put_file(request: Request) -> Response:
     push, path, pushes = request.path_params["push"], parameter(request, "path"), services(request).pushes
     if "local" not in request.query_params:
-        return _answer(await pushes.put_body(push, path, request.stream()))
+        return Json(await pushes.put_body(push, path, request.stream()))
     if not _is_owner(request):
         raise Forbidden(
             "local= works only over the unix socket and for the user that runs the registry", hint="Send the bytes."
@@ -74,7 +80,32 @@ async def put_file(request: Request) -> Response:
     async for data in request.stream():
         if data:
             raise InvalidInput("a request with local= has no body")
-    return _answer(await pushes.put_local(push, path, parameter(request, "local"), _gone(request)))
+    return Json(await pushes.put_local(push, path, parameter(request, "local"), partial(_gone, request)))
+
+
+async def offer(request: Request) -> Response:
+    push, path, pushes = request.path_params["push"], parameter(request, "path"), services(request).pushes
+    record = await collect(request.stream(), MAX_RECIPE)
+    return Json(await pushes.offer(push, path, record, await listed(request), partial(_gone, request)))
+
+
+async def known_chunks(request: Request) -> Response:
+    push, path, pushes = request.path_params["push"], parameter(request, "path"), services(request).pushes
+    _, chunks = await _headed(request)
+    return Json({"known": await pushes.known(push, path, chunks, await listed(request))})
+
+
+async def put_chunks(request: Request) -> Response:
+    push, path, pushes = request.path_params["push"], parameter(request, "path"), services(request).pushes
+    body, chunks = await _headed(request)
+    new_bytes = await pushes.put_chunks(push, path, chunks, body.rest(), await listed(request))
+    return Json({"new_bytes": new_bytes})
+
+
+async def _headed(request: Request) -> tuple[Body, list[Chunk]]:
+    """A body that begins with the names of chunks, and these."""
+    body = Body(request.stream())
+    return body, decode_entries(await body.take(entries_size(await body.take(COUNT_SIZE))))
 
 
 async def commit(request: Request) -> Response:
@@ -88,18 +119,6 @@ async def state(request: Request) -> Response:
 async def give_up(request: Request) -> Response:
     await services(request).pushes.abort(request.path_params["push"])
     return Json({})
-
-
-def _answer(blob: IngestedBlob) -> Response:
-    return Json(
-        {
-            "path": blob.path,
-            "sha256": blob.entry.sha256,
-            "size": blob.entry.size,
-            "new_bytes": blob.new_bytes,
-            "deduplicated_bytes": blob.deduplicated_bytes,
-        }
-    )
 
 
 def _is_owner(request: Request) -> bool:

@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from blake3 import blake3
 from sqlalchemy.engine import Connection
 
 from helios.errors import Conflict, IntegrityError
+from heliosfs.store.chunks import load
+from heliosfs.store.codec import decode
+from heliosfs.store.keys import domain_of
 from heliosfs.store.objects import ObjectStore
-from heliosfs.store.placement import ChunkLocation
+from heliosfs.store.placement import NO_CODEC, ChunkLocation
 from registry.catalog import Catalog
 from registry.claiming import ClaimingStore, Claims
 from registry.ingest.staged import Packs
 from registry.ingest.types import NewObject
 from registry.metadata import claims, content, moving, pins
 from registry.metadata.database import Changes
+from registry.metadata.moving import Held
 
 
-def read_chunk(store: ObjectStore, key: str, offset: int, length: int, id_: bytes) -> bytes | None:
-    """A chunk's bytes, from whichever copy of the object has the right ones; None where none has.
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A chunk of ``length`` bytes as it is to be stored: ``data``, in a codec."""
+
+    id: bytes
+    length: int
+    data: bytes
+    codec: str = NO_CODEC
+
+    def check(self, key: str) -> None:
+        """Raises IntegrityError unless the data are the chunk: what is moved from ``key`` has been seen to be right."""
+        if blake3(decode(self.codec, memoryview(self.data), self.length)).digest() != self.id:
+            raise IntegrityError(f"chunk {self.id.hex()} of {key} does not match its hash")
+
+
+def read_chunk(store: ObjectStore, chunk: Held) -> bytes | None:
+    """A chunk's stored bytes, from whichever copy of the object has the right ones; None where none has.
 
     A store that keeps several repairs those that are wrong. Raises NotFound and what else the store raises.
     """
-
-    def good(found: memoryview) -> bool:
-        return blake3(found).digest() == id_
-
-    data = bytearray(length)
-    view = memoryview(data)
-    store.read_into(key, offset, view)
-    if not good(view) and store.heal(key, offset, length, good):
-        store.read_into(key, offset, view)
-    return bytes(data) if good(view) else None
+    buffer = bytearray(chunk.at.encoded_length)
+    return None if load(store, chunk.at, chunk.id, memoryview(buffer)) is None else bytes(buffer)
 
 
 class Copies:
@@ -46,35 +58,38 @@ class Copies:
     def __init__(self, catalog: Catalog, keep_s: float) -> None:
         self.catalog, self._keep_s = catalog, keep_s
 
-    def users(self, number: int) -> dict[str, set[bytes]]:
+    def users(self, key: str, number: int) -> dict[str, set[bytes]]:
         """The blobs that need an object, with their chunks."""
         with self.catalog.database.read() as connection:
             found = moving.users_of(connection, number)
-        return {sha256: {id_ for id_, _ in self.catalog.recipe(digest).chunks()} for sha256, digest in found.items()}
+        return {
+            sha256: {id_ for id_, _ in self.catalog.contents.recipe(domain_of(key), digest).chunks()}
+            for sha256, digest in found.items()
+        }
 
     def replace(
-        self, key: str, number: int, users: dict[str, set[bytes]], chunks: Iterable[tuple[bytes, bytes]]
+        self, key: str, number: int, users: dict[str, set[bytes]], chunks: Iterable[Copy], *, encoded: bool = False
     ) -> int:
-        """Store chunks, given with their bytes, in packs, and have everybody read them there instead of in the object.
+        """Store chunks in packs, and have everybody read them there instead of in the object.
 
-        ``users`` is what ``users`` said. Returns the bytes written. Raises Conflict when a session has come to rely on
-        the object meanwhile, IntegrityError for bytes that don't match their chunk.
+        ``users`` is what ``users`` said; ``encoded``: chunks may be. Returns the bytes of the packs. Raises Conflict
+        when a session has come to rely on the object meanwhile, IntegrityError for bytes that don't match their chunk.
         """
         catalog, session = self.catalog, secrets.token_hex(16)
         with catalog.database.write(lazy=True, changes=Changes.NOTHING) as connection:
             catalog.member.begin(connection, session)
-        packs = Packs(ClaimingStore(catalog.store, Claims(catalog.database, session)), catalog.domain)
+        target = ClaimingStore(catalog.store, Claims(catalog.database, session))
+        packs = Packs(target, domain_of(key), encoded=encoded)
         try:
             moved: dict[bytes, ChunkLocation] = {}
-            for id_, data in chunks:
-                if blake3(data).digest() != id_:
-                    raise IntegrityError(f"chunk {id_.hex()} of {key} does not match its hash")
-                moved[id_] = packs.write(id_, memoryview(data))
+            for chunk in chunks:
+                chunk.check(key)
+                moved[chunk.id] = packs.write(chunk.id, memoryview(chunk.data), chunk.length, chunk.codec)
             stored: list[NewObject] = []
             packs.put(stored)
             with catalog.database.write() as connection:
                 self._record(connection, session, key, number, users, moved, stored)
-            return sum(place.length for place in moved.values())
+            return sum(o.size for o in stored)
         except BaseException:
             packs.abort()
             with catalog.database.write(changes=Changes.NOTHING) as connection:
@@ -94,9 +109,10 @@ class Copies:
         claims.require(connection, session)
         if claims.claimed(connection, [key], besides=session):
             raise Conflict(f"a push or pull under way relies on {key}")
-        if moving.users_of(connection, number).keys() != users.keys():
-            raise Conflict(f"what needs {key} has changed meanwhile")
-        content.add_objects(connection, self.catalog.domain, ((o.key, o.size) for o in stored))
+        held = {chunk.id for chunk in moving.chunks_in(connection, number)}
+        if moving.users_of(connection, number).keys() != users.keys() or not moved.keys() <= held:
+            raise Conflict(f"what needs {key}, or is in it, has changed meanwhile")
+        content.add_objects(connection, domain_of(key), ((o.key, o.size) for o in stored))
         until = pins.clock(connection, self.catalog.database.kind.now) + self._keep_s
-        moving.move(connection, self.catalog.domain, number, moved, users, until)
+        moving.move(connection, domain_of(key), number, moved, users, until)
         claims.end(connection, [session])

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from helios.errors import Conflict, IntegrityError
+from heliosfs.store.placement import NO_CODEC
 from registry.catalog import Catalog
-from registry.gc.copies import Copies, read_chunk
+from registry.gc.copies import Copies, Copy, read_chunk
 from registry.metadata import claims, moving
 from registry.metadata.moving import Held
 
@@ -21,9 +22,8 @@ class Repacker:
     def __init__(self, catalog: Catalog, keep_s: float) -> None:
         self._catalog, self._copies = catalog, Copies(catalog, keep_s)
 
-    def candidates(self, losing: Collection[str] = ()) -> list[tuple[str, int]]:
-        """(key, number) of the objects that may be worth it, now or when the blobs ``losing`` have gone, too."""
-        domain = self._catalog.domain
+    def candidates(self, domain: str, losing: Collection[str] = ()) -> list[tuple[str, int]]:
+        """(key, number) of a domain's objects that may be worth it, now or when the blobs ``losing`` have gone."""
         with self._catalog.database.read() as connection:
             found = dict(moving.partly_used(connection, domain))
             found.update(moving.shared_with(connection, domain, losing))
@@ -31,20 +31,21 @@ class Repacker:
 
     def garbage(self, key: str, number: int, without: Collection[str] = ()) -> int | None:
         """Bytes that rewriting the object would free; None where it is not worth it or a session relies on it."""
-        users = {sha256: ids for sha256, ids in self._copies.users(number).items() if sha256 not in without}
+        users = {sha256: ids for sha256, ids in self._copies.users(key, number).items() if sha256 not in without}
         found = self._live(key, number, users)
         return None if found is None else found[1]
 
     def rewrite(self, key: str, number: int) -> int | None:
         """Rewrite the object if that is worth it; returns the bytes that it frees. Raises IntegrityError for a chunk
         that is damaged, NotFound for an object that is missing."""
-        users = self._copies.users(number)
+        users = self._copies.users(key, number)
         found = self._live(key, number, users)
         if found is None:
             return None
         live, garbage = found
         try:
-            self._copies.replace(key, number, users, self._read(key, live))
+            encoded = any(chunk.at.codec != NO_CODEC for chunk in live)
+            self._copies.replace(key, number, users, self._read(live), encoded=encoded)
         except Conflict:  # somebody needs the object after all; the next run looks again
             return None
         return garbage
@@ -59,12 +60,13 @@ class Repacker:
             return None
         wanted: set[bytes] = set().union(*users.values())
         live = [chunk for chunk in held if chunk.id in wanted]
-        needed = sum(chunk.length for chunk in live)
+        needed = sum(chunk.at.encoded_length for chunk in live)
         return None if needed >= LEAST * size else (live, size - needed)
 
-    def _read(self, key: str, chunks: list[Held]) -> Iterator[tuple[bytes, bytes]]:
+    def _read(self, chunks: list[Held]) -> Iterator[Copy]:
+        """The chunks as they are stored: what is encoded stays so."""
         for chunk in chunks:
-            data = read_chunk(self._catalog.store, key, chunk.offset, chunk.length, chunk.id)
+            data = read_chunk(self._catalog.store, chunk)
             if data is None:
                 raise IntegrityError(f"chunk {chunk.id.hex()} is damaged", hint="Run: helios store verify --repair")
-            yield chunk.id, data
+            yield Copy(chunk.id, chunk.at.length, data, chunk.at.codec)

@@ -1,7 +1,7 @@
 """Getting damaged chunks back: from another copy in the store, from another registry, from the upstream Hub.
 
 Whatever a source sends is believed only if it has the chunk's hash. It goes into a new pack; the damaged object is
-never written to, and goes when nothing is left in it.
+never written to, and goes when nothing is left in it. Records are in ``records``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from blake3 import blake3
 
 from helios.errors import HeliosError, NotFound
 from helios.names import RepoId
-from heliosfs.store.keys import blob_key
+from heliosfs.store.keys import blob_key, domain_of
 from heliosfs.store.manifest import CommitRecord
 from heliosfs.store.recipe import Recipe
 from registry.catalog import Catalog
-from registry.gc.copies import Copies, read_chunk
-from registry.metadata import claims, content, inventory
+from registry.gc.copies import Copies, Copy, read_chunk
+from registry.gc.records import Record, RecordSources
+from registry.metadata import claims, content, inventory, mirror
 from registry.metadata.inventory import Stored
 from registry.metadata.moving import Held
+from registry.pull.listing import decode_listing
 from registry.pull.upstream import Upstream
 from registry.transfer.peer import Peer
 
@@ -31,7 +33,8 @@ BATCH: Final = 16
 
 
 class Repairs(msgspec.Struct):
-    """How many chunks came from where, how many that nobody needs were forgotten, and what could not be repaired."""
+    """How many chunks and records came from where, how many chunks that nobody needs were forgotten, and what could not
+    be repaired."""
 
     replicas: int = 0
     """Whose object is right in another copy, which the store keeps itself."""
@@ -39,6 +42,10 @@ class Repairs(msgspec.Struct):
     """That are in another object, too."""
     peers: int = 0
     upstream: int = 0
+    metadata: int = 0
+    """Records that were made again from the metadata."""
+    records: int = 0
+    """How many of all these were records: manifests, recipes, commit records."""
     forgotten: int = 0
     failed: int = 0
     problems: list[str] = []
@@ -62,34 +69,50 @@ class Repairer:
     ) -> None:
         self._catalog, self._copies = catalog, Copies(catalog, keep_s)
         self._peers, self._upstream, self._stop = peers, upstream, stop
+        self._records = RecordSources(catalog, peers, upstream, stop)
         self.done = Repairs()
 
     def repair(self, stored: Stored, bad: list[Held]) -> None:
         """Give the chunks of an object another place where their bytes are right, as far as that can be done."""
         try:
-            users = self._copies.users(stored.number)
+            users = self._copies.users(stored.key, stored.number)
         except HeliosError as error:
             self._failed(stored.key, len(bad), error.message)
             return
         needed = set().union(*users.values())
         self._forget(stored, {chunk.id for chunk in bad} - needed)
-        wanted = [chunk for chunk in bad if chunk.id in needed and not self._healed(stored.key, chunk)]
+        wanted = [chunk for chunk in bad if chunk.id in needed and not self._healed(chunk)]
         for start in range(0, len(wanted), BATCH):
             batch = [got for chunk in wanted[start : start + BATCH] if (got := self._get(stored.key, chunk, users))]
             if not batch:
                 continue
             try:
-                users = self._copies.users(stored.number)
-                self._copies.replace(stored.key, stored.number, users, [(id_, data) for id_, data, _ in batch])
+                users = self._copies.users(stored.key, stored.number)
+                found = [Copy(id_, len(data), data) for id_, data, _ in batch]
+                self._copies.replace(stored.key, stored.number, users, found)
             except HeliosError as error:
                 self._failed(stored.key, len(batch), error.message)
                 continue
             for _, _, source in batch:
                 setattr(self.done, source, getattr(self.done, source) + 1)
 
-    def _healed(self, key: str, chunk: Held) -> bool:
+    def repair_record(self, record: Record) -> None:
+        """Have a record be right again, as far as that can be done."""
         try:
-            found = read_chunk(self._catalog.store, key, chunk.offset, chunk.length, chunk.id)
+            if self._records.heal(record):
+                source = "replicas"
+            else:
+                source, data = self._records.find(record)
+                self._records.put(record, data)
+        except HeliosError as error:
+            self._failed(record.key, 1, error.message)
+            return
+        self.done.records += 1
+        setattr(self.done, source, getattr(self.done, source) + 1)
+
+    def _healed(self, chunk: Held) -> bool:
+        try:
+            found = read_chunk(self._catalog.store.lasting, chunk)
         except HeliosError:  # missing, or short: what the store can't give, others may
             return False
         self.done.replicas += found is not None
@@ -128,28 +151,31 @@ class Repairer:
         self._failed(key, 1, f"chunk {chunk.id.hex()}: " + ("; ".join(problems) or "no source has it"))
         return None
 
-    def _recipe(self, blob: str) -> Recipe:
+    def _recipe(self, domain: str, blob: str) -> Recipe:
         with self._catalog.database.read() as connection:
-            known = content.find_blob(connection, self._catalog.domain, blob)
+            known = content.find_blob(connection, domain, blob)
         if known is None:
             raise NotFound(f"blob {blob} has gone")
-        return self._catalog.recipe(known.recipe)
+        return self._catalog.contents.recipe(domain, known.recipe)
 
     def _in_store(self, key: str, chunk: Held, blobs: list[str]) -> Iterator[Callable[[], bytes]]:
         """Other blobs with this chunk that are objects by themselves: the index names one place only."""
+        domain = domain_of(key)
         for blob in blobs:
-            other = blob_key(self._catalog.domain, blob)
+            other = blob_key(domain, blob)
             if other != key:
-                yield lambda blob=blob, other=other: self._read(other, self._span(blob, chunk)[0], chunk.length)  # type: ignore[misc]
+                yield lambda blob=blob, other=other: self._read(  # type: ignore[misc]
+                    other, self._span(domain, blob, chunk)[0], chunk.at.length
+                )
 
     def _read(self, key: str, offset: int, length: int) -> bytes:
         data = bytearray(length)
         self._catalog.store.read_into(key, offset, memoryview(data))
         return bytes(data)
 
-    def _span(self, blob: str, chunk: Held) -> tuple[int, int]:
+    def _span(self, domain: str, blob: str, chunk: Held) -> tuple[int, int]:
         """Where a blob's bytes are those of the chunk."""
-        recipe = self._recipe(blob)
+        recipe = self._recipe(domain, blob)
         start = 0
         for id_, length in recipe.chunks():
             if id_ == chunk.id:
@@ -157,51 +183,53 @@ class Repairer:
             start += length
         raise NotFound(f"blob {blob} does not have the chunk {chunk.id.hex()}")
 
-    def _repos(self, blob: str) -> list[RepoId]:
+    def _repos(self, domain: str, blob: str) -> list[RepoId]:
         with self._catalog.database.read() as connection:
-            found = inventory.holders(connection, self._catalog.domain, blob)
+            found = inventory.holders(connection, domain, blob)
         return [RepoId.from_canonical(name) for name in found]
 
-    def _at_peers(self, _key: str, chunk: Held, blobs: list[str]) -> Iterator[Callable[[], bytes]]:
+    def _at_peers(self, key: str, chunk: Held, blobs: list[str]) -> Iterator[Callable[[], bytes]]:
+        domain = domain_of(key)
         for peer in self._peers:
             for blob in blobs:
-                for repo in self._repos(blob):
-                    yield lambda peer=peer, blob=blob, repo=repo: self._from_peer(peer, repo, blob, chunk)  # type: ignore[misc]
+                for repo in self._repos(domain, blob):
+                    yield lambda peer=peer, blob=blob, repo=repo: self._from_peer(peer, domain, repo, blob, chunk)  # type: ignore[misc]
 
-    def _from_peer(self, peer: Peer, repo: RepoId, blob: str, chunk: Held) -> bytes:
-        recipe = self._recipe(blob)
-        start, end = self._span(blob, chunk)
-        placed = peer.placed(repo, recipe)
-        out = bytearray(end - start)
-        done = 0
-        for segment in placed.segments(range(recipe.locate(start), recipe.locate(end - 1) + 1)):
-            peer.read(segment, memoryview(out)[done : done + segment.length])
-            done += segment.length
-        return bytes(out)
+    def _from_peer(self, peer: Peer, domain: str, repo: RepoId, blob: str, chunk: Held) -> bytes:
+        recipe = self._recipe(domain, blob)
+        start, end = self._span(domain, blob, chunk)
+        data = peer.read(peer.placed(repo, recipe), range(recipe.locate(start), recipe.locate(end - 1) + 1))
+        return bytes(data)
 
-    def _at_upstream(self, _key: str, chunk: Held, blobs: list[str]) -> Iterator[Callable[[], bytes]]:
+    def _at_upstream(self, key: str, chunk: Held, blobs: list[str]) -> Iterator[Callable[[], bytes]]:
         if self._upstream is None:
             return
-        upstream = self._upstream
+        upstream, domain = self._upstream, domain_of(key)
         for blob in blobs:
-            for repo, commit, path in self._names(blob):
+            for repo, commit, path in self._names(domain, blob):
                 yield lambda blob=blob, repo=repo, commit=commit, path=path: upstream.part(  # type: ignore[misc]
-                    repo, commit, path, *self._span(blob, chunk), self._stop
+                    repo, commit, path, *self._span(domain, blob, chunk), self._stop
                 )
 
-    def _names(self, blob: str) -> Iterator[tuple[RepoId, str, str]]:
+    def _names(self, domain: str, blob: str) -> Iterator[tuple[RepoId, str, str]]:
         """Files that are the blob, where the Hub may have them: one of each repository."""
-        for repo in self._repos(blob):
+        for repo in self._repos(domain, blob):
             with self._catalog.database.read() as connection:
                 found = inventory.commits_of(connection, str(repo))
             for commit, manifest, record in found:
                 if "upstream" not in CommitRecord.decode(record).lineage:
                     continue
                 try:
-                    files = self._catalog.manifest_of(manifest).files
+                    files = self._catalog.contents.manifest_of(domain, manifest).files
                 except HeliosError:  # another commit may name it, too
                     continue
                 path = next((path for path, entry in files.items() if entry.sha256 == blob), None)
                 if path is not None:
                     yield repo, commit, path
                     break
+        with self._catalog.database.read() as connection:
+            downloads = mirror.listings_of(connection, blob)
+        for repo, key, commit, listing in downloads:
+            path = next((file.path for file in decode_listing(listing).files if file.key == key), None)
+            if path is not None and self._catalog.domain_of(repo) == domain:
+                yield repo, commit, path

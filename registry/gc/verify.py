@@ -10,6 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, Final
 
 import msgspec
@@ -17,17 +18,26 @@ from blake3 import blake3
 
 from helios.errors import IntegrityError, NotFound, Unavailable
 from helios.names import RepoId
-from heliosfs.store.keys import commit_key, manifest_key
+from heliosfs.store.chunks import read
+from heliosfs.store.keys import KINDS, commit_key, manifest_key
 from registry.catalog import Catalog
+from registry.gc.records import Record
 from registry.metadata import claims, gc, inventory, moving, repositories
 from registry.metadata.inventory import Stored
 from registry.metadata.moving import Held
 
-KINDS: Final = ("blobs", "packs", "recipes", "xet", "manifests", "commits")
 PAGE: Final = 200
 BATCH: Final = 5000
 MAX_SAID: Final = 1000
 """Most problems of each sort that a result lists; all are counted."""
+
+
+_CHUNKS: Final = ("packs", "blobs")
+_RECORDS: Final = tuple(kind for kind in KINDS if kind not in _CHUNKS)
+
+
+def _kind(stored: Stored) -> str:
+    return stored.key.split("/")[1]
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -74,7 +84,7 @@ class Pace:
         self._read += count
         while True:
             if self._stopped():
-                raise Unavailable("the verification was stopped")
+                raise Unavailable("it was stopped", hint="Start it again: what was done stays done.")
             early = self._read / self._rate - (time.monotonic() - self._start) if self._rate else 0.0
             if early <= 0:
                 return
@@ -85,7 +95,7 @@ class Verifier:
     """Of one registry."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog, self._store, self._domain = catalog, catalog.store, catalog.domain
+        self._catalog, self._store = catalog, catalog.store.lasting
 
     def run(
         self,
@@ -95,46 +105,61 @@ class Verifier:
         sample: float = 1.0,
         say: Callable[[str], None] = lambda _line: None,
         damaged: Callable[[Stored, list[Held]], None] = lambda _object, _chunks: None,
+        damaged_record: Callable[[Record], None] = lambda _record: None,
     ) -> Findings:
         """Look at everything, or at what a repository needs; of chunks and records at about the share ``sample``.
 
-        ``damaged`` hears of each object with chunks that are wrong or missing, when it was found.
+        ``damaged`` hears of each object with chunks that are wrong or missing, when it was found, ``damaged_record`` of
+        each record, so that recipes are right again before chunks are looked for by them.
         """
         found, chance = Findings(), random.Random()  # noqa: S311 - what a sample holds is no secret
         wanted: set[int] | None = None
         number: int | None = None
+        domains = self._catalog.stored_domains()
         with self._catalog.database.read() as connection:
             if repo is not None:
                 repository = repositories.require(connection, repo)
                 number = repository.id
-                wanted = inventory.numbers_of(connection, self._domain, gc.shown_by(connection, repository))
+                wanted = inventory.numbers_of(connection, repository.domain, gc.shown_by(connection, repository))
+                domains = [repository.domain]
             records = inventory.records(connection, number)
         if repo is None:
             say("comparing the listing with the metadata")
-            self._strays(found)
-        for stored in self._objects(wanted):
-            if found.objects % 1000 == 0:
-                say(f"{found.objects} objects, {found.bytes >> 20} MiB read, {found.damaged} problems")
-            found.objects += 1
-            self._object(stored, found, pace, lambda: chance.random() < sample, damaged)
-        for name, commit, manifest in records:
-            key = manifest_key(self._domain, manifest)
-            if chance.random() < sample:
-                self._record(key, manifest, [], found, pace)
-            key = commit_key(self._domain, RepoId.from_canonical(name), commit)
-            if not self._is_there(key) and self._still_named(key):
-                found.found(Damage(key, "missing", []))
+            self._strays(domains, found)
+        for kinds in (_RECORDS, _CHUNKS):  # by recipes chunks are repaired
+            for stored in self._objects(domains, wanted):
+                if _kind(stored) not in kinds:
+                    continue
+                if found.objects % 1000 == 0:
+                    say(f"{found.objects} objects, {found.bytes >> 20} MiB read, {found.damaged} problems")
+                found.objects += 1
+                self._object(stored, found, pace, lambda: chance.random() < sample, damaged, damaged_record)
+        for domain, name, commit, manifest in records:
+            of_manifest = Record(manifest_key(domain, manifest), "manifests", manifest)
+            of_commit = Record(commit_key(domain, RepoId.from_canonical(name), commit), "commits", commit, name)
+            for record in (of_manifest, of_commit):
+                if chance.random() < sample:
+                    self._record(record, found, pace, damaged_record)
+                elif not self._is_there(record.key):
+                    self._bad_record(record, "missing", found, damaged_record)
         return found
 
-    def _objects(self, wanted: set[int] | None) -> Iterator[Stored]:
-        after = 0
-        while True:
-            with self._catalog.database.read() as connection:
-                page = inventory.objects_after(connection, self._domain, after, PAGE)
-            if not page:
-                return
-            after = page[-1].number
-            yield from (stored for stored in page if wanted is None or stored.number in wanted)
+    def look(self, stored: Stored, pace: Pace, damaged: Callable[[Stored, list[Held]], None]) -> Findings:
+        """Look at one object; ``damaged`` as for ``run``."""
+        found = Findings()
+        self._object(stored, found, pace, lambda: True, damaged, lambda _record: None)
+        return found
+
+    def _objects(self, domains: list[str], wanted: set[int] | None) -> Iterator[Stored]:
+        for domain in domains:
+            after = 0
+            while True:
+                with self._catalog.database.read() as connection:
+                    page = inventory.objects_after(connection, domain, after, PAGE)
+                if not page:
+                    break
+                after = page[-1].number
+                yield from (stored for stored in page if wanted is None or stored.number in wanted)
 
     def _object(
         self,
@@ -143,7 +168,17 @@ class Verifier:
         pace: Pace,
         chosen: Callable[[], bool],
         damaged: Callable[[Stored, list[Held]], None],
+        damaged_record: Callable[[Record], None],
     ) -> None:
+        if _kind(stored) in _RECORDS:
+            with self._catalog.database.read() as connection:
+                users = tuple(sorted(moving.users_of(connection, stored.number)))
+            record = Record(stored.key, _kind(stored), stored.key.rsplit("/", 1)[1], blobs=users)
+            if chosen():
+                self._record(record, found, pace, damaged_record)
+            elif not self._is_there(stored.key):
+                self._bad_record(record, "missing", found, damaged_record)
+            return
         with self._catalog.database.read() as connection:
             held = moving.chunks_in(connection, stored.number)
         try:
@@ -154,32 +189,24 @@ class Verifier:
         if size != stored.size:
             self._wrong(stored, "size", held, found, damaged)
             return
-        digest = stored.key.rsplit("/", 1)[1]
-        if "/packs/" not in stored.key and "/blobs/" not in stored.key:
-            if chosen():
-                with self._catalog.database.read() as connection:
-                    users = sorted(moving.users_of(connection, stored.number))
-                self._record(stored.key, digest, users, found, pace)
-            return
         bad = []
         for chunk in held:
             if not chosen():
                 continue
-            pace.read(chunk.length)
+            pace.read(chunk.at.encoded_length)
             found.chunks += 1
-            found.bytes += chunk.length
-            if not self._is_right(stored.key, chunk):
+            found.bytes += chunk.at.encoded_length
+            if not self._is_right(chunk):
                 bad.append(chunk)
         if bad:
             self._wrong(stored, "bytes", bad, found, damaged)
 
-    def _is_right(self, key: str, chunk: Held) -> bool:
-        buffer = bytearray(chunk.length)
+    def _is_right(self, chunk: Held) -> bool:
         try:
-            self._store.read_into(key, chunk.offset, memoryview(buffer))
+            data = read(self._store, chunk.at, memoryview(bytearray(chunk.at.encoded_length)))
         except (NotFound, IntegrityError):
             return False
-        return blake3(buffer).digest() == chunk.id
+        return blake3(data).digest() == chunk.id
 
     def _wrong(
         self,
@@ -204,18 +231,34 @@ class Verifier:
         if bad:
             damaged(stored, bad)
 
-    def _record(self, key: str, digest: str, users: list[str], found: Findings, pace: Pace) -> None:
+    def _record(self, record: Record, found: Findings, pace: Pace, damaged_record: Callable[[Record], None]) -> None:
         try:
-            buffer = bytearray(self._store.info(key).size)
-            self._store.read_into(key, 0, memoryview(buffer))
+            buffer = bytearray(self._store.info(record.key).size)
+            self._store.read_into(record.key, 0, memoryview(buffer))
         except NotFound:
-            if self._still_named(key):
-                found.found(Damage(key, "missing", users))
+            self._bad_record(record, "missing", found, damaged_record)
+            return
+        except IntegrityError:  # it is damaged where it is encrypted
+            self._bad_record(record, "bytes", found, damaged_record)
             return
         pace.read(len(buffer))
         found.bytes += len(buffer)
-        if hashlib.sha256(buffer).hexdigest() != digest and self._still_named(key):
-            found.found(Damage(key, "bytes", users))
+        if not self._is_right_record(record, buffer):
+            self._bad_record(record, "bytes", found, damaged_record)
+
+    def _is_right_record(self, record: Record, data: bytearray) -> bool:
+        if record.kind != "commits":
+            return hashlib.sha256(data).hexdigest() == record.name
+        with self._catalog.database.read() as connection:
+            repository = repositories.find(connection, RepoId.from_canonical(record.repo))
+            held = None if repository is None else repositories.find_commit(connection, repository, record.name)
+        return held is None or held.record == data  # what has gone meanwhile is nobody's
+
+    def _bad_record(self, record: Record, kind: str, found: Findings, damaged_record: Callable[[Record], None]) -> None:
+        """Note what is wrong with a record, unless nothing names it any more."""
+        if self._still_named(record.key):
+            found.found(Damage(record.key, kind, list(record.blobs)))
+            damaged_record(record)
 
     def _is_there(self, key: str) -> bool:
         try:
@@ -228,10 +271,10 @@ class Verifier:
         with self._catalog.database.read() as connection:
             return bool(claims.named(connection, [key]))
 
-    def _strays(self, found: Findings) -> None:
+    def _strays(self, domains: list[str], found: Findings) -> None:
         batch: list[str] = []
-        for kind in KINDS:
-            for info in self._store.list(f"{self._domain}/{kind}/"):
+        for domain, kind in product(domains, KINDS):
+            for info in self._store.list(f"{domain}/{kind}/"):
                 batch.append(info.key)
                 if len(batch) == BATCH:
                     self._look(batch, found)

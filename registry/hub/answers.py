@@ -11,13 +11,10 @@ from urllib.parse import quote, urlencode
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from helios.errors import HeliosError, RateLimited
-from helios.names import is_commit
+from helios.errors import HeliosError, Preparing, RateLimited
+from helios.names import RepoId, is_commit
 from heliosfs.store.manifest import FileEntry
 from registry.hub.lookup import EntryMissing
-
-CLIENT_CODES: Final = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo"})
-"""Codes that clients turn into exceptions of their own; for the others the message says what happened."""
 
 TEXT: Final = frozenset({"txt", "md", "py", "yaml", "yml", "toml", "jinja", "csv", "html", "xml", "svg", "js"})
 """Shown as plain text: what a repository holds must not run in a browser under the registry's name."""
@@ -29,9 +26,14 @@ def error_answer(error: HeliosError) -> Response:
     match error:
         case EntryMissing():
             headers["x-repo-commit"] = error.commit
+        case Preparing():
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         case RateLimited():
             wait = max(1, math.ceil(error.retry_after_s))
             headers |= {"retry-after": str(wait), "ratelimit": f'"resolvers";r=0;t={wait}'}
+            if error.quota is not None:
+                requests, seconds = error.quota
+                headers["ratelimit-policy"] = f'"fixed window";"resolvers";q={requests};w={seconds}'
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status, headers=headers)
@@ -104,6 +106,23 @@ def absolute(scope: Scope, path: str) -> str:
         host = f"{name}:{port}" if port else name
     prefix = quote(scope.get("root_path", "").rstrip("/"))
     return f"{scope['scheme']}://{host}{prefix}{path}"
+
+
+def page(scope: Scope, repo: RepoId) -> str:
+    """The address of a repository, for a client to read its kind and name from.
+
+    huggingface_hub 0.x takes what stands before the name for the kind, so below a prefix it gets the short form.
+    """
+    path = ("" if repo.kind == "models" else f"{repo.kind}/") + repo.id
+    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+    if scope.get("root_path") and b"hf_hub/0." in agent:
+        return f"hf://{path}"
+    return absolute(scope, f"/{path}")
+
+
+def warned(warning: str | None) -> dict[str, str]:
+    """The header with which clients warn of what they were told."""
+    return {} if warning is None else {"x-hf-warning": header_text(f"mirror; {warning}")}
 
 
 def header_text(message: str) -> str:

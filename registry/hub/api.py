@@ -48,6 +48,10 @@ class HubRoute(BaseRoute):
             for verb, methods in group.items():
                 self._handlers.setdefault(verb, {}).update(methods)
 
+    def calls(self) -> set[tuple[str, str]]:
+        """Verb and method of every call that is answered."""
+        return {(verb, method) for verb, methods in self._handlers.items() for method in methods}
+
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http":
             return Match.NONE, {}
@@ -93,7 +97,7 @@ class HubRoute(BaseRoute):
 
     def _access(self, tenant: str | None, call: HubCall, request: Request) -> Access:
         try:
-            return self._tenants.access(tenant, request.headers.get("authorization"))
+            return self._tenants.caller(request.scope, tenant)
         except TokenMissing as error:
             # As the Hub answers for what may be private: clients then say that one should log in.
             raise TokenMissing(error.message, code="RepoNotFound" if call.id else None) from None
@@ -126,7 +130,8 @@ class _TenantRoute(Route):
 def under_tenants(routes: Sequence[Route]) -> list[BaseRoute]:
     """The routes, and again under every tenant's prefix: what stands in front of us may pass on nothing else.
 
-    They are for calls that bring a grant of ours, so the tenant's token is not asked for.
+    Who a call is from is its own business: calls of the native API ask for the tenant's token (registry/api/support),
+    those that bring a grant of ours don't.
     """
     prefix = f"/{TENANTS}/{{tenant}}"
     again = [_TenantRoute(prefix + r.path, r.endpoint, methods=sorted(r.methods or ())) for r in routes]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from helios.errors import DeadlineExceeded, InvalidInput, RepoNotFound
+from helios.errors import InvalidInput, RepoNotFound
 from helios.names import KINDS, RepoId
 from registry.access import Access
-from registry.body import STALL_S
+from registry.body import collect
 from registry.hub.paths import HubCall
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class Asked:
 
     async def body(self, limit: int = MAX_BODY) -> bytes:
         """The request's body. Raises InvalidInput for one that is longer than ``limit`` bytes."""
-        return await read_body(self.request, limit)
+        return await collect(self.request.stream(), limit)
 
     async def json(self, kind: type[T]) -> T:
         """The JSON body as ``kind``, other keys left aside: newer clients send more. Raises InvalidInput."""
@@ -67,28 +66,6 @@ Handler = Callable[[Asked], Awaitable[Any]]
 
 Handlers = Mapping[str, Mapping[str, Handler]]
 """By verb and method; HEAD is GET's."""
-
-
-async def steady(body: AsyncIterator[bytes], stall_s: float = STALL_S) -> AsyncIterator[bytes]:
-    """A body piece by piece; raises DeadlineExceeded when none comes for ``stall_s`` seconds."""
-    while True:
-        try:
-            part = await asyncio.wait_for(anext(body), stall_s)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise DeadlineExceeded(f"no byte of the body came for {stall_s:g} s") from None
-        yield part
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request. Raises InvalidInput for one that is longer than ``limit`` bytes."""
-    body = bytearray()
-    async for part in steady(request.stream()):
-        body += part
-        if len(body) > limit:
-            raise InvalidInput(f"the body is longer than {limit} bytes", hint="Send less at a time.")
-    return bytes(body)
 
 
 def repo_of(call: HubCall) -> RepoId:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from helios.errors import (
     EntryNotFound,
@@ -14,6 +14,7 @@ from helios.errors import (
     NotFound,
     Quarantined,
     RepoNotFound,
+    Retired,
     RevisionNotFound,
 )
 from helios.names import RepoId
@@ -32,6 +33,7 @@ from registry.hub.shapes import Json
 from registry.hub.tree import Node, Tree
 from registry.mirror.mirror import Mirror
 from registry.mirror.state import Mirrored
+from registry.pull.names import kind_in, short
 from registry.xet.layouts import Layouts
 
 TREES = 64
@@ -40,6 +42,8 @@ HISTORY = 100
 """How many commits back the last change of a file is looked for; older changes are shown as the oldest of these."""
 CARDS = 1024
 """Cards kept in memory, by the blob of their README."""
+SUMMARIES = 4096
+"""Summaries kept in memory of commits of which only the listing is sure to be here."""
 MAX_INDEX = 64 << 20
 """Longest index of a sharded model, in bytes."""
 DEFAULT_REVISION = "main"
@@ -89,6 +93,7 @@ class Lookup:
         self._catalog, self._mirror, self._layouts = catalog, mirror, layouts
         self._trees: Cache[str, Tree] = Cache(TREES)
         self._cards: Cache[str, Json] = Cache(CARDS)
+        self._summaries: Cache[tuple[str, str], Json] = Cache(SUMMARIES)
 
     def find(self, readings: Sequence[HubCall]) -> Found:
         """The first reading whose repository and revision exist; else the error of the likeliest one."""
@@ -112,33 +117,48 @@ class Lookup:
             if mirrored is None:
                 raise
             return Found(call, repo, revision, mirrored.manifest, mirrored.digest, mirrored)
-        return Found(call, repo, commit, self._catalog.manifest(repo, commit), digest)
+        return Found(call, repo, commit, self._catalog.contents.manifest(repo, commit), digest)
 
     def info(self, readings: Sequence[HubCall], *, blobs: bool, security: bool, expand: Sequence[str]) -> Json:
-        found = self.find(readings)
-        record = self._history(found, 1)[0]
-        card = {} if found.mirrored is not None else self._card(found.repo, found.manifest)
-        restricted = self._mirror.restricted(found.repo)
-        item = shapes.info(
-            found.repo, record, found.manifest, card, blobs=blobs, security=security, restricted=restricted
-        )
+        item = self._info(self.find(readings), blobs=blobs, security=security)
         return pick(item, [*expand, "securityRepoStatus"]) if expand else item
 
-    def refs(self, readings: Sequence[HubCall], *, include_prs: bool) -> Json:
+    def _info(self, found: Found, *, blobs: bool = False, security: bool = False) -> Json:
+        record = self._history(found, 1)[0]
+        card = self._card(found.repo, found.manifest) if found.mirrored is None else found.mirrored.card
+        restricted = self._mirror.restricted(found.repo)
+        return shapes.info(
+            found.repo, record, found.manifest, card, blobs=blobs, security=security, restricted=restricted
+        )
+
+    def repo(self, readings: Sequence[HubCall]) -> RepoId:
+        """The first reading's repository that is held or followed. Raises RepoNotFound."""
         problem: RepoNotFound | None = None
         for call in readings:
             try:
                 repo = repo_of(call)
-                followed = self._mirror.refs(repo)
-                held, tags = {}, []
-                if not followed or self._holds(repo):
-                    held = self._catalog.refs(repo)
-                    tags = [name for name, kind in self._catalog.ref_kinds(repo).items() if kind == "tag"]
-                return shapes.refs(held | followed, include_prs=include_prs, tags=tags)
+                if not self._mirror.refs(repo):
+                    self._catalog.refs(repo)
+                return repo
             except RepoNotFound as error:
                 problem = problem or error
         assert problem is not None, "a path has at least one reading"
         raise problem
+
+    def refs(self, repo: RepoId, *, include_prs: bool) -> Json:
+        """The refs that are here, those that are followed as they are here, and the upstream's others."""
+        listed, followed = self._mirror.listed_refs(repo, requests=include_prs), self._mirror.refs(repo)
+        held, kinds = {}, {}
+        if not followed or self._holds(repo):
+            held, kinds = self._catalog.refs(repo), self._catalog.ref_kinds(repo)
+        targets = {ref: commit for ref, commit in listed.items() if short(ref) not in held}
+        for name, commit in held.items():
+            if name not in followed:
+                targets[shapes.full_name(name, kinds.get(name, "branch"))] = commit
+        for name, commit in followed.items():
+            kind = kind_in(listed, name)
+            targets[shapes.full_name(name, kind if kind == "tag" else kinds.get(name, kind))] = commit
+        return shapes.refs(targets, include_prs=include_prs)
 
     def file(self, readings: Sequence[HubCall], *, bytes_too: bool) -> tuple[Found, File]:
         """The file at the path. Raises EntryMissing when the commit has none."""
@@ -150,9 +170,9 @@ class Lookup:
         if found.mirrored is not None:
             placed = self._mirror.placed(found.mirrored, found.call.path) if bytes_too else None
         elif bytes_too:
-            placed = self._catalog.placed(found.repo, entry.sha256)
+            placed = self._catalog.contents.placed(found.repo, entry.sha256)
         else:
-            self._catalog.held(found.repo, entry.sha256)  # what is kept back has no head either
+            self._catalog.contents.held(found.repo, entry.sha256)  # what is kept back has no head either
         return found, File(found.commit, entry, placed, self._hashes(found, [entry]).get(entry.sha256))
 
     def file_now(self, readings: Sequence[HubCall]) -> tuple[Found, File] | None:
@@ -166,10 +186,13 @@ class Lookup:
         except RepoNotFound:
             return None
         revision = call.revision or DEFAULT_REVISION
-        hot = self._catalog.hot(repo, revision, call.path) if self._mirror.is_own(repo, revision) else None
-        if hot is None or self._layouts.concerns(hot[2]):
+        resolved = self._catalog.resolved_now(repo, revision) if self._mirror.is_own(repo, revision) else None
+        if resolved is None:
             return None
-        resolved, manifest, entry = hot
+        hot = self._catalog.contents.hot(repo, resolved, call.path)
+        if hot is None or self._layouts.concerns(hot[1]):
+            return None
+        manifest, entry = hot
         found = Found(call, repo, resolved.commit, manifest, resolved.manifest_digest)
         return found, File(resolved.commit, entry, None)
 
@@ -186,28 +209,21 @@ class Lookup:
         page, more = tree.listing(below, recursive=recursive, after=after, limit=limit)
         return found, self._items(found, page, expand), page[-1][0] if more else None
 
-    def paths(self, readings: Sequence[HubCall], paths: Iterable[str], *, expand: bool) -> list[Json]:
+    def paths(self, readings: Sequence[HubCall], paths: Iterable[str], *, expand: bool) -> tuple[Found, list[Json]]:
         """Those of the paths that exist, as in listings."""
         found = self.find(readings)
         tree = self._tree(found.digest, found.manifest)
         nodes = {path.strip("/"): tree.get(path.strip("/")) for path in paths}
-        return self._items(found, [(path, node) for path, node in nodes.items() if path and node is not None], expand)
+        known = [(path, node) for path, node in nodes.items() if path and node is not None]
+        return found, self._items(found, known, expand)
 
-    def commits(
-        self, readings: Sequence[HubCall], *, skip: int, limit: int, formatted: bool
-    ) -> tuple[Found, list[Json], bool]:
+    def commits(self, found: Found, *, skip: int, limit: int, formatted: bool) -> tuple[list[Json], bool]:
         """A page of the history, newest first, and whether more follows."""
-        found = self.find(readings)
         records = self._history(found, skip + limit + 1)[skip:]
-        return (
-            found,
-            [shapes.commit_item(record, formatted=formatted) for record in records[:limit]],
-            len(records) > limit,
-        )
+        return [shapes.commit_item(record, formatted=formatted) for record in records[:limit]], len(records) > limit
 
-    def safetensors(self, readings: Sequence[HubCall]) -> Json:
+    def safetensors(self, found: Found) -> Json:
         """The index at the path and the header of every shard that it names, at the default revision."""
-        found = self.find(readings)
         index = self._json(found, found.call.path)
         shards = index.get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -219,7 +235,7 @@ class Lookup:
             entry = found.manifest.files.get(path)
             if entry is None:
                 raise _missing(found, path)
-            reader = self._catalog.blob_reader(found.repo, entry.sha256)
+            reader = self._catalog.contents.blob_reader(found.repo, entry.sha256)
             length = header_length(reader.read(0, 8), entry.size, path)
             headers[shard] = json.loads(reader.read(8, length))
         return {"index": {key: value for key, value in index.items() if key != "weight_map"}, "headers": headers}
@@ -232,12 +248,16 @@ class Lookup:
         return [shapes.lfs_file(path, entry, record) for path, entry in files if entry.lfs]
 
     def repos(
-        self, kind: str, access: Access, wanted: Wanted, *, after: str, limit: int
+        self, kind: str, access: Access, wanted: Wanted, *, authorization: str | None, after: str, limit: int
     ) -> tuple[list[Json], str | None]:
-        """A page of the repositories that the caller may see, and the cursor of the next one."""
+        """A page of the repositories that the caller may see, and the cursor of the next one.
+
+        ``authorization`` is what he shows an upstream: restricted repositories are for whom it has let in lately.
+        """
         key, _, last = after.rpartition("\n")
-        restricted = self._mirror.all_restricted()  # not everybody may know that it is here
-        known = (h for h in self._catalog.repos(kind) if str(h.repo) not in restricted)
+        # Not everybody may know that it is here.
+        hidden = set() if access.trusted else self._mirror.hidden_from(authorization)
+        known = (h for h in self._known(kind) if str(h.repo) not in hidden)
         held = {h.repo.id: h for h in known if access.visible(h.repo) and wanted.names(h.repo)}
         items: dict[str, Json] = {}
         if wanted.sort:
@@ -255,25 +275,51 @@ class Lookup:
             out.append((position, self._listed(held[position[1]], item, wanted)))
         return [each for _, each in out], None
 
+    def _known(self, kind: str) -> list[RepoInfo]:
+        """What is held, and what is followed whether its files are here or not."""
+        followed = self._mirror.followed_repos(kind)
+        out = []
+        for held in self._catalog.repos(kind):
+            refs = followed.pop(held.repo, {})
+            out.append(replace(held, refs={**refs, **held.refs}))
+        return out + [RepoInfo(repo, refs, 0, 0, {}) for repo, refs in followed.items()]
+
     def _summary(self, held: RepoInfo) -> Json | None:
         """A repository in a list, at its default revision; None when nothing of it has a name any more."""
         commit = _shown(held)
         if commit is None:
             return None
-        record = self._catalog.commit_record(held.repo, commit)
-        return shapes.summary(held.repo, record, self._card(held.repo, self._catalog.manifest(held.repo, commit)))
+        try:
+            record = self._catalog.commit_record(held.repo, commit)
+        except (RepoNotFound, RevisionNotFound):
+            try:
+                item = self._summaries.get((str(held.repo), commit), lambda: self._summary_of(held.repo, commit))
+            except RevisionNotFound:
+                return None
+        else:
+            try:
+                card = self._card(held.repo, self._catalog.contents.manifest(held.repo, commit))
+            except Retired:  # nobody is to find it any more; the list goes on
+                return None
+            item = shapes.summary(held.repo, record, card)
+        return item | {"gated": "auto"} if self._mirror.restricted(held.repo) else item
+
+    def _summary_of(self, repo: RepoId, commit: str) -> Json:
+        """The same of a commit of which the listing is known."""
+        mirrored = self._mirror.snapshot(repo, commit)
+        if mirrored is None:
+            raise RevisionNotFound(f"nothing is known of {repo.id}@{commit}")
+        return shapes.summary(repo, mirrored.record, mirrored.card)
 
     def _listed(self, held: RepoInfo, summary: Json, wanted: Wanted) -> Json:
         """The summary with what else the list should tell."""
-        commit = _shown(held)
-        if commit is None or not (wanted.full or wanted.card or wanted.expand):
+        if not (wanted.full or wanted.card or wanted.expand):
             return summary
-        manifest = self._catalog.manifest(held.repo, commit)
-        record, card = self._catalog.commit_record(held.repo, commit), self._card(held.repo, manifest)
-        whole = shapes.info(held.repo, record, manifest, card, blobs=False, security=False)
+        call = HubCall("info", held.repo.kind, held.repo.id, summary["sha"])
+        whole = self._info(self._find(call, held.repo, summary["sha"]))
         if wanted.expand:
             return pick(whole, wanted.expand)
-        return whole if wanted.full else summary | {"cardData": card}
+        return whole if wanted.full else summary | {"cardData": whole.get("cardData", {})}
 
     def _card(self, repo: RepoId, manifest: Manifest) -> Json:
         entry = manifest.files.get("README.md")
@@ -281,7 +327,7 @@ class Lookup:
 
     def _load_card(self, repo: RepoId, entry: FileEntry) -> Json:
         try:
-            return read_card(self._catalog.blob_reader(repo, entry.sha256).read(0, min(entry.size, MAX_CARD)))
+            return read_card(self._catalog.contents.blob_reader(repo, entry.sha256).read(0, min(entry.size, MAX_CARD)))
         except (IntegrityError, Quarantined) as error:  # whoever downloads the README is told; a listing goes on
             log.warning("a card can't be read", extra={"repo": str(repo), "error": error.message})
             return {}
@@ -296,7 +342,7 @@ class Lookup:
         if entry.size > MAX_INDEX:
             raise InvalidInput(f"{path!r} has {entry.size} bytes; an index has {MAX_INDEX} at most")
         try:
-            data = json.loads(self._catalog.blob_reader(found.repo, entry.sha256).read(0, entry.size))
+            data = json.loads(self._catalog.contents.blob_reader(found.repo, entry.sha256).read(0, entry.size))
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
@@ -311,8 +357,11 @@ class Lookup:
         return resolved.commit, resolved.manifest_digest
 
     def _hashes(self, found: Found, entries: Iterable[FileEntry]) -> dict[str, str]:
-        """Xet hashes, by sha256, of what is published: Xet serves what a commit of the repository holds."""
-        return {} if found.mirrored is not None else self._layouts.announced(entries)
+        """Xet hashes, by sha256, of those files that clients are told to get over Xet."""
+        if (mirrored := found.mirrored) is not None:
+            concerned = [entry for entry in entries if self._layouts.concerns(entry)]
+            entries = [entry for entry in concerned if self._mirror.at_once(mirrored, entry.sha256)]
+        return self._layouts.announced(found.repo, entries)
 
     def _history(self, found: Found, limit: int) -> list[CommitRecord]:
         """Records from the commit back; of one that is only known from the upstream, its own."""
@@ -344,7 +393,7 @@ class Lookup:
         last = dict.fromkeys(nodes, history[0])
         left = dict(nodes)
         for record in history[1:]:
-            tree = self._tree(record.manifest, self._catalog.manifest(found.repo, record.commit))
+            tree = self._tree(record.manifest, self._catalog.contents.manifest(found.repo, record.commit))
             left = {path: node for path, node in left.items() if tree.get(path) == node}
             last.update(dict.fromkeys(left, record))
             if not left:

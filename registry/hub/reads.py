@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode, urlsafe_b64encode
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
 
@@ -16,13 +17,17 @@ from helios.metrics import RegistryMetrics
 from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.counted import Counted
-from registry.hub.answers import etag_of, file_headers, link_next, redirect, refusal
+from registry.hub.answers import etag_of, file_headers, link_next, redirect, refusal, warned
 from registry.hub.asked import Asked, Handlers, flag, number
 from registry.hub.conditions import decide
+from registry.hub.gate import for_upstream
 from registry.hub.lists import Wanted as WantedRepos
 from registry.hub.lookup import Found, Lookup
+from registry.hub.preparing import Preparations
+from registry.hub.shapes import changed_by, past_item
 from registry.hub.verified import VerifiedReader, Wanted
-from registry.mirror.mirror import FOLLOWED, Mirror
+from registry.mirror.mirror import Mirror
+from registry.usage.telling import Told, nobody
 from registry.xet.routes import XetService
 
 PAGE: Final = 1000
@@ -41,10 +46,13 @@ class Reads:
         xet: XetService,
         metrics: RegistryMetrics,
         addresses: Addresses,
+        told: Told = nobody,
     ) -> None:
+        """``told`` hears of what is sent."""
         self._lookup, self._mirror = Lookup(catalog, mirror, xet.layouts), mirror
         self._reader, self._metrics = reader, metrics
-        self._xet, self._addresses = xet, addresses
+        self._xet, self._addresses, self._told = xet, addresses, told
+        self._preparations = Preparations(mirror, xet.layouts)
 
     def handlers(self) -> Handlers:
         return {
@@ -62,13 +70,6 @@ class Reads:
             "whoami": {"GET": self.whoami},
         }
 
-    async def before(self, asked: Asked) -> str | None:
-        """Make what is asked for known, as far as the upstream has it; returns a warning for the client."""
-        if asked.call.verb not in FOLLOWED:
-            return None
-        warning = await self._mirror.prepare(asked.readings, _for_upstream(asked))
-        return None if warning is None else f"mirror; {warning}"
-
     async def info(self, asked: Asked) -> Response:
         blobs, security = flag(asked.query.get("blobs")), flag(asked.query.get("securityStatus"))
         expand = asked.all("expand")
@@ -85,7 +86,7 @@ class Reads:
         found, items, following = await asyncio.to_thread(
             self._lookup.listing, asked.readings, recursive=recursive, expand=expand, after=after, limit=limit
         )
-        headers = {"x-repo-commit": found.commit}
+        headers = {"x-repo-commit": found.commit} | (await self._changed(asked, found, items) if expand else {})
         if following is not None:
             # The commit stands for the ref, so that all pages show one snapshot even if the ref moves meanwhile.
             below = found.call.path.strip("/")
@@ -96,23 +97,45 @@ class Reads:
 
     async def paths_info(self, asked: Asked) -> Response:
         paths, expand = _wanted_paths(await asked.body(), asked.request.headers.get("content-type", ""))
-        return JSONResponse(await asyncio.to_thread(self._lookup.paths, asked.readings, paths, expand=expand))
+        found, items = await asyncio.to_thread(self._lookup.paths, asked.readings, paths, expand=expand)
+        headers = await self._changed(asked, found, items) if expand else {}
+        if len(items) == 1 and "xetHash" not in items[0]:  # HfFileSystem asks so for a file, and sends no HEAD
+            headers |= warned(await self._preparations.warning(found, items[0]["path"], for_upstream(asked)))
+        return JSONResponse(items, headers=headers)
+
+    async def _changed(self, asked: Asked, found: Found, items: list[dict[str, Any]]) -> dict[str, str]:
+        """Put into the items which commits an upstream says to have changed them last; returns headers that warn."""
+        paths = [item["path"] for item in items]
+        told, warning = await self._mirror.names.last_changes(found.repo, found.commit, paths, for_upstream(asked))
+        for item in items:
+            if item["path"] in told:
+                item["lastCommit"] = changed_by(told[item["path"]])
+        return warned(warning)
 
     async def refs(self, asked: Asked) -> Response:
         include_prs = flag(asked.query.get("include_prs"))
-        return JSONResponse(await asyncio.to_thread(self._lookup.refs, asked.readings, include_prs=include_prs))
+        repo = await asyncio.to_thread(self._lookup.repo, asked.readings)
+        warning = await self._mirror.names.learn_refs(repo, for_upstream(asked), requests=include_prs)
+        found = await asyncio.to_thread(self._lookup.refs, repo, include_prs=include_prs)
+        return JSONResponse(found, headers=warned(warning))
 
     async def commits(self, asked: Asked) -> Response:
         limit = number(asked.query.get("limit"), "limit", COMMITS_PAGE, 1, COMMITS_PAGE)
         page = number(asked.query.get("p"), "p", 0, 0, 10_000)
         formatted = "formatted" in asked.all("expand")
-        found, items, more = await asyncio.to_thread(
-            self._lookup.commits, asked.readings, skip=page * limit, limit=limit, formatted=formatted
-        )
-        headers = {}
+        found = await asyncio.to_thread(self._lookup.find, asked.readings)
+        told, warning = await self._mirror.names.history(found.repo, found.commit, page, limit, for_upstream(asked))
+        if told is not None:
+            items, more = [past_item(each, formatted=formatted) for each in told[0]], told[1]
+        else:
+            skip = page * limit
+            items, more = await asyncio.to_thread(
+                self._lookup.commits, found, skip=skip, limit=limit, formatted=formatted
+            )
+        headers = warned(warning)
         if more:
             kept: dict[str, Any] = {"limit": limit, "p": page + 1} | ({"expand[]": "formatted"} if formatted else {})
-            headers = link_next(asked.request.scope, _api_path(found, "commits", found.commit), kept)
+            headers |= link_next(asked.request.scope, _api_path(found, "commits", found.commit), kept)
         return JSONResponse(items, headers=headers)
 
     async def resolve(self, asked: Asked) -> Any:
@@ -134,34 +157,46 @@ class Reads:
             kept = {name: value for name, value in headers if name != "content-type"}
             return Response(status_code=answer.status, headers=kept)
         if not get:
+            if file.xet is None:
+                await self._preparations.wait_for(found, found.call.path, file.entry, for_upstream(asked))
             return Response(headers=dict([*headers, ("content-length", str(size))]))
         placed = file.placed
         if placed is None and found.mirrored is not None:
-            flight, placed = await self._mirror.fetch(found.mirrored, found.call.path, _for_upstream(asked))
+            flight, placed = await self._mirror.fetch(found.mirrored, found.call.path, for_upstream(asked))
+        elif placed is not None and found.mirrored is not None:
+            await self._mirror.admit_file(found.mirrored, found.call.path, placed)
         wanted = Wanted(str(found.repo), found.commit, found.call.path)
+        told = partial(self._told, request.scope, wanted.repo, found.commit, reads=answer.start == 0)
         if placed is None:
             parts = self._mirror.stream(flight, answer.start, answer.stop, self._reader, wanted)
         elif (elsewhere := await asyncio.to_thread(self._addresses.of_blob, placed)) is not None:
             self._metrics.redirected.inc()
+            told(count=answer.stop - answer.start)  # as far as we know
             return redirect(elsewhere, headers, file.entry)
         else:
             parts = self._reader.parts(placed, answer.start, answer.stop, wanted)
         response = FilePartsResponse(parts, answer.stop - answer.start, answer.status, headers)
-        return Counted(response, self._metrics.sent_bytes)
+        return Counted(response, self._metrics.sent_bytes, told=lambda sent: told(count=sent))
 
     async def xet_token(self, asked: Asked) -> Response:
         found = await asyncio.to_thread(self._lookup.find, asked.readings)
-        return self._xet.token(asked.request.scope, found.repo)
+        return self._xet.token(asked.request.scope, found.repo, found.commit)
 
     async def safetensors(self, asked: Asked) -> Response:
-        return JSONResponse(await asyncio.to_thread(self._lookup.safetensors, asked.readings))
+        found = await asyncio.to_thread(self._lookup.find, asked.readings)
+        if found.mirrored is not None and found.call.path in found.manifest.files:
+            authorization = for_upstream(asked)
+            told = await self._mirror.names.safetensors(found.repo, found.commit, found.call.path, authorization)
+            if told is not None:
+                return Response(told, media_type="application/json")
+        return JSONResponse(await asyncio.to_thread(self._lookup.safetensors, found))
 
     async def lfs_files(self, asked: Asked) -> Response:
         return JSONResponse(await asyncio.to_thread(self._lookup.lfs_files, asked.readings))
 
     async def auth_check(self, asked: Asked) -> Response:
         """200 for a repository that the caller may read or, with ``/write``, write."""
-        await asyncio.to_thread(self._lookup.refs, asked.readings, include_prs=False)
+        await asyncio.to_thread(self._lookup.repo, asked.readings)
         match asked.call.path:
             case "":
                 pass
@@ -175,8 +210,8 @@ class Reads:
         limit = number(asked.query.get("limit"), "limit", PAGE, 1, PAGE)
         wanted = WantedRepos.read(asked.query, asked.all("filter"), asked.all("expand"))
         items, following = await asyncio.to_thread(
-            self._lookup.repos, asked.call.kind, asked.access, wanted, after=_uncursor(asked.query.get("cursor")),
-            limit=limit,
+            self._lookup.repos, asked.call.kind, asked.access, wanted, authorization=for_upstream(asked),
+            after=_uncursor(asked.query.get("cursor")), limit=limit,
         )  # fmt: skip
         headers = {}
         if following is not None:
@@ -186,12 +221,14 @@ class Reads:
         return JSONResponse(items, headers=headers)
 
     async def whoami(self, asked: Asked) -> Response:
-        tenant = asked.access.tenant
-        if tenant is None:
+        """The tenant; outside any, whoever has a token of the registry's own. There are no accounts."""
+        access = asked.access
+        if access.tenant is None and access.label is None:
             return refusal(401, "Invalid username or password.")
-        token = {"displayName": asked.access.label or tenant, "role": "write" if asked.access.owns else "read"}
+        name = access.tenant or access.label or ("administrator" if access.admin else "node")
+        token = {"displayName": access.label or name, "role": "write" if access.owns else "read"}
         return JSONResponse({
-            "type": "user", "id": tenant, "name": tenant, "fullname": tenant, "isPro": False, "orgs": [],
+            "type": "user", "id": name, "name": name, "fullname": name, "isPro": False, "orgs": [],
             "auth": {"type": "access_token", "accessToken": token},
         })  # fmt: skip
 
@@ -232,8 +269,3 @@ def _wanted_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise InvalidInput("'paths' must be a list of texts")
     return paths, expand is True
-
-
-def _for_upstream(asked: Asked) -> str | None:
-    """The caller's credentials, where they are for the upstream: a tenant's own tokens are nobody else's business."""
-    return None if asked.access.label is not None else asked.request.headers.get("authorization")

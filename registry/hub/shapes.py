@@ -6,7 +6,7 @@ listing alone looks for a Xet service and fails.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ from helios.names import RepoId
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, lfs_pointer
 from registry.card import tags_of
 from registry.hub.tree import Directory, Node
+from registry.pull.names import HEADS, PREFIXES, TAGS, Past
 
 Json = dict[str, Any]
 
@@ -92,22 +93,38 @@ def expansion(last: CommitRecord, node: Node) -> Json:
     return out
 
 
-def refs(targets: Mapping[str, str], *, include_prs: bool, tags: Collection[str] = ()) -> Json:
-    """A repository's refs; every plain name that is not among ``tags`` is a branch."""
+def refs(targets: Mapping[str, str], *, include_prs: bool) -> Json:
+    """A repository's refs, by their full names (``refs/heads/main``)."""
     out: Json = {"branches": [], "converts": [], "tags": []}
     if include_prs:
         out["pullRequests"] = []
-    for name, commit in sorted(targets.items()):
-        if name.startswith("refs/pr/"):
-            if include_prs:
-                out["pullRequests"].append(_ref(name.removeprefix("refs/pr/"), name, commit))
-        elif name.startswith("refs/convert/"):
-            out["converts"].append(_ref(name.removeprefix("refs/convert/"), name, commit))
-        elif name in tags:
-            out["tags"].append(_ref(name, f"refs/tags/{name}", commit))
-        else:
-            out["branches"].append(_ref(name, f"refs/heads/{name}", commit))
+    for ref, commit in sorted(targets.items()):
+        for kind, prefix in PREFIXES.items():
+            if kind in out and ref.startswith(prefix):
+                out[kind].append({"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit})
     return out
+
+
+def full_name(name: str, kind: str) -> str:
+    """The full name of a ref of ours: ``refs/pr/1`` has its own, tags and branches (and aliases) go by bare names."""
+    return name if name.startswith("refs/") else f"{TAGS if kind == 'tag' else HEADS}{name}"
+
+
+def changed_by(past: Past) -> Json:
+    """The commit that changed a path last."""
+    return {"id": past.commit, "title": past.title, "date": moment(past.time)}
+
+
+def past_item(past: Past, *, formatted: bool) -> Json:
+    """A commit of the upstream's history."""
+    out: Json = {
+        "id": past.commit,
+        "title": past.title,
+        "message": past.message,
+        "authors": [{"user": past.author, "avatar": ""}],
+        "date": moment(past.time),
+    }
+    return out | _formatted(out) if formatted else out
 
 
 def commit_item(record: CommitRecord, *, formatted: bool) -> Json:
@@ -120,9 +137,11 @@ def commit_item(record: CommitRecord, *, formatted: bool) -> Json:
         "authors": [{"user": record.author, "avatar": ""}],
         "date": moment(record.time),
     }
-    if formatted:
-        out["formatted"] = {"title": escape(out["title"]), "message": escape(out["message"]).replace("\n", "<br>")}
-    return out
+    return out | _formatted(out) if formatted else out
+
+
+def _formatted(item: Json) -> Json:
+    return {"formatted": {"title": escape(item["title"]), "message": escape(item["message"]).replace("\n", "<br>")}}
 
 
 def lfs_file(path: str, entry: FileEntry, record: CommitRecord) -> Json:
@@ -149,7 +168,3 @@ def _sibling(path: str, entry: FileEntry, blobs: bool) -> Json:
 
 def _pointer_size(entry: FileEntry) -> int:
     return len(lfs_pointer(entry.sha256, entry.size))
-
-
-def _ref(name: str, ref: str, commit: str) -> Json:
-    return {"name": name, "ref": ref, "targetCommit": commit}

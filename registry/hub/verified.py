@@ -21,15 +21,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import BinaryIO, Final
 
 from blake3 import blake3
 
 from helios.errors import HeliosError, IntegrityError, NotFound
 from helios.http.server import FilePart
+from heliosfs.store.chunks import good, read
 from heliosfs.store.objects import ObjectStore
-from heliosfs.store.placement import PlacedBlob
+from heliosfs.store.placement import PlacedBlob, Segment
 from heliosfs.store.recipe import MAX_CHUNK
 
 log = logging.getLogger("helios.registry.hub")
@@ -45,7 +45,8 @@ THREADS: Final = 4
 WINDOWS: Final = (1, 2, 4, 8)
 """Chunks in the first window, the second and so on: a short way to the first byte, then few changes of threads."""
 COPIED_WINDOWS: Final = (1,)
-"""The same where there is no file to send from: a client's windows, two at a time, are in memory."""
+"""The same where there is no file to send from, or where chunks are encoded: a client's windows, two at a time, are in
+memory."""
 
 Stamp = tuple[int, ...]
 
@@ -105,9 +106,16 @@ class _Window:
 class VerifiedReader:
     """Serves ranges of blobs as parts of files in which every chunk has passed. Close it at the end."""
 
-    def __init__(self, store: ObjectStore, failed: Callable[[], None], passed: Passed | None = None) -> None:
-        """``failed`` is called, from any thread, for every chunk that can't be read or doesn't match its hash."""
-        self._store, self._failed, self._passed = store, failed, passed or Passed()
+    def __init__(
+        self,
+        store: ObjectStore,
+        failed: Callable[[], None],
+        passed: Passed | None = None,
+        told: Callable[[PlacedBlob, int], str] = lambda blob, index: "restore the object from a copy of the store",
+    ) -> None:
+        """``failed`` is called, from any thread, for every chunk that can't be read or doesn't match its hash; ``told``
+        then says what happens and what to do. Neither waits."""
+        self._store, self._failed, self._passed, self._told = store, failed, passed or Passed(), told
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
         self._local = threading.local()
 
@@ -120,7 +128,8 @@ class VerifiedReader:
 
         A part's file stays open until the next part is asked for.
         """
-        sizes = COPIED_WINDOWS if self._store.local is None else WINDOWS
+        near = all(self._store.near(at.key) for at in blob.placement.objects)
+        sizes = WINDOWS if near and blob.plain else COPIED_WINDOWS
         windows = _windows(blob.recipe.covering(start, stop - start), sizes)
         ahead = self._submit(blob, next(windows, None), start, stop, wanted)
         try:
@@ -146,54 +155,49 @@ class VerifiedReader:
         with ExitStack() as files:
             parts: list[FilePart] = []
             for segment in blob.segments(chunks):
-                first = blob.recipe.span(segment.first)[0]
-                low, high = max(start - first, 0), min(stop - first, segment.length)
-                numbers = range(segment.first, segment.first + segment.count)
-                file, offset = self._segment(blob, numbers, segment.object.key, segment.offset, files, wanted)
+                first, end = blob.recipe.span(segment.first)[0], blob.recipe.span(segment.first + segment.count - 1)[1]
+                low, high = max(start - first, 0), min(stop, end) - first
+                file, offset = self._segment(blob, segment, files, wanted)
                 parts.append(FilePart(file, offset + low, high - low))
             return _Window(parts, files.pop_all())
 
-    def _segment(
-        self, blob: PlacedBlob, chunks: range, key: str, offset: int, files: ExitStack, wanted: Wanted
-    ) -> tuple[BinaryIO, int]:
-        """Check consecutive chunks that lie from ``offset`` on in an object; returns a file with them, and where."""
-        first = chunks.start
-        for _ in range(HEALED + len(chunks)):
+    def _segment(self, blob: PlacedBlob, segment: Segment, files: ExitStack, wanted: Wanted) -> tuple[BinaryIO, int]:
+        """Check the chunks of a segment; returns a file with their bytes one after another, and where they begin."""
+        first, key = segment.first, segment.object.key
+        for _ in range(HEALED + segment.count):
             try:
-                return self._checked(blob, chunks, key, offset, files)
+                return self._checked(blob, segment, files)
             except _WrongChunk as problem:
                 first, error = problem.index, problem.why
             except (NotFound, OSError) as problem:
                 raise self._damaged(blob, first, key, wanted, problem) from problem
-            _, at, length = blob.locate(first)
-            if not self._store.heal(key, at, length, partial(_matches, blob.recipe.id(first))):
+            at = blob.locate(first)
+            if not self._store.heal(key, at.offset, at.encoded_length, good(at, blob.recipe.id(first))):
                 break
         raise self._damaged(blob, first, key, wanted, error) from error
 
-    def _checked(
-        self, blob: PlacedBlob, chunks: range, key: str, offset: int, files: ExitStack
-    ) -> tuple[BinaryIO, int]:
-        local = self._store.open_local(key)
+    def _checked(self, blob: PlacedBlob, segment: Segment, files: ExitStack) -> tuple[BinaryIO, int]:
+        key, chunks = segment.object.key, range(segment.first, segment.first + segment.count)
+        local = self._store.open_local(key) if segment.plain else None
         if local is not None:
             file = files.enter_context(local)
             stamp = _stamp(file)
             for index in chunks:
-                _, at, length = blob.locate(index)
+                at = blob.locate(index)
                 digest = blob.recipe.id(index)
-                if not self._passed.fresh(key, stamp, at, digest):
+                if not self._passed.fresh(key, stamp, at.offset, digest):
                     with _wrong(index):
-                        _compare(_read(file, at, self._buffer(length)), digest)
-                    self._passed.add(key, stamp, at, digest)
-            return file, offset
+                        _compare(_read(file, at.offset, self._buffer(at.length)), digest)
+                    self._passed.add(key, stamp, at.offset, digest)
+            return file, segment.offset
         # No local file to send from: the checked bytes themselves go into one, in memory.
         copy = files.enter_context(os.fdopen(os.memfd_create("window"), "w+b", buffering=0))
         for index in chunks:
-            _, at, length = blob.locate(index)
-            buffer = self._buffer(length)
+            at = blob.locate(index)
             with _wrong(index):
-                self._store.read_into(key, at, buffer)
-                _compare(buffer, blob.recipe.id(index))
-            copy.write(buffer)
+                data = read(self._store, at, self._buffer(at.encoded_length))
+                _compare(data, blob.recipe.id(index))
+            copy.write(data)
         return copy, 0
 
     def _damaged(
@@ -214,9 +218,11 @@ class VerifiedReader:
                 "reason": reason,
             },
         )
+        # Clients of the Hub see the message alone.
         return IntegrityError(
-            f"{wanted.path} of {wanted.repo}: chunk {index} (bytes {low} to {high}) is damaged in the registry's store",
-            hint=f"Restore the object {key} from a copy of the store.",
+            f"{wanted.path} of {wanted.repo}: chunk {index} (bytes {low} to {high}) is damaged in the registry's "
+            f"store; {self._told(blob, index)}",
+            hint=f"The damaged object is {key}.",
         )
 
     def _buffer(self, length: int) -> memoryview:
@@ -252,12 +258,8 @@ def _read(file: BinaryIO, offset: int, buffer: memoryview) -> memoryview:
 
 
 def _compare(data: memoryview, digest: bytes) -> None:
-    if not _matches(digest, data):
+    if blake3(data).digest() != digest:
         raise IntegrityError("its content has another hash")
-
-
-def _matches(digest: bytes, data: memoryview) -> bool:
-    return blake3(data).digest() == digest
 
 
 class _WrongChunk(Exception):

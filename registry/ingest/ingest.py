@@ -15,16 +15,17 @@ from blake3 import blake3
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, Unavailable
 from helios.metrics import RegistryMetrics
+from heliosfs.store.cutting import cut, groups
 from heliosfs.store.keys import PUBLIC, check_domain, recipe_key
 from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
 from heliosfs.store.placement import ChunkLocation
-from heliosfs.store.recipe import Recipe
-from registry.ingest.kinds import SNIFF, cut, is_lfs
+from heliosfs.store.recipe import MAX_BLOB, Recipe
+from registry.ingest.kinds import SNIFF, is_lfs
 from registry.ingest.pipeline import Pipeline
 from registry.ingest.reader import Reader
 from registry.ingest.slabs import SLAB, Slab, SlabPool
 from registry.ingest.staged import flush
-from registry.ingest.types import ChunkIndex, IngestedBlob, NewObject, Source, Target
+from registry.ingest.types import ChunkIndex, GrowingIndex, IngestedBlob, NewObject, SenderGone, Source, Target
 from registry.ingest.writer import LOOKUP, BlobWriter
 
 log = logging.getLogger("helios.registry.ingest")
@@ -44,13 +45,13 @@ class Ingest:
         metrics: RegistryMetrics | None = None,
     ) -> None:
         self._store, self._index, self._domain, self._metrics = store, index, check_domain(domain), metrics
-        self._pool = SlabPool()
+        self.pool = SlabPool()
         self._finishing = _Turns()
 
-    def on(self, store: Target, index: ChunkIndex) -> Ingest:
-        """The same ingest, with the same bound on memory, that works on another view of store and index."""
+    def on(self, store: Target, index: ChunkIndex, domain: str) -> Ingest:
+        """The same ingest, with the same bound on memory, on another view of store and index, into a domain."""
         other = copy.copy(self)
-        other._store, other._index = store, index
+        other._store, other._index, other._domain = store, index, check_domain(domain)
         return other
 
     def ingest(
@@ -64,28 +65,32 @@ class Ingest:
         expect_sha256: str | None = None,
         expect_git_oid: str | None = None,
         recipe: Recipe | None = None,
+        stored: bool = False,
+        rescue: GrowingIndex | None = None,
     ) -> IngestedBlob:
         """Store the ``size`` bytes of ``source`` as the file ``path`` of a repository, and record them in the index.
 
         Blocks until everything is durable. ``lfs`` says how the file's upstream keeps it; None decides by the Hub's
         rules. ``expect_sha256`` and ``expect_git_oid`` are what the content must hash to; for an LFS file with a known
         sha256 the git oid is the upstream's name for its pointer file and is taken as it is. ``recipe`` says where to
-        cut, and what the chunks must hash to, where another registry has cut the file already.
+        cut, and what the chunks must hash to, where another registry has cut the file already. ``stored`` says that all
+        its chunks should be in the index, so that no room is made for them. ``rescue`` takes the chunks that have come
+        of a new file whose sender is gone.
 
         Raises InvalidInput for a source that is shorter or longer than ``size`` and for a malformed safetensors header,
         IntegrityError for content that is not the expected, NoSpace, and whatever the source raises. Then no object of
         this ingest is left, unless an equal one was there before, no staging file and no thread.
         """
-        if not 0 <= size < 1 << 63:
-            raise InvalidInput(f"{path}: a file can't have {size} bytes")
+        if not 0 <= size <= MAX_BLOB:
+            raise InvalidInput(f"{path}: a file can't have {size} bytes; {MAX_BLOB} are the most")
         reader = Reader(source, path, size)
-        with self._pool.user():
-            lengths = cut(path, size, reader)
+        with self.pool.user():
+            lengths = cut(path, size, reader.peek)
             if recipe is not None:
                 lengths = [length for _, length in recipe.chunks()]
             if lfs is None:
                 lfs = is_lfs(path, size, reader.peek(min(size, SNIFF)))
-            known = expect_sha256 is not None and self._index.recipe_of(self._domain, expect_sha256) is not None
+            known = stored or (expect_sha256 is not None and self._recorded(expect_sha256))
             writer = BlobWriter(self._store, self._index, self._domain, size, known=known)
             try:
                 hashes = _FileHashes(size, git=not lfs)
@@ -93,8 +98,12 @@ class Ingest:
                 entry = hashes.entry(path, executable, expect_sha256, expect_git_oid)
                 if recipe is not None and writer.chunks != list(recipe.chunks()):
                     raise IntegrityError(f"{path}: its bytes are not those of its recipe (blob {recipe.blob})")
-                with self._finishing.turn(entry.sha256):
+                with self._finishing.turn(f"{self._domain}:{entry.sha256}"):
                     blob = self._finish(path, entry, writer)
+            except SenderGone as gone:
+                if rescue is not None:
+                    gone.kept = self._rescue(path, writer, rescue)
+                raise
             finally:
                 writer.abort()
         if self._metrics is not None:
@@ -103,19 +112,44 @@ class Ingest:
         return blob
 
     def _stream(self, reader: Reader, lengths: list[int], hashes: _FileHashes, writer: BlobWriter) -> None:
-        size = sum(lengths)
-        with Pipeline(self._pool, hashes.add, _hash_chunks, writer.add, flush, threads=size > SLAB) as pipeline:
-            offset = 0
-            for group in _groups(lengths):
+        size, offset = sum(lengths), 0
+        gone: SenderGone | None = None
+        with Pipeline(self.pool, hashes.add, _hash_chunks, writer.add, flush, threads=size > SLAB) as pipeline:
+            for group in groups(lengths, SLAB):
                 slab = pipeline.slab()
                 try:
                     reader.fill(slab.assign(offset, group))
+                except SenderGone as error:  # what has come goes through yet
+                    pipeline.drop(slab)
+                    gone = error
+                    break
                 except BaseException:
                     pipeline.drop(slab)
                     raise
                 pipeline.put(slab)
                 offset += sum(group)
-            reader.expect_end()
+            else:
+                reader.expect_end()
+        if gone is not None:
+            raise gone
+
+    def _rescue(self, path: str, writer: BlobWriter, index: GrowingIndex) -> int:
+        """Keep what came; returns how many bytes. That it came to nothing is no news to who has left."""
+        stored: list[NewObject] = []
+        try:
+            slab = self.pool.acquire()
+            try:
+                placed = writer.rescue(slab, stored)
+            finally:
+                self.pool.release(slab)
+            if placed:
+                index.add_chunks(self._domain, path, placed, stored)
+            return sum(at.length for _, at in placed)
+        except HeliosError as error:
+            log.warning("what came of a file was not kept", extra={"path": path, "error": str(error)})
+            for made in stored:
+                self._store.delete(made.key)
+            return 0
 
     def _finish(self, path: str, entry: FileEntry, writer: BlobWriter) -> IngestedBlob:
         """Make the verified blob visible: objects first, then the index."""
@@ -136,6 +170,9 @@ class Ingest:
             self._undo(stored, entry.sha256)
             raise
         return blob
+
+    def _recorded(self, sha256: str) -> bool:
+        return self._index.recipe_of(self._domain, sha256) is not None
 
     def _known(self, path: str, entry: FileEntry, recipe: Recipe) -> IngestedBlob | None:
         """The blob as it is in the store already; None where it is not, or not all of it is found.
@@ -220,7 +257,7 @@ class _Turns:
     def turn(self, name: str) -> Iterator[None]:
         with self._changed:
             if not self._changed.wait_for(lambda: name not in self._held, TURN_S):
-                raise Unavailable(f"another publish of blob {name} did not end within {TURN_S:g} s")
+                raise Unavailable(f"another publish of {name} did not end within {TURN_S:g} s")
             self._held.add(name)
         try:
             yield
@@ -232,17 +269,3 @@ class _Turns:
 
 def _hash_chunks(slab: Slab) -> None:
     slab.ids = [blake3(chunk).digest() for chunk in slab.chunks()]
-
-
-def _groups(lengths: list[int]) -> Iterator[list[int]]:
-    """Runs of consecutive chunks that fit into one slab."""
-    group: list[int] = []
-    total = 0
-    for length in lengths:
-        if total + length > SLAB:
-            yield group
-            group, total = [], 0
-        group.append(length)
-        total += length
-    if group:
-        yield group

@@ -21,7 +21,7 @@ from helios.errors import NoSpace, Unavailable
 from heliosfs.store import pack
 from heliosfs.store.directory import FULL, full
 from heliosfs.store.keys import pack_key
-from heliosfs.store.placement import ChunkLocation
+from heliosfs.store.placement import NO_CODEC, ChunkLocation
 from heliosfs.store.syscalls import reserve, start_writeback
 from registry.ingest.slabs import ALIGN, SLAB, WAIT_S, Slab
 from registry.ingest.types import NewObject, Target
@@ -123,6 +123,17 @@ class StagedFile:
                 self.size += done
                 self._start_writeback()
 
+    def read(self, offset: int, buffer: memoryview) -> bool:
+        """Fill a buffer with bytes written before, once ``settle`` was called; returns whether there are as many."""
+        with _guard(self._directory):
+            while buffer:
+                count = os.preadv(self.fd, [buffer], offset)
+                if not count:
+                    return False
+                buffer = buffer[count:]
+                offset += count
+        return True
+
     def settle(self) -> None:
         """Let the file hold every byte written; from then on it is written through the page cache."""
         self._wait_flushed()
@@ -203,26 +214,29 @@ def flush(slab: Slab) -> None:
 
 
 class Packs:
-    """Chunks written back to back into packs of about 64 MiB, each in staging until ``put``."""
+    """Chunks written back to back into packs of about 64 MiB, each in staging until ``put``.
 
-    def __init__(self, store: Target, domain: str) -> None:
-        self._store, self._domain = store, domain
+    ``encoded``: chunks may be, which takes packs of another version.
+    """
+
+    def __init__(self, store: Target, domain: str, *, encoded: bool = False) -> None:
+        self._store, self._domain, self._encoded = store, domain, encoded
         self._open: StagedFile | None = None
         self._key = ""
         self._entries: list[pack.PackEntry] = []
         self._finished: list[tuple[str, StagedFile]] = []
 
-    def write(self, chunk: bytes, data: memoryview) -> ChunkLocation:
-        """Add a chunk; returns where it will lie."""
+    def write(self, chunk: bytes, data: memoryview, length: int | None = None, codec: str = NO_CODEC) -> ChunkLocation:
+        """Add a chunk, of ``length`` bytes if that is not the data's length; returns where it will lie."""
         file = self._file(len(data))
-        at = self._enter(chunk, file.size, len(data))
+        at = self._enter(chunk, file.size, len(data) if length is None else length, len(data), codec)
         file.write(data)
         return at
 
     def copy(self, chunk: bytes, source: StagedFile, offset: int, length: int) -> ChunkLocation:
         """Add a chunk that lies in another staged file."""
         file = self._file(length)
-        at = self._enter(chunk, file.size, length)
+        at = self._enter(chunk, file.size, length, length, NO_CODEC)
         file.copy(source, offset, length)
         return at
 
@@ -245,12 +259,12 @@ class Packs:
             check_space(self._store.staging(), length)  # the headroom is more than the rest of a pack
             self._open = StagedFile(self._store, direct=True)
             self._key = pack_key(self._domain, secrets.token_hex(16))
-            self._open.write(pack.head())
+            self._open.write(pack.head(encoded=self._encoded))
         return self._open
 
-    def _enter(self, chunk: bytes, offset: int, length: int) -> ChunkLocation:
-        self._entries.append(pack.PackEntry(chunk, offset, length, length))
-        return ChunkLocation(self._key, offset, length, length)
+    def _enter(self, chunk: bytes, offset: int, length: int, encoded: int, codec: str) -> ChunkLocation:
+        self._entries.append(pack.PackEntry(chunk, offset, length, encoded, codec))
+        return ChunkLocation(self._key, offset, length, encoded, codec)
 
     def _seal(self) -> None:
         if self._open is not None:

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from helios.errors import Unavailable
 from heliosfs.store.manifest import FileEntry
 from heliosfs.store.objects import ObjectInfo
 from heliosfs.store.placement import ChunkLocation
 from heliosfs.store.recipe import Recipe
+
+
+class SenderGone(Unavailable):
+    """What a source raises when its sender has left in the middle: what came of it may be worth keeping.
+
+    ``kept`` are the bytes that were, as chunks.
+    """
+
+    kept = 0
 
 
 class Source(Protocol):
@@ -92,3 +102,12 @@ class ChunkIndex(Protocol):
         Adding a blob again changes nothing but may name other objects; a chunk already known keeps its location.
         ``Ingest`` calls it last, when every object is stored; if it raises, the ingest's packs are deleted.
         """
+
+
+class GrowingIndex(ChunkIndex, Protocol):
+    """An index that takes chunks of blobs that are not whole yet."""
+
+    def add_chunks(
+        self, domain: str, where: str, placed: Sequence[tuple[bytes, ChunkLocation]], objects: Sequence[NewObject]
+    ) -> None:
+        """Record chunks and the objects that they lie in, in one transaction; one already known stays where it is."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from blake3 import blake3
+
 from helios.errors import NoSpace
 from heliosfs.store.keys import blob_key
 from heliosfs.store.placement import ChunkLocation
@@ -23,6 +25,9 @@ from registry.ingest.types import ChunkIndex, NewObject, Target
 
 KNOWN_SHIFT: Final = 6
 """A blob stays raw while at most size >> KNOWN_SHIFT of its bytes are known."""
+
+RESCUE: Final = 8 << 20
+"""Fewer bytes of a blob that broke off are not worth a pack."""
 
 LOOKUP: Final = 64
 """Most chunk ids of one look-up in the index."""
@@ -76,6 +81,27 @@ class BlobWriter:
         ours = {o.key for o in stored[before:]}
         new = sum(at.length for at in self._places.values() if at is not None and at.object_key in ours)
         return self._locations(), new
+
+    def rescue(self, slab: Slab, stored: list[NewObject]) -> list[tuple[bytes, ChunkLocation]]:
+        """After the blob broke off: put the new chunks of its raw file into packs, as ``put`` does; returns where.
+
+        Each is read back and checked: who knows what else has failed meanwhile. ``slab`` is room for one.
+        """
+        if self._raw is None or sum(length for _, length in self.chunks) < RESCUE:
+            return []
+        self._look_up()
+        self._raw.settle()
+        placed: dict[bytes, ChunkLocation] = {}
+        offset = 0
+        for chunk, length in self.chunks:
+            if self._places[chunk] is None and chunk not in placed:
+                data = slab.assign(0, [length])
+                if not self._raw.read(offset, data) or blake3(data).digest() != chunk:
+                    break
+                placed[chunk] = self._packs.write(chunk, data)
+            offset += length
+        self._packs.put(stored)
+        return list(placed.items())
 
     def abort(self) -> None:
         """Remove what is still in staging."""

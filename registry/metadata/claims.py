@@ -6,11 +6,13 @@ processes because writers take turns:
 
 1. Whoever writes an object has claimed it before.
 2. Whoever makes rows rely on an object has a claim on it in that same transaction, or another row names it already.
-3. An object is deleted inside a writing transaction that has seen that nobody names or claims it, and that the time
-   is over for which readers were told where it lies.
+3. An object is deleted after a writing transaction has seen that nobody names or claims it, and that the time is over
+   for which readers were told where it lies, and has said that it is *leaving*. That is taken back when it has gone.
+4. What is leaving is not claimed by who is about to write it: he waits (``burial.claim_unburied``).
 
 So a deletion is over before a claim is made, and the object is written after that; or the claim is seen and the object
-stays. A session whose process has died is ended by the others, and what it claimed and nobody names is doomed.
+stays. An object that is leaving has no row, so nobody comes to rely on it but by writing it. A session whose process
+has died is ended by the others, and what it claimed and nobody names is doomed.
 """
 
 from __future__ import annotations
@@ -23,14 +25,30 @@ from sqlalchemy.engine import Connection
 
 from helios.errors import Unavailable
 from helios.names import RepoId
-from heliosfs.store.keys import commit_key
+from heliosfs.store.keys import commit_key, manifest_key
 from registry.metadata.database import batches, insert_new
-from registry.metadata.tables import claims, commits, doomed, objects, processes, pushes, repositories, unfinished
+from registry.metadata.sharing_tables import uploads
+from registry.metadata.tables import (
+    claims,
+    commits,
+    doomed,
+    is_there,
+    objects,
+    processes,
+    pushes,
+    repositories,
+    unfinished,
+)
 
 
 def of_blob(domain: str, sha256: str) -> str:
     """What stands for a blob among claims: its row and all that it needs, wherever its chunks lie."""
     return f"{domain}:{sha256}"
+
+
+def of_chunk(domain: str, id_: bytes) -> str:
+    """What stands for a chunk that a session's owner has sent, wherever it lies: others may have stored it before."""
+    return f"{domain}:chunk-{id_.hex()}"
 
 
 def begin(connection: Connection, session: str, holder: str | None) -> None:
@@ -105,13 +123,15 @@ def named(connection: Connection, keys: Collection[str]) -> set[str]:
     records = {key: key.rsplit("/", 1)[1] for key in keys if "/commits/" in key}
     manifests = {key: key.rsplit("/", 1)[1] for key in keys if "/manifests/" in key}
     for batch in batches(sorted(set(manifests.values()))):
-        held = set(connection.scalars(sa.select(commits.c.manifest).where(commits.c.manifest.in_(batch))))
-        found |= {key for key, digest in manifests.items() if digest in held}
+        held = sa.select(repositories.c.domain, commits.c.manifest).distinct()
+        held = held.join_from(commits, repositories, commits.c.repository == repositories.c.id)
+        there = connection.execute(held.where(commits.c.manifest.in_(batch), is_there()))
+        found |= manifests.keys() & {manifest_key(domain, digest) for domain, digest in there}
     for batch in batches(sorted(set(records.values()))):
         query = sa.select(repositories.c.domain, repositories.c.name, commits.c.commit).join_from(
             commits, repositories, commits.c.repository == repositories.c.id
         )
-        rows = connection.execute(query.where(commits.c.commit.in_(batch)))
+        rows = connection.execute(query.where(commits.c.commit.in_(batch), is_there()))
         found |= records.keys() & {commit_key(d, RepoId.from_canonical(name), commit) for d, name, commit in rows}
     return found
 
@@ -127,6 +147,40 @@ def doom(connection: Connection, keys: Iterable[str], not_before: float = 0.0) -
             where = doomed.c.key.in_(batch) & (doomed.c.not_before < not_before)
             connection.execute(doomed.update().where(where).values(not_before=not_before))
     insert_new(connection, doomed, [{"key": key, "not_before": not_before} for key in wanted])
+
+
+def begin_removal(
+    connection: Connection, keys: Collection[str], remover: str, now: sa.ColumnElement[float], seconds: float
+) -> None:
+    """Say that objects are leaving: ``remover`` deletes them from the store, within so many seconds."""
+    until = sa.select(now + seconds).scalar_subquery()
+    insert_new(connection, doomed, [{"key": key} for key in sorted(keys)])
+    for batch in batches(sorted(keys)):
+        where = doomed.c.key.in_(batch)
+        connection.execute(doomed.update().where(where).values(remover=remover, not_before=until))
+
+
+def end_removal(connection: Connection, remover: str, gone: Collection[str]) -> None:
+    """Say which objects have gone; the others of this remover stay doomed, and may be claimed again."""
+    for batch in batches(sorted(gone)):
+        connection.execute(doomed.delete().where(doomed.c.remover == remover, doomed.c.key.in_(batch)))
+    left = doomed.update().where(doomed.c.remover == remover)
+    connection.execute(left.values(remover=None, not_before=0.0))
+
+
+def leaving(connection: Connection, now: sa.ColumnElement[float], keys: Iterable[str]) -> bool:
+    """Whether one of the objects is being deleted."""
+    for batch in batches(sorted(set(keys))):
+        c = doomed.c
+        query = sa.select(c.key).where(c.key.in_(batch), c.remover.is_not(None), c.not_before > now)
+        if connection.execute(query.limit(1)).first() is not None:
+            return True
+    return False
+
+
+def forget_removers(connection: Connection) -> None:
+    """Nobody is deleting anything: whoever did has ended, and with it his deletions."""
+    connection.execute(doomed.update().where(doomed.c.remover.is_not(None)).values(remover=None, not_before=0.0))
 
 
 def undoom(connection: Connection, keys: Iterable[str]) -> None:
@@ -150,12 +204,20 @@ def spared(connection: Connection, now: sa.ColumnElement[float], keys: Collectio
     return found
 
 
-def lease(connection: Connection, process: str, name: str, now: sa.ColumnElement[float], seconds: float) -> None:
+def lease(
+    connection: Connection,
+    process: str,
+    name: str,
+    url: str,
+    now: sa.ColumnElement[float],
+    seconds: float,
+    guard: int | None = None,
+) -> None:
     """Note a process, or that it still works: its sessions are left alone for so long."""
-    expires = sa.select(now + seconds).scalar_subquery()
-    found = connection.execute(processes.update().where(processes.c.id == process).values(expires=expires))
+    values = {"expires": sa.select(now + seconds).scalar_subquery(), "url": url, "guard": guard}
+    found = connection.execute(processes.update().where(processes.c.id == process).values(values))
     if not found.rowcount:
-        connection.execute(processes.insert().values(id=process, name=name, expires=expires))
+        connection.execute(processes.insert().values(id=process, name=name, **values))
 
 
 def leave(connection: Connection, process: str) -> None:
@@ -184,6 +246,8 @@ def orphans(connection: Connection, alive: Collection[str] | None = None) -> lis
 def unheld(connection: Connection) -> list[str]:
     """Sessions that nobody holds: those of registries that did not note what they wrote."""
     query = sa.select(unfinished.c.session).where(
-        unfinished.c.holder.is_(None), unfinished.c.session.not_in(sa.select(pushes.c.session))
+        unfinished.c.holder.is_(None),
+        unfinished.c.session.not_in(sa.select(pushes.c.session)),
+        unfinished.c.session.not_in(sa.select(uploads.c.session)),
     )
     return list(connection.scalars(query))

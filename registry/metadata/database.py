@@ -54,6 +54,9 @@ class Kind(Protocol):
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """The writers' turn inside this process, taken before a connection."""
 
+    def held(self, number: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        """Whether a process holds the number (registry/metadata/guard.py)."""
+
     def migrated(self, connection: Connection) -> None:
         """Look at a database before a migration of it is committed; raises IntegrityError."""
 
@@ -103,7 +106,7 @@ class Database:
 
         With ``single`` there is one statement, which is a snapshot by itself: less to say to a server.
         """
-        with self._errors(), self._transaction({"helios_single": single}) as connection:
+        with self.errors(), self._transaction({"helios_single": single}) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -116,7 +119,7 @@ class Database:
         """
         options = {"helios_write": True, "helios_lazy": lazy, "helios_changes": changes.value}
         try:
-            with self._errors(), self.kind.turn(), self._transaction(options) as connection:
+            with self.errors(), self.kind.turn(), self._transaction(options) as connection:
                 yield connection
         finally:  # a commit whose outcome got lost may have come about
             if changes is not Changes.NOTHING:
@@ -145,7 +148,7 @@ class Database:
     def migrate(self) -> Iterator[Connection]:
         """A writing transaction in which tables may be changed. Raises IntegrityError for rows that don't fit then."""
         options = {"helios_write": True, "helios_migrate": True}
-        with self._errors(), self.kind.turn(), self._transaction(options, discard=True) as connection:
+        with self.errors(), self.kind.turn(), self._transaction(options, discard=True) as connection:
             yield connection
             self.kind.migrated(connection)
 
@@ -180,7 +183,8 @@ class Database:
             raise
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Raise what a person should see for a failure of the database."""
         try:
             yield
         except DBAPIError as error:

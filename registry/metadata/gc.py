@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from registry.metadata.claims import claimed, of_blob
-from registry.metadata.content import drop_objects, is_needed
+from registry.metadata.content import drop_objects, is_held, is_needed
 from registry.metadata.database import batches, insert_new
-from registry.metadata.gc_tables import condemned_blobs, condemned_commits, pins
+from registry.metadata.gc_tables import condemned_blobs, condemned_commits, pins, recounts, removals
 from registry.metadata.mirror_tables import mirror_refs, mirror_snapshots
 from registry.metadata.repositories import Repository
 from registry.metadata.tables import (
@@ -33,6 +34,9 @@ from registry.metadata.tables import (
     signatures,
 )
 
+Owner = TypeVar("Owner", int, str)
+"""A repository's number or a domain."""
+
 # --- which commits stay, and why ---
 
 
@@ -44,17 +48,22 @@ class Keep:
     history: bool = False
 
 
-def _ancestors() -> sa.CTE:
-    """(repository, commit) of every commit that a ref points at, and of its parents as far as they are held."""
-    found = sa.select(refs.c.repository, refs.c.commit).cte("ancestors", recursive=True)
+def _ancestors(repository: int | None) -> sa.CTE:
+    """(repository, commit) of every commit that a ref points at, and of its parents as far as they are held; of one
+    repository alone where that is all that is asked for."""
+    named = sa.select(refs.c.repository, refs.c.commit)
+    if repository is not None:
+        named = named.where(refs.c.repository == repository)
+    found = named.cte("ancestors", recursive=True)
     parents = sa.select(commits.c.repository, commits.c.parent).join(
         found, (commits.c.repository == found.c.repository) & (commits.c.commit == found.c.commit)
     )
     return found.union(parents.where(commits.c.parent.is_not(None)))
 
 
-def roots(now: float, keep: Keep) -> dict[str, sa.ColumnElement[bool]]:
-    """Conditions on a row of ``commits``, any of which keeps it: why -> condition."""
+def roots(now: float, keep: Keep, repository: int | None = None) -> dict[str, sa.ColumnElement[bool]]:
+    """Conditions on a row of ``commits``, any of which keeps it: why -> condition. The row may be known to be of one
+    repository."""
     c = commits.c
     followed = sa.select(mirror_refs.c.ref).join(repositories, repositories.c.name == mirror_refs.c.repository)
     followed = followed.where(
@@ -62,7 +71,7 @@ def roots(now: float, keep: Keep) -> dict[str, sa.ColumnElement[bool]]:
         sa.or_(mirror_refs.c.commit == c.commit, mirror_refs.c.pending == c.commit),
     )
     named = sa.select(refs.c.name).where(refs.c.repository == c.repository, refs.c.commit == c.commit)
-    history = _ancestors().c
+    history = _ancestors(repository).c
     held = sa.select(history.commit).where(history.repository == c.repository, history.commit == c.commit)
     return {
         "refs": sa.or_(named.exists(), followed.exists()),
@@ -76,17 +85,22 @@ def roots(now: float, keep: Keep) -> dict[str, sa.ColumnElement[bool]]:
 
 def kept(connection: Connection, now: float, keep: Keep) -> dict[str, int]:
     """How many commits there are (``all``), and how many are kept for each reason, the first that holds."""
-    out = {"all": connection.scalar(sa.select(sa.func.count()).select_from(commits)) or 0}
+    out = {"all": connection.scalar(sa.select(sa.func.count()).select_from(commits).where(_is_there())) or 0}
     before: list[sa.ColumnElement[bool]] = []
     for why, holds in roots(now, keep).items():
-        query = sa.select(sa.func.count()).select_from(commits).where(holds, *(~other for other in before))
+        query = sa.select(sa.func.count()).select_from(commits).where(_is_there(), holds, *(~other for other in before))
         out[why] = connection.scalar(query) or 0
         before.append(holds)
     return out
 
 
-def _garbage(now: float, keep: Keep) -> sa.ColumnElement[bool]:
-    return ~sa.or_(*roots(now, keep).values())
+def _is_there() -> sa.ColumnElement[bool]:
+    """Whether the commit is of a repository that was not removed."""
+    return commits.c.repository.not_in(sa.select(removals.c.repository))
+
+
+def _garbage(now: float, keep: Keep, repository: int | None = None) -> sa.ColumnElement[bool]:
+    return _is_there() & ~sa.or_(*roots(now, keep, repository).values())
 
 
 def unreachable(connection: Connection, now: float, keep: Keep) -> list[tuple[int, str, str]]:
@@ -96,10 +110,8 @@ def unreachable(connection: Connection, now: float, keep: Keep) -> list[tuple[in
 
 
 def _unheld() -> sa.ColumnElement[bool]:
-    """Whether no repository holds the row of ``blobs``, which one held once."""
-    held = sa.select(repository_blobs.c.sha256).join(repositories, repository_blobs.c.repository == repositories.c.id)
-    held = held.where(repository_blobs.c.sha256 == blobs.c.sha256, repositories.c.domain == blobs.c.domain)
-    return ~held.exists() & blobs.c.pending.is_(False)
+    """Whether no repository of its domain holds the row of ``blobs``, which one held once."""
+    return ~is_held() & blobs.c.pending.is_(False)
 
 
 def unheld_blobs(connection: Connection, domain: str) -> list[str]:
@@ -110,42 +122,79 @@ def unheld_blobs(connection: Connection, domain: str) -> list[str]:
 # --- the mark ---
 
 
-def condemn_commits(connection: Connection, now: float, keep: Keep, limit: int) -> int:
-    """Condemn at most so many commits that nothing keeps; returns how many."""
+def commits_to_condemn(connection: Connection, now: float, keep: Keep, limit: int) -> list[tuple[int, str]]:
+    """At most so many commits that nothing keeps and that are not condemned: (repository, commit)."""
     c, marked = commits.c, condemned_commits.c
     seen = sa.select(marked.commit).where(marked.repository == c.repository, marked.commit == c.commit).exists()
     query = sa.select(c.repository, c.commit).where(_garbage(now, keep), ~seen).limit(limit)
-    found = [{"repository": number, "commit": commit, "since": now} for number, commit in connection.execute(query)]
-    insert_new(connection, condemned_commits, found)
-    return len(found)
+    return [(number, commit) for number, commit in connection.execute(query)]
 
 
-def acquit_commits(connection: Connection, now: float, keep: Keep) -> int:
-    """Take commits that something keeps again from the list; returns how many."""
+def condemn_commits(connection: Connection, found: Collection[tuple[int, str]], now: float, keep: Keep) -> None:
+    """Condemn those of the commits that nothing keeps."""
+    for number, ids in _grouped(found).items():
+        where = (commits.c.repository == number) & commits.c.commit.in_(ids)
+        query = sa.select(commits.c.commit).where(where, _garbage(now, keep, number))
+        rows = [{"repository": number, "commit": commit, "since": now} for commit in connection.scalars(query)]
+        insert_new(connection, condemned_commits, rows)
+
+
+def commits_to_acquit(connection: Connection, now: float, keep: Keep, limit: int) -> list[tuple[int, str]]:
+    """At most so many condemned commits that something keeps again: (repository, commit)."""
     marked = condemned_commits.c
-    kept_ = sa.select(commits.c.commit).where(
-        commits.c.repository == marked.repository, commits.c.commit == marked.commit, ~_garbage(now, keep)
+    query = sa.select(marked.repository, marked.commit).join(
+        commits, (commits.c.repository == marked.repository) & (commits.c.commit == marked.commit)
     )
-    return connection.execute(condemned_commits.delete().where(kept_.exists())).rowcount
+    query = query.where(_is_there(), ~_garbage(now, keep)).limit(limit)
+    return [(number, commit) for number, commit in connection.execute(query)]
 
 
-def condemn_blobs(connection: Connection, domain: str, now: float, limit: int) -> int:
-    """Condemn at most so many blobs that no commit holds any more; returns how many."""
+def acquit_commits(connection: Connection, found: Collection[tuple[int, str]]) -> None:
+    """Take commits from the list: what is garbage nevertheless is condemned anew, and stays as much longer."""
+    c = condemned_commits.c
+    for number, ids in _grouped(found).items():
+        connection.execute(condemned_commits.delete().where(c.repository == number, c.commit.in_(ids)))
+
+
+def blobs_to_condemn(connection: Connection, limit: int) -> list[tuple[str, str]]:
+    """At most so many blobs that no commit of their domain holds any more, and that are not condemned: (domain,
+    sha256)."""
     marked = condemned_blobs.c
     seen = sa.select(marked.sha256).where(marked.domain == blobs.c.domain, marked.sha256 == blobs.c.sha256).exists()
-    query = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, _unheld(), ~seen).limit(limit)
-    found = [{"domain": domain, "sha256": sha256, "since": now} for sha256 in connection.scalars(query)]
-    insert_new(connection, condemned_blobs, found)
-    return len(found)
+    query = sa.select(blobs.c.domain, blobs.c.sha256).where(_unheld(), ~seen).limit(limit)
+    return [(domain, sha256) for domain, sha256 in connection.execute(query)]
 
 
-def acquit_blobs(connection: Connection, domain: str) -> int:
-    """Take blobs that a commit holds again from the list; returns how many."""
+def condemn_blobs(connection: Connection, found: Collection[tuple[str, str]], now: float) -> None:
+    """Condemn those of the blobs that no commit of their domain holds."""
+    for domain, digests in _grouped(found).items():
+        query = sa.select(blobs.c.sha256).where(blobs.c.domain == domain, blobs.c.sha256.in_(digests), _unheld())
+        rows = [{"domain": domain, "sha256": sha256, "since": now} for sha256 in connection.scalars(query)]
+        insert_new(connection, condemned_blobs, rows)
+
+
+def blobs_to_acquit(connection: Connection, limit: int) -> list[tuple[str, str]]:
+    """At most so many condemned blobs that a commit holds again: (domain, sha256)."""
     marked = condemned_blobs.c
-    kept_ = sa.select(blobs.c.sha256).where(
-        blobs.c.domain == marked.domain, blobs.c.sha256 == marked.sha256, ~_unheld()
+    query = sa.select(marked.domain, marked.sha256).join(
+        blobs, (blobs.c.domain == marked.domain) & (blobs.c.sha256 == marked.sha256)
     )
-    return connection.execute(condemned_blobs.delete().where(marked.domain == domain, kept_.exists())).rowcount
+    query = query.where(~_unheld()).limit(limit)
+    return [(domain, sha256) for domain, sha256 in connection.execute(query)]
+
+
+def acquit_blobs(connection: Connection, found: Collection[tuple[str, str]]) -> None:
+    """Take blobs from the list, as ``acquit_commits``."""
+    c = condemned_blobs.c
+    for domain, digests in _grouped(found).items():
+        connection.execute(condemned_blobs.delete().where(c.domain == domain, c.sha256.in_(digests)))
+
+
+def _grouped(found: Iterable[tuple[Owner, str]]) -> dict[Owner, list[str]]:
+    out: dict[Owner, list[str]] = {}
+    for owner, name in found:
+        out.setdefault(owner, []).append(name)
+    return out
 
 
 def count_condemned(connection: Connection) -> tuple[int, int]:
@@ -161,17 +210,12 @@ def due_commits(connection: Connection, before: float, limit: int) -> tuple[Repo
     """Commits of one repository that were condemned before that time: commit -> since when; None where there are
     none."""
     c = condemned_commits.c
-    number = connection.scalar(sa.select(c.repository).where(c.since <= before).order_by(c.repository).limit(1))
+    there = c.repository.not_in(sa.select(removals.c.repository))
+    number = connection.scalar(sa.select(c.repository).where(c.since <= before, there).order_by(c.repository).limit(1))
     if number is None:
         return None
     query = sa.select(c.commit, c.since).where(c.repository == number, c.since <= before).order_by(c.commit)
     return repository(connection, number), dict(connection.execute(query.limit(limit)).all())
-
-
-def acquit(connection: Connection, repository: Repository, ids: Collection[str]) -> None:
-    """Take these commits of the repository from the list."""
-    where = condemned_commits.c.repository == repository.id
-    connection.execute(condemned_commits.delete().where(where, condemned_commits.c.commit.in_(sorted(ids))))
 
 
 def repository(connection: Connection, number: int) -> Repository:
@@ -213,30 +257,49 @@ def still_garbage(
 ) -> dict[str, str]:
     """Those of the repository's commits that nothing keeps: commit -> manifest."""
     where = (commits.c.repository == repository.id) & commits.c.commit.in_(sorted(ids))
-    query = sa.select(commits.c.commit, commits.c.manifest).where(where, _garbage(now, keep))
+    query = sa.select(commits.c.commit, commits.c.manifest).where(where, _garbage(now, keep, repository.id))
     return dict(connection.execute(query).all())
 
 
-def remove_commits(
-    connection: Connection, repository: Repository, ids: Collection[str], lost: Iterable[str], since: float
-) -> None:
-    """Remove commits, and the blobs that no other commit of the repository holds from what it shows.
-
-    Blobs that no repository shows then are condemned, as having been so since that time.
-    """
+def remove_commits(connection: Connection, repository: Repository, ids: Collection[str], since: float) -> None:
+    """Remove commits. What the repository shows is recounted later: what it loses has been garbage since that time."""
     asked = (mirror_snapshots.c.repository == repository.name) & mirror_snapshots.c.commit.in_(sorted(ids))
     connection.execute(mirror_snapshots.update().where(asked).values(published=False))  # who asks gets it once more
     for table in (signatures, commits):  # what points at a commit goes with it
         where = (table.c.repository == repository.id) & table.c.commit.in_(sorted(ids))
         connection.execute(table.delete().where(where))
-    for batch in batches(sorted(lost)):
-        for table in (quarantine, repository_blobs):
-            where = (table.c.repository == repository.id) & table.c.sha256.in_(batch)
-            connection.execute(table.delete().where(where))
-        query = sa.select(blobs.c.sha256).where(blobs.c.domain == repository.domain, blobs.c.sha256.in_(batch))
-        found = list(connection.scalars(query.where(_unheld())))
-        rows = [{"domain": repository.domain, "sha256": sha256, "since": since} for sha256 in found]
-        insert_new(connection, condemned_blobs, rows)
+    insert_new(connection, recounts, [{"repository": repository.id, "since": since}])
+
+
+def to_recount(connection: Connection, after: int) -> tuple[Repository, float] | None:
+    """The first repository from the one that follows that may show more than its commits hold, and since when."""
+    c = recounts.c
+    there = c.repository.not_in(sa.select(removals.c.repository))
+    query = sa.select(c.repository, c.since).where(c.repository > after, there).order_by(c.repository).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (repository(connection, row[0]), row[1])
+
+
+def all_to_recount(connection: Connection) -> list[int]:
+    """The numbers of all such repositories."""
+    there = recounts.c.repository.not_in(sa.select(removals.c.repository))
+    return list(connection.scalars(sa.select(recounts.c.repository).where(there)))
+
+
+def remove_shown(connection: Connection, repository: Repository, lost: Collection[str], since: float) -> None:
+    """Remove blobs that no commit of the repository holds from what it shows.
+
+    Those that no repository shows then are condemned, as having been garbage since that time.
+    """
+    for table in (quarantine, repository_blobs):
+        where = (table.c.repository == repository.id) & table.c.sha256.in_(sorted(lost))
+        connection.execute(table.delete().where(where))
+    condemn_blobs(connection, [(repository.domain, sha256) for sha256 in sorted(lost)], since)
+
+
+def recounted(connection: Connection, repository: Repository) -> None:
+    """The repository shows what its commits hold."""
+    connection.execute(recounts.delete().where(recounts.c.repository == repository.id))
 
 
 def due_blobs(connection: Connection, domain: str, before: float, after: str, limit: int) -> list[tuple[str, int]]:

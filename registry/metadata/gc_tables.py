@@ -42,6 +42,23 @@ condemned_blobs = sa.Table(
     sqlite_with_rowid=False,
 )
 
+removals = sa.Table(
+    "removals",
+    metadata,
+    sa.Column("repository", _ID, sa.ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("domain", sa.String(64), nullable=False),
+)
+"""Repositories that were removed and have rows still, with the name and the domain that they had."""
+
+recounts = sa.Table(
+    "recounts",
+    metadata,
+    sa.Column("repository", _ID, sa.ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),
+)
+"""Repositories that may show blobs which none of their commits holds any more: garbage since then."""
+
 turns = sa.Table(
     "turns",
     metadata,

@@ -11,12 +11,14 @@ from sqlalchemy.engine import Connection
 
 from registry.metadata.claims import claimed, named
 from registry.metadata.database import batches
+from registry.metadata.repositories import Repository
 from registry.metadata.tables import (
     blob_objects,
     blobs,
     chunks,
     commits,
     doomed,
+    is_there,
     objects,
     repositories,
     repository_blobs,
@@ -30,6 +32,13 @@ class Stored:
     number: int
     key: str
     size: int
+
+
+def find_object(connection: Connection, key: str) -> Stored | None:
+    """The object's row, or None."""
+    o = objects.c
+    row = connection.execute(sa.select(o.id, o.key, o.size).where(o.key == key)).one_or_none()
+    return None if row is None else Stored(*row)
 
 
 def objects_after(connection: Connection, domain: str, after: int, limit: int) -> list[Stored]:
@@ -48,14 +57,26 @@ def numbers_of(connection: Connection, domain: str, digests: Collection[str]) ->
     return out
 
 
-def records(connection: Connection, repository: int | None) -> list[tuple[str, str, str]]:
-    """Every commit, or every one of a repository: (repository's name, commit, manifest)."""
-    query = sa.select(repositories.c.name, commits.c.commit, commits.c.manifest).join_from(
-        commits, repositories, commits.c.repository == repositories.c.id
+def records(connection: Connection, repository: int | None) -> list[tuple[str, str, str, str]]:
+    """Every commit, or every one of a repository: (domain, repository's name, commit, manifest)."""
+    r = repositories.c
+    query = sa.select(r.domain, r.name, commits.c.commit, commits.c.manifest).join_from(
+        commits, repositories, commits.c.repository == r.id
     )
+    query = query.where(is_there())
     if repository is not None:
         query = query.where(commits.c.repository == repository)
-    return [(name, commit, manifest) for name, commit, manifest in connection.execute(query)]
+    return [(domain, name, commit, manifest) for domain, name, commit, manifest in connection.execute(query)]
+
+
+def commits_with(connection: Connection, domain: str, manifest: str) -> list[tuple[Repository, str]]:
+    """The commits of a domain that have the manifest, with their repositories."""
+    r = repositories.c
+    query = sa.select(r.id, r.name, r.domain, r.updated, commits.c.commit).join_from(
+        commits, repositories, commits.c.repository == r.id
+    )
+    found = connection.execute(query.where(r.domain == domain, commits.c.manifest == manifest).order_by(r.name))
+    return [(Repository(*fields), commit) for *fields, commit in found]
 
 
 def commits_of(connection: Connection, name: str) -> list[tuple[str, str, bytes]]:

@@ -49,3 +49,23 @@ mirror_snapshots = Table(
     sqlite_with_rowid=False,
 )
 """What upstream commits hold (``registry/mirror/listing.py``), kept for good: a commit never changes."""
+
+mirror_detached = Table(
+    "mirror_detached",
+    metadata,
+    Column("repository", Text, primary_key=True),
+    Column("ref", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Refs of followed repositories that somebody has made one's own: the upstream is not asked for them."""
+
+mirror_ref_lists = Table(
+    "mirror_ref_lists",
+    metadata,
+    Column("repository", Text, primary_key=True),
+    Column("what", String(16), primary_key=True),
+    Column("listing", LargeBinary, nullable=False),
+    Column("checked", Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The upstream's refs as it told them last (``what``: ``refs``, or ``requests`` for pull requests'), and when."""

@@ -16,18 +16,18 @@ from registry.metadata.tables import blob_objects, blobs, chunks, objects
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A chunk's row in an object."""
+    """A chunk, and where its row says that it lies."""
 
     id: bytes
-    offset: int
-    length: int
+    at: ChunkLocation
 
 
 def chunks_in(connection: Connection, number: int) -> list[Held]:
     """The chunks whose rows say that they lie in an object, by offset."""
     c = chunks.c
-    query = sa.select(c.id, c.offset, c.length).where(c.object == number).order_by(c.offset)
-    return [Held(bytes(id_), offset, length) for id_, offset, length in connection.execute(query)]
+    query = sa.select(c.id, objects.c.key, c.offset, c.length, c.encoded, c.codec, c.key_id)
+    query = query.join_from(chunks, objects, c.object == objects.c.id).where(c.object == number).order_by(c.offset)
+    return [Held(bytes(id_), ChunkLocation(*fields)) for id_, *fields in connection.execute(query)]
 
 
 def users_of(connection: Connection, number: int) -> dict[str, str]:
@@ -80,8 +80,12 @@ def move(
         query = sa.select(objects.c.key, objects.c.id).where(objects.c.key.in_(batch))
         ids.update(dict(connection.execute(query).all()))
     where = (chunks.c.domain == domain) & (chunks.c.id == sa.bindparam("chunk")) & (chunks.c.object == number)
-    statement = chunks.update().where(where).values(object=sa.bindparam("to"), offset=sa.bindparam("at"))
-    rows = [{"chunk": id_, "to": ids[p.object_key], "at": p.offset} for id_, p in moved.items()]
+    columns = {"object": "to", "offset": "at", "encoded": "takes", "codec": "how", "key_id": "with"}
+    statement = chunks.update().where(where).values({column: sa.bindparam(name) for column, name in columns.items()})
+    rows = [
+        {"chunk": i, "to": ids[p.object_key], "at": p.offset, "takes": p.encoded_length, "how": p.codec, "with": p.key}
+        for i, p in moved.items()
+    ]
     for some in batches(rows):
         connection.execute(statement, list(some))
     left = {held.id for held in chunks_in(connection, number)}

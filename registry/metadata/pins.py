@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from registry.metadata.gc_tables import pins, turns
 from registry.metadata.repositories import Repository
-from registry.metadata.tables import processes, repositories
+from registry.metadata.tables import is_there, processes, repositories
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def pins_of(connection: Connection, now: float) -> list[Pin]:
     """All pins that hold, by repository and commit."""
     query = sa.select(pins.c.holder, repositories.c.name, pins.c.commit, pins.c.expires)
     query = query.join_from(pins, repositories, pins.c.repository == repositories.c.id).where(pins.c.expires > now)
+    query = query.where(is_there())
     return [Pin(*row) for row in connection.execute(query.order_by(repositories.c.name, pins.c.commit, pins.c.holder))]
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from helios.errors import HeliosError, IntegrityError, NoSpace, Unavailable, UsageError
+from helios.errors import HeliosError, IntegrityError, InvalidInput, NoSpace, Unavailable, UsageError
 
 WRITER: Final = 0x48454C494F53
 """The advisory lock of writers: "HELIOS". A database is one registry's, so nobody else has a use for it."""
@@ -45,6 +45,17 @@ _COUNT: Final = {
     "content": "UPDATE generations SET value = value + 1 WHERE name = 'content'",
 }
 
+_LOCKS: Final = sa.table(
+    "pg_locks",
+    sa.column("locktype", sa.String),
+    sa.column("database", sa.BigInteger),
+    sa.column("classid", sa.BigInteger),
+    sa.column("objid", sa.BigInteger),
+    sa.column("objsubid", sa.Integer),
+    sa.column("granted", sa.Boolean),
+)
+_DATABASES: Final = sa.table("pg_database", sa.column("oid", sa.BigInteger), sa.column("datname", sa.String))
+
 _SETUP = "postgresql://user@host:5432/name in registry.database"
 
 
@@ -59,6 +70,13 @@ class Postgres:
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()  # the server's lock is for all processes, this one among them
+
+    def held(self, number: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        c = _LOCKS.c
+        here = sa.select(_DATABASES.c.oid).where(_DATABASES.c.datname == sa.func.current_database()).scalar_subquery()
+        high, low = sa.cast(c.classid, sa.BigInteger), sa.cast(c.objid, sa.BigInteger)
+        lock = sa.select(c.objid).where(c.locktype == "advisory", c.objsubid == 1, c.granted, c.database == here)
+        return lock.where(high == number // (1 << 32), low == sa.func.mod(number, 1 << 32)).exists()
 
     def migrated(self, connection: Connection) -> None:
         """Nothing: the server checks foreign keys itself."""
@@ -79,6 +97,8 @@ class Postgres:
         code = str(getattr(error.orig, "sqlstate", None) or "")
         text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
         said = f"{text} ({code or 'no code'})"
+        if not code and "NUL (0x00)" in text:  # psycopg's word for it, before the server is asked
+            return InvalidInput("a name or a text holds a NUL character, which the registry's database can't keep")
         if code == "53100":
             return NoSpace(f"the disk of the metadata database ({self._where}) is full: {said}")
         if code.startswith("XX"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from heliosfs.store.manifest import FileEntry
-from registry.ingest.types import IngestedBlob
 from registry.metadata.database import batches
 from registry.metadata.tables import push_files, pushes
 
@@ -102,16 +101,36 @@ def progress(connection: Connection, id_: str) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-def store(connection: Connection, id_: str, path: str, blob: IngestedBlob) -> bool:
+def store(connection: Connection, id_: str, path: str, entry: FileEntry, new_bytes: int) -> bool:
     """Note that a file is stored; returns whether the push is still under way."""
-    entry = blob.entry
     values = {
         "sha256": entry.sha256,
         "git_oid": entry.git_oid,
         "recipe": entry.recipe,
         "lfs": entry.lfs,
-        "new_bytes": blob.new_bytes,
+        "new_bytes": _more(new_bytes),
     }
+    return _update(connection, id_, path, values)
+
+
+def add_new(connection: Connection, id_: str, path: str, new_bytes: int) -> bool:
+    """Count bytes of a file that is not stored yet; returns whether the push is still under way."""
+    return _update(connection, id_, path, {"new_bytes": _more(new_bytes)})
+
+
+def sent(connection: Connection, id_: str) -> dict[str, str]:
+    """Blobs of the push's files that are stored: sha256 -> recipe."""
+    query = sa.select(push_files.c.sha256, push_files.c.recipe)
+    return dict(connection.execute(query.where(push_files.c.push == id_, push_files.c.sha256.is_not(None))).all())
+
+
+def _more(new_bytes: int) -> sa.ColumnElement[int]:
+    """What was new of a file so far and so many bytes besides: a file that is sent again was new the first time."""
+    total = sa.func.coalesce(push_files.c.new_bytes, 0) + new_bytes
+    return sa.case((total > push_files.c.size, push_files.c.size), else_=total)
+
+
+def _update(connection: Connection, id_: str, path: str, values: Mapping[str, object]) -> bool:
     where = (push_files.c.push == id_) & (push_files.c.path == path)
     return connection.execute(push_files.update().where(where).values(values)).rowcount == 1
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from helios.errors import NotFound
 from registry.metadata.database import insert_new
 from registry.metadata.repositories import Repository
-from registry.metadata.tables import quarantine, repositories, signatures
+from registry.metadata.tables import is_there, quarantine, repositories, signatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ def listing(connection: Connection, repository: Repository | None, *, released: 
     query = (
         sa.select(repositories.c.name, c.path, c.sha256, c.findings, c.since, c.released, c.released_by)
         .join_from(quarantine, repositories, c.repository == repositories.c.id)
+        .where(is_there())
         .order_by(repositories.c.name, c.path, c.sha256)
     )
     if repository is not None:

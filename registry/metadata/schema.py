@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError
-from registry.metadata import gc_tables, mirror_tables, xet  # noqa: F401 - their tables
+from registry.metadata import gc_tables, mirror_tables, quota_tables, sharing_tables, xet  # noqa: F401 - their tables
 from registry.metadata.tables import generations, metadata, settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.registry.metadata")
 
-HEAD: Final = "names"
+HEAD: Final = "guard"
 """The last of registry/metadata/migrations/versions."""
 
 _ADOPTED: Final = "first"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helios.errors import HeliosError, IntegrityError, NoSpace, Unavailable
 from registry.metadata.tables import generations
+from registry.metadata.turn import Turn
 
 
 class Sqlite:
@@ -31,16 +31,19 @@ class Sqlite:
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
-        self._writer = threading.Lock()
+        self._writer = Turn()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        if not self._writer.acquire(timeout=self._wait_s):
+        if not self._writer.acquire(self._wait_s):
             raise Unavailable(f"the metadata database was busy for {self._wait_s:.0f} s")
         try:
             yield
         finally:
             self._writer.release()
+
+    def held(self, number: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        return sa.true()  # there are no other processes
 
     def migrated(self, connection: Connection) -> None:
         if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():

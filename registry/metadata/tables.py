@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -42,8 +43,10 @@ objects = Table(
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("keep_until", Double, nullable=False, server_default="0"),
+    Column("gain", Double),
 )
-"""``keep_until``: a blob was removed that had bytes here; until then readers may know placements that name it."""
+"""``keep_until``: a blob was removed that had bytes here; until then readers may know placements that name it.
+``gain``: which share of the size encoding the chunks would save, where that was found to be too little."""
 
 chunks = Table(
     "chunks",
@@ -71,9 +74,11 @@ blobs = Table(
     Column("lfs", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
     Column("pending", Boolean, nullable=False),
+    Column("last_read", BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-"""Blobs whose chunks are all stored. ``version`` is the placement's; ``pending`` until a commit holds the blob."""
+"""Blobs whose chunks are all stored. ``version`` is the placement's; ``pending`` until a commit holds the blob;
+``last_read`` when somebody read it, to the hour."""
 
 blob_objects = Table(
     "blob_objects",
@@ -96,6 +101,15 @@ repositories = Table(
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
 )
+
+GONE = ""
+"""The domain of a repository that was removed and has rows still (registry/metadata/removals.py)."""
+
+
+def is_there() -> ColumnElement[bool]:
+    """Whether the row of ``repositories`` is not of one that was removed."""
+    return repositories.c.domain != GONE
+
 
 commits = Table(
     "commits",
@@ -168,8 +182,11 @@ processes = Table(
     Column("id", String(32), primary_key=True),
     Column("name", Text, nullable=False),
     Column("expires", Double, nullable=False),
+    Column("url", Text, nullable=False, server_default=""),
+    Column("guard", BigInteger),
 )
-"""Registry processes at work. Each renews its lease; what one holds whose lease is over is given back by the others."""
+"""Registry processes at work, and where others reach them. Each renews its lease; what one holds whose lease is over is
+given back by the others. ``guard``: a number that it holds while it is connected (registry/metadata/guard.py)."""
 
 unfinished = Table(
     "unfinished",
@@ -195,9 +212,12 @@ doomed = Table(
     metadata,
     Column("key", Text, primary_key=True),
     Column("not_before", Double, nullable=False, server_default="0"),
+    Column("remover", String(32)),
+    Index("doomed_remover", "remover"),
     sqlite_with_rowid=False,
 )
-"""Objects to be deleted from the store, not before a time, unless somebody names or claims them again."""
+"""Objects to be deleted from the store, not before a time, unless somebody names or claims them again. Those with a
+``remover`` are being deleted by now: until ``not_before`` at the latest."""
 
 pushes = Table(
     "pushes",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from registry.metadata.mirror_tables import downloads
 from registry.metadata.tables import (
     blob_objects,
     blobs,
@@ -49,6 +50,7 @@ KEY_SETTING = "xet_key"
 class Queued:
     """A blob that has no layout yet; ``failures`` is how often it was tried in vain."""
 
+    domain: str
     sha256: str
     size: int
     failures: int
@@ -88,13 +90,20 @@ def record_of(connection: Connection, domain: str, sha256: str) -> str | None:
     return connection.scalar(sa.select(c.record).where(c.domain == domain, c.sha256 == sha256))
 
 
+def failures_of(connection: Connection, domain: str, sha256: str) -> int:
+    """How often a layout of the blob, which has none yet, was tried in vain."""
+    c = xet_layouts.c
+    where = (c.domain == domain) & (c.sha256 == sha256) & c.record.is_(None)
+    return connection.scalar(sa.select(c.failures).where(where)) or 0
+
+
 def waiting(connection: Connection, domain: str, least: int) -> int:
-    """How many published blobs of at least so many bytes have no layout."""
+    """How many blobs of at least so many bytes, published or downloaded, have no layout."""
     return connection.scalar(sa.select(sa.func.count()).select_from(_queue(domain, least).subquery())) or 0
 
 
 def claim(connection: Connection, domain: str, least: int, now: int, until: int) -> Queued | None:
-    """The largest published blob of at least ``least`` bytes that nobody makes a layout for, which is claimed."""
+    """The largest blob in the queue of at least ``least`` bytes that nobody makes a layout for, which is claimed."""
     free = _queue(domain, least).where(sa.or_(xet_layouts.c.until.is_(None), xet_layouts.c.until <= now))
     row = connection.execute(free.order_by(blobs.c.size.desc(), blobs.c.sha256).limit(1)).one_or_none()
     if row is None:
@@ -106,7 +115,7 @@ def claim(connection: Connection, domain: str, least: int, now: int, until: int)
         )
     else:
         hold(connection, domain, sha256, until)
-    return Queued(sha256, size, failures or 0)
+    return Queued(domain, sha256, size, failures or 0)
 
 
 def hold(connection: Connection, domain: str, sha256: str, until: int, *, failed: bool = False) -> None:
@@ -131,7 +140,8 @@ def add(connection: Connection, domain: str, sha256: str, file: str, record: str
 
 
 def _queue(domain: str, least: int) -> sa.Select[tuple[str, int, int]]:
-    """(sha256, size, failures) of the published blobs without a layout, LFS files only: as on the Hub."""
+    """(sha256, size, failures) of the blobs without a layout, LFS files only, as on the Hub: those that are published,
+    and those that were downloaded for a commit of which more is to come."""
     b, c = blobs.c, xet_layouts.c
     held = (
         sa.select(repository_blobs.c.sha256)
@@ -139,8 +149,11 @@ def _queue(domain: str, least: int) -> sa.Select[tuple[str, int, int]]:
         .where(repository_blobs.c.sha256 == b.sha256, repositories.c.domain == domain)
         .exists()
     )
+    # Of another domain, maybe, where the blob is in both: then its layout is made a little early.
+    downloaded = sa.select(downloads.c.sha256).where(downloads.c.sha256 == b.sha256).exists()
+    wanted = sa.or_(b.pending.is_(False) & held, downloaded)
     return (
         sa.select(b.sha256, b.size, c.failures)
         .select_from(blobs.outerjoin(xet_layouts, (c.domain == b.domain) & (c.sha256 == b.sha256)))
-        .where(b.domain == domain, b.size >= max(least, 1), b.lfs, b.pending.is_(False), c.record.is_(None), held)
+        .where(b.domain == domain, b.size >= max(least, 1), b.lfs, c.record.is_(None), wanted)
     )

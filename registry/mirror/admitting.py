@@ -7,6 +7,8 @@ the snapshot is complete.
 
 from __future__ import annotations
 
+from functools import partial
+
 from helios.errors import Quarantined, Unavailable
 from heliosfs.store.manifest import FileEntry
 from registry.admission.formats import PICKLE, named
@@ -45,7 +47,8 @@ class Admitting:
         if findings is None:
             file = found.files[path]
             entry = FileEntry(sha256, file.size, file.git_oid, "", file.lfs)
-            verdict = self._catalog.admission.examine(repo, {path: entry}, self._catalog.open_stored)
+            stored = partial(self._catalog.contents.open_stored, self._catalog.domain_of(repo))
+            verdict = self._catalog.admission.examine(repo, {path: entry}, stored)
             findings = verdict.held[0].findings if verdict.held else ""
             self._scanned.put(key, findings, SCANNED_S)
         if findings:

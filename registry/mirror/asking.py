@@ -12,10 +12,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
 
 from helios.config import MirrorRule
 from helios.errors import (
     DeadlineExceeded,
+    EntryNotFound,
     Forbidden,
     HeliosError,
     IntegrityError,
@@ -30,8 +34,10 @@ from registry.admission.admission import Admission
 from registry.mirror.brief import Brief
 from registry.mirror.policy import Step, after_answer, rule_for, step_for_ref
 from registry.mirror.state import MirrorState
+from registry.pull import names
 from registry.pull.faults import again
 from registry.pull.listing import Snapshot, choose
+from registry.pull.names import Past, may_be_tag
 from registry.pull.retry import Retry
 from registry.pull.upstream import Token, Upstream
 
@@ -48,6 +54,13 @@ TRY_S: Final = 4.0
 PATIENCE_S: Final = 3.0
 """Longest rate limit that is waited out while a client waits, in seconds."""
 REMEMBERED: Final = 10_000
+HISTORIES: Final = 64
+"""Pages of histories in memory."""
+SHARDS: Final = 8
+"""Answers about the headers of sharded models in memory: some have megabytes."""
+HISTORY_S: Final = 3600.0
+"""How long each is kept, in seconds: what lies behind a commit does not change."""
+DEFAULT_REVISION: Final = "main"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +107,32 @@ class Asking:
         self.stop = threading.Event()
         self._refused: Brief[tuple[str, ...], HeliosError] = Brief(REMEMBERED)
         self._allowed: Brief[tuple[str, ...], bool] = Brief(REMEMBERED)
+        self._histories: Brief[tuple[str, str, int, int], tuple[list[Past], bool]] = Brief(HISTORIES)
+        self._shards: Brief[tuple[str, str, str], bytes] = Brief(SHARDS)
+        self._changes: Brief[tuple[str, str, str], Past] = Brief(REMEMBERED)
 
     def learn(self, repo: RepoId, revision: str, caller: Caller) -> None:
         """Find out what the revision is and keep that. Raises what the client should be told."""
         key = ("learn", str(repo), revision, caller.id)
         ref = None if is_commit(revision) else revision
+        self._state.look_again(repo, revision)  # all of it: what other processes have learnt is seen as a whole
         if self._state.ref(repo, revision) is not None if ref else self._state.has_snapshot(repo, revision):
             return  # somebody has learnt it since the caller looked
         with self._remembering(key):
             snapshot, token = self._snapshot(repo, revision, caller)
             self._admission.check_names(repo, [file.path for file in choose(snapshot.files)[0]])
             self._state.learn(snapshot, snapshot.restricted, ref, snapshot.commit, None)
+        if ref is not None and may_be_tag(ref) and self._state.kind_of(repo, ref) != "tag":
+            try:  # before it may be published: then it gets its kind
+                self.list_refs(repo, caller, requests=False)
+            except HeliosError as error:
+                log.warning("whether a ref is a tag is not known", extra={"repo": str(repo), "error": error.message})
         self._learnt(snapshot, token)
+
+    def look(self, repo: RepoId, revision: str, *, own_token: bool) -> Snapshot:
+        """What a revision is, for somebody who may know what anybody or, with ``own_token``, the registry may."""
+        with self._remembering(("look", str(repo), revision, "own" if own_token else "")):
+            return self._ask(repo, revision, None if own_token else False)
 
     def renew(self, repo: RepoId, ref: str, caller: Caller) -> None:
         """Ask whether a followed ref has moved. Raises what went wrong; then nothing has changed."""
@@ -133,6 +160,76 @@ class Asking:
         )
         if pending is None:
             self._learnt(snapshot, token)
+
+    def refs_due(self, repo: RepoId, *, requests: bool) -> bool:
+        """Whether the upstream should be asked for its refs now: the rule for the default branch says how often."""
+        known = self._state.listed(repo, requests)
+        rule = rule_for(self._rules, repo, DEFAULT_REVISION)
+        if known is None or rule.policy in ("pin", "local"):
+            return known is None and rule.policy != "local"
+        return not 0 <= self._state.now() - known.checked < rule.ttl_s
+
+    def is_local(self, repo: RepoId) -> bool:
+        """Whether a rule says that the upstream is not asked for the repository."""
+        return rule_for(self._rules, repo, DEFAULT_REVISION).policy == "local"
+
+    def list_refs(self, repo: RepoId, caller: Caller, *, requests: bool) -> None:
+        """Ask for the upstream's refs and keep them; ``requests``: those of pull requests, too."""
+        with self._remembering(("refs", str(repo), str(requests))):
+            found = names.refs(
+                self._client, repo, self.stop, requests=requests, token=self._token(repo, caller), retry=self._retry()
+            )
+        self._state.learn_refs(repo, found, requests)
+
+    def history(self, repo: RepoId, commit: str, page: int, limit: int, caller: Caller) -> None:
+        """Ask for a page of the history behind a commit of the upstream, and remember it for ``known_history``."""
+        key = str(repo), commit, page, limit
+        with self._remembering(("history", str(repo), commit, str(page))):
+            found = names.history(
+                self._client, repo, commit, self.stop, page=page, limit=limit, token=self._token(repo, caller),
+                retry=self._retry(),
+            )  # fmt: skip
+        self._histories.put(key, found, HISTORY_S)
+
+    def known_history(self, repo: RepoId, commit: str, page: int, limit: int) -> tuple[list[Past], bool] | None:
+        """What ``history`` was told lately."""
+        return self._histories.get((str(repo), commit, page, limit))
+
+    def last_changes(self, repo: RepoId, commit: str, paths: Sequence[str], caller: Caller) -> None:
+        """Ask which commits changed the paths last, and remember it for ``known_changes``."""
+        with self._remembering(("changes", str(repo), commit, *paths[:1])):
+            found = names.last_changes(
+                self._client, repo, commit, paths, self.stop, token=self._token(repo, caller), retry=self._retry()
+            )
+        for path, past in found.items():
+            self._changes.put((str(repo), commit, path), past, HISTORY_S)
+
+    def known_changes(self, repo: RepoId, commit: str, paths: Sequence[str]) -> dict[str, Past]:
+        """What ``last_changes`` was told lately."""
+        found = {path: self._changes.get((str(repo), commit, path)) for path in paths}
+        return {path: past for path, past in found.items() if past is not None}
+
+    def safetensors(self, repo: RepoId, commit: str, path: str, caller: Caller) -> None:
+        """Ask for the headers of all shards that an index names, and remember them for ``known_safetensors``.
+
+        The call takes no revision, so nothing is believed when the upstream's ``main`` is elsewhere: EntryNotFound.
+        """
+        token, retry = self._token(repo, caller), self._retry()
+        with self._remembering(("safetensors", str(repo), commit, path)):
+            now, _ = self._client.commit_of(repo, DEFAULT_REVISION, self.stop, token=token, retry=retry)
+            if now != commit:
+                raise EntryNotFound(f"{path} of {repo.id} is not here, and {DEFAULT_REVISION} has moved upstream")
+            call = f"/safetensors-metadata/{quote(path)}"
+            found, _ = self._client.ask(repo, call, msgspec.Raw, self.stop, token=token, retry=retry)
+        self._shards.put((str(repo), commit, path), bytes(found), YES_S)
+
+    def known_safetensors(self, repo: RepoId, commit: str, path: str) -> bytes | None:
+        """The JSON that ``safetensors`` was told lately."""
+        return self._shards.get((str(repo), commit, path))
+
+    def _token(self, repo: RepoId, caller: Caller) -> Token:
+        """What to show for a repository that the caller has been let in to."""
+        return (caller.token or None) if self._state.restricted(repo) else None
 
     def allowed(self, repo: RepoId, caller: Caller) -> bool:
         """Whether it is known that the caller may read the restricted repository."""

@@ -40,7 +40,7 @@ class Completing:
         """A listing is known, or a ref has moved to it."""
         repo, commit = snapshot.repo, snapshot.commit
         if self._is_published(repo, commit):
-            self._published(repo, commit)
+            self._state.published(repo, commit)
         elif self._whole:
             self.complete(snapshot, token)
         else:
@@ -62,12 +62,15 @@ class Completing:
             self.complete(snapshot, token)
 
     def stored(self, repo: RepoId, file: RemoteFile, entry: FileEntry) -> None:
-        """A download has ended well. Content of the Large File Storage counts for every repository."""
-        done = []
+        """A download has ended well. Content of the Large File Storage counts for every repository of the domain."""
+        done, domain = [], self._catalog.domain_of(repo)
         with self._lock:
             for key, (missing, snapshot, token) in list(self._missing.items()):
-                if file.key in missing and (file.lfs or key[0] == repo):
+                shared = file.lfs and self._catalog.domain_of(key[0]) == domain
+                if file.key in missing and (shared or key[0] == repo):
                     missing.discard(file.key)
+                    if missing and self._catalog.database.kind.shared:  # other processes may have brought the rest
+                        missing.intersection_update(self._state.missing(snapshot))
                     if not missing:
                         del self._missing[key]
                         done.append((snapshot, token))
@@ -83,16 +86,9 @@ class Completing:
 
     def _pulled(self, pull: Pull) -> None:
         """A commit was published: somebody's pull, which also moves a followed ref, or our own completion."""
-        if pull.commit is None:
-            return
-        if pull.revision != pull.commit:
-            self._state.pulled(pull.repo, pull.revision, pull.commit)
-        if self._state.has_snapshot(pull.repo, pull.commit):
-            self._published(pull.repo, pull.commit)
-
-    def _published(self, repo: RepoId, commit: str) -> None:
-        for ref in self._state.published(repo, commit):
-            self._catalog.set_ref(repo, ref, commit, author="mirror")
+        if pull.commit is not None:
+            by_ref = None if pull.revision == pull.commit else pull.revision
+            self._state.published(pull.repo, pull.commit, by_ref)
 
     def _is_published(self, repo: RepoId, commit: str) -> bool:
         try:

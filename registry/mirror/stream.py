@@ -68,7 +68,9 @@ async def parts(
             found = reader.ready(at, begun=at > start)
             if found is None:
                 if at == start and flight.limited_s > PATIENCE_S:
-                    raise limited(f"the upstream {client.endpoint} limits our rate", flight.limited_s)
+                    error = limited(f"the upstream {client.endpoint} limits our rate", flight.limited_s)
+                    error.quota = client.gate.quota
+                    raise error
                 try:
                     async with asyncio.timeout_at(until):
                         await changed.wait()

@@ -7,6 +7,7 @@ from typing import Final
 
 from helios.errors import (
     DeadlineExceeded,
+    DisabledRepo,
     EntryNotFound,
     Forbidden,
     GatedRepo,
@@ -16,7 +17,7 @@ from helios.errors import (
     Unavailable,
 )
 from helios.names import RepoId
-from registry.pull.retry import Headers, Transient, asked_wait
+from registry.pull.retry import Headers, Transient, asked_quota, asked_wait
 
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 """Statuses that may not come again: RFC 9110 and, from 520 on, those of a CDN that can't reach its origin."""
@@ -44,12 +45,15 @@ def of_status(status: int, headers: Headers, where: Where, now: float) -> Transi
     X-Error-Code tells what a 401 or 404 is about; a bare one means the repository, as huggingface_hub reads it.
     """
     if status in PASSING:
-        wait = asked_wait(headers, now) if status == 429 else None
-        return Transient(f"{where}: status {status}", wait_s=wait)
+        if status == 429:
+            return Transient(f"{where}: status {status}", wait_s=asked_wait(headers, now), quota=asked_quota(headers))
+        return Transient(f"{where}: status {status}")
     code, message = headers.get("x-error-code"), headers.get("x-error-message") or ""
     if code == "GatedRepo":
         page = f"{where.endpoint}/{'' if where.repo.kind == 'models' else 'datasets/'}{where.repo.id}"
         return GatedRepo(f"{where} is gated", hint=f"Accept its terms at {page}, then {TOKEN[0].lower()}{TOKEN[1:]}.")
+    if status == 403 and message.strip() == DisabledRepo.WORDS:
+        return DisabledRepo(hint=f"{where}: that is what the upstream says.")
     if code == "RevisionNotFound":
         return RevisionNotFound(f"there is no {where}", hint="Check the branch, tag or commit.")
     if code == "EntryNotFound":

@@ -16,43 +16,40 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from helios.errors import (
-    DeadlineExceeded,
-    HeliosError,
-    IntegrityError,
-    InvalidInput,
-    Unavailable,
-)
+from helios.errors import HeliosError, IntegrityError, InvalidInput
 from helios.names import RepoId
 from heliosfs.store.manifest import FileEntry
 from registry.ingest import Source
-from registry.pull import faults, upstream
 from registry.pull.blocks import PIECE, Blocks, Span
+from registry.pull.crew import Crew
 from registry.pull.faults import again
+from registry.pull.following import Ranges, follow
 from registry.pull.listing import RemoteFile
 from registry.pull.reading import FlightSource, Reader, View
-from registry.pull.remote import FLUSH_S, Relocated, Remote
-from registry.pull.retry import Retry, Transient
+from registry.pull.remote import FLUSH_S, Remote
+from registry.pull.sharing import Lead
 from registry.pull.spool import Partial
+from registry.pull.turns import Rank, Turns
 from registry.pull.upstream import Stopped, Token, Upstream
-from registry.pull.width import Width
 
 log = logging.getLogger("helios.registry.pull")
 
-BUFFER: Final = 256 << 10
-"""Bytes that a worker collects before it writes them."""
 TRIES: Final = 2
 """Times a file is fetched whole when its bytes turn out wrong."""
 NEAR_S: Final = 60.0
 """A large file is ingested from when the rest of it is expected within so many seconds."""
 IDLE_S: Final = 30.0
 """A flight that need not finish ends when nobody has wanted it for so long, in seconds."""
+
+RANKS: Final = 16
+"""Who want a file, of whom it is remembered how much it matters to them."""
 
 _numbers = itertools.count()
 
@@ -73,40 +70,43 @@ class Flight:
         commit: str,
         file: RemoteFile,
         partial: Partial,
-        connections: threading.BoundedSemaphore,
+        connections: Turns,
         *,
         finish: bool,
         fetched: Callable[[int], object] = lambda count: None,
+        lead: Lead | None = None,
     ) -> None:
+        """``lead`` says which process brings the file, where there are several."""
         self.repo, self.commit, self.file = repo, commit, file
         self.entry: FileEntry | None = None
         self.error: HeliosError | None = None
         self.attempt = 1
         self.ended = threading.Event()
         """Its thread has let go of everything."""
-        self._client, self._partial, self._connections, self._finish = client, partial, connections, finish
+        self._client, self._partial, self._finish = client, partial, finish
+        self._ranks: list[Rank] = []
         self._remote = Remote(client, repo, commit, file)
+        self._lead = lead
+        self._told = 0
         self._changed = threading.Condition()
         self._stop = threading.Event()
+        self._crew = Crew(self, client, self._remote, connections, self._changed, self._stop, paused=lead is not None)
         self._blocks = Blocks(file.size)
         self._opened = False
-        self._retry = Retry(client.stall_s)
-        self._width = Width(time.monotonic())
-        self._workers = 0
         self._wakes: dict[int, Callable[[], None]] = {}
         self._wanted = 0
         self._idle_since = time.monotonic()
         self._waked = 0.0
         self._fetched = fetched
         self._came, self._came_since = 0, time.monotonic()
-        self._ran = self._closed = False
+        self._closed = False
 
     @classmethod
     def landed(
         cls, client: Upstream, repo: RepoId, commit: str, file: RemoteFile, partial: Partial, entry: FileEntry
     ) -> Flight:
         """One for a file that the store has already."""
-        flight = cls(client, repo, commit, file, partial, threading.BoundedSemaphore(1), finish=True)
+        flight = cls(client, repo, commit, file, partial, Turns(1), finish=True)
         flight.entry, flight._closed = entry, True
         return flight
 
@@ -119,12 +119,22 @@ class Flight:
 
     @property
     def limited_s(self) -> float:
-        """Seconds until the upstream's rate limit lets anybody ask again."""
-        return self._client.gate.left()
+        """Seconds until the upstream's rate limit lets us ask for its bytes again."""
+        return self._remote.limited_s
 
     def add_token(self, token: Token) -> None:
         """The bytes may be fetched with this token."""
         self._remote.add_token(token)
+
+    def matters(self, rank: Rank) -> None:
+        """Somebody wants it to whom it matters so much; of several the most counts."""
+        with self._changed:
+            self._ranks = [*self._ranks, rank][-RANKS:]
+
+    @property
+    def rank(self) -> int:
+        """How much it matters, 0 the most."""
+        return min((rank() for rank in self._ranks), default=0)
 
     @contextmanager
     def reading(self, offset: int, wake: Callable[[], None]) -> Iterator[Reader]:
@@ -134,11 +144,13 @@ class Flight:
         """
         number = next(_numbers)
         with self._changed:
-            if self._closed:
+            if self._closed or (self.entry is not None and self._stop.is_set() and not self._blocks.whole):
                 raise Landed
             self._wanted += 1
             self._wakes[number] = wake
             self._blocks.want(number, offset)
+            if self._opened:
+                self._crew.staff()
         reader = Reader(self, number)
         try:
             yield reader
@@ -148,7 +160,7 @@ class Flight:
                 del self._wakes[number]
                 self._blocks.want(number, None)
                 self._unwanted()
-                self._let_go()
+                self._changed.notify_all()
 
     def view(self, number: int, offset: int, attempt: int | None) -> View | None:
         """What a reader that needs ``offset`` may read now, None when nothing yet; raises what the flight fails with.
@@ -173,7 +185,7 @@ class Flight:
                 with self._changed:
                     if not self.over:
                         self._changed.wait(0.1)
-                    now = (self._blocks.here, self.attempt)
+                    now = (max(self._blocks.here, self._told), self.attempt)
                     entry, error = self.entry, self.error
                 if now != told:
                     advance(*now)
@@ -187,6 +199,22 @@ class Flight:
         finally:
             with self._changed:
                 self._unwanted()
+
+    def progress(self) -> tuple[int, int]:
+        """For another process that waits: bytes that are here, and the attempt. It wants the file as a reader does."""
+        with self._changed:
+            self._idle_since = max(self._idle_since, time.monotonic())
+            return self._blocks.here, self.attempt
+
+    def outlook(self) -> tuple[int, float]:
+        """Bytes that are here, and seconds until all are at the pace so far; infinite where nothing has come yet."""
+        with self._changed:
+            return max(self._blocks.here, self._told), self._left_s()
+
+    def expect(self, seconds: float) -> None:
+        """Somebody will ask again within so many seconds: until then it is not given up as unwanted."""
+        with self._changed:
+            self._idle_since = max(self._idle_since, time.monotonic() + seconds)
 
     def stop(self) -> None:
         """End it soon; what is here stays in the spool."""
@@ -203,8 +231,11 @@ class Flight:
             with self._changed:
                 self._blocks = self._blocks.again(here)
                 self._opened = True
-            entry = self._bring(ingest)
+            entry = None if self._lead is None else follow(self, self._lead)
+            if entry is None:
+                entry = self._bring(ingest)
             stored(entry)
+            self._serve_out(entry)
             self._end(entry, None)
             self._partial.unlink()
         except HeliosError as error:
@@ -213,22 +244,62 @@ class Flight:
             log.exception("a download broke", extra={"repo": str(self.repo), "file": self.file.path})
             self._end(None, HeliosError(f"the download of {self.file.path} broke: {error!r}"))
         finally:
-            self._drain()
-            with self._changed:
-                self._ran = True
-                self._let_go()
+            self._crew.drain()
 
-    def _let_go(self) -> None:
-        """Close the partial file when nobody reads it any more. With the lock held."""
-        if self._ran and not self._wakes and not self._closed:
+    def let_go(self) -> None:
+        """After ``run``: close the partial file as soon as nobody reads it any more; waits until then.
+
+        A file without a name goes with its last descriptor, and its pages with it: that takes 60 ms a GB, which are not
+        to be spent on the event loop of its last reader.
+        """
+        with self._changed:
+            while self._wakes:
+                self._changed.wait(1.0)
             self._closed = True
-            self._partial.close()
+        self._partial.close()
+
+    # --- while another process brings it (following.py) --------------------------------------------------------------
+
+    def follow(self, source: Ranges | None) -> None:
+        """See ``Follower``."""
+        if source is None:
+            self._crew.drain(pausing=True)
+        with self._changed:
+            self._crew.fetch_from(source)
+
+    def begin_again(self) -> None:
+        """See ``Follower``."""
+        self._crew.drain(pausing=True)
+        with self._changed:
+            self._forget()
+            self._crew.go_on()
+
+    def pause(self, seconds: float, here: int) -> None:
+        """See ``Follower``."""
+        with self._changed:
+            if here != self._told:
+                self._told = here
+                self._notify()
+            self._check()
+            self._changed.wait(seconds)
+
+    def _serve_out(self, entry: FileEntry) -> None:
+        """The file is stored, but its bytes are not all here: readers get from the store what they want."""
+        with self._changed:
+            if self._blocks.whole:
+                return
+            self.entry, self._blocks.verified = entry, True
+            self._notify()
+            while self._wakes and not self._blocks.whole and not self._stop.is_set():
+                self._crew.staff()
+                self._changed.wait(0.2)
+
+    # --- while we bring it -------------------------------------------------------------------------------------------
 
     def _bring(self, ingest: Ingest) -> FileEntry:
         for attempt in range(1, TRIES + 1):
             with self._changed:
-                self.attempt = attempt
-                self._staff()
+                self._crew.staff()
             try:
                 if self.file.size <= PIECE:
                     self._until_whole()
@@ -245,7 +316,7 @@ class Flight:
                     "the upstream sent wrong bytes",
                     extra={"repo": str(self.repo), "commit": self.commit, "file": self.file.path, "attempt": attempt},
                 )
-                self._drain()
+                self._crew.drain()
                 with self._changed:
                     self._partial.remove()  # readers have descriptors of their own
                     self._opened = False
@@ -255,13 +326,18 @@ class Flight:
                         f"lists ({self.file.key}); downloaded {TRIES} times",
                         hint="Nothing was published. Try again later, or tell whoever runs the upstream.",
                     ) from error
-                self._partial.open()
                 self._remote.move()
                 with self._changed:
-                    self._blocks = self._blocks.again(())
-                    self._opened, self.attempt = True, attempt + 1
-                    self._notify()
+                    self._forget()
         raise AssertionError("unreachable")
+
+    def _forget(self) -> None:
+        """Begin another attempt with nothing here. With the lock held, and nobody fetching."""
+        self._partial.remove()  # readers have descriptors of their own
+        self._partial.open()
+        self._blocks = self._blocks.again(())
+        self._opened, self.attempt = True, self.attempt + 1
+        self._notify()
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """For the ingest: bytes from ``offset`` on, as soon as some are here; 0 at the file's end."""
@@ -286,10 +362,14 @@ class Flight:
         with self._changed:
             while not self._blocks.whole:
                 self._check()
-                passed = max(time.monotonic() - self._came_since, 0.01)
-                if self.file.size - self._blocks.here < NEAR_S * self._came / passed:
+                if self._left_s() < NEAR_S:
                     return
                 self._changed.wait(0.2)
+
+    def _left_s(self) -> float:
+        """Seconds until all bytes are here at the pace so far. With the lock held."""
+        passed = max(time.monotonic() - self._came_since, 0.01)
+        return (self.file.size - self._blocks.here) * passed / self._came if self._came else math.inf
 
     def check(self) -> None:
         """Raise what ends the flight, if something does."""
@@ -312,12 +392,6 @@ class Flight:
             self._stop.set()
             self._notify()
 
-    def _drain(self) -> None:
-        """Wait until no worker is left; each ends within its request's deadline."""
-        with self._changed:
-            while self._workers:
-                self._changed.wait(1.0)
-
     def _as_listed(self) -> bool:
         """Whether the downloaded bytes have the hash that the upstream lists."""
         digest, buffer, offset = self.file.hasher(), memoryview(bytearray(1 << 20)), 0
@@ -326,87 +400,38 @@ class Flight:
             offset += count
         return digest.hexdigest() == (self.file.sha256 or self.file.git_oid)
 
-    # --- workers -----------------------------------------------------------------------------------------------------
+    # --- what workers need (crew.py) ---------------------------------------------------------------------------------
 
-    def _staff(self) -> None:
-        """Start as many workers as the width allows and the missing pieces need. With the lock held."""
-        while self._workers < self._width.now_open and not self._stop.is_set() and self.error is None:
-            span = self._blocks.next()
-            if span is None:
-                return
-            self._workers += 1
-            threading.Thread(target=self._work, args=(span,), name="pull-range", daemon=True).start()
+    @property
+    def blocks(self) -> Blocks:
+        """What is here, and what to ask for next. With the lock held."""
+        return self._blocks
 
-    def _work(self, span: Span | None) -> None:
-        buffer = memoryview(bytearray(BUFFER))
-        try:
-            while span is not None:
-                try:
-                    self._try(span, buffer)
-                finally:
-                    with self._changed:
-                        self._blocks.end(span)
-                with self._changed:
-                    going = self._workers <= self._width.now_open and not self._stop.is_set() and self.error is None
-                    span = self._blocks.next() if going else None
-                    self._staff()
-        except HeliosError as error:
-            with self._changed:
-                self.error = self.error or error
-        except Exception as error:
-            log.exception("a range broke", extra={"repo": str(self.repo), "file": self.file.path})
-            with self._changed:
-                self.error = self.error or HeliosError(f"the download of {self.file.path} broke: {error!r}")
-        finally:
-            with self._changed:
-                self._workers -= 1
-                self._notify()
+    @property
+    def read(self) -> bool:
+        """Whether anybody reads along. With the lock held."""
+        return bool(self._wakes)
 
-    def _try(self, span: Span, buffer: memoryview) -> None:
-        """One request for a span. What may pass is waited for here; the rest of the span is missing again then."""
-        waited = self._client.gate.left()
-        with self._changed:
-            self._retry.excuse(waited)
-        upstream.sleep(waited, self._stop)
-        while not self._connections.acquire(timeout=0.2):
-            upstream.sleep(0, self._stop)
-        problem: Transient | None = None
-        try:
-            self._remote.fetch(span, buffer, self._write, self._stop)
-        except Relocated:
-            return
-        except Transient as error:
-            problem = error
-        except (Unavailable, DeadlineExceeded) as error:
-            if type(error) not in (Unavailable, DeadlineExceeded) or error.hint is not None:
-                raise
-            problem = faults.of_transport(error, self._remote.where)
-        finally:
-            self._connections.release()
-        if problem is None:
-            return
-        if problem.wait_s is not None:
-            self._client.gate.close_for(problem.wait_s)
-        with self._changed:
-            self._width.trouble(time.monotonic())
-            delay = self._retry.failed(problem)
-        log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
-        upstream.sleep(delay, self._stop)
+    def fail(self, error: HeliosError) -> None:
+        """A worker has met what can't pass. With the lock held."""
+        self.error = self.error or error
 
-    def _write(self, span: Span, data: memoryview, now: float) -> None:
+    def wake(self) -> None:
+        """Something has changed. With the lock held."""
+        self._notify()
+
+    def write(self, span: Span, data: memoryview, now: float) -> None:
+        """Bytes of a span have come."""
         self._partial.write(data, span.at)
         with self._changed:
             numbers = list(self._blocks.advance(span, span.at + len(data)))
-            self._retry.progress()
             self._came += len(data)
-            before = self._width.now_open
-            self._width.arrived(len(data), now)
-            if self._width.now_open > before:
-                self._staff()
+            own = self._crew.arrived(len(data), now)
             if numbers or now - self._waked > FLUSH_S:
                 self._notify()
         self._partial.done(numbers)
-        self._fetched(len(data))
+        if own:
+            self._fetched(len(data))
 
     def _notify(self) -> None:
         """Wake everybody. With the lock held."""
@@ -417,4 +442,4 @@ class Flight:
 
     def _unwanted(self) -> None:
         self._wanted -= 1
-        self._idle_since = time.monotonic()
+        self._idle_since = max(self._idle_since, time.monotonic())

@@ -23,7 +23,9 @@ def stored_regular(catalog: Catalog, repo: RepoId, files: Sequence[RemoteFile]) 
         commits = set(catalog.refs(repo).values())
     except RepoNotFound:
         commits = set()
-    entries = [entry for commit in commits for entry in catalog.manifest(repo, commit).files.values() if not entry.lfs]
+    entries = [
+        entry for commit in commits for entry in catalog.contents.manifest(repo, commit).files.values() if not entry.lfs
+    ]
     held = {entry.git_oid: entry.sha256 for entry in entries}
     with catalog.database.read() as connection:
         known = tables.find_downloads(connection, repo, [file.key for file in files])

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +15,7 @@ from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, is_commit
 from heliosfs.store.bulk import check_bulk
 from heliosfs.store.manifest import check_tree
+from heliosfs.store.recipe import MAX_BLOB
 
 PICKLES: Final = frozenset({"bin", "pt", "pth", "ckpt", "pkl", "pickle"})
 """Extensions of weights that Python's pickle reads, and with them any code somebody put there."""
@@ -55,7 +56,7 @@ class RemoteFile:
 class Snapshot:
     """A repository at one commit of the upstream; ``time`` in whole seconds since 1970, None if it isn't known.
 
-    ``restricted``: private, or gated, so that not everybody may read it.
+    ``restricted``: private, or gated, so that not everybody may read it. ``card``: the head of its README.
     """
 
     repo: RepoId
@@ -65,6 +66,7 @@ class Snapshot:
     time: int | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
     restricted: bool = False
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _File(msgspec.Struct, frozen=True, array_like=True):
@@ -84,6 +86,7 @@ class _Listing(msgspec.Struct, frozen=True):
     time: int | None
     lineage: dict[str, str]
     restricted: bool
+    card: dict[str, Any] = {}
 
 
 def encode_listing(snapshot: Snapshot) -> bytes:
@@ -91,7 +94,7 @@ def encode_listing(snapshot: Snapshot) -> bytes:
     files = tuple(_File(file.path, file.size, file.git_oid, file.sha256) for file in snapshot.files)
     record = _Listing(
         str(snapshot.repo), snapshot.commit, files, snapshot.author, snapshot.time, dict(snapshot.lineage),
-        snapshot.restricted,
+        snapshot.restricted, dict(snapshot.card),
     )  # fmt: skip
     return zlib.compress(msgspec.msgpack.encode(record), 1)
 
@@ -104,7 +107,7 @@ def decode_listing(data: bytes) -> Snapshot:
         raise IntegrityError(f"a mirrored snapshot in the metadata is damaged: {error}") from error
     files = tuple(RemoteFile(file.path, file.size, file.git_oid, file.sha256) for file in found.files)
     repo = RepoId.from_canonical(found.repo)
-    return Snapshot(repo, found.commit, files, found.author, found.time, found.lineage, found.restricted)
+    return Snapshot(repo, found.commit, files, found.author, found.time, found.lineage, found.restricted, found.card)
 
 
 def check(repo: RepoId, commit: str | None, files: list[RemoteFile], wanted: str) -> None:
@@ -124,11 +127,9 @@ def check(repo: RepoId, commit: str | None, files: list[RemoteFile], wanted: str
     if len({file.path for file in files}) != len(files):
         raise IntegrityError(f"the upstream lists a path of {repo.id}@{commit} twice")
     for file in files:
-        if (
-            not 0 <= file.size < 1 << 63
-            or not _SHA1.match(file.git_oid)
-            or not (file.sha256 is None or _SHA256.match(file.sha256))
-        ):
+        if file.size > MAX_BLOB:
+            raise IntegrityError(f"{repo.id}@{commit}: {file.path!r} has {file.size} bytes; {MAX_BLOB} are the most")
+        if file.size < 0 or not _SHA1.match(file.git_oid) or not (file.sha256 is None or _SHA256.match(file.sha256)):
             raise IntegrityError(f"the upstream's listing of {repo.id}@{commit} is malformed at {file.path!r}")
 
 

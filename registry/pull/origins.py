@@ -7,9 +7,7 @@ what ``registry.upstream_redirects`` names; never from https to http. A token go
 
 from __future__ import annotations
 
-import threading
 import urllib.request
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from helios.errors import IntegrityError
 from helios.http.client import HttpClient
+from helios.http.clients import Clients
 
 HUB_HOSTS: Final = ("huggingface.co", "*.huggingface.co", "hf.co", "*.hf.co")
 """Where the Hub keeps what it redirects to."""
@@ -63,24 +62,14 @@ class Origins:
         self.home = target_of(endpoint)
         self._allowed = (*HUB_HOSTS, *allowed)
         self._timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._clients: OrderedDict[str, HttpClient] = OrderedDict()
+        self._clients = Clients(self._make, MOST)
 
     def client(self, origin: str) -> HttpClient:
-        """The client for an origin; the one used longest ago makes room."""
-        gone = None
-        with self._lock:
-            client = self._clients.get(origin)
-            if client is None:
-                proxy = _proxy(origin)
-                client = HttpClient(origin, timeout_s=self._timeout_s, max_idle=IDLE, proxy=proxy)
-                self._clients[origin] = client
-                if len(self._clients) > MOST:
-                    gone = self._clients.popitem(last=False)[1]
-            self._clients.move_to_end(origin)
-        if gone is not None:
-            gone.close()
-        return client
+        """The client for an origin."""
+        return self._clients.get(origin)
+
+    def _make(self, origin: str) -> HttpClient:
+        return HttpClient(origin, timeout_s=self._timeout_s, max_idle=IDLE, proxy=_proxy(origin))
 
     def trusted(self, origin: str) -> bool:
         """Whether a token may go there."""
@@ -101,11 +90,7 @@ class Origins:
         return target
 
     def close(self) -> None:
-        with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
-            client.close()
+        self._clients.close()
 
 
 def _proxy(origin: str) -> str | None:

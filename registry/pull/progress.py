@@ -100,6 +100,12 @@ class Progress:
                     events.append((file.changed, progress))
             return [event for _, event in sorted(events, key=lambda item: item[0])], self._turn
 
+    def totals(self) -> tuple[int, int, int]:
+        """Bytes that are here, bytes in all, and files, as far as they are known."""
+        with self._lock:
+            files = self._files.values()
+            return sum(file.done for file in files), sum(file.size for file in files), len(files)
+
     def unfinished(self) -> Event | None:
         """The figures of a file that is under way, for a sign of life."""
         with self._lock:

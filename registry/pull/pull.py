@@ -9,20 +9,30 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy.engine import Connection
 
 from helios.errors import IntegrityError, NoSpace
 from heliosfs.store.manifest import FileEntry
 from registry.catalog import Catalog
+from registry.metadata.quotas import Amount
 from registry.pull.flights import SLACK, Flights
 from registry.pull.known import stored_regular
 from registry.pull.listing import RemoteFile, Snapshot, choose
 from registry.pull.progress import Progress
 from registry.pull.spool import Spool
 from registry.pull.upstream import Stopped, Token
+from registry.quotas.quotas import COMMIT
 from registry.sessions import Session, Sessions
 
 log = logging.getLogger("helios.registry.pull")
+
+SINGLE: Final = 1000
+"""Files that are reserved one by one, so that those which others wait for, too, count once; the rest in one sum."""
+REST: Final = "rest:"
 
 
 @dataclass
@@ -34,6 +44,7 @@ class Work:
     stop: threading.Event
     session: Session
     token: Token
+    ref: str | None
     entries: dict[str, FileEntry] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -60,16 +71,26 @@ class Puller:
         self._endpoint, self._files = endpoint, files
 
     def bring(
-        self, snapshot: Snapshot, ref: str | None, progress: Progress, stop: threading.Event, token: Token = None
+        self,
+        snapshot: Snapshot,
+        ref: str | None,
+        progress: Progress,
+        stop: threading.Event,
+        token: Token = None,
+        kind: str = "branch",
+        check: Callable[[Connection], None] = lambda _connection: None,
     ) -> None:
-        """Publish the snapshot under the upstream's commit id, and under ``ref`` where one is given."""
+        """Publish the snapshot under the upstream's commit id, and under ``ref``, of that kind, where one is given.
+
+        ``check`` runs with the publishing, in its transaction, and undoes it by raising.
+        """
         repo = snapshot.repo
         wanted, skipped = choose(snapshot.files)
         for path, instead in skipped.items():
             progress.log(f"left out {path}: pickle, and {instead} holds the same")
             log.info("left out a pickle file", extra={"repo": str(repo), "file": path, "instead": instead})
-        with self._sessions.open() as session:
-            work = Work(snapshot, progress, stop, session, token)
+        with self._sessions.open(repo) as session:
+            work = Work(snapshot, progress, stop, session, token, ref)
             for file in wanted:
                 progress.file(file.path, file.size)
             missing = self._reuse(work, wanted)
@@ -78,9 +99,11 @@ class Puller:
                 f"{sum(f.size for f in wanted)} bytes"
             )
             self._check_space(work, missing)
+            self._reserve(work, wanted, missing)
             self._fetch_all(work, missing)
+            self._catalog.quotas.release(session.name, repo, [REST])  # all stored by now, and charged
             files = {file.path: work.entries[file.path] for file in wanted}
-            self._catalog.publish(
+            self._catalog.publisher.publish(
                 repo,
                 ref,
                 files,
@@ -89,7 +112,18 @@ class Puller:
                 message=f"Pulled from {self._endpoint}",
                 time=snapshot.time,
                 lineage=snapshot.lineage,
+                kind=kind,
+                payer=session.name,
+                also=check,
             )
+
+    def _reserve(self, work: Work, wanted: list[RemoteFile], missing: list[RemoteFile]) -> None:
+        """Have room for all of it under the repository's quotas, before anything is downloaded."""
+        large = sorted((file for file in missing if file.sha256), key=lambda file: -file.size)[:SINGLE]
+        wants = {file.sha256: Amount(0, file.size) for file in large if file.sha256}
+        rest = sum({file.key: file.size for file in missing if file.sha256 not in wants}.values())
+        wants |= {COMMIT: Amount(sum(file.size for file in wanted)), REST: Amount(0, rest)}
+        self._catalog.quotas.reserve(work.session.name, work.snapshot.repo, wants)
 
     def _reuse(self, work: Work, files: list[RemoteFile]) -> list[RemoteFile]:
         """Take what is held already; returns the rest."""
@@ -169,6 +203,6 @@ class Puller:
         if entry is not None:
             work.done(file, entry)
             return
-        flight = self._flights.join(work.snapshot.repo, work.snapshot.commit, file, work.token)
+        flight = self._flights.join(work.snapshot.repo, work.snapshot.commit, file, work.token, work.ref)
         entry = flight.wait(work.stop, advance)
         work.done(file, work.session.reuse(entry.sha256) or entry)

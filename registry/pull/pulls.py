@@ -8,27 +8,33 @@ State shared between threads is touched under ``_lock``; nobody waits for anothe
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from helios.errors import HeliosError, Unavailable
+from sqlalchemy.engine import Connection
+
+from helios.errors import Conflict, HeliosError, Unavailable
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId, check_revision, is_commit
 from registry.catalog import Catalog
+from registry.metadata import mirror
 from registry.pull.downloads import Downloads
 from registry.pull.listing import Snapshot
+from registry.pull.names import kind_of
 from registry.pull.progress import Progress
 from registry.pull.pull import Puller
+from registry.pull.turns import Turns
 from registry.pull.upstream import Stopped, Token, Upstream
 from registry.stopping import stop_all
 
 log = logging.getLogger("helios.registry.pull")
 
 AT_A_TIME: Final = 4
-"""Pulls that work; others wait for their turn."""
+"""Pulls that work; others wait for their turn, those that matter most first."""
 MOST: Final = 200
 """Pulls that may wait or work, each with a thread; one more is refused."""
 CLOSE_S: Final = 3.0
@@ -71,7 +77,7 @@ class Pulls:
         self._lock = threading.Lock()
         self._running: dict[tuple[RepoId, str], Pull] = {}
         self._commits: dict[tuple[RepoId, str], Pull] = {}
-        self._slots = threading.BoundedSemaphore(AT_A_TIME)
+        self._turns = Turns(AT_A_TIME)
         self._closed = False
         self._listeners: list[Callable[[Pull], None]] = []
         downloads.expire()
@@ -141,22 +147,18 @@ class Pulls:
         if is_commit(revision) and self._catalog.holds(repo, revision):
             pull.progress.log("the commit is here already")
             return revision
-        while not self._slots.acquire(timeout=0.2):
-            if pull.stop.is_set():
-                raise Stopped
-        try:
+        with self._turns.turn(lambda: self._catalog.priorities.rank(repo, revision), pull.stop):
             snapshot = pull.snapshot
             if snapshot is None:
                 pull.progress.log(f"asking {self._upstream.endpoint} for {repo.id}@{revision}")
                 snapshot = self._upstream.snapshot(repo, revision, pull.stop)
             pull.progress.log(f"{revision} is commit {snapshot.commit}")
             ref = None if is_commit(revision) else revision
-            self._bring(pull, snapshot, ref)
+            kind = "branch" if ref is None else kind_of(self._upstream, repo, ref, pull.stop)
+            self._bring(pull, snapshot, ref, kind)
             return snapshot.commit
-        finally:
-            self._slots.release()
 
-    def _bring(self, pull: Pull, snapshot: Snapshot, ref: str | None) -> None:
+    def _bring(self, pull: Pull, snapshot: Snapshot, ref: str | None, kind: str) -> None:
         key = (snapshot.repo, snapshot.commit)
         with self._lock:
             leader = self._commits.setdefault(key, pull)
@@ -165,14 +167,16 @@ class Pulls:
         else:
             try:
                 if not self._catalog.holds(*key):
-                    self._puller.bring(snapshot, ref, pull.progress, pull.stop, pull.token)
+                    check = _wanted if pull.snapshot is None else functools.partial(_still_known, *key)
+                    self._puller.bring(snapshot, ref, pull.progress, pull.stop, pull.token, kind, check)
                     return
             finally:
                 with self._lock:
                     del self._commits[key]
             pull.progress.log("the commit is here already")
         if ref is not None:
-            self._catalog.set_ref(snapshot.repo, ref, snapshot.commit, author=snapshot.author)
+            author = snapshot.author
+            self._catalog.set_ref(snapshot.repo, ref, snapshot.commit, author=author, kind=kind, followed=True)
 
     def _follow(self, pull: Pull, leader: Pull) -> None:
         """Wait for another pull of the same commit, which has deadlines of its own; raises what it failed with."""
@@ -195,3 +199,13 @@ class Pulls:
                     self._downloads.forget(pull.repo)
                 except HeliosError as error:
                     log.warning("downloads of a finished pull are left behind", extra={"error": error.message})
+
+
+def _wanted(_connection: Connection) -> None:
+    """Somebody asked for it, who gets it whatever was removed meanwhile."""
+
+
+def _still_known(repo: RepoId, commit: str, connection: Connection) -> None:
+    """Only the mirror wanted it: raise Conflict if the repository was removed meanwhile, with its listings."""
+    if mirror.find_snapshot(connection, repo, commit) is None:
+        raise Conflict(f"{repo.id} was removed while {commit[:8]} was fetched, which is not published therefore")

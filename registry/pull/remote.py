@@ -60,6 +60,12 @@ class Remote:
         with self._lock:
             self._location = None
 
+    @property
+    def limited_s(self) -> float:
+        """Seconds until a range may be asked for: where the upstream has sent us elsewhere its limits don't count."""
+        with self._lock:
+            return 0.0 if self._location is not None else self._client.gate.left()
+
     def fetch(self, span: Span, buffer: memoryview, write: Write, stop: threading.Event) -> None:
         """Bring a span's bytes through ``buffer`` to ``write``, until it is complete or ``stop`` is set.
 
@@ -77,7 +83,7 @@ class Remote:
             self._check_head(response, span, partly)
             with self._lock:
                 self._location = None if self._client.origins.trusted(at.origin) else at
-            self._receive(response, span, buffer, write, stop)
+            receive(response, span, buffer, write, stop)
         if span.at < span.stop and not stop.is_set():
             raise Transient(
                 f"{self.where}: the answer ended after {span.at - span.start} of {span.stop - span.start} bytes"
@@ -119,19 +125,21 @@ class Remote:
         if found is None or int(found[1]) != span.start or found[2] not in ("*", str(self._file.size)):
             raise Transient(f"{self.where}: the upstream answered another range than was asked for")
 
-    def _receive(self, response: Response, span: Span, buffer: memoryview, write: Write, stop: threading.Event) -> None:
-        filled, since = 0, time.monotonic()
-        try:
-            while (room := min(len(buffer), span.stop - span.at)) and not stop.is_set():
-                count = response.read_ready(buffer[filled:room])
-                if not count:
-                    return
-                filled += count
-                now = time.monotonic()
-                if filled == room or now - since > FLUSH_S:
-                    write(span, buffer[:filled], now)
-                    filled, since = 0, now
-                    response.extend(upstream.TIMEOUT_S)
-        finally:
-            if filled and not stop.is_set():
-                write(span, buffer[:filled], time.monotonic())
+
+def receive(response: Response, span: Span, buffer: memoryview, write: Write, stop: threading.Event) -> None:
+    """Bring what an answer has of a span through ``buffer`` to ``write``, until it ends or ``stop`` is set."""
+    filled, since = 0, time.monotonic()
+    try:
+        while (room := min(len(buffer), span.stop - span.at)) and not stop.is_set():
+            count = response.read_ready(buffer[filled:room])
+            if not count:
+                return
+            filled += count
+            now = time.monotonic()
+            if filled == room or now - since > FLUSH_S:
+                write(span, buffer[:filled], now)
+                filled, since = 0, now
+                response.extend(upstream.TIMEOUT_S)
+    finally:
+        if filled and not stop.is_set():
+            write(span, buffer[:filled], time.monotonic())

@@ -7,10 +7,10 @@ import asyncio
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from helios.names import RepoId, check_revision
-from registry.api.support import read_json
+from helios.names import check_revision
+from registry.api.support import administration, read_json, writable
 from registry.api.watching import watching
 from registry.pull.pulls import Pulls
 
@@ -22,10 +22,12 @@ class PullRequest(msgspec.Struct, forbid_unknown_fields=True):
     rev: str = "main"
 
 
-def routes(pulls: Pulls) -> list[BaseRoute]:
+def routes(pulls: Pulls) -> list[Route]:
     async def start(request: Request) -> Response:
+        # What is pulled is asked for with the registry's own token, and everybody may read it then.
+        administration(request, "pulling with the registry's token")
         wanted = await read_json(request, PullRequest)
-        repo, revision = RepoId.from_canonical(wanted.repo), check_revision(wanted.rev)
+        repo, revision = writable(request, wanted.repo), check_revision(wanted.rev)
         pull = await asyncio.to_thread(pulls.start, repo, revision)
         return watching(pull)
 

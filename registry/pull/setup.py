@@ -14,10 +14,12 @@ from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 from registry.catalog import Catalog
 from registry.metadata import mirror as tables
+from registry.processes import Processes
 from registry.pull.downloads import Downloads
 from registry.pull.flights import Flights
 from registry.pull.pull import Puller
 from registry.pull.pulls import Pulls
+from registry.pull.sharing import Sharing
 from registry.pull.spool import Spool
 from registry.pull.upstream import Upstream
 from registry.sessions import Sessions
@@ -52,8 +54,10 @@ def make_pulling(
     sessions: Sessions,
     spool: Spool,
     metrics: RegistryMetrics,
+    processes: Processes | None = None,
 ) -> Pulling:
-    """Downloads from the configured upstream, else from HF_ENDPOINT, else from huggingface.co."""
+    """Downloads from the configured upstream, else from HF_ENDPOINT, else from huggingface.co. ``processes`` are
+    the registry's others, with which downloads are shared."""
     endpoint = settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
     upstream = Upstream(
         endpoint,
@@ -74,20 +78,22 @@ def make_pulling(
         finish=settings.mirror_finish,
         free_bytes=free_bytes,
         fetched=metrics.fetched_bytes.inc,
+        sharing=None if processes is None else Sharing(catalog, processes),
     )
     with contextlib.ExitStack() as undo:
         undo.callback(upstream.close)
-        downloads = Downloads(catalog.database, sessions, spool, flights)
+        downloads = Downloads(catalog.database, sessions, spool, flights, keep_s=settings.keep_commits_s)
         puller = Puller(catalog, sessions, spool, flights, upstream.endpoint, files=settings.pull_files)
         pulls = Pulls(catalog, downloads, upstream, puller, metrics)
         undo.pop_all()
     return Pulling(upstream, flights, pulls, downloads)
 
 
-def kept_blobs(catalog: Catalog) -> set[str]:
-    """Blobs that stay in the store although no commit holds them yet."""
+def kept_blobs(catalog: Catalog) -> set[tuple[str, str]]:
+    """Blobs, by domain and sha256, that stay in the store although no commit holds them yet."""
     with catalog.database.read() as connection:
-        return tables.downloaded(connection)
+        found = tables.downloaded(connection)
+    return {(catalog.domain_of(repo), sha256) for repo, sha256 in found}
 
 
 def free_on(spool: Path, store: Path) -> dict[str, int]:

@@ -14,7 +14,6 @@ when the file is stored, when a pull of their repository succeeds, or when nothi
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import threading
 import time
@@ -59,12 +58,18 @@ class Spool:
                 directory.rmdir()
 
     def expire(self, now: float | None = None) -> None:
-        """Forget what nobody has touched for a week; only while nothing is being downloaded."""
+        """Forget what nobody has touched for a week."""
         oldest = (time.time() if now is None else now) - KEEP_S
         for directory in list(self.root.glob("*/*/*")):
-            if max(path.stat().st_mtime for path in (directory, *directory.iterdir())) < oldest:
-                with self._lock, guard(directory):
-                    shutil.rmtree(directory)
+            with self._lock, guard(directory), suppress(FileNotFoundError):
+                paths = list(directory.iterdir())
+                young = {path.stem for path in paths if path.stat().st_mtime >= oldest}
+                for path in paths:
+                    if path.stem not in young:
+                        path.unlink(missing_ok=True)
+                if directory.stat().st_mtime < oldest or paths:
+                    with suppress(OSError):  # not empty
+                        directory.rmdir()
 
     def ensure(self) -> Path:
         """The directory, made if missing."""

@@ -9,36 +9,31 @@ Everything blocks and is called from worker threads; every wait ends early when 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
-from helios.errors import DeadlineExceeded, HeliosError, IntegrityError, Unavailable
+from helios.errors import DeadlineExceeded, IntegrityError, Preparing, RateLimited, Unavailable
 from helios.http.response import Response
-from helios.names import RepoId
+from helios.names import RepoId, is_commit
 from registry.pull import faults
+from registry.pull.answers import MAX_FILES, MAX_JSON, Head, Info, Item, decode
 from registry.pull.listing import RemoteFile, Snapshot, check
 from registry.pull.origins import HOPS, REDIRECTS, Origins, Target
-from registry.pull.retry import Gate, Retry, Transient
+from registry.pull.retry import Bucket, Gate, Retry, Transient
 
 log = logging.getLogger("helios.registry.pull")
 
 TIMEOUT_S: Final = 20.0
 """Longest wait for an answer's head, or for the next bytes of one; then the attempt has failed."""
-MAX_JSON: Final = 64 << 20
-"""Longest answer in bytes."""
-MAX_FILES: Final = 200_000
-"""Most files of a listing: more than a manifest may have."""
 AGENT: Final = "helios"
 
-_NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*\brel="?next"?')
+NEXT: Final = re.compile(r'<([^<>]+)>\s*;[^,]*\brel="?next"?')
 
 T = TypeVar("T")
 Token = str | Literal[False] | None
@@ -82,27 +77,16 @@ class Upstream:
         Raises RepoNotFound, RevisionNotFound, Forbidden, IntegrityError (an answer that makes no sense), Unavailable or
         DeadlineExceeded.
         """
-        info = self._info(repo, revision, "?blobs=true", stop, token, retry)
-        commit, siblings = info.get("sha"), info.get("siblings") or []
-        if not isinstance(siblings, list):
-            raise _odd(self.endpoint, "its list of files is no list")
-        files = [_from_sibling(sibling) for sibling in siblings]
-        known = [file for file in files if file is not None]
-        if not files or len(known) < len(files) or len(files) >= 1000:
+        info, _ = self._info(repo, revision, "?blobs=true", Info, stop, token, retry)
+        commit, siblings = info.sha, info.siblings or []
+        known = [file for file in (sibling.file() for sibling in siblings) if file is not None]
+        if not siblings or len(known) < len(siblings) or len(siblings) >= 1000:
             # Listings in the info may be cut, and some mirrors leave the sizes out: the tree has everything.
-            known = list(self._tree(repo, str(commit or revision), stop, token, retry))
-        check(repo, commit if isinstance(commit, str) else None, known, revision)
-        card = info.get("cardData")
-        base = card.get("base_model") if isinstance(card, dict) else None
-        bases = [base] if isinstance(base, str) else [b for b in base or [] if isinstance(b, str)]
-        lineage = {"upstream": self.lineage(repo)}
-        if bases:
-            lineage["base_model"] = ",".join(bases)
-        author = info.get("author")
-        if not isinstance(author, str) or not author:
-            author = repo.org or repo.name
-        restricted = bool(info.get("private")) or bool(info.get("gated"))
-        return Snapshot(repo, str(commit), tuple(known), author, _seconds(info), lineage, restricted)
+            known = list(self._tree(repo, commit or revision, stop, token, retry))
+        check(repo, commit, known, revision)
+        lineage = {"upstream": self.lineage(repo), **info.lineage}
+        author = info.author or repo.org or repo.name
+        return Snapshot(repo, str(commit), tuple(known), author, info.seconds, lineage, info.restricted, info.card)
 
     def lineage(self, repo: RepoId) -> str:
         """The repository's address at the upstream, as commits name it."""
@@ -112,11 +96,10 @@ class Upstream:
         self, repo: RepoId, revision: str, stop: threading.Event, *, token: Token, retry: Retry
     ) -> tuple[str, bool]:
         """The commit that the revision names now, and whether the repository is restricted; raises as ``snapshot``."""
-        info = self._info(repo, revision, "", stop, token, retry)
-        commit = info.get("sha")
-        if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
-            raise IntegrityError(f"the upstream gives {commit!r} as commit of {repo.id}@{revision}")
-        return commit, bool(info.get("private")) or bool(info.get("gated"))
+        info, _ = self._info(repo, revision, "", Head, stop, token, retry)
+        if info.sha is None or not is_commit(info.sha):
+            raise IntegrityError(f"the upstream gives {info.sha!r} as commit of {repo.id}@{revision}"[:300])
+        return info.sha, info.restricted
 
     def check_access(
         self, repo: RepoId, commit: str, path: str, stop: threading.Event, *, token: Token, retry: Retry
@@ -126,11 +109,29 @@ class Upstream:
         target = self.file_target(repo, commit, path)
 
         def ask() -> None:
-            answer = self._send("HEAD", target, token, follow=False)
+            answer = self._send("HEAD", target, token, "files", follow=False)
+            if answer.headers.get("x-error-code") == Preparing.code:
+                return  # another registry, which will serve it to them
             if answer.status >= 400:
                 raise faults.of_status(answer.status, answer.headers, where, time.time())
 
         self.call(ask, where, stop, retry)
+
+    def ask(
+        self,
+        repo: RepoId,
+        call: str,
+        kind: type[T],
+        stop: threading.Event,
+        *,
+        form: bytes | None = None,
+        token: Token = None,
+        retry: Retry | None = None,
+    ) -> tuple[T, Answer]:
+        """What another call about the repository answers, ``call`` being what follows its id (``/refs``), read as a
+        ``kind``, and the answer's head; with ``form`` a POST. Raises as ``snapshot``."""
+        target = self._target(f"/api/{repo.kind}/{repo.id}{call}")
+        return self._json(target, faults.Where(self.endpoint, repo, "main"), kind, stop, token, retry, form)
 
     def file_target(self, repo: RepoId, commit: str, path: str) -> Target:
         """Where the upstream has a file."""
@@ -147,6 +148,7 @@ class Upstream:
         for _ in range(HOPS + 1):
             sent = {**headers, **self.headers(token if self.origins.trusted(target.origin) else False)}
             response = self.origins.client(target.origin).request("GET", target.path, headers=sent, timeout_s=timeout_s)
+            self._heed(response, target, "files")
             if response.status not in REDIRECTS:
                 return response, target
             with response:
@@ -171,11 +173,31 @@ class Upstream:
 
         return self.call(ask, where, stop)
 
-    def call(self, call: Callable[[], T], where: faults.Where, stop: threading.Event, retry: Retry | None = None) -> T:
+    def call(
+        self,
+        call: Callable[[], T],
+        where: faults.Where,
+        stop: threading.Event,
+        retry: Retry | None = None,
+        bucket: Bucket = "files",
+    ) -> T:
         """Make a call until it works or is not worth another try."""
-        retry = retry or Retry(self.stall_s)
+        try:
+            return self._call(call, where, stop, retry or Retry(self.stall_s), bucket)
+        except RateLimited as error:
+            error.quota = self.gate.quota
+            raise
+
+    def _heed(self, response: Response, target: Target, bucket: Bucket) -> None:
+        """Hold requests back where the upstream says that there was none left but this one. Its 429 the caller sees."""
+        if response.status != 429 and self.origins.trusted(target.origin):
+            self.gate.heed(response.headers, bucket)
+
+    def _call(
+        self, call: Callable[[], T], where: faults.Where, stop: threading.Event, retry: Retry, bucket: Bucket
+    ) -> T:
         while True:
-            waited = self.gate.left()
+            waited = self.gate.left(bucket)
             retry.excuse(waited)
             sleep(waited, stop)
             try:
@@ -187,7 +209,7 @@ class Upstream:
                     raise
                 problem = faults.of_transport(error, where)
             if problem.wait_s is not None:
-                self.gate.close_for(problem.wait_s)
+                self.gate.close_for(problem.wait_s, problem.quota)
             delay = retry.failed(problem)
             log.warning("upstream trouble, trying again", extra={"problem": str(problem), "in_s": round(delay, 2)})
             sleep(delay, stop)
@@ -211,31 +233,31 @@ class Upstream:
         return {"accept-encoding": "identity", **utils.build_hf_headers(token=token, library_name=AGENT)}
 
     def _info(
-        self, repo: RepoId, revision: str, query: str, stop: threading.Event, token: Token, retry: Retry | None
-    ) -> dict[str, Any]:
+        self,
+        repo: RepoId,
+        revision: str,
+        query: str,
+        kind: type[T],
+        stop: threading.Event,
+        token: Token,
+        retry: Retry | None,
+    ) -> tuple[T, Answer]:
         target = self._target(f"/api/{repo.kind}/{repo.id}/revision/{quote(revision, safe='')}{query}")
-        info = self._json(target, faults.Where(self.endpoint, repo, revision), stop, token, retry)[0]
-        if not isinstance(info, dict):
-            raise _odd(self.endpoint, "a repository is no object")
-        return info
+        return self._json(target, faults.Where(self.endpoint, repo, revision), kind, stop, token, retry)
 
     def _tree(
         self, repo: RepoId, revision: str, stop: threading.Event, token: Token, retry: Retry | None
     ) -> Iterator[RemoteFile]:
         where = faults.Where(self.endpoint, repo, revision)
         target = self._target(f"/api/{repo.kind}/{repo.id}/tree/{quote(revision, safe='')}?recursive=true")
-        pages = 0
+        pages = count = 0
         while True:
-            items, answer = self._json(target, where, stop, token, retry)
-            if not isinstance(items, list):
-                raise _odd(self.endpoint, "a listing is no list")
-            for item in items:
-                if isinstance(item, dict) and item.get("type") == "file":
-                    yield _from_tree(item)
-            pages += 1
-            if pages * max(len(items), 100) > MAX_FILES:
+            items, answer = self._json(target, where, list[Item], stop, token, retry)
+            pages, count = pages + 1, count + len(items)
+            if max(pages * 100, count) > MAX_FILES:
                 raise IntegrityError(f"{where}: a listing of more than {MAX_FILES} files, or without an end")
-            following = _NEXT.search(answer.headers.get("link") or "")
+            yield from (item.file() for item in items if item.type == "file")
+            following = NEXT.search(answer.headers.get("link") or "")
             if following is None:
                 return
             target = self.origins.follow(answer.target, following[1])
@@ -243,26 +265,36 @@ class Upstream:
                 raise IntegrityError(f"{self.endpoint} sends us to {target.origin} for the rest of a listing")
 
     def _json(
-        self, target: Target, where: faults.Where, stop: threading.Event, token: Token, retry: Retry | None
-    ) -> tuple[Any, Answer]:
-        def ask() -> tuple[Any, Answer]:
-            answer = self._send("GET", target, token, follow=True)
+        self,
+        target: Target,
+        where: faults.Where,
+        kind: type[T],
+        stop: threading.Event,
+        token: Token,
+        retry: Retry | None,
+        form: bytes | None = None,
+    ) -> tuple[T, Answer]:
+        def ask() -> tuple[T, Answer]:
+            method = "GET" if form is None else "POST"
+            answer = self._send(method, target, token, "api", follow=form is None, form=form)
             if answer.status >= 400:
                 raise faults.of_status(answer.status, answer.headers, where, time.time())
-            try:
-                return json.loads(answer.body), answer
-            except (ValueError, RecursionError) as error:
-                raise _odd(self.endpoint, f"{error}") from error
+            return decode(self.endpoint, answer.body, kind), replace(answer, body=b"")
 
-        return self.call(ask, where, stop, retry)
+        return self.call(ask, where, stop, retry, "api")
 
-    def _send(self, method: str, target: Target, token: Token, *, follow: bool) -> Answer:
+    def _send(
+        self, method: str, target: Target, token: Token, bucket: Bucket, *, follow: bool, form: bytes | None = None
+    ) -> Answer:
         """One short request; redirects within the upstream are followed, and others too where ``follow`` is set."""
         for _ in range(HOPS + 1):
             sent = self.headers(token if self.origins.trusted(target.origin) else False)
+            if form is not None:
+                sent["content-type"] = "application/x-www-form-urlencoded"
             with self.origins.client(target.origin).request(
-                method, target.path, headers=sent, timeout_s=TIMEOUT_S
+                method, target.path, headers=sent, body=form, timeout_s=TIMEOUT_S
             ) as response:
+                self._heed(response, target, bucket)
                 body = response.read(MAX_JSON)
             if response.status not in REDIRECTS:
                 return Answer(response.status, response.headers, body, target)
@@ -281,36 +313,3 @@ def sleep(seconds: float, stop: threading.Event) -> None:
     """Wait; raises Stopped as soon as ``stop`` is set."""
     if stop.wait(seconds) if seconds > 0 else stop.is_set():
         raise Stopped
-
-
-def _odd(endpoint: str, how: str) -> HeliosError:
-    return IntegrityError(
-        f"{endpoint} does not answer like a Hub: {how}"[:300], hint="Check registry.upstream or HF_ENDPOINT."
-    )
-
-
-def _seconds(info: dict[str, Any]) -> int | None:
-    text = info.get("lastModified")
-    try:
-        return int(datetime.fromisoformat(text).timestamp()) if isinstance(text, str) else None
-    except ValueError:
-        return None
-
-
-def _from_sibling(sibling: Any) -> RemoteFile | None:
-    """A file of the info's list; None when it lacks its size or id."""
-    try:
-        path, size, oid, lfs = sibling["rfilename"], sibling.get("size"), sibling.get("blobId"), sibling.get("lfs")
-        if size is None or oid is None:
-            return None
-        return RemoteFile(str(path), int(size), str(oid), None if lfs is None else str(lfs["sha256"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise IntegrityError(f"the upstream's listing has a malformed entry: {sibling!r}"[:300]) from None
-
-
-def _from_tree(item: dict[str, Any]) -> RemoteFile:
-    lfs = item.get("lfs")
-    try:
-        return RemoteFile(item["path"], int(item["size"]), item["oid"], None if lfs is None else lfs["oid"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"the upstream's listing has a malformed entry: {item!r}"[:300]) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, is_commit
@@ -18,8 +18,14 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.store.recipe import Recipe
 from registry.catalog import Catalog
 from registry.ingest import Source
+from registry.metadata import content
+from registry.metadata.quotas import Amount
+from registry.quotas.quotas import COMMIT
 from registry.sessions import Session, Sessions
 from registry.transfer.compose import Composed, lacking, locate
+
+MAX_RECORD: Final = 1 << 20
+"""Longest commit record that is taken, in bytes."""
 
 Progressed = Callable[[str, int, int], None]
 """Called with a path, the bytes of it that are here, and its size."""
@@ -45,7 +51,11 @@ class Arrived:
 
 
 def check_record(repo: RepoId, record: CommitRecord) -> None:
-    """Raises IntegrityError for a record of another repository, or one that names no commit."""
+    """Raises IntegrityError for a record of another repository, and for one that is malformed or too long."""
+    data = record.encode()
+    if len(data) > MAX_RECORD:
+        raise IntegrityError(f"a commit record for {repo} has {len(data)} bytes, more than {MAX_RECORD}")
+    CommitRecord.decode(data)
     if record.repo != str(repo) or not is_commit(record.commit):
         raise IntegrityError(f"a commit record of {record.repo[:200]!r} is offered for {repo}")
 
@@ -68,14 +78,15 @@ class Arrivals:
             raise IntegrityError(f"{repo}@{record.commit} is too large to take: {error.message}") from error
         arrived = Arrived(sum(entry.size for entry in manifest.files.values()))
         files: dict[str, FileEntry] = {}
-        with self._sessions.open() as session:
+        with self._sessions.open(repo) as session:
+            self._reserve(session, repo, manifest, arrived.logical)
             for path, entry in sorted(manifest.files.items()):
                 if session.reuse(entry.sha256) is None:
                     arrived.travelled += self._fetch(session, path, entry, origin)
                     arrived.blobs += 1
                 files[path] = entry
                 done(path, entry.size, entry.size)
-            self._catalog.publish(
+            self._catalog.publisher.publish(
                 repo,
                 None,
                 files,
@@ -85,14 +96,26 @@ class Arrivals:
                 time=record.time,
                 lineage=record.lineage,
                 parent=record.parent,
+                payer=session.name,
             )
         return arrived
+
+    def _reserve(self, session: Session, repo: RepoId, manifest: Manifest, logical: int) -> None:
+        """Have room for all of it under the repository's quotas, before anything travels."""
+        quotas, catalog = self._catalog.quotas, self._catalog
+        if not quotas.concerning(repo):
+            return
+        sizes = {entry.sha256: entry.size for entry in manifest.files.values()}
+        with catalog.database.read() as connection:
+            known = content.find_blobs(connection, session.domain, sizes)
+        missing = sum(size for sha256, size in sizes.items() if sha256 not in known)
+        quotas.reserve(session.name, repo, {COMMIT: Amount(logical, missing)})
 
     def _fetch(self, session: Session, path: str, entry: FileEntry, origin: Origin) -> int:
         recipe = origin.recipe(path, entry)
         catalog = self._catalog
         with ExitStack() as until:
-            places = locate(session.index, catalog.domain, recipe)
+            places = locate(session.index, session.domain, recipe)
             missing = origin.chunks(path, recipe, lacking(places, recipe), until)
             source = Composed(catalog.store, recipe, places, missing)
             session.ingest(

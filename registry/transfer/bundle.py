@@ -2,7 +2,7 @@
 
 A bundle is a tar archive (GNU's form, for files of more than 8 GiB), written and read as a stream (docs/format.md):
 
-    helios-bundle             JSON: format, and per commit its repository, refs, and the blobs that are left out
+    helios-bundle             JSON: format, per commit its repository, refs, and the blobs that are left out; notices
     commits/<n>               the commit record
     manifests/<n>             the manifest
     recipes/<sha256>          a blob's recipe...
@@ -25,30 +25,42 @@ from typing import Annotated, Final, Protocol
 
 import msgspec
 
-from helios.errors import IntegrityError, NotFound
+from helios.errors import IntegrityError, NotFound, Retired
 from helios.names import RepoId, check_ref
 from heliosfs.store.bulk import MAX_MANIFEST
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
-from heliosfs.store.recipe import Recipe
+from heliosfs.store.recipe import MAX_RECIPE, Recipe
 from registry.catalog import Catalog
 from registry.ingest import Source
+from registry.metadata.notices import Notice
 from registry.sessions import Sessions
-from registry.transfer.arrive import Arrivals, Arrived, check_record
+from registry.transfer.arrive import MAX_RECORD, Arrivals, Arrived, check_record
+from registry.transfer.refs import check_kind
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Since 2 with the refs' kinds and with notices; 1 is read, too."""
+AUTHOR: Final = "bundle"
+"""Who moves refs here and puts notices up."""
 HEAD: Final = "helios-bundle"
 MAX_HEAD: Final = 16 << 20
-MAX_RECIPE: Final = 64 << 20
-MAX_RECORD: Final = 1 << 20
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """One commit of a bundle; ``refs`` point at it, ``known`` are blobs (sha256) that the receiver has."""
+    """One commit of a bundle; ``refs`` point at it, of ``kinds`` where they are no branches; ``known`` are blobs
+    (sha256) that the receiver has."""
 
     repo: str
     commit: str
     refs: list[str]
     known: list[str] = []
+    kinds: dict[str, str] = {}
+
+
+class Noticed(msgspec.Struct, frozen=True):
+    """What is deprecated or retired of a repository."""
+
+    repo: str
+    notices: list[Notice]
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -56,6 +68,7 @@ class Head(msgspec.Struct, frozen=True):
 
     commits: Annotated[list[Piece], msgspec.Meta(max_length=10_000)]
     format: int = FORMAT
+    notices: Annotated[list[Noticed], msgspec.Meta(max_length=10_000)] = []
 
 
 class Readable(Protocol):
@@ -70,14 +83,17 @@ class Readable(Protocol):
 def export(
     catalog: Catalog, wanted: Sequence[tuple[RepoId, str]], have: Sequence[tuple[RepoId, str]] = ()
 ) -> Iterator[bytes]:
-    """A bundle of revisions, piece by piece, without the blobs of the revisions in ``have``.
+    """A bundle of revisions, piece by piece, without the blobs of the revisions in ``have``; with the notices of the
+    repositories of both.
 
-    Every chunk is checked as it leaves. Raises RepoNotFound, RevisionNotFound or Quarantined before the first byte; a
-    damaged chunk raises IntegrityError in the middle, and what was written then is no bundle: it lacks its end.
+    Every chunk is checked as it leaves. Raises RepoNotFound, RevisionNotFound, Retired or Quarantined before the first
+    byte; a damaged chunk raises IntegrityError in the middle, and what was written then is no bundle: it lacks its end.
     """
     known: set[str] = set()
     for repo, rev in have:
-        known |= {entry.sha256 for entry in catalog.manifest(repo, catalog.resolve(repo, rev).commit).files.values()}
+        with contextlib.suppress(Retired):  # the other side has it, and is to hear of that
+            commit = catalog.resolve(repo, rev).commit
+            known |= {entry.sha256 for entry in catalog.contents.manifest(repo, commit).files.values()}
     plan = [(repo, rev, catalog.resolve(repo, rev).commit) for repo, rev in wanted]
     refs = {
         (repo, commit): sorted(name for name, at in catalog.refs(repo).items() if at == commit and name == rev)
@@ -85,11 +101,14 @@ def export(
     }
     pieces = []
     for (repo, commit), names in refs.items():
-        blobs = {entry.sha256 for entry in catalog.manifest(repo, commit).files.values()}
+        blobs = {entry.sha256 for entry in catalog.contents.manifest(repo, commit).files.values()}
         for sha256 in blobs:
-            catalog.held(repo, sha256)
-        pieces.append(Piece(str(repo), commit, names, sorted(blobs & known)))
-    return _write(catalog, Head(pieces), known)
+            catalog.contents.held(repo, sha256)
+        kinds = {name: kind for name, kind in catalog.ref_kinds(repo).items() if name in names}
+        pieces.append(Piece(str(repo), commit, names, sorted(blobs & known), kinds))
+    told = {repo: catalog.notices_on(repo) for repo, _ in (*wanted, *have)}
+    noticed = [Noticed(str(repo), notices) for repo, notices in told.items() if notices]
+    return _write(catalog, Head(pieces, notices=noticed), known)
 
 
 def _write(catalog: Catalog, head: Head, done: set[str]) -> Iterator[bytes]:
@@ -98,14 +117,14 @@ def _write(catalog: Catalog, head: Head, done: set[str]) -> Iterator[bytes]:
     for number, piece in enumerate(head.commits):
         repo = RepoId.from_canonical(piece.repo)
         yield from _member(f"commits/{number}", catalog.commit_record(repo, piece.commit).encode())
-        yield from _member(f"manifests/{number}", catalog.manifest_bytes(repo, piece.commit))
-        for _, entry in sorted(catalog.manifest(repo, piece.commit).files.items()):
+        yield from _member(f"manifests/{number}", catalog.contents.manifest_bytes(repo, piece.commit))
+        for _, entry in sorted(catalog.contents.manifest(repo, piece.commit).files.items()):
             if entry.sha256 in done:
                 continue
             done.add(entry.sha256)
-            yield from _member(f"recipes/{entry.sha256}", catalog.recipe_bytes(repo, entry.sha256))
+            yield from _member(f"recipes/{entry.sha256}", catalog.contents.recipe_bytes(repo, entry.sha256))
             yield _header(f"blobs/{entry.sha256}", entry.size)
-            for data in catalog.blob_reader(repo, entry.sha256).iterate(0, entry.size):
+            for data in catalog.contents.blob_reader(repo, entry.sha256).iterate(0, entry.size):
                 yield bytes(data)
             yield _padding(entry.size)
     yield b"\0" * 2 * tarfile.BLOCKSIZE
@@ -135,35 +154,46 @@ class Imported:
     commits: list[str]
     logical_bytes: int = 0
     new_bytes: int = 0
+    notices: int = 0
+    """Put up and changed."""
 
 
 def load(catalog: Catalog, sessions: Sessions, stream: Readable) -> Imported:
     """Bring a bundle in. A commit becomes visible when all of it is here; what came before a broken end stays.
+
+    Notices count as ``registry.metadata.notices.heed`` says; none is taken down: a bundle may be an old one.
 
     Raises IntegrityError for what is no bundle, is cut short or contradicts itself, and NotFound naming a blob that the
     bundle left out and that is not here.
     """
     arrivals, members, done = Arrivals(catalog, sessions), _Members(stream), Imported([])
     head = _decode_head(members.content(HEAD, MAX_HEAD))
+    done.notices += _heed(catalog, head)
     for number, piece in enumerate(head.commits):
         arrived = _load_commit(catalog, arrivals, members, number, piece)
         done.commits.append(f"{piece.repo}@{piece.commit}")
         done.logical_bytes += arrived.logical
         done.new_bytes += arrived.travelled
+    done.notices += _heed(catalog, head)  # of what has come only now
     return done
+
+
+def _heed(catalog: Catalog, head: Head) -> int:
+    told = [(RepoId.from_canonical(each.repo), each.notices) for each in head.notices]
+    return sum(catalog.heed(repo, notices, AUTHOR, complete=False).changes for repo, notices in told)
 
 
 def _load_commit(catalog: Catalog, arrivals: Arrivals, members: _Members, number: int, piece: Piece) -> Arrived:
     repo = RepoId.from_canonical(piece.repo)
-    refs = [check_ref(ref) for ref in piece.refs]
+    refs = {check_ref(ref): check_kind(piece.kinds.get(ref, "branch"), "the bundle") for ref in piece.refs}
     record = CommitRecord.decode(members.content(f"commits/{number}", MAX_RECORD))
     check_record(repo, record)
     if record.commit != piece.commit:
         raise IntegrityError(f"a bundle announces {repo}@{piece.commit} and holds {record.commit}")
     manifest = Manifest.decode(members.content(f"manifests/{number}", MAX_MANIFEST), record.manifest)
     arrived = arrivals.bring(repo, record, manifest, _BundleOrigin(members), lambda path, done, size: None)
-    for ref in refs:
-        catalog.set_ref(repo, ref, record.commit, author="bundle")
+    for ref, kind in refs.items():
+        catalog.follow_ref(repo, ref, record.commit, author=AUTHOR, kind=kind)
     return arrived
 
 
@@ -172,7 +202,7 @@ def _decode_head(data: bytes) -> Head:
         head = msgspec.json.decode(data, type=Head)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"this is no bundle: its head does not decode: {error}") from None
-    if head.format != FORMAT:
+    if not 1 <= head.format <= FORMAT:
         raise IntegrityError(f"bundle format {head.format} is newer than this Helios; upgrade it")
     return head
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from helios.errors import IntegrityError
+from heliosfs.store.chunks import read
 from heliosfs.store.objects import ObjectStore
-from heliosfs.store.placement import ChunkLocation
+from heliosfs.store.placement import NO_CODEC, ChunkLocation
 from heliosfs.store.recipe import Recipe
 from registry.ingest import Source
 from registry.ingest.types import ChunkIndex
@@ -52,6 +53,8 @@ class Composed:
         self._store, self._missing = store, missing
         self._parts = self._order(recipe, places)
         self._part: tuple[ChunkLocation | None, int, int] = (None, 0, 0)
+        self._decoded = memoryview(b"")
+        """The chunk at hand, where it is encoded."""
         self.travelled = 0
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -67,10 +70,19 @@ class Composed:
             count = self._missing.readinto(wanted)
             self.travelled += count
         else:
-            self._store.read_into(place.object_key, place.offset + done, wanted)
+            self._read(place, done, wanted)
             count = len(wanted)
         self._part = (place, done + count, length)
         return count
+
+    def _read(self, place: ChunkLocation, done: int, wanted: memoryview) -> None:
+        """Fill the buffer with a stored chunk's bytes from ``done`` on."""
+        if place.codec == NO_CODEC:
+            self._store.read_into(place.object_key, place.offset + done, wanted)
+            return
+        if not done:
+            self._decoded = read(self._store, place, memoryview(bytearray(place.encoded_length)))
+        wanted[:] = self._decoded[done : done + len(wanted)]
 
     def _order(
         self, recipe: Recipe, places: Sequence[ChunkLocation | None]

@@ -8,25 +8,36 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from helios.config import PeerSettings
 from helios.errors import Forbidden, HeliosError, IntegrityError, NotFound, Unavailable
 from helios.http.client import HttpClient, error_of
+from helios.http.places import sent_by
 from helios.names import RepoId
-from helios.registry_client import Commit, RegistryClient, Repo
+from helios.registry_answers import Commit, Notice, Repo
+from helios.registry_client import RegistryClient
+from helios.tokens import Token, TokenFile, no_token
 from heliosfs.store.bulk import MAX_MANIFEST
+from heliosfs.store.chunks import opened
 from heliosfs.store.manifest import Manifest
 from heliosfs.store.placement import PlacedBlob, Placement, Segment
-from heliosfs.store.recipe import Recipe
+from heliosfs.store.recipe import MAX_RECIPE, Recipe
 
-MAX_RECORD: Final = 1 << 20
+SLACK: Final = 1 << 20
+"""And bytes that a recipe may have beside that."""
+MAX_PLACEMENT: Final = 64 << 20
+"""Longest placement that is taken, in bytes."""
+CHUNK_PLACE: Final = 8 << 10
+"""Most bytes of a placement for one chunk: an object's signed address, and a run."""
 SMALLEST: Final = 4096
 """Least average length of a chunk, in bytes: recipes of shorter ones would cost more than the file."""
 PIECE: Final = 8 << 20
 """Most bytes asked for at a time."""
 AHEAD: Final = 4
-"""Pieces in flight for each file: together with ``PIECE`` the memory that it takes."""
+"""Pieces in flight for each file: together with ``PIECE`` the memory that it takes; twice that for encoded ones."""
 TRIES: Final = 4
 PAUSE_S: Final = 0.5
 """Pause before the second try of a piece; each further one is twice as long."""
@@ -37,12 +48,17 @@ PIECE_S: Final = 60.0
 class Peer:
     """One registry. Threads may share it; close it at the end."""
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 30.0, token: Token = no_token) -> None:
         self.url = url.rstrip("/")
-        self._http = HttpClient(self.url, timeout_s=timeout_s)
+        self._http = HttpClient(self.url, timeout_s=timeout_s, token=token)
         self._client = RegistryClient(self._http)
         self._lock = threading.Lock()
         self._others: dict[str, HttpClient] = {}
+
+    @classmethod
+    def of(cls, settings: PeerSettings) -> Peer:
+        """As the configuration says. Raises UsageError for a file of a token that can't be used."""
+        return cls(settings.url, token=TokenFile(Path(settings.token_file)) if settings.token_file else no_token)
 
     def close(self) -> None:
         with self._lock:
@@ -53,18 +69,26 @@ class Peer:
     def repos(self) -> list[Repo]:
         return self._client.repos()
 
+    def notices(self, repo: RepoId) -> list[Notice]:
+        return self._client.notices(repo)
+
     def history(self, repo: RepoId, rev: str, limit: int) -> list[Commit]:
         """Commit records from a revision back, newest first."""
         return self._client.commits(repo, rev, limit)
 
     def manifest(self, repo: RepoId, commit: Commit) -> Manifest:
         """What a commit holds, checked against the digest that its record names."""
-        params = {"repo": str(repo), "commit": commit.commit}
-        return Manifest.decode(self._bytes("/api/v1/manifest", params, MAX_MANIFEST), commit.manifest)
+        return self.manifest_of(repo, commit.commit, commit.manifest)
+
+    def manifest_of(self, repo: RepoId, commit: str, digest: str) -> Manifest:
+        """What a commit holds, which is known by its digest. Raises IntegrityError for anything else."""
+        params = {"repo": str(repo), "commit": commit}
+        return Manifest.decode(self._bytes("/api/v1/manifest", params, MAX_MANIFEST), digest)
 
     def recipe(self, repo: RepoId, blob: str, digest: str, size: int) -> Recipe:
         """A blob's recipe, checked against the manifest's digest, name and size."""
-        record = self._bytes("/api/v1/recipe", {"repo": str(repo), "blob": blob}, size // SMALLEST * 36 + MAX_RECORD)
+        limit = min(size // SMALLEST * 36 + SLACK, MAX_RECIPE)
+        record = self._bytes("/api/v1/recipe", {"repo": str(repo), "blob": blob}, limit)
         recipe = Recipe.decode(record, digest)
         if (recipe.blob, recipe.size) != (blob, size):
             raise IntegrityError(f"{self.url} gives a recipe of another blob ({recipe.blob}) for {blob}")
@@ -73,11 +97,33 @@ class Peer:
     def placed(self, repo: RepoId, recipe: Recipe) -> PlacedBlob:
         """Where the peer has a blob's chunks now, checked against the recipe."""
         params = {"repo": str(repo), "blob": recipe.blob}
-        limit = len(recipe) * 200 + MAX_RECORD
+        limit = min(CHUNK_PLACE * (len(recipe) + 8), MAX_PLACEMENT)
         return PlacedBlob(recipe, Placement.decode(self._bytes("/api/v1/placements", params, limit)))
 
-    def read(self, segment: Segment, buffer: memoryview) -> None:
-        """Fill the buffer with a segment's bytes; they are not checked here."""
+    def read(self, placed: PlacedBlob, chunks: range) -> bytearray:
+        """Consecutive chunks, back to back. They are decoded where they are encoded, but not compared with their
+        hashes. Raises IntegrityError for what can't be decoded."""
+        recipe = placed.recipe
+        start = recipe.span(chunks.start)[0]
+        out = bytearray(recipe.span(chunks.stop - 1)[1] - start)
+        view = memoryview(out)
+        for segment in placed.segments(chunks):
+            low = recipe.span(segment.first)[0] - start
+            if segment.plain:
+                self._read(segment, view[low : low + segment.length])
+                continue
+            encoded = memoryview(bytearray(segment.length))  # shorter than the chunks
+            self._read(segment, encoded)
+            done = 0
+            for index in range(segment.first, segment.first + segment.count):
+                at = placed.locate(index)
+                view[low : low + at.length] = opened(at, encoded[done : done + at.encoded_length])
+                done += at.encoded_length
+                low += at.length
+        return out
+
+    def _read(self, segment: Segment, buffer: memoryview) -> None:
+        """Fill the buffer with a segment's bytes as they are stored."""
         client, path = self._at(segment.object.url)
         headers = {"range": f"bytes={segment.offset}-{segment.offset + segment.length - 1}"}
         with client.request("GET", path, headers=headers, timeout_s=PIECE_S) as response:
@@ -103,7 +149,7 @@ class Peer:
         with self._lock:
             client = self._others.get(base)
             if client is None:
-                client = self._others[base] = HttpClient(base)
+                client = self._others[base] = HttpClient(base, admits=sent_by(self.url))
         return client, url[len(base) :] or "/"
 
 
@@ -147,18 +193,13 @@ class PeerSource:
         self._threads.shutdown(cancel_futures=True)
 
     def _fetch(self, piece: _Piece) -> bytearray:
-        out = bytearray(piece.length)
         pause = PAUSE_S
         placed = self._where(None)
         for attempt in range(1, TRIES + 1):
             if self._stopped():
                 break
             try:
-                done = 0
-                for segment in placed.segments(range(piece.first, piece.first + piece.count)):
-                    self._peer.read(segment, memoryview(out)[done : done + segment.length])
-                    done += segment.length
-                return out
+                return self._peer.read(placed, range(piece.first, piece.first + piece.count))
             except (NotFound, Forbidden):  # moved, or an address that has expired
                 if attempt == TRIES:
                     raise

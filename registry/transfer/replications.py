@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -44,6 +45,7 @@ class Replication:
         return {
             "commits": found.commits,
             "refs": found.refs,
+            "notices": found.notices,
             "logical_bytes": found.logical_bytes,
             "travelled_bytes": found.travelled_bytes,
             "problems": found.problems,
@@ -108,11 +110,11 @@ class Replications:
             log.warning("a replication did not end in time", extra={"peer": job.peer})
 
     def _run(self, job: Replication, settings: PeerSettings, patterns: Sequence[str]) -> None:
-        peer = Peer(settings.url)
         try:
-            job.outcome = self._replicator.run(
-                peer, patterns, history=settings.history, say=job.progress.log, stopped=job.stop.is_set
-            )
+            with contextlib.closing(Peer.of(settings)) as peer:
+                job.outcome = self._replicator.run(
+                    peer, patterns, history=settings.history, say=job.progress.log, stopped=job.stop.is_set
+                )
             log.info("replicated", extra={"peer": job.peer, **job.result()})
         except HeliosError as error:
             job.error = error
@@ -123,7 +125,6 @@ class Replications:
             )
             log.exception("a replication broke", extra={"peer": job.peer})
         finally:
-            peer.close()
             with self._lock:
                 del self._running[job.peer]
             job.finished.set()

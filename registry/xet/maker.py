@@ -1,7 +1,7 @@
-"""Makes the layouts of published blobs that have none, one at a time, in the background and at low priority.
+"""Makes the layouts of blobs that have none, one at a time, in the background and at low priority.
 
-The queue is what is published and has no layout (registry/metadata/xet.py): nothing is lost by a crash, and several
-processes on one database take different blobs. Until a blob has its layout it is served without Xet.
+The queue is what is published or downloaded, and has no layout (registry/metadata/xet.py): nothing is lost by a crash,
+and several processes on one database take different blobs. Until a blob has its layout it is served without Xet.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Maker:
     async def run(self) -> None:
         """Make layouts until cancelled; the one under way is then given up."""
         loop = asyncio.get_running_loop()
+        self._stop.clear()
         with ThreadPoolExecutor(1, thread_name_prefix="xet", initializer=_low_priority) as thread:
             try:
                 await loop.run_in_executor(thread, shutil.rmtree, self._scratch, True)  # what a killed one left
@@ -88,7 +89,7 @@ class Maker:
             return False
         if queued is None:
             return False
-        where = {"blob": queued.sha256, "size": queued.size}
+        where = {"domain": queued.domain, "blob": queued.sha256, "size": queued.size}
         until, failed = 0, False
         started = time.monotonic()
         try:
@@ -113,25 +114,27 @@ class Maker:
         return True
 
     def _claim(self) -> Queued | None:
-        domain, now = self._catalog.domain, int(self._clock())
+        now, domains = int(self._clock()), self._catalog.domains.names
         with self._catalog.database.read() as connection:
-            waiting = xet.waiting(connection, domain, self._least)
-        self._metrics.xet_waiting.set(waiting)
-        if not waiting or self._stop.is_set():
-            return None
-        with self._catalog.database.write(changes=Changes.NOTHING) as connection:
-            return xet.claim(connection, domain, self._least, now, now + CLAIM_S)
+            waiting = {domain: xet.waiting(connection, domain, self._least) for domain in domains}
+        self._metrics.xet_waiting.set(sum(waiting.values()))
+        for domain in (domain for domain in domains if waiting[domain] and not self._stop.is_set()):
+            with self._catalog.database.write(changes=Changes.NOTHING) as connection:
+                queued = xet.claim(connection, domain, self._least, now, now + CLAIM_S)
+            if queued is not None:
+                return queued
+        return None
 
     def _hold(self, queued: Queued, until: int, *, failed: bool = False) -> None:
         try:
             with self._catalog.database.write(changes=Changes.NOTHING) as connection:
-                xet.hold(connection, self._catalog.domain, queued.sha256, until, failed=failed)
+                xet.hold(connection, queued.domain, queued.sha256, until, failed=failed)
         except HeliosError as error:  # the claim ends by itself
             log.warning("a claim on a Xet layout can't be changed", extra={"error": error.message})
 
     def _make(self, queued: Queued) -> bytes:
         """The record of the blob's layout. Raises HeliosError, OSError, or Stopped."""
-        reader = self._catalog.stored_blob(queued.sha256)
+        reader = self._catalog.contents.stored_blob(queued.domain, queued.sha256)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
             renewed = self._clock()
@@ -152,12 +155,12 @@ class Maker:
         if (layout.blob, layout.size) != (queued.sha256, queued.size):
             raise IntegrityError(f"hf-xet was asked for the layout of {queued.sha256}, and gave that of {layout.blob}")
         catalog, digest = self._catalog, hashlib.sha256(record).hexdigest()
-        key, file = xet_key(catalog.domain, digest), to_text(layout.file)
-        with catalog.claiming({key}) as claimed:
+        key, file = xet_key(queued.domain, digest), to_text(layout.file)
+        with catalog.publisher.claiming({key}) as claimed:
             catalog.store.put_bytes(key, record)
             with catalog.database.write() as connection:
-                content.add_objects(connection, catalog.domain, [(key, len(record))])
-                added = xet.add(connection, catalog.domain, queued.sha256, file, digest, key)
+                content.add_objects(connection, queued.domain, [(key, len(record))])
+                added = xet.add(connection, queued.domain, queued.sha256, file, digest, key)
                 claimed.end(connection)
         return file if added else None
 

@@ -22,6 +22,7 @@ from registry.api.support import Json as JsonAnswer
 from registry.counted import Counted
 from registry.hub.answers import absolute
 from registry.hub.verified import VerifiedReader, Wanted
+from registry.usage.telling import Told, nobody
 from registry.xet.frames import frames
 from registry.xet.hashes import to_text
 from registry.xet.layout import Layout
@@ -41,8 +42,17 @@ Json = dict[str, Any]
 class XetService:
     """What the routes and the Hub's answers need of Xet."""
 
-    def __init__(self, layouts: Layouts, signer: Signer, reader: VerifiedReader, metrics: RegistryMetrics) -> None:
+    def __init__(
+        self,
+        layouts: Layouts,
+        signer: Signer,
+        reader: VerifiedReader,
+        metrics: RegistryMetrics,
+        told: Told = nobody,
+    ) -> None:
+        """``told`` hears of what clients are about to fetch."""
         self.layouts, self.signer, self._reader, self._metrics = layouts, signer, reader, metrics
+        self._told = told
 
     def routes(self) -> list[Route]:
         """All but the token's route, which is one of the Hub's."""
@@ -58,10 +68,10 @@ class XetService:
         path = f"/api/{repo.kind}/{quote(repo.id)}/xet-read-token/{quote(revision, safe='')}"
         return [("x-xet-hash", file), ("link", f'<{absolute(scope, path)}>; rel="xet-auth"')]
 
-    def token(self, scope: Scope, repo: RepoId) -> Response:
-        """An access token for a repository's files."""
+    def token(self, scope: Scope, repo: RepoId, commit: str) -> Response:
+        """An access token for a repository's files; what is read with it counts as read of ``commit``."""
         ends = self._ends()
-        text, url = self.signer.sign(ReadGrant(str(repo), ends)), absolute(scope, CAS)
+        text, url = self.signer.sign(ReadGrant(str(repo), ends, commit)), absolute(scope, CAS)
         headers = {
             "x-xet-cas-url": url,
             "x-xet-access-token": text,
@@ -91,7 +101,7 @@ class XetService:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         grant = self.signer.check(text.strip() if scheme.lower() == "bearer" else None, ReadGrant)
         repo = RepoId.from_canonical(grant.repo)
-        layout = self.layouts.find(repo, file)
+        layout = self.layouts.find(repo, grant.commit, file)
         try:
             span = parse_range(request.headers.get("range"), layout.size) or range(layout.size)
         except RangeError:
@@ -105,7 +115,7 @@ class XetService:
         names = {number: to_text(layout.xorbs[number].digest) for number in plan.fetch}
         fetch: dict[str, list[Json]] = {}
         for number, ranges in plan.fetch.items():
-            url, xorb = self._url(request.scope, repo, layout, number), layout.xorbs[number]
+            url, xorb = self._url(request.scope, grant, layout, number), layout.xorbs[number]
             fetch[names[number]] = [
                 # The last byte is included, as in the Range header that clients make of it.
                 entry(url, _range(first, stop), _range(xorb.position(first), xorb.position(stop) - 1))
@@ -115,6 +125,7 @@ class XetService:
             {"hash": names[part.xorb], "unpacked_length": part.length, "range": _range(part.first, part.stop)}
             for part in plan.parts
         ]
+        self._told(request.scope, grant.repo, grant.commit, reads=int(span.start == 0), count=len(span))
         body = {"offset_into_first_range": plan.skip, "terms": terms, name: fetch}
         return JsonAnswer(body, headers={"cache-control": "no-store"})
 
@@ -124,7 +135,7 @@ class XetService:
         grant = self.signer.check(request.query_params.get("grant"), XorbGrant)
         repo = RepoId.from_canonical(grant.repo)
         try:
-            placed, layout = await asyncio.to_thread(self._find, repo, grant.blob)
+            placed, layout = await asyncio.to_thread(self._find, repo, grant.commit, grant.blob)
         except NotFound as error:
             if type(error) is NotFound:  # not a repository or a blob, but an object that should be there
                 raise IntegrityError(f"the registry's store has a gap: {error.message}") from None
@@ -140,21 +151,22 @@ class XetService:
             return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
         if span is not None:
             headers.append(("content-range", f"bytes {span.start}-{span.stop - 1}/{size}"))
-        wanted = Wanted(str(repo), "", f"xorb {name}")
+        wanted = Wanted(grant.repo, grant.commit, f"xorb {name}")
         start, stop = (span.start, span.stop) if span is not None else (0, size)
         parts = frames(self._reader, placed, xorb, start, stop, wanted)
         response = FilePartsResponse(parts, stop - start, 200 if span is None else 206, headers)
         return Counted(response, self._metrics.sent_bytes, self._metrics.xorb_bytes)
 
-    def _find(self, repo: RepoId, blob: str) -> tuple[PlacedBlob, Layout]:
-        return self.layouts.catalog.placed(repo, blob), self.layouts.of(blob)
+    def _find(self, repo: RepoId, commit: str, blob: str) -> tuple[PlacedBlob, Layout]:
+        placed = self.layouts.placed(repo, commit, blob)
+        return placed, self.layouts.of(self.layouts.catalog.domain_of(repo), blob)
 
     async def _telemetry(self, _request: Request) -> Response:
         """What clients say of their transfers; nobody here wants it."""
         return Response(status_code=204)
 
-    def _url(self, scope: Scope, repo: RepoId, layout: Layout, number: int) -> str:
-        grant = self.signer.sign(XorbGrant(str(repo), self._ends(), layout.blob, number))
+    def _url(self, scope: Scope, read: ReadGrant, layout: Layout, number: int) -> str:
+        grant = self.signer.sign(XorbGrant(read.repo, self._ends(), layout.blob, number, read.commit))
         return absolute(scope, f"{CAS}/v1/xorbs/{to_text(layout.xorbs[number].digest)}?grant={grant}")
 
     def _ends(self) -> int:

@@ -14,6 +14,7 @@ import msgspec
 from helios.errors import Forbidden, HeliosError
 
 TAG_BYTES: Final = 32
+SEAL_BYTES: Final = 16
 MAX_TOKEN: Final = 2000
 """Longest token that is looked at, in characters."""
 
@@ -33,14 +34,17 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReadGrant(Grant, frozen=True, array_like=True, tag="read"):
-    """Reconstructions of the files of a repository."""
+    """Reconstructions of the files of a repository, asked for at ``commit`` (empty: a registry before this one)."""
+
+    commit: str = ""
 
 
 class XorbGrant(Grant, frozen=True, array_like=True, tag="xorb"):
-    """The bytes of xorb number ``xorb`` in the layout of a blob."""
+    """The bytes of xorb number ``xorb`` in the layout of a blob, for somebody who reads ``commit``, as above."""
 
     blob: str
     xorb: int
+    commit: str = ""
 
 
 G = TypeVar("G", bound=Grant)
@@ -72,6 +76,23 @@ class Signer:
         if grant.ends <= self.clock():
             raise Forbidden("the access token has ended: ask for a new one")
         return grant
+
+    def seal(self, what: str, ends: int) -> str:
+        """A short mark that allows ``what``, which it does not say itself, until ``ends`` (unix seconds).
+
+        ``what`` starts with a letter, so that no seal is a grant. 128 bits of the HMAC are enough (RFC 2104, 5).
+        """
+        tag = self._tag(f"{what}\n{ends:x}".encode())[:SEAL_BYTES]
+        return f"{ends:x}.{urlsafe_b64encode(tag).rstrip(b'=').decode()}"
+
+    def opens(self, what: str, seal: str) -> bool:
+        """Whether the seal was made for this and has not ended."""
+        try:
+            ends = int(seal.partition(".")[0][:16], 16)
+        except ValueError:
+            return False
+        made = self.seal(what, ends)
+        return hmac.compare_digest(made.encode(), seal.encode("utf-8", "replace")) and ends > self.clock()
 
     def _tag(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256)

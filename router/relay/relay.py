@@ -1,237 +1,141 @@
-"""One request from its first byte to the end of its answer: read, choose, send, relay, account.
-
-Retries happen only before the answer's head and only where no worker can have begun the request (``upstream``).
-Between the choice of a worker and its count there is no ``await``.
-"""
+"""What all exchanges share, and the one timer that ends those whose deadline has passed."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
+import random
+import ssl
 import time
-from dataclasses import dataclass
-
-import aiohttp
-from multidict import CIMultiDict
-from starlette.types import ASGIApp, Receive, Scope, Send
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
 
 from helios.config import RouterSettings
 from helios.metrics import RouterMetrics
-from router import errors
-from router.drain import Drain
+from helios.series import Count, Time
 from router.errors import ApiError
-from router.relay import headers
-from router.relay.answer import Answer
-from router.relay.intake import Body, ClientGone, Intake
-from router.relay.interrupt import Interrupted, Interruptible, Reason
-from router.relay.protocol import CUT
-from router.relay.upstream import BadAnswer, Broken, NotSent, SendFailed, Stale, Upstream
-from router.routes import InferenceRoute
+from router.relay.intake import Budget
+from router.relay.upstream import Pool
+from router.resilience.resilience import Resilience
 from router.scheduling.policy import Policy
-from router.workers import Worker, Workers
+from router.worker import Worker
+from router.worker_keys import WorkerKeys
+from router.workers import Workers
 
-log = logging.getLogger("helios.router")
+if TYPE_CHECKING:
+    from router.admission.admission import Admission
+    from router.kv.asking import Lookups
+    from router.relay.dispatch import Dispatch
+    from router.relay.exchange import Exchange
+    from router.tracing.recorder import Recorder
 
-UNKNOWN = "unknown"
-"""The metric label of models that are not configured: names from outside must not become labels."""
-CLIENT_GONE = "499"
-"""The metric label of the status when the client left before one was sent."""
+TICK_S: Final = 0.1
+"""How often deadlines are looked at: one timer for all, since one for each piece would cost more than relaying it."""
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way."""
+class Timer(Protocol):
+    def cancel(self) -> None: ...
 
-    route: InferenceRoute
-    scope: Scope
-    answer: Answer
-    began: float
-    model: str = UNKNOWN
-    """The metrics' label."""
-    first_byte_at: float | None = None
+
+def _later(seconds: float, call: Callable[[], None]) -> Timer:
+    return asyncio.get_running_loop().call_later(seconds, call)
 
 
 class Relay:
-    """Handles inference requests."""
+    """The state of one process's data plane. Everything runs in the event loop's thread."""
 
     def __init__(
-        self,
-        settings: RouterSettings,
-        workers: Workers,
-        policy: Policy,
-        upstream: Upstream,
-        intake: Intake,
-        drain: Drain,
-        metrics: RouterMetrics,
-    ) -> None:
-        self._settings, self._workers, self._policy, self._upstream = settings, workers, policy, upstream
-        self._intake, self._drain, self._metrics = intake, drain, metrics
+        self, settings: RouterSettings, workers: Workers, policy: Policy, metrics: RouterMetrics,
+        resilience: Resilience, admission: Admission | None = None, tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        """Without ``admission`` everybody may use everything, and nobody waits.
 
-    async def handle(self, route: InferenceRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request on an inference route."""
-        answer = Answer(send, scope["extensions"][CUT], route.dialect, headers.request_id(scope["headers"]))
-        exchange = Exchange(route, scope, answer, time.perf_counter())
-        gone = False
+        ``tls``: how workers with https are met; None: as the system's certificates say.
+        """
+        self.admission = admission
+        self.settings, self.workers, self.policy, self.metrics = settings, workers, policy, metrics
+        self.resilience, self.hedges = resilience, resilience.hedges
+        self.keys = WorkerKeys(settings.worker_key_file)
+        self.authenticates = admission is not None and admission.authenticates
+        """Whether clients' credentials are for this router."""
+        self.renames = settings.answer_model == "asked"
+        """Whether answers name the model as the client did."""
+        self.max_body = settings.max_body_mib << 20
+        self.budget = Budget(settings.max_buffered_mib << 20)
+        self.tls = tls
+        self.pool = Pool(settings.connect_timeout_s, tls)
+        self.active: set[Exchange] = set()
+        """Requests under way..."""
+        self.dispatches: set[Dispatch] = set()
+        """...and their attempts."""
+        self.now: Callable[[], float] = time.monotonic
+        """Seconds; what deadlines are measured by."""
+        self.later: Callable[[float, Callable[[], None]], Timer] = _later
+        """Calls, in so many seconds, unless it is cancelled."""
+        self.bits: Callable[[int], int] = random.getrandbits
+        """So many random bits, for the ids of spans."""
+        self.missing: Callable[[str], ApiError | None] = lambda model: None
+        """What a client is told of a model that no worker serves; None: nothing but that."""
+        self.lookups: Lookups | None = None
+        """Who is asked what workers have of a prompt, where the policy goes by that."""
+        self.tracing: Recorder | None = None
+        """What notes requests for their spans, where these are exported."""
+        self._requests: dict[tuple[str, str, int], Count] = {}
+        self._times: dict[str, tuple[Time, Time]] = {}
+        workers.watch(self)
+
+    def joined(self, worker: Worker) -> None:
+        pass
+
+    def left(self, worker: Worker) -> None:
+        self.pool.forget(worker)
+
+    def gone(self, worker: Worker) -> None:
+        self.pool.forget(worker)  # what it answered meanwhile left connections, too
+
+    async def run(self) -> None:
+        """Look at what is due until cancelled, then give the connections up."""
         try:
-            if not scope["query_string"].isascii():
-                raise errors.invalid_body("The URL's query holds bytes that are not ASCII.", "invalid_url")
-            async with Interruptible(self._drain) as block:
-                with await self._intake.read(route, scope, receive) as body:
-                    block.watch(receive)
-                    await self._dispatch(exchange, body, block)
-        except ClientGone:
-            gone = True
-        except Interrupted as interrupted:
-            gone = interrupted.reason is Reason.CLIENT_GONE
-            if not gone:
-                await self._fail(exchange, errors.shutting_down())
-        except ApiError as error:
-            await self._fail(exchange, error)
+            while True:
+                await asyncio.sleep(TICK_S)
+                now = self.now()
+                self.look(now)
+                if self.admission is not None:
+                    self.admission.tick()
+                self.pool.sweep(now)
+                self.workers.tick(now)
         finally:
-            self._account(exchange, gone)
+            await self.pool.close()
 
-    async def _dispatch(self, exchange: Exchange, body: Body, block: Interruptible) -> None:
-        model = body.model
-        if model is None or not self._workers.of(model):
-            raise errors.unknown_model(model, self._workers.models)
-        exchange.model = model
-        forwarded = headers.to_worker(exchange.scope["headers"], exchange.answer.request_id)
-        tried: set[Worker] = set()
-        stale = False
-        last: NotSent | None = None
-        give_up_at = _now() + self._settings.connect_timeout_s
-        while candidates := self._workers.candidates(model, tried):
-            if len(tried) > 1 and _now() >= give_up_at:
-                break
-            worker = self._policy.choose(candidates)
-            with self._workers.lease(worker):
-                try:
-                    await self._attempt(exchange, worker, forwarded, body, block)
-                    return
-                except NotSent as error:
-                    tried.add(worker)
-                    last = error
-                    self._retry(exchange, worker, error, "not_sent")
-                    if worker.health.failed(str(error)):
-                        log.warning("a worker is down", extra={"worker": worker.url, "reason": str(error)})
-                except Stale as error:
-                    if stale:
-                        raise errors.worker_lost(str(error)) from error
-                    stale = True
-                    self._retry(exchange, worker, error, "stale_connection")
-                except Broken as error:
-                    raise errors.worker_lost(str(error)) from error
-                except BadAnswer as error:
-                    raise errors.bad_answer(str(error)) from error
-        raise errors.no_worker(model, self._why_none(model, last), max(1, math.ceil(self._settings.health_interval_s)))
+    def look(self, now: float) -> None:
+        """End, or move on, what is due."""
+        for leg in [one for one in self.dispatches if one.deadline <= now]:
+            leg.expire()
+        for exchange in [one for one in self.active if one.deadline <= now]:
+            exchange.expire()
 
-    async def _attempt(
-        self, exchange: Exchange, worker: Worker, forwarded: CIMultiDict[str], body: Body, block: Interruptible
-    ) -> None:
-        """Send the request to one worker and relay its answer to the end."""
-        answer, scope = exchange.answer, exchange.scope
-        settings = self._settings
-        try:
-            async with asyncio.timeout(settings.first_byte_timeout_s) as deadline:
-                response = await self._upstream.send(
-                    worker, exchange.route.path, scope["query_string"], forwarded, body
-                )
-                try:
-                    body.forget()
-                    if not 200 <= response.status < 600:
-                        raise errors.bad_answer(f"status {response.status}")
-                    await answer.start(response.status, response.raw_headers)
-                    rearm_at = 0.0
-                    while piece := await _next(response):
-                        if exchange.first_byte_at is None:
-                            exchange.first_byte_at = time.perf_counter()
-                        rearm_at = _rearm(deadline, rearm_at, settings.idle_timeout_s)
-                        await answer.body(piece)
-                        rearm_at = _rearm(deadline, rearm_at, settings.idle_timeout_s)
-                    block.disarm()
-                    await answer.end()
-                finally:
-                    response.close()
-        except TimeoutError:
-            if answer.writing:
-                log.warning("a client took nothing for too long", extra={"worker": worker.url})
-                answer.abandon()
-                return
-            if exchange.first_byte_at is None:
-                raise errors.first_byte_timeout(settings.first_byte_timeout_s) from None
-            raise errors.idle_timeout(settings.idle_timeout_s) from None
+    def cut(self) -> None:
+        """End every request in flight."""
+        for exchange in list(self.active):
+            exchange.cut()
 
-    def _retry(self, exchange: Exchange, worker: Worker, error: SendFailed, reason: str) -> None:
-        self._metrics.retries.labels(reason).inc()
-        log.info(
-            "a request goes to another connection",
-            extra={"worker": worker.url, "reason": str(error), "request_id": exchange.answer.request_id},
-        )
+    def hung(self, worker: Worker) -> None:
+        """The worker was found to generate nothing: what may be repeated goes elsewhere."""
+        for leg in [one for one in self.dispatches if one.worker is worker]:
+            leg.hung()
 
-    def _why_none(self, model: str, last: NotSent | None) -> str:
-        if last is not None:
-            return str(last)
-        reasons = sorted({w.health.reason for w in self._workers.of(model) if w.role != "prefill"})
-        return "; ".join(reasons)
-
-    async def _fail(self, exchange: Exchange, error: ApiError) -> None:
-        answer = exchange.answer
-        if error.status >= 500:
-            log.warning(
-                "a request failed",
-                extra={"code": error.code, "reason": error.message, "request_id": answer.request_id},
-            )
-        if answer.status is not None:
-            self._metrics.cut.labels(error.code).inc()
-        await answer.fail(error)
-
-    def _account(self, exchange: Exchange, gone: bool) -> None:
-        metrics, answer = self._metrics, exchange.answer
-        status = str(answer.status) if answer.status is not None else CLIENT_GONE if gone else "500"
-        metrics.requests.labels(exchange.route.path, exchange.model, status).inc()
+    def account(self, path: str, model: str, status: int, gone: bool, began: float, first_byte_at: float) -> None:
+        """A request is over. ``first_byte_at``: 0 where there was none."""
+        metrics, key = self.metrics, (path, model, status)
+        count = self._requests.get(key)
+        if count is None:  # as many as there are routes, configured models and statuses
+            count = self._requests[key] = metrics.requests.labels(path, model, str(status))
+        count.inc()
         if gone:
             metrics.disconnects.inc()
-        if exchange.first_byte_at is not None:
-            metrics.first_byte.labels(exchange.model).observe(exchange.first_byte_at - exchange.began)
-        metrics.duration.labels(exchange.model).observe(time.perf_counter() - exchange.began)
-
-
-async def _next(response: aiohttp.ClientResponse) -> bytes:
-    """What has come of the answer since, at least one byte; empty at its end."""
-    try:
-        return await response.content.readany()
-    except (aiohttp.ClientError, OSError) as error:
-        raise errors.worker_lost("its connection ended inside the answer") from error
-
-
-def _rearm(deadline: asyncio.Timeout, rearm_at: float, idle_s: float) -> float:
-    """Move the deadline on to at least ``idle_s`` from now; returns when that is needed again.
-
-    A timer for every piece would cost more than relaying it, so the deadline is set a little later than asked, and left
-    alone for as long.
-    """
-    now = _now()
-    if now < rearm_at:
-        return rearm_at
-    slack = idle_s / 64
-    deadline.reschedule(now + idle_s + slack)
-    return now + slack
-
-
-def _now() -> float:
-    """The event loop's time, in seconds: what its deadlines are measured by."""
-    return asyncio.get_running_loop().time()
-
-
-class Endpoint:
-    """The ASGI application of one inference route; ``unknown`` is that of unknown paths."""
-
-    def __init__(self, relay: Relay, route: InferenceRoute, unknown: ASGIApp) -> None:
-        self._relay, self._route, self._raw, self._unknown = relay, route, route.path.encode(), unknown
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["raw_path"] == self._raw:
-            await self._relay.handle(self._route, scope, receive, send)
-        else:  # the same path only after percent-decoding
-            await self._unknown(scope, receive, send)
+        times = self._times.get(model)
+        if times is None:
+            times = metrics.first_byte.of(model), metrics.duration.of(model)
+            self._times[model] = times
+        if first_byte_at:
+            times[0].observe(first_byte_at - began)
+        times[1].observe(self.now() - began)

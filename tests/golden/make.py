@@ -2,8 +2,9 @@
 
 Existing files are never rewritten: they say what was written once and must be readable for ever. Their content is small
 and follows from this script alone; docs/format.md explains it byte for byte. `metadata.db` is the exception: the first
-registry wrote it, before its tables had migrations (tests/unit/registry/test_migrations.py), and `repeats.xet` is what
-hf-xet 1.8.0 made (tests/unit/xet/test_cutter.py).
+registry wrote it, before its tables had migrations (tests/unit/registry/test_migrations.py), `repeats.xet` is what
+hf-xet 1.8.0 made (tests/unit/xet/test_cutter.py), and registries wrote the bundles
+(tests/unit/registry_transfer/test_bundle.py).
 
     python tests/golden/make.py
 """
@@ -17,8 +18,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from helios.names import RepoId
-from heliosfs.store import pack
+from heliosfs.store import codec, pack, sealing
 from heliosfs.store.content import BlobContent, CommitContent
+from heliosfs.store.front import lines, missed, waiting
 from heliosfs.store.keys import blob_key, commit_key, manifest_key, pack_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, git_blob_oid, lfs_pointer, local_commit
 from heliosfs.store.placement import ChunkLocation, Placement
@@ -51,6 +53,51 @@ def recipe_of(data: bytes, lengths: list[int]) -> Recipe:
         start += length
     assert start == len(data)
     return Recipe.build(hashlib.sha256(data).hexdigest(), chunks)
+
+
+def front_lines() -> list[tuple[str, str]]:
+    """What a front store's journal says; its last line is torn."""
+    blob, pack_ = blob_key("public", "ab" * 32), pack_key("public", "cd" * 16)
+    record, recipe = commit_key("public", RepoId.parse("org/name"), "1" * 40), recipe_key("public", "ef" * 32)
+    return [("+", blob), ("+", pack_), ("-", record), (".", pack_), ("=", record), ("-", recipe)]
+
+
+def missed_lines() -> list[tuple[str, str]]:
+    """What the list of what a front store missed says; its last line is torn."""
+    blob, pack_ = blob_key("public", "ab" * 32), pack_key("public", "cd" * 16)
+    return [("?", blob), ("!", blob), ("?", pack_)]
+
+
+def encoded_chunks() -> list[bytes]:
+    """What the chunks of `v2/encoded.pack` are, which lie there in each of the codecs, in the order of their numbers.
+
+    The numbers have an exponent of few values and a mantissa that looks random, as weights do. The last two chunks are
+    no whole number of elements.
+    """
+    noise = hashlib.shake_256(b"golden").digest(6000)
+    text = b'{"model.layers.%d": "model-00001-of-00002.safetensors"}'
+    bf16 = b"".join(bytes([n, 0x3C + n % 2]) for n in noise[:2000]) + b"\x01"
+    f32 = b"".join(noise[3 * n : 3 * n + 3] + bytes([0xBC + n % 2]) for n in range(1000)) + b"\x01\x02\x03"
+    return [noise[:100], b"\n".join(text % n for n in range(30)), bf16, f32]
+
+
+def encoded_files() -> dict[str, bytes]:
+    """The golden files of version 2 of packs. Other versions of zstd write other frames: none is made twice."""
+    chunks, at = encoded_chunks(), pack_key("public", "ffeeddccbbaa99887766554433221100")
+    packed, entries, places = bytearray(pack.head(encoded=True)), [], []
+    for name, chunk in zip(codec.CODECS, chunks, strict=True):
+        data = codec.encode(name, chunk) or chunk
+        entries.append(pack.PackEntry(blake3(chunk).digest(), len(packed), len(chunk), len(data), name))
+        places.append(ChunkLocation(at, len(packed), len(chunk), len(data), name))
+        packed += data
+    packed += pack.tail(entries)
+    recipe = recipe_of(b"".join(chunks), [len(chunk) for chunk in chunks])
+    placement = Placement.build(recipe, places, 2, 300, lambda key: (f"/api/v1/objects/{key}", len(packed)))
+    return {
+        "v2/encoded.pack": bytes(packed),
+        "v2/encoded.recipe": recipe.encode(),
+        "v2/encoded-placement.json": placement.encode(),
+    }
 
 
 def files() -> dict[str, bytes]:
@@ -134,12 +181,29 @@ def files() -> dict[str, bytes]:
         "v1/pvc-1.volume": volume.encode(),
         "v1/tensors.sums": tally.sums().encode(),
         "v1/plain-unknown.sums": Sums(plain).encode(),
+        "v1/front.waiting": waiting.HEAD + b"".join(lines.encode(*line) for line in front_lines()) + b"0123",
+        "v1/front.missed": missed.head("0123456789abcdef" * 2)
+        + b"".join(lines.encode(*line) for line in missed_lines())
+        + b"0123",
         "v1/expected.json": json.dumps(expected, indent=1, ensure_ascii=False).encode() + b"\n",
     }
 
 
+def sealed_files() -> dict[str, bytes]:
+    """`v1/two-chunks.pack` as an encrypted domain has it, under the key 00 01 … 1f; its key there, and the key's id."""
+    key, at = sealing.DomainKey(bytes(range(32))), pack_key("acme", "00112233445566778899aabbccddeeff")
+    content = files()["v1/two-chunks.pack"]
+    head = key.head(at, blake3(content).digest())
+    sealed = head + sealing.seal_block(key.opened(at, head), 0, content, last=True)
+    return {
+        "v1/sealed.pack": sealed + blake3(sealed).digest(),
+        "v1/sealed.name": key.seal_key(at).encode() + b"\n",
+        "v1/sealed.key-id": key.id.encode() + b"\n",
+    }
+
+
 if __name__ == "__main__":
-    for name, data in files().items():
+    for name, data in (files() | encoded_files() | sealed_files()).items():
         path = HERE / name
         if path.exists():
             print(f"{name}: {'unchanged' if path.read_bytes() == data else 'DIFFERS, kept as it is'}")

@@ -11,6 +11,8 @@ import pytest
 
 from helios import doctor, native
 from helios.config import Config
+from tests.support.disks import overlay, small_disk
+from tests.support.mounts import MODES
 
 
 def test_a_report_for_programs(helios):
@@ -18,8 +20,8 @@ def test_a_report_for_programs(helios):
     report = result.json()
     names = [check["name"] for check in report["checks"]]
     assert names == [
-        "Helios", "kernel", "/dev/fuse", "mounting", "mount mode", "memory", "local tier", "vLLM", "GPU",
-        "router port", "registry", "object store", "upstream Hub",
+        "Helios", "kernel", "/dev/fuse", "mounting", "mount mode", *(["passthrough"] if "native" in MODES else []),
+        "memory", "local tier", "vLLM", "GPU", "router port", "registry", "object store", "upstream Hub",
     ]  # fmt: skip
     assert report["ok"] == all(check["status"] != "fail" for check in report["checks"])
     assert result.code == (0 if report["ok"] else 1)
@@ -99,6 +101,19 @@ def test_the_mount_mode_and_why(release, config, privileged, mode, expected):
     assert check.status == expected[0]
     assert check.detail.startswith(expected[1])
     assert bool(check.fix) == (check.status != "ok")
+
+
+@pytest.mark.skipif("native" not in MODES, reason="native mounts need root and Linux 6.9")
+def test_a_cache_that_the_kernel_can_not_read_itself(helios, tmp_path):
+    """As in a container, whose root is an overlay, with one tier on a volume and the other not."""
+    with small_disk(tmp_path / "volume", 8) as volume, overlay(tmp_path / "root", 8) as root:
+        environ = {"HELIOS_MOUNT__CACHE": str(volume / "l1"), "HELIOS_MOUNT__L2": str(root / "var" / "l2")}
+        report = helios("doctor", "--json", code=None, env={"HF_HUB_OFFLINE": "1", **environ}).json()
+    first, second = [check for check in report["checks"] if check["name"] == "passthrough"]
+    assert (first["status"], first["detail"]) == ("ok", f"{volume}/l1 is on tmpfs")
+    assert second["status"] == "warn"
+    assert f"{root}/var/l2: overlay (mounted at {root})" in second["detail"]
+    assert "volume" in second["fix"]
 
 
 def test_space(tmp_path, monkeypatch):

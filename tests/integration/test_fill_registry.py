@@ -16,7 +16,7 @@ import pytest
 import trio
 from safetensors.numpy import save_file
 
-from helios.config import Config, MountSettings
+from helios.config import Config
 from helios.embedded import attach
 from helios.embedded import running as running_embedded
 from helios.errors import IntegrityError
@@ -29,7 +29,7 @@ from heliosfs.blobs import BlobRef, open_store
 from heliosfs.store.manifest import Manifest
 from tests.support.registry import Running, running_registry
 from tests.support.slow_link import SlowLink
-from tests.support.stores import filled, read, running
+from tests.support.stores import filled, read, roomy, running
 
 MIB = 1 << 20
 BASE, TUNED = RepoId.parse("team/base"), RepoId.parse("team/tuned")
@@ -193,7 +193,7 @@ async def test_the_embedded_registry_dies_while_a_file_is_read(
         record = running_embedded(helios_home)
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
-        store = open_store(tmp_path / "cache", [attached.base], MountSettings(), MountMetrics(), attached.ensure)
+        store = open_store(tmp_path / "cache", [attached.base], roomy(), MountMetrics(), attached.ensure)
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
             assert await read(store, want, 5000, 100) == data[5000:5100]

@@ -10,10 +10,12 @@ import pytest
 
 from tests.support.hub_site import FILES, expected_tree, hub_site, oid_of
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with hub_site(tmp_path_factory.mktemp("hub-api")) as found:
+def site(tmp_path_factory, databases):
+    with hub_site(tmp_path_factory.mktemp("hub-api"), **databases()) as found:
         yield found
 
 
@@ -146,6 +148,7 @@ def test_a_wrong_method_is_told_which_is_right(site):
 
 
 def test_whoami_is_nobody(site):
+    """Without a token of the registry's own; who has one is told in the matrix of clients."""
     status, _, body = site.ask("GET", "/api/whoami-v2", {"authorization": "Bearer hf_x"})
     assert status == 401
     assert json.loads(body)["error"]

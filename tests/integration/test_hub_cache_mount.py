@@ -1,5 +1,6 @@
 """``HF_HUB_CACHE=<mount>/.hub HF_HUB_OFFLINE=1``: the real client libraries find their files in a mount."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -10,16 +11,23 @@ import pytest
 from helios.home import Home
 from helios.launch.tiny_model import tiny_llama
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mounts import mounted, push, run, write
+from tests.support.mounts import MODES, mounted, push, run, write
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
 NOWHERE = "http://127.0.0.1:1"
 
+CASES = [(mode, version) for mode in MODES for version in (VERSIONS if mode == MODES[0] else VERSIONS[-1:])]
+"""Every client where the kernel reads for itself, if it can; the newest one also where it does not."""
+
+in_each_mode = pytest.mark.parametrize("hub", MODES, indirect=True)
+with_the_clients = pytest.mark.parametrize(("hub", "client"), CASES, indirect=True)
+
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A mount of a model with two commits, nested files, a tag and a pull request's ref, a short name and a dataset."""
+def hubs(tmp_path_factory):
+    """A mount in each mode of a model with two commits, nested files, a tag and a pull request's ref, a short name and
+    a dataset."""
     base = tmp_path_factory.mktemp("hub-cache")
     home = Home(base / "home")
     model = tiny_llama(base)
@@ -30,10 +38,20 @@ def hub(tmp_path_factory):
     push(home, model, "org/tiny@refs/pr/1")
     push(home, model, "short")
     run(home, "push", "--kind", "datasets", write(base / "data", {"train.csv": b"a,b\n1,2\n"}), "org/data")
-    with mounted(home, base / "mnt") as mount:
-        mount.old, mount.new, mount.model = old, new, model
-        mount.env = {"HF_HUB_CACHE": str(mount.path / ".hub"), "HF_HUB_OFFLINE": "1"}
-        yield mount
+    hubs = {}
+    with contextlib.ExitStack() as stack:
+        for mode in MODES:
+            args = ("--cache", str(base / f"cache-{mode}"))
+            mount = stack.enter_context(mounted(home, base / mode, *args, HELIOS_MOUNT__MODE=mode))
+            mount.old, mount.new, mount.model = old, new, model
+            mount.env = {"HF_HUB_CACHE": str(mount.path / ".hub"), "HF_HUB_OFFLINE": "1"}
+            hubs[mode] = mount
+        yield hubs
+
+
+@pytest.fixture
+def hub(request, hubs):
+    return hubs[request.param]
 
 
 def expected(directory):
@@ -41,7 +59,7 @@ def expected(directory):
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture
 def client(request, hub, tmp_path):
     def run(script):
         return run_client(request.param, script, NOWHERE, tmp_path / "hf", env=hub.env)
@@ -49,6 +67,7 @@ def client(request, hub, tmp_path):
     return run
 
 
+@with_the_clients
 def test_snapshot_download_finds_a_ref_and_a_commit(hub, client):
     found = client(
         f"""
@@ -59,12 +78,14 @@ def test_snapshot_download_finds_a_ref_and_a_commit(hub, client):
     assert found == [expected(hub.model)] * 5
 
 
+@with_the_clients
 def test_snapshot_download_finds_a_commit_that_no_ref_names(hub, client):
     path, found = client(f"path = snapshot_download('org/tiny', revision='{hub.old}'); result = [path, tree(path)]")
     assert path == f"{hub.path}/.hub/models--org--tiny/snapshots/{hub.old}"
     assert sorted(found) == ["config.json", "gone.txt"]
 
 
+@with_the_clients
 def test_hf_hub_download_finds_files_by_ref_and_by_commit(hub, client):
     found = client(
         f"""
@@ -77,6 +98,7 @@ def test_hf_hub_download_finds_files_by_ref_and_by_commit(hub, client):
     assert found == [content for content in contents for _ in range(3)]
 
 
+@with_the_clients
 def test_try_to_load_from_cache(hub, client):
     found = client(
         f"""
@@ -93,6 +115,7 @@ def test_try_to_load_from_cache(hub, client):
     ]
 
 
+@with_the_clients
 def test_what_is_not_there_is_said_in_the_clients_own_words(hub, client):
     found = client(
         f"""
@@ -107,6 +130,7 @@ def test_what_is_not_there_is_said_in_the_clients_own_words(hub, client):
     assert all({"LocalEntryNotFoundError", "OfflineModeIsEnabled"} & set(kinds) for kinds in found)
 
 
+@with_the_clients
 def test_short_names_and_datasets(hub, client):
     short, data = client(
         "result = [tree(snapshot_download('short')), tree(snapshot_download('org/data', repo_type='dataset'))]"
@@ -115,11 +139,13 @@ def test_short_names_and_datasets(hub, client):
     assert list(data) == ["train.csv"]
 
 
+@with_the_clients
 def test_part_of_a_snapshot(hub, client):
     found = client("result = sorted(tree(snapshot_download('org/tiny', allow_patterns=['*.json'])))")
     assert "config.json" in found
 
 
+@with_the_clients
 def test_the_whole_cache_can_be_scanned(hub, client):
     warnings, repos = client(
         """
@@ -155,6 +181,7 @@ print("same", len(others))
 """
 
 
+@in_each_mode
 def test_transformers_loads_by_path_and_by_name(hub, tmp_path):
     pytest.importorskip("transformers")
     paths = [hub.model, hub.path / "org/tiny/@main", hub.path / "org/tiny" / hub.new]
@@ -170,6 +197,7 @@ def test_transformers_loads_by_path_and_by_name(hub, tmp_path):
     assert done.stdout.strip().endswith("same 5"), done.stderr
 
 
+@in_each_mode
 def test_clients_leave_no_trace_in_the_log(hub):
     lines = [line for line in hub.log().splitlines() if '"level": "info"' not in line]
     assert lines == []

@@ -23,9 +23,10 @@ def largest_object(home: Path) -> Path:
     return max(objects, key=lambda path: path.stat().st_size)
 
 
-def test_a_record_that_is_gone_is_no_missing_file(tmp_path):
+@pytest.mark.both_databases
+def test_a_record_that_is_gone_is_no_missing_file(tmp_path, databases):
     """A client that hears 404 with a commit remembers for ever that the file does not exist."""
-    helios = Command(tmp_path / "home")
+    helios = Command(tmp_path / "home", **databases())
     with running_registry(helios) as registry:
         commit = helios("push", str(write(tmp_path / "m", {"config.json": b"{}"})), "org/m")
     for path in (tmp_path / "home" / "store" / "public" / "recipes").rglob("*"):

@@ -13,11 +13,13 @@ from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.hub_site import Site, write
 from tests.support.registry import running_registry
 
+pytestmark = pytest.mark.both_databases
+
 TOKEN = "hls_" + secrets.token_hex(16)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, databases):
     """acme owns acme/* and needs a token; rival owns rival/*; reader sees open/* alone."""
     root = tmp_path_factory.mktemp("tenants")
     (root / "tokens").write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} a laptop\n")
@@ -26,7 +28,8 @@ def site(tmp_path_factory):
         "rival": {"owns": ["rival/*"]},
         "reader": {"sees": ["open/*"]},
     }
-    helios = Command(root / "home", HELIOS_REGISTRY__TENANTS=json.dumps(tenants), HELIOS_LOG__FORMAT="json")
+    settings = {"HELIOS_REGISTRY__TENANTS": json.dumps(tenants), "HELIOS_LOG__FORMAT": "json", **databases()}
+    helios = Command(root / "home", **settings)
     with running_registry(helios) as registry:
         files = write(root / "m", {"config.json": b"{}", "a/b": b"x"})
         for repo in ("acme/secret", "rival/secret", "open/m", "open/n", "other/m"):
@@ -113,6 +116,7 @@ def test_checks_of_what_may_be_written(site):
     assert ask("", "acme/secret") == 404
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_user_of_a_tenant(site, version, tmp_path):
     script = """
@@ -138,6 +142,7 @@ def test_tokens_are_in_no_log(site):
     assert not [text for text in logs if TOKEN in text or hashlib.sha256(TOKEN.encode()).hexdigest() in text]
 
 
+@pytest.mark.one_database
 def test_settings_that_are_wrong_keep_the_registry_from_starting(tmp_path):
     tenants = {"acme": {"tokens": str(tmp_path / "none")}}
     helios = Command(tmp_path / "home", HELIOS_REGISTRY__TENANTS=json.dumps(tenants))

@@ -19,6 +19,7 @@ from helios.http.server import listen_tcp, make_server
 from registry.access import Tenants
 from registry.app import Boundary
 from registry.hub.api import HubRoute
+from registry.hub.gate import Gate
 from registry.hub.reads import Reads
 from registry.hub.upload.commits import Commits
 from registry.hub.upload.lfs import Lfs
@@ -27,6 +28,7 @@ from registry.hub.upload.pending import Pending
 from registry.hub.upload.repos import Repos
 from registry.hub.upload.spools import Spools
 from registry.ingest.ingest import Ingest
+from registry.processes import Processes
 from registry.receiver import Receiver
 from registry.sessions import Sessions
 from registry.xet.tokens import Signer
@@ -49,18 +51,18 @@ def site(tmp_path_factory):
         servers = []
 
         async def serve() -> None:
-            receiver, pending, spools, signer = (
+            receiver, pending, spools, processes = (
                 Receiver(),
                 Pending(sessions),
                 Spools(root / "spools"),
-                Signer(b"k" * 32),
+                Processes(held.catalog.database, held.catalog.member, Signer(b"k" * 32)),
             )
-            parts = Parts(pending, receiver, spools, signer, least=1_000_000, part=PART)
+            parts = Parts(pending, receiver, spools, processes, held.catalog.quotas, least=1_000_000, part=PART)
             groups = [
                 Reads(held.catalog, held.mirror, held.reader, held.service(), held.metrics, held.addresses()),
-                Lfs(held.catalog, pending, receiver, signer, parts),
-                Commits(held.catalog, pending, receiver, spools.committed),
-                Repos(held.catalog, sessions),
+                Lfs(held.catalog, pending, receiver, processes.signer, parts),
+                Commits(held.catalog, pending, receiver, spools.committed, Gate(held.mirror)),
+                Repos(held.catalog, sessions, Gate(held.mirror)),
             ]
             hub = HubRoute(Tenants({}), [group.handlers() for group in groups])
             boundary = Middleware(Boundary, metrics=held.metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import platform
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,28 +168,64 @@ def test_a_place_that_cannot_be_mounted_is_a_reason(kept):
     ends(kept, 1)
 
 
+def asked(kept: Kept, fd: int, pool: ThreadPoolExecutor) -> list[Future[object]]:
+    """Requests of several kinds and callers, for all of which the worker is needed."""
+    reads: list[Future[object]] = [pool.submit(os.pread, fd, 4096, number * MIB) for number in (20, 30, 40)]
+    reads.append(pool.submit(os.stat, kept.mountpoint / "missing"))
+    return [*reads, pool.submit(os.open, kept.file, os.O_RDONLY), pool.submit(os.listdir, kept.mountpoint)]
+
+
+def all_are_eio(requests: list[Future[object]]) -> None:
+    for request in requests:
+        with pytest.raises(OSError, match="Input/output error"):
+            request.result(60)
+
+
 def test_without_a_worker_requests_fail_after_a_while_and_the_next_worker_serves_again(kept):
-    """The worker is somebody else's, as in a pod."""
+    """All that wait, whoever had them. The worker is somebody else's, as in a pod."""
     kept.start("--patience", "1", spawn=False)
     first = kept.start_worker()
     fd = os.open(kept.file, os.O_RDONLY)
     assert os.pread(fd, 4096, 0) == kept.backing.read_bytes()[:4096]
     assert [file.opens for file in open_files(kept.board())] == [1]
-    kept.fault(f"{20 * MIB}-exit")
-    with pytest.raises(OSError) as failed:  # noqa: PT011
-        os.pread(fd, 4096, 20 * MIB)
-    assert failed.value.errno == errno.EIO
-    assert first.wait(5) == 9
-    with pytest.raises(OSError, match="Input/output error"):
-        os.pread(fd, 4096, 30 * MIB)  # at once: it has been too long already
+    kept.fault(f"{20 * MIB}-hang")  # it has taken that one, and will take no more
+    kept.fault("any-stop")
+    with ThreadPoolExecutor(8) as pool:
+        waiting = asked(kept, fd, pool)
+        kept.wait(lambda: kept.struck(f"{20 * MIB}-hang") or kept.struck("any-stop"))
+        first.kill()
+        all_are_eio(waiting)
+        assert first.wait(5) == -signal.SIGKILL
+        all_are_eio(asked(kept, fd, pool))  # at once: it has been too long already
     os.close(fd)
     kept.wait(lambda: not len(open_files(kept.board())))  # the RELEASE was heard
+    for fault in kept.faults.iterdir():
+        fault.unlink()
     second = kept.start_worker()
     kept.wait(lambda: kept.board().generation == 2)
     assert kept.read() == kept.digest
     kept.keeper.send_signal(signal.SIGINT)
     assert second.wait(10) == 0
     ends(kept, 130)
+
+
+def test_requests_fail_as_soon_when_workers_come_and_are_never_ready(kept):
+    kept.start("--patience", "2")
+    fd = os.open(kept.file, os.O_RDONLY)
+    assert os.pread(fd, 4096, 0) == kept.backing.read_bytes()[:4096]
+    last = kept.worker()
+    kept.fault("start-hang")
+    os.kill(last, signal.SIGKILL)
+    last = kept.next_worker(last)
+    with ThreadPoolExecutor(8) as pool:
+        all_are_eio(asked(kept, fd, pool))
+        assert kept.logged("it was not ready in time")
+        last = kept.next_worker(last)
+        all_are_eio(asked(kept, fd, pool))  # that one has no longer than the first had
+    (kept.faults / "start-hang").unlink()
+    os.close(fd)
+    kept.wait(lambda: kept.board().loop_ns)  # one that serves has come
+    assert kept.read() == kept.digest
 
 
 def test_a_second_worker_waits_until_the_first_is_gone(kept):

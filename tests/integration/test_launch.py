@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helios import mounting
+from helios import unmounting
 from helios.config import Config
 from helios.embedded import attach, running
 from helios.errors import InvalidInput, NotFound, Unavailable, UsageError
@@ -169,7 +169,7 @@ def test_a_mount_that_the_user_made_stays(helios_home, helios):
     with shared_mount(helios_home) as state:
         assert ".hub" in os.listdir(state.mountpoint)
     assert find_mount(mountpoint(helios_home)) is not None
-    mounting.stop(helios_home, mountpoint(helios_home))
+    unmounting.stop(helios_home, mountpoint(helios_home))
 
 
 @pytest.mark.fuse
@@ -211,7 +211,7 @@ def test_a_used_registry_is_left_alone(helios_home):
 def test_a_router_that_dies_shows_why(helios_home, progress):
     with Serving(helios_home, Config(), progress) as serving:
         serving.repair()
-        children = serving._owned()
+        children = serving.children
         child = children.start(
             "router", [sys.executable, "-c", "print('no such worker', flush=True); raise SystemExit(4)"]
         )
@@ -221,7 +221,7 @@ def test_a_router_that_dies_shows_why(helios_home, progress):
 
 def test_a_child_that_ends_is_named(helios_home, progress):
     with Serving(helios_home, Config(), progress) as serving:
-        child = serving._owned().start("vllm", [sys.executable, "-c", "print('out of memory', flush=True)"])
+        child = serving.children.start("vllm", [sys.executable, "-c", "print('out of memory', flush=True)"])
         serving._watched.append(child)
         with pytest.raises(Unavailable, match=r"(?s)vllm ended with status 0.*out of memory"):
             serving.watch()

@@ -15,10 +15,12 @@ from tests.support.upstream import Fault
 
 TOKEN, OTHER = "hf_right", "hf_wrong"
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    with shared_site(tmp_path_factory.mktemp("mirror")) as found:
+def shared(tmp_path_factory, databases):
+    with shared_site(tmp_path_factory.mktemp("mirror"), **databases()) as found:
         yield found
 
 
@@ -29,8 +31,8 @@ def site(shared):
 
 
 @pytest.fixture
-def alone(tmp_path):
-    with own_site(tmp_path, 300_000) as found:
+def alone(tmp_path, databases):
+    with own_site(tmp_path, 300_000, databases) as found:
         yield found
 
 
@@ -278,10 +280,10 @@ def test_the_registrys_own_token_opens_nothing_for_others(alone):
     assert pulled.get("config.json").body == site.files["config.json"]
 
 
-def test_gates_hold_through_a_chain(site, tmp_path):
+def test_gates_hold_through_a_chain(site, tmp_path, databases):
     site.commit()
     held(site).gated, held(site).listed = TOKEN, True
-    with mirror(tmp_path / "edge", site.registry.url) as (_, near):
+    with mirror(tmp_path / "edge", site.registry.url, **databases()) as (_, near):
         edge = replace(site, registry=near)
         assert edge.get("config.json").code == "GatedRepo"
         assert edge.get("config.json", token=OTHER).code == "GatedRepo"
@@ -290,6 +292,7 @@ def test_gates_hold_through_a_chain(site, tmp_path):
         assert edge.get("config.json").code == "GatedRepo"
 
 
+@pytest.mark.one_database
 def test_clients_name_the_gate(site, tmp_path):
     site.commit()
     held(site).gated = TOKEN
@@ -372,3 +375,32 @@ def test_formats_that_are_not_taken_are_refused_before_any_byte(alone):
     site.commit({"model.safetensors": site.files["model.safetensors"], "model.gguf": b"GGUF"})
     assert site.get("model.safetensors").code == "NotAdmitted"
     assert hub.requests("/resolve/") == []
+
+
+def test_the_native_api_is_no_way_around_a_gate(site, wait_for):
+    """Nodes, too, show a token that the upstream lets in; a placement seals its addresses; the own user needs none."""
+    commit = site.commit()
+    held(site).gated = TOKEN
+    for path in site.files:
+        assert site.get(path, token=TOKEN).status == 200
+    wait_for(lambda: site.held() == {"main": commit}, 10, "the snapshot to be published")
+    repo = f"repo=models/{site.repo}"
+    calls = [
+        f"content?{repo}&commit={commit}", f"manifest?{repo}&commit={commit}", f"refs?{repo}", f"usage?{repo}",
+        f"resolve?{repo}&rev=main", f"commits?{repo}&rev=main", f"bundles?rev=models/{site.repo}@main",
+    ]  # fmt: skip
+    for call in calls:
+        for token in (None, OTHER):
+            refused = ask(site.registry.url, f"/api/v1/{call}", token=token)
+            assert (refused.status, json.loads(refused.body)["error"]["code"]) == (403, "GatedRepo"), call
+        assert ask(site.registry.url, f"/api/v1/{call}", token=TOKEN).status == 200, call
+    assert site.repo not in site.native("repos").body.decode(), "nor is it listed"
+    assert site.repo not in site.native("mirror").body.decode()
+    assert site.repo not in site.native("usage?all=true").body.decode()
+    content = json.loads(ask(site.registry.url, f"/api/v1/{calls[0]}", token=TOKEN).body)
+    at = content["blobs"][0]["placement"]["objects"][0]
+    assert ask(site.registry.url, at["url"].partition("?")[0]).status == 403
+    assert ask(site.registry.url, at["url"].partition("?")[0], token=TOKEN).status == 403
+    own = site.registry.client(site.registry.socket)
+    assert ask(site.registry.url, at["url"]).body == own.http.bytes("GET", at["url"].partition("?")[0])
+    own.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from helios.registry_client import RegistryClient
 from heliosfs.store.manifest import Manifest
 from heliosfs.store.recipe import MAX_CHUNK
 from tests.support.front import LIES, Asked, Front, Strike, nothing
-from tests.support.mounts import MODES, Mount, mounted, write
+from tests.support.mounts import MODES, Mount, mounted, run, write
 from tests.support.reading import drop_names, outcome, within
 
 pytestmark = pytest.mark.fuse
@@ -60,20 +61,41 @@ class Scene:
         return within(60, lambda: outcome(call))
 
 
+def scenes(argument: str, cases: Sequence[Any], everywhere: Sequence[Any]) -> pytest.MarkDecorator:
+    """All ``cases`` in the first mode; in the others those from ``everywhere``, one for each way to the kernel that a
+    failure takes: what is checked before that is the same in all."""
+    found = [
+        pytest.param(mode, case, id=f"{mode}-{case}")
+        for mode in MODES
+        for case in (cases if mode == MODES[0] else everywhere)
+    ]
+    return pytest.mark.parametrize(("scene", argument), found, indirect=["scene"])
+
+
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """In one mode: what is read is the same in both."""
-    base = tmp_path_factory.mktemp("lies")
+def scene_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Scene]]:
+    """The mount of each mode, made when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda mode: stack.enter_context(lied_at(tmp_path_factory.mktemp(mode), mode)))
+
+
+@pytest.fixture
+def scene(scene_of: Callable[[str], Scene], request: pytest.FixtureRequest) -> Scene:
+    return scene_of(request.param)
+
+
+@contextlib.contextmanager
+def lied_at(base: Path, mode: str) -> Iterator[Scene]:
     home = Home(base / "home")
     environ = {**os.environ, "HELIOS_HOME": str(home.root)}
-    settings = {"HELIOS_MOUNT__MODE": MODES[0], "HELIOS_MOUNT__REQUEST_DEADLINE_S": f"{DEADLINE_S:g}"}
+    settings = {"HELIOS_MOUNT__MODE": mode, "HELIOS_MOUNT__REQUEST_DEADLINE_S": f"{DEADLINE_S:g}"}
     with (
         attach(Config(), home, environ) as registry,
         Front(registry.urls[0]) as front,
         contextlib.closing(registry.client()) as client,
         mounted(home, base / "mnt", "--registry", front.url, **settings) as mount,
     ):
-        scene = Scene(mount, front, client, base, {f"{n}.txt": MADE.randbytes(50_000 + n) for n in range(60)})
+        scene = Scene(mount, front, client, base, {f"{n}.txt": MADE.randbytes(50_000 + n) for n in range(70)})
         scene.publish("org/good", scene.untouched)
         yield scene
 
@@ -99,15 +121,17 @@ def lie_about(part: str, subject: str, strike: Strike) -> Callable[[Asked], Stri
 
 
 @pytest.mark.usefixtures("good")
-@pytest.mark.parametrize(
-    ("part", "kind"),
+@scenes(
+    "lie",
     [
         *(("/objects/", kind) for kind in LIES),
         *((part, kind) for part in ("/placements", "/recipe", "/manifest") for kind in ("endless", "longer")),
         ("/commits", "redirect"),
     ],
+    [("/objects/", "shorter"), ("/recipe", "longer"), ("/manifest", "longer"), ("/commits", "redirect")],
 )
-def test_an_answer_that_lies_is_eio(scene: Scene, part: str, kind: Any) -> None:
+def test_an_answer_that_lies_is_eio(scene: Scene, lie: tuple[str, Any]) -> None:
+    part, kind = lie
     name = f"bad/{part.strip('/')}-{kind}-{MADE.randrange(1 << 30)}"
     data = MADE.randbytes(SIZE)
     commit = scene.publish(name, {"data.txt": data})
@@ -157,7 +181,7 @@ PLACEMENTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.usefixtures("good")
-@pytest.mark.parametrize("lie", PLACEMENTS)
+@scenes("lie", list(PLACEMENTS), ["overlap", "another blob", "a lease of nothing"])
 def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) -> None:
     name = f"bad/placement-{sorted(PLACEMENTS).index(lie)}"
     data = MADE.randbytes(SIZE)
@@ -174,7 +198,7 @@ def test_a_placement_that_lies_is_eio_or_does_no_harm(scene: Scene, lie: str) ->
 
 
 @pytest.mark.usefixtures("good")
-@pytest.mark.parametrize("lie", [*PLACEMENTS, "recipe", "endless", "longer", "truncate"])
+@scenes("lie", [*PLACEMENTS, "recipe", "endless", "longer", "truncate"], ["recipe"])
 def test_what_is_told_ahead_may_lie(scene: Scene, lie: str) -> None:
     """It is checked like anything else, and asked for again, each thing by itself."""
     name = f"bad/ahead-{lie.replace(' ', '-')}"
@@ -198,16 +222,9 @@ def test_what_is_told_ahead_may_lie(scene: Scene, lie: str) -> None:
     assert scene.front.struck[strike.kind] > struck
 
 
-@pytest.mark.usefixtures("good")
-@pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE + 1, SIZE + (1 << 40), (1 << 63) - 1])
-def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size: int) -> None:
-    """The manifest and the commit's record agree with each other; the file's recipe does not. Who has the same content
-    under an honest manifest sees its own size and its own bytes."""
-    name = f"bad/manifest-{size}"
-    data = MADE.randbytes(SIZE)
+def liar_and_twin(scene: Scene, name: str, data: bytes, size: int) -> tuple[Path, Path]:
+    """A file whose manifest and commit give it this size, and one of the same content under an honest manifest."""
     commit, twin = (scene.publish(each, {"data.txt": data}) for each in (name, f"{name}-twin"))
-    honest = scene.mount.path / f"{name}-twin" / twin / "data.txt"
-    assert honest.stat().st_size == SIZE
     entry = Manifest.decode(scene.registry.manifest(RepoId.parse(name), commit)).files["data.txt"]
     forged = Manifest({"data.txt": msgspec.structs.replace(entry, size=size)})
 
@@ -222,7 +239,17 @@ def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size
         return None
 
     scene.front.plan = plan
-    path = scene.mount.path / name / commit / "data.txt"
+    return scene.mount.path / name / commit / "data.txt", scene.mount.path / f"{name}-twin" / twin / "data.txt"
+
+
+@pytest.mark.usefixtures("good")
+@scenes("size", [0, 1, SIZE - 1, SIZE + 1, SIZE + (1 << 40), (1 << 63) - 1], [0, SIZE - 1, (1 << 63) - 1])
+def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size: int) -> None:
+    """The manifest and the commit's record agree with each other; the file's recipe does not. Who has the same content
+    under an honest manifest sees its own size and its own bytes."""
+    data = MADE.randbytes(SIZE)
+    path, honest = liar_and_twin(scene, f"bad/manifest-{size}", data, size)
+    assert honest.stat().st_size == SIZE
     assert within(30, path.stat).st_size == size
 
     def some() -> bytes:
@@ -235,3 +262,74 @@ def test_a_manifest_whose_sizes_are_wrong_gives_no_wrong_byte(scene: Scene, size
     drop_names(scene.mount.path)
     assert within(30, path.stat).st_size == size
     assert (honest.stat().st_size, scene.read(honest)) == (SIZE, data)
+
+
+@contextlib.contextmanager
+def lied_to(path: Path) -> Iterator[None]:
+    """Hold the liar open for as long as it lets itself be opened, and read it: EIO."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        yield
+        return
+    try:
+        assert within(60, lambda: outcome(lambda: os.pread(fd, 100, 0))) == errno.EIO
+        yield
+        assert within(60, lambda: outcome(lambda: os.pread(fd, 100, 0))) == errno.EIO
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("good")
+@scenes("size", [SIZE - 1, SIZE + 1], [SIZE - 1, SIZE + 1])
+def test_a_size_that_is_wrong_takes_nothing_from_the_honest(
+    scene: Scene, size: int, wait_for: Callable[..., None]
+) -> None:
+    """Whole, pinned and open, or opened while the liar is: the cache keeps it, and it is read."""
+    data = MADE.randbytes(SIZE)
+    path, honest = liar_and_twin(scene, f"bad/thief-{size}", data, size)
+    sha256 = hashlib.sha256(data).hexdigest()
+
+    def tier() -> bytes:
+        return os.getxattr(honest, "user.helios.tier")
+
+    def here() -> list[Path]:
+        return [each for each in (scene.base / "home/cache").rglob(sha256) if each.stat().st_size == SIZE]
+
+    assert scene.read(honest) == data
+    wait_for(lambda: tier() == b"l1", 30, what="the honest file to be whole")
+    run(scene.mount.home, "pin", f"bad/thief-{size}-twin", "--mount", scene.mount.path)
+    wait_for(lambda: scene.mount.metric("helios_mount_open_handles") == 0, 30, what="its handle to go")
+    passed = scene.mount.metric("helios_mount_passthrough_opens_total")
+    with honest.open("rb") as before:
+        kept = here()
+        assert kept
+        with lied_to(path):
+            assert os.pread(before.fileno(), SIZE, 0) == data
+            assert scene.read(honest) == data
+            assert tier() == b"l1"
+        with lied_to(path):
+            assert os.pread(before.fileno(), 100, 0) == data[:100]
+    with lied_to(path):
+        wait_for(lambda: scene.mount.metric("helios_mount_open_handles") == 0, 30, what="its handle to go")
+        assert scene.read(honest) == data
+    assert here() == kept
+    if scene.mount.state["mode"] == "native":
+        assert scene.mount.metric("helios_mount_passthrough_opens_total") >= passed + 3
+    assert f"gives the blob {sha256} {size} bytes, and it has {SIZE}" in scene.mount.log()
+
+
+@pytest.mark.usefixtures("good")
+@scenes("size", [SIZE - 1, SIZE + 1], [SIZE - 1, SIZE + 1])
+def test_a_size_that_is_wrong_may_come_first(scene: Scene, size: int, wait_for: Callable[..., None]) -> None:
+    data = MADE.randbytes(SIZE)
+    path, honest = liar_and_twin(scene, f"bad/first-{size}", data, size)
+    with lied_to(path):
+        assert scene.read(honest) == data
+        with lied_to(path):
+            assert scene.read(honest) == data
+        wait_for(lambda: os.getxattr(honest, "user.helios.tier") == b"l1", 30, what="the honest file to be whole")
+        assert scene.read(honest) == data
+    assert scene.read(honest) == data

@@ -8,13 +8,19 @@ import pytest
 
 from helios.errors import InvalidInput, RepoNotFound
 from helios.home import Home
-from tests.support.mounts import call, mounted, push, write
+from tests.support.mounts import MODES, call, mounted, push, write
 
 pytestmark = pytest.mark.fuse
 
 DATA = random.Random(3).randbytes(6_000_000)
 FILES = {"config.json": b"{}", "weights.bin": DATA}
 WEIGHTS = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(params=MODES, autouse=True)
+def mode(request, monkeypatch):
+    """The mode that the test mounts in."""
+    monkeypatch.setenv("HELIOS_MOUNT__MODE", request.param)
 
 
 def entry(mount):

@@ -23,15 +23,17 @@ from heliosfs.fuse.tables import open_files
 from tests.support.disks import small_disk
 from tests.support.mounts import MODES, Mount, board, call, forget_names, mounted, next_worker, push, worker, write
 
+EVERY = bool(os.environ.get("HELIOS_EVERY_CRASH"))
 pytestmark = [
     pytest.mark.fuse,
+    pytest.mark.timeout(3600 if EVERY else 300),
     pytest.mark.skipif("native" not in MODES, reason="native mounts need root and Linux 6.9"),
 ]
 
 MIB = 1 << 20
 FILES = {f"part-{n}.bin": random.Random(n).randbytes(12 * MIB + n) for n in range(4)} | {"small.txt": b"x" * 5000}
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-KILLS = 60 if os.environ.get("HELIOS_EVERY_CRASH") else 8
+KILLS = 60 if EVERY else 8
 MAPPED = "part-0.bin"
 
 

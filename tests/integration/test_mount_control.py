@@ -21,11 +21,13 @@ from helios.http.client import HttpClient
 from helios.mounts import state_of
 from heliosfs.store.recipe import MAX_CHUNK
 from tests.support.damage import flip
-from tests.support.mounts import MODES, Mount, mounted, push, write
+from tests.support.mounts import MODES, Mount, mounted, next_worker, push, worker, write
 from tests.support.registry import running_registry
 from tests.support.slow_link import SlowLink
+from tests.support.terminal import on_a_terminal
 
 pytestmark = pytest.mark.fuse
+native = pytest.mark.skipif("native" not in MODES, reason="native mounts need root and Linux 6.9")
 
 MIB = 1 << 20
 FILES = {
@@ -70,8 +72,9 @@ def read_all(files: Path) -> None:
         assert (files / name).read_bytes() == data, name
 
 
-def test_warm_brings_everything_and_says_so(helios: Any, helios_home: Home, tmp_path: Path) -> None:
-    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path) as (mount, link):
+@pytest.mark.parametrize("mode", MODES)
+def test_warm_brings_everything_and_says_so(helios: Any, helios_home: Home, tmp_path: Path, mode: str) -> None:
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, HELIOS_MOUNT__MODE=mode) as (mount, link):
         few = helios("warm", "org/name", "*.json", "tokenizer*", "--json").json()
         assert (few["state"], few["files"], few["files_done"]) == ("done", 2, 2)
         assert not blob(mount, WEIGHTS).exists()
@@ -104,10 +107,11 @@ def test_warm_brings_everything_and_says_so(helios: Any, helios_home: Home, tmp_
         assert sum(str(mount.path) in line for line in frames) >= 2
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_warm_goes_on_without_its_client_and_can_be_ended(
-    helios: Any, helios_home: Home, tmp_path: Path, wait_for: Any
+    helios: Any, helios_home: Home, tmp_path: Path, mode: str, wait_for: Any
 ) -> None:
-    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path) as (mount, link):
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, HELIOS_MOUNT__MODE=mode) as (mount, link):
         link.throttle.rate = 3e6
         job = helios("warm", "org/name", "--detach", "--json").json()
         assert job["state"] in ("waiting", "running")
@@ -129,9 +133,10 @@ def test_warm_goes_on_without_its_client_and_can_be_ended(
         assert helios("warm", "org/name", "--json").json()["state"] == "done"
 
 
-def test_warm_says_what_there_is_no_room_for(helios: Any, helios_home: Home, tmp_path: Path) -> None:
-    limit = {"HELIOS_MOUNT__CACHE_LIMIT_GIB": str(7 / 1024)}
-    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, **limit) as (mount, _):
+@pytest.mark.parametrize("mode", MODES)
+def test_warm_says_what_there_is_no_room_for(helios: Any, helios_home: Home, tmp_path: Path, mode: str) -> None:
+    environ = {"HELIOS_MOUNT__CACHE_LIMIT_GIB": str(7 / 1024), "HELIOS_MOUNT__MODE": mode}
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, **environ) as (mount, _):
         result = helios("warm", "org/name", "--json", code=1)
         job = json.loads(result.out)
         assert job["state"] == "failed"
@@ -139,6 +144,16 @@ def test_warm_says_what_there_is_no_room_for(helios: Any, helios_home: Home, tmp
         assert job["files_done"] == 3
         assert f"the cache has no room for {WEIGHTS}" in result.err
         read_all(mount.files)
+
+
+def test_warm_draws_a_bar_on_a_terminal(helios: Any, helios_home: Home, tmp_path: Path) -> None:
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path):
+        done = on_a_terminal(helios, "warm", "org/name")
+        assert done.code == 0, done.err
+        assert done.out.endswith(" 4 of 4 files, 14.8 MB\n")
+        assert "warming org/name" in done.err
+        assert "━" in done.err
+        assert "14.8/14.8 MB" in done.err, "it is full in the end"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -173,11 +188,12 @@ def test_verify_finds_a_flipped_bit_and_the_file_is_right_again(
         assert helios("verify", "--json").json()["local"] == 4
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_the_scrubber_finds_a_flipped_bit_and_a_pinned_file_comes_back_by_itself(
-    helios: Any, helios_home: Home, tmp_path: Path, wait_for: Any, expected_log_errors: Any
+    helios: Any, helios_home: Home, tmp_path: Path, mode: str, wait_for: Any, expected_log_errors: Any
 ) -> None:
     expected_log_errors("a cached blob is damaged")
-    environ = {"HELIOS_MOUNT__SCRUB_MB_S": "20000"}
+    environ = {"HELIOS_MOUNT__SCRUB_MB_S": "20000", "HELIOS_MOUNT__MODE": mode}
     with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, **environ) as (mount, _):
         helios("warm", "org/name")
         wait_for(lambda: mount.metric("helios_mount_scrubbed_bytes_total") >= TOTAL, 30, "a whole pass")
@@ -211,12 +227,13 @@ def far_away_again(helios: Any, home: Home, tmp_path: Path, **environ: str) -> I
         yield m
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_bit_that_rots_in_the_stores_file_is_found_through_the_link(
-    helios: Any, helios_home: Home, tmp_path: Path, expected_log_errors: Any
+    helios: Any, helios_home: Home, tmp_path: Path, mode: str, expected_log_errors: Any
 ) -> None:
     expected_log_errors("a cached blob is damaged")
     push(helios_home, write(tmp_path / "model", FILES), "org/name")
-    with mounted(helios_home, tmp_path / "mnt") as mount:
+    with mounted(helios_home, tmp_path / "mnt", HELIOS_MOUNT__MODE=mode) as mount:
         helios("warm", "org/name")
         assert blob(mount, WEIGHTS).stat().st_nlink == 2
         flip(blob(mount, WEIGHTS), 99)
@@ -228,14 +245,19 @@ def test_a_bit_that_rots_in_the_stores_file_is_found_through_the_link(
         assert str(helios_home.store / key) in mount.log()
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_drained_mount_begins_nothing_and_is_read_as_ever(
-    helios: Any, helios_home: Home, tmp_path: Path, wait_for: Any
+    helios: Any, helios_home: Home, tmp_path: Path, mode: str, wait_for: Any
 ) -> None:
     one = {"HELIOS_MOUNT__CONNECTIONS": "1", "HELIOS_MOUNT__MAX_CONNECTIONS": "1"}  # or all of it is under way at once
-    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, **one) as (mount, link):
+    environ = {**one, "HELIOS_MOUNT__MODE": mode}
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path, **environ) as (mount, link):
         link.throttle.rate = 8e6
         job = helios("warm", "org/name", "--no-wait", "--json").json()
         wait_for(lambda: call(mount, "GET", f"warm/{job['id']}")["bytes_done"] > 5 * MIB, 30, "it to get on")
+        link.throttle.rate = 2e5  # however long the command takes to start, the job is not done before it
+        helios("drain", "--timeout", "0", code=None)
+        link.throttle.rate = 8e6
         assert helios("drain", "--timeout", "60").out == "drained\n"
         assert call(mount, "GET", f"warm/{job['id']}")["state"] == "cancelled"
         state = helios("drain", "--json").json()
@@ -248,7 +270,7 @@ def test_a_drained_mount_begins_nothing_and_is_read_as_ever(
             time.sleep(0.5)
             assert mount.metric("helios_mount_fills") == 0
             assert json.loads(mount.page("/api/v1/status"))["draining"]
-            if "native" in MODES:  # what it had is safe: nothing is lost by a kill now
+            if mode == "native":  # what it had is safe: nothing is lost by a kill now
                 came = link.passed
                 state = state_of(mount.home, mount.path)
                 assert state is not None
@@ -280,6 +302,56 @@ def test_a_warm_that_loses_its_worker_is_taken_up_by_the_next(
         out, err = client.communicate(timeout=60)
         assert client.returncode == 0, err
         assert json.loads(out)["files_done"] == 4
+
+
+@native
+def test_draining_outlives_the_worker(helios: Any, helios_home: Home, tmp_path: Path, wait_for: Any) -> None:
+    """Killed in the middle or replaced, it begins nothing until somebody takes it back; a mount made anew is as new."""
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path) as (mount, link):
+        assert helios("drain").out == "drained\n"
+        serving = worker(mount)
+        serving.send(signal.SIGKILL)
+        serving = next_worker(mount, serving)
+        assert call(mount, "GET", "drain")["draining"]
+        with (mount.files / WEIGHTS).open("rb", buffering=0) as file:
+            came = link.passed
+            time.sleep(1)
+            assert link.passed - came < MIB, "nothing is filled"
+            assert mount.metric("helios_mount_fills") == 0
+            assert "being drained" in helios("warm", "org/name", code=1).err
+            assert file.read(10) == FILES[WEIGHTS][:10]
+        assert helios("drain", "--undo").out == "not draining\n"
+        serving.send(signal.SIGKILL)
+        next_worker(mount, serving)
+        assert not call(mount, "GET", "drain")["draining"]
+        assert helios("drain").out == "drained\n"
+        helios("umount", str(mount.path))
+        assert not list(helios_home.run.glob("work-*"))
+
+
+@native
+def test_a_warm_that_nobody_waits_for_is_taken_up_by_the_next_worker(
+    helios: Any, helios_home: Home, tmp_path: Path, wait_for: Any
+) -> None:
+    with far_away(helios, helios_home, tmp_path / "mnt", tmp_path) as (mount, link):
+        link.throttle.rate = 4e6
+        job = helios("warm", "org/name", "--no-wait", "--json").json()
+        wait_for(lambda: call(mount, "GET", "activity")["fills"], 30, "it to begin")
+        for _ in range(2):
+            serving = worker(mount)
+            serving.send(signal.SIGKILL)
+            next_worker(mount, serving)
+            wait_for(lambda: call(mount, "GET", "warm")["jobs"], 30, "it to be taken up again")
+        link.throttle.rate = None
+        wait_for(lambda: call(mount, "GET", f"warm/{job['id']}")["state"] == "done", 60, "it to be done")
+        assert call(mount, "GET", f"warm/{job['id']}")["files_done"] == 4
+        (work,) = helios_home.run.glob("work-*")
+        wait_for(lambda: b"org/name" not in work.read_bytes(), 30, "it to be noted")
+        serving = worker(mount)
+        serving.send(signal.SIGKILL)
+        next_worker(mount, serving)
+        time.sleep(0.5)
+        assert not call(mount, "GET", "warm")["jobs"], "what is done is not done again"
 
 
 @pytest.mark.parametrize("mode", MODES)

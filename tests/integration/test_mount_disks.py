@@ -23,13 +23,19 @@ from heliosfs.tiers import bitmap
 from tests.conftest import processes_of
 from tests.support.accounts import on_disk
 from tests.support.disks import covered, fail, fill_up, small_disk
-from tests.support.mounts import Mount, call, kill, mounted, next_worker, push, run, worker, write
+from tests.support.mounts import MODES, Mount, call, kill, mounted, next_worker, push, run, worker, write
 
 pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
 FILES = {f"part-{n}.bin": random.Random(n).randbytes(6 * MIB + n) for n in range(4)} | {"config.json": b"{}"}
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
+
+
+@pytest.fixture(params=MODES, autouse=True)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode that the test mounts in."""
+    monkeypatch.setenv("HELIOS_MOUNT__MODE", request.param)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from helios.embedded import running
 from tests.support.damage import flip
-from tests.support.mounts import fails, mounted, push, write
+from tests.support.mounts import MODES, fails, mounted, push, write
 
 pytestmark = pytest.mark.fuse
 
@@ -24,6 +24,12 @@ DATA = {name: random.Random(name).randbytes(9 * MIB) for name in ("one.txt", "tw
 @pytest.fixture
 def mnt(tmp_path):
     return tmp_path / "mnt"
+
+
+@pytest.fixture(params=MODES)
+def mode(request, monkeypatch):
+    """The mode that the test mounts in: these tests show what the way to the kernel might change."""
+    monkeypatch.setenv("HELIOS_MOUNT__MODE", request.param)
 
 
 @pytest.fixture
@@ -41,6 +47,7 @@ def stored(home, data):
     raise AssertionError("the store has no such object")
 
 
+@pytest.mark.usefixtures("mode")
 def test_a_damaged_chunk_is_eio_and_the_log_names_it(helios_home, mnt, tmp_path, expected_log_errors):
     expected_log_errors("chunk")
     push(helios_home, write(tmp_path / "model", DATA), "org/name")
@@ -63,6 +70,7 @@ def test_a_damaged_chunk_is_eio_and_the_log_names_it(helios_home, mnt, tmp_path,
         assert any("org/name" in json.dumps(line) and "one.txt" in json.dumps(line) for line in said)
 
 
+@pytest.mark.usefixtures("mode")
 def test_a_stalled_registry_is_eio_at_the_deadline_and_stops_no_other_file(
     helios_home, mnt, tmp_path, other_disk, expected_log_errors, wait_for
 ):

@@ -16,11 +16,12 @@ from helios.embedded import running
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.lockfile import LockFile, held
-from helios.mounting import stop
 from helios.mounts import find_mount, state_of, state_path, states
 from helios.process import ProcessId
-from heliosfs.fuse.mounting import may_allow_other
-from tests.support.mounts import MODES, fails, kill, push, write
+from helios.unmounting import stop
+from heliosfs.fuse.mounting import may_allow_other, set_background
+from heliosfs.fuse.protocol import MAX_BACKGROUND
+from tests.support.mounts import MODES, fails, kill, mounted, push, write
 
 pytestmark = pytest.mark.fuse
 
@@ -379,3 +380,25 @@ def test_metrics_over_tcp_where_asked_for(helios, alone, mnt):
     assert b"helios_mount_inodes" in client.bytes("GET", "/metrics")
     client.close()
     helios("umount", mnt)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may say how far the kernel reads ahead")
+def test_the_kernel_reads_ahead_as_it_is_told(helios_home: Home, tmp_path: Path, mode: str) -> None:
+    controls = tmp_path / "controls"
+    controls.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", controls], check=True)
+    asked = {"HELIOS_REGISTRY__URLS": "http://127.0.0.1:1", "HELIOS_MOUNT__MODE": mode}
+    try:
+        for kib, environ in ((1024, {}), (256, {"HELIOS_MOUNT__READAHEAD_KIB": "256"})):
+            with mounted(helios_home, tmp_path / "mnt", **asked, **environ) as mount:
+                entry = find_mount(mount.path)
+                assert entry is not None
+                assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text() == f"{kib}\n"
+                if mode == "portable":  # where fusectl is mounted in its place that was done already
+                    assert set_background(mount.path, controls)
+                of_mount = controls / entry.device.partition(":")[2]
+                assert (of_mount / "max_background").read_text() == f"{MAX_BACKGROUND}\n"
+                assert not set_background(tmp_path / "nothing", controls)
+                assert not set_background(mount.path, tmp_path / "nothing"), "fusectl is mounted nowhere"
+    finally:
+        subprocess.run(["umount", controls], check=True)

@@ -13,7 +13,7 @@ import pytest
 from helios.embedded import running
 from helios.names import RepoId
 from tests.fakes.metadata_registry import MetadataRegistry
-from tests.support.mounts import fails, mounted, push, run, write
+from tests.support.mounts import MODES, fails, mounted, push, run, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
@@ -24,6 +24,12 @@ OLD, NEW = os.urandom(50_000), os.urandom(60_000)
 @pytest.fixture
 def mnt(tmp_path):
     return tmp_path / "mnt"
+
+
+@pytest.fixture(params=MODES)
+def mode(request, monkeypatch):
+    """The mode that the test mounts in: these tests show what the way to the kernel might change."""
+    monkeypatch.setenv("HELIOS_MOUNT__MODE", request.param)
 
 
 @pytest.fixture
@@ -55,6 +61,7 @@ def test_a_manifest_that_is_too_long_is_eio_and_harms_no_other(helios_home, mnt,
         assert json.loads(mount.page("/api/v1/status"))["manifest_bytes"] < 1 << 20
 
 
+@pytest.mark.usefixtures("mode")
 def test_a_push_moves_the_link_and_leaves_the_old_commit(helios_home, mnt, tmp_path, wait_for):
     first = push(helios_home, write(tmp_path / "one", {"w.bin": OLD}), "org/name")
     with mounted(helios_home, mnt):
@@ -71,6 +78,7 @@ def test_a_push_moves_the_link_and_leaves_the_old_commit(helios_home, mnt, tmp_p
         assert second in os.listdir(mnt / "org/name")
 
 
+@pytest.mark.usefixtures("mode")
 def test_an_open_file_keeps_its_content_when_its_ref_moves(helios_home, mnt, tmp_path, wait_for):
     push(helios_home, write(tmp_path / "one", {"w.bin": OLD}), "org/name")
     with mounted(helios_home, mnt):
@@ -168,6 +176,7 @@ def test_a_lookup_never_asks_the_upstream(helios_home, mnt, tmp_path):
 # --- without a registry ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("mode")
 def test_without_a_registry_known_content_stays_and_unknown_names_are_eio(helios, helios_home, mnt, tmp_path, wait_for):
     model = write(tmp_path / "one", {"w.bin": OLD})
     with running_registry(helios) as registry, mounted(helios_home, mnt, "--registry", registry.url) as mount:
@@ -272,6 +281,7 @@ def test_names_that_must_not_be_shown_hide_no_others(helios_home, mnt, fake):
         assert mount.log().count("a repository can't be shown") == 6
 
 
+@pytest.mark.usefixtures("mode")
 def test_a_manifest_that_lies_is_eio(helios_home, mnt, fake):
     commit = fake.publish("org/name", {"a": b"1"})
     other = fake.publish("org/other", {"b": b"2"})

@@ -104,12 +104,10 @@ def test_whole_files_are_read_by_the_kernel(mount: Mount, wait_for: Any) -> None
         (mount.files / name).read_bytes()
     wait_for(lambda: mount.metric("helios_mount_fills") == 0, what="the files to be whole")
     (mount.files / "part-0.bin").read_bytes()  # the inode may have been open while it was filled
-    before = mount.metric("helios_mount_operation_seconds_count", operation="read")
-    native = mount.metric("helios_mount_channel_reads_total")
+    before = mount.reads()
     for name, data in FILES.items():
         assert (mount.files / name).read_bytes() == data
-    assert mount.metric("helios_mount_operation_seconds_count", operation="read") == before
-    assert mount.metric("helios_mount_channel_reads_total") == native
+    assert mount.reads() == before
     assert mount.metric("helios_mount_passthrough_opens_total") >= len(FILES)
 
 
@@ -279,14 +277,43 @@ def test_a_worker_whose_loop_is_blocked_is_replaced(poisoned: Mount, expected_lo
     assert next_worker(poisoned, serving) != serving
 
 
+MUTE = """
+import os, sys, time
+if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
+    import heliosfs.fuse.protocol as protocol
+    kept = protocol.with_listing_kept
+    def once(reply):
+        if not os.path.exists({marker!r}):
+            open({marker!r}, "w").close()
+            time.sleep(3600)
+        return kept(reply)
+    protocol.with_listing_kept = once
+"""
+
+
+def test_a_worker_whose_thread_for_replies_is_blocked_is_replaced(
+    helios_home: Home, tmp_path: Path, expected_log_errors: Any
+) -> None:
+    """The loop and the other thread go on: without a sign of life of its own it would be found by a request's age."""
+    expected_log_errors("the worker hangs and is replaced")
+    expected_log_errors("the worker ended")
+    commit = push(helios_home, write(tmp_path / "model", {"a": b"a"}), "org/name")
+    write(tmp_path / "mute", {"sitecustomize.py": MUTE.format(marker=str(tmp_path / "blocked")).encode()})
+    with mounted(helios_home, tmp_path / "mnt", PYTHONPATH=os.pathsep.join([str(tmp_path / "mute"), *PATHS])) as mount:
+        assert os.listdir(mount.path / "org/name" / commit) == ["a"]
+        assert (tmp_path / "blocked").exists()
+        assert "its channel gave no sign of life" in mount.log()
+
+
 BAD_DISK = """
 import os, sys
 if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
     import types
-    import heliosfs.fuse.reads as module
+    from heliosfs.fuse import disk_threads, reads
     def refuse(*args):
         raise OSError(5, "Input/output error")
-    module.os = types.SimpleNamespace(**{**vars(os), "preadv": refuse})
+    for module in (disk_threads, reads):
+        module.os = types.SimpleNamespace(**{**vars(os), "preadv": refuse})
 """
 
 
@@ -331,7 +358,8 @@ if "HELIOS_KEEPER" in os.environ and "heliosfs" in sys.orig_argv:
             once("recorded")
         return done
     def closing(self, *ids):
-        if any(ids) and os.path.exists(os.path.join({markers!r}, "recorded")):
+        after_record = os.path.exists(os.path.join({markers!r}, "recorded")) and not self._modes.registering
+        if any(ids) and after_record:
             once("closing")
         close(self, *ids)
     Backings.register, IoModes.opened, Backings.close = registered, recorded, closing

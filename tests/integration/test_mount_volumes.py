@@ -18,7 +18,7 @@ from helios.errors import Conflict, InvalidInput, NotFound, RepoNotFound, Revisi
 from helios.home import Home
 from helios.http.client import HttpClient
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mounts import Mount, fails, kill, mounted, push, run, write
+from tests.support.mounts import MODES, Mount, fails, kill, mounted, push, run, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
@@ -70,12 +70,16 @@ class Model:
         return new
 
 
+IN_BOTH = pytest.mark.parametrize("mount", MODES, indirect=True)
+"""For what the way to the kernel might change; the rest is shown in the mode that this machine allows."""
+
+
 @pytest.fixture(scope="module")
-def mount(tmp_path_factory):
+def mount(tmp_path_factory, request):
     base = tmp_path_factory.mktemp("volumes")
     home = Home(base / "home")
     push(home, write(base / "first", {"x": b"x"}), "org/first")
-    with mounted(home, base / "mnt") as mount:
+    with mounted(home, base / "mnt", HELIOS_MOUNT__MODE=getattr(request, "param", "auto")) as mount:
         yield mount
 
 
@@ -88,6 +92,7 @@ def model(mount, tmp_path, request):
         call(mount, "DELETE", volume["id"])
 
 
+@IN_BOTH
 def test_a_volume_shows_its_commit_as_files_and_as_a_cache(mount, model):
     made = call(mount, "PUT", "pvc-1", {"model": model.name})
     commit = model.commit
@@ -121,6 +126,7 @@ def test_a_volume_stays_at_its_commit_when_the_ref_moves(mount, model):
     assert contents(mount.path / ".volumes/w/model") == NEW
 
 
+@IN_BOTH
 def test_a_volume_is_there_as_soon_as_it_is_made_and_gone_when_it_is_deleted(mount, model):
     """Also under an id that was looked up before, and under one that was another volume a moment ago."""
     path = mount.path / ".volumes/v"
@@ -177,6 +183,7 @@ def test_many_callers_at_once_make_one_volume(mount, model):
     assert all(result == results[0] for result in results)
 
 
+@IN_BOTH
 def test_an_open_directory_stays_readable_after_its_volume_is_deleted(mount, model):
     call(mount, "PUT", "v", {"model": model.name})
     directory = os.open(mount.path / ".volumes/v/model", os.O_RDONLY)

@@ -20,10 +20,13 @@ import pytest
 
 from helios.errors import HeliosError
 from helios.names import RepoId
+from heliosfs.store.recipe import MAX_BLOB
 from tests.support.command import Command
 from tests.support.hub_clients import run_client
 from tests.support.registry import Running, running_registry
 from tests.support.upstream import Fault, Upstream, rate_limited
+
+pytestmark = pytest.mark.both_databases
 
 BLOCK = 1 << 20
 MB = 1_000_000
@@ -106,10 +109,11 @@ def get(url: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, databases):
     home = tmp_path_factory.mktemp("pull") / "home"
     with Upstream() as hub:
-        helios = Command(home, HELIOS_REGISTRY__UPSTREAM=hub.url, HELIOS_REGISTRY__PULL_STALL_S=STALL_S)
+        settings = {"HELIOS_REGISTRY__UPSTREAM": hub.url, "HELIOS_REGISTRY__PULL_STALL_S": STALL_S}
+        helios = Command(home, **settings, **databases())
         with running_registry(helios) as registry:
             yield Pulling(hub, registry, helios, "", {})
 
@@ -127,10 +131,11 @@ def site(shared):
 
 
 @pytest.fixture
-def alone(tmp_path):
+def alone(tmp_path, databases):
     """A Hub and a home of the test's own: (hub, helios), no registry yet."""
     with Upstream() as hub:
-        yield hub, Command(tmp_path / "home", HELIOS_REGISTRY__UPSTREAM=hub.url, HELIOS_REGISTRY__PULL_STALL_S=STALL_S)
+        settings = {"HELIOS_REGISTRY__UPSTREAM": hub.url, "HELIOS_REGISTRY__PULL_STALL_S": STALL_S}
+        yield hub, Command(tmp_path / "home", **settings, **databases())
         assert hub.violations == []
 
 
@@ -319,6 +324,7 @@ def test_wrong_bytes_of_the_right_size_are_asked_for_once_more(site):
     assert site.hub.requests("^/repos/")[1].range_start is None, "from zero"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("at", [5, 2 * MB])
 def test_wrong_bytes_that_stay_wrong_are_refused(site, at):
     """At 5 the safetensors header is hit, at 2 MB the weights."""
@@ -337,6 +343,7 @@ def test_a_malformed_file_of_the_upstream_is_refused_by_name(site):
     assert len(site.hub.requests("^/repos/")) == 1, "the bytes are as listed, so there is no point in asking again"
 
 
+@pytest.mark.one_database
 def test_truncation_5xx_and_a_rate_limit_on_the_way(site):
     commit = site.commit()
     status, headers = rate_limited(1)
@@ -365,6 +372,7 @@ def test_a_branch_that_moves_in_between(site):
     assert site.held(new, ["config.json"]) == {"config.json": b"forced"}
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/abs", "a\\b", "a\nb", "x/../y"])
 def test_bad_paths_of_the_upstream_are_refused(site, path):
     site.commit({"config.json": b"{}", path: b"evil"})
@@ -384,16 +392,21 @@ def test_errors_say_what_to_do(site):
     assert "gave up after" in site.fails()
 
 
+@pytest.mark.one_database
 def test_no_space_is_said_before_anything_is_downloaded(site):
-    """The Hub lists a file larger than any disk."""
+    """The Hub lists files larger than any disk."""
     commit = site.commit()
     files = site.hub.repos[f"models/{site.repo}"].commits[commit]
-    files["model.safetensors"] = replace(files["model.safetensors"], size=1 << 55)
+    one = replace(files["model.safetensors"], size=MAX_BLOB)
+    files |= {f"model-{number}.safetensors": one for number in range(30)}
     said = site.fails()
-    assert re.search(r"needs \d{17} bytes .* but only \d+ are free", said)
+    assert re.search(r"needs \d{15} bytes .* but only \d+ are free", said)
     assert site.hub.requests("/resolve/") == []
+    files["model.safetensors"] = replace(one, size=1 << 55)
+    assert f"'model.safetensors' has {1 << 55} bytes" in site.fails()
 
 
+@pytest.mark.one_database
 def test_an_upstream_that_is_not_there_and_sigterm_while_one_hangs(alone, wait_for):
     hub, helios = alone
     files = {**fresh_files(), "big.safetensors": safetensors(5, 6 * MB)}
@@ -426,11 +439,11 @@ def test_an_upstream_that_is_not_there_and_sigterm_while_one_hangs(alone, wait_f
 # --- other upstreams and sizes ---------------------------------------------------------------------------------------
 
 
-def test_a_registry_is_an_upstream_for_another(site, tmp_path):
+def test_a_registry_is_an_upstream_for_another(site, tmp_path, databases):
     """Hub -> registry -> registry -> huggingface_hub: the same commit, the same ids, the same bytes."""
     commit = site.commit()
     site.pull()
-    edge = Command(tmp_path / "edge", HELIOS_REGISTRY__UPSTREAM=site.registry.url)
+    edge = Command(tmp_path / "edge", HELIOS_REGISTRY__UPSTREAM=site.registry.url, **databases())
     with running_registry(edge) as near:
         assert edge("pull", site.repo) == commit
         assert replace(site, registry=near).held(commit) == site.files
@@ -443,6 +456,7 @@ def test_a_registry_is_an_upstream_for_another(site, tmp_path):
         assert result == {path: hashlib.sha256(data).hexdigest() for path, data in site.files.items()}
 
 
+@pytest.mark.one_database
 def test_a_token_opens_a_gated_repository_and_memory_stays_bounded(alone):
     """Two large files at full speed: what the registry keeps in memory has nothing to do with their size."""
     hub, helios = alone

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from tests.support.registry import Running, running_registry
+from tests.support.terminal import on_a_terminal
+
+pytestmark = pytest.mark.both_databases
 
 WEIGHTS = random.Random(11).randbytes(5_000_000)
 
@@ -62,6 +65,7 @@ def test_json(registry: Running, helios: Any, model: Path) -> None:
         "logical_bytes": len(WEIGHTS) + 8,
         "new_bytes": len(WEIGHTS) + 8,
         "deduplicated_bytes": 0,
+        "sent_bytes": 0,
         "unchanged": False,
     }
     again = helios("push", model, "org/name@v1", "--json").json()
@@ -115,6 +119,7 @@ def test_what_is_not_there(registry: Running, helios: Any, model: Path) -> None:
     assert problem["code"] == "RepoNotFound"
 
 
+@pytest.mark.one_database
 def test_wrong_usage_exits_2(registry: Running, helios: Any, model: Path) -> None:
     for args in (
         ("push", model),
@@ -226,6 +231,7 @@ def break_size(model: Path) -> None:
     (model / "out.safetensors").write_bytes(tensors(header, 4))
 
 
+@pytest.mark.one_database
 def test_bad_directories_are_refused_naming_the_file(registry: Running, helios: Any, tmp_path: Path) -> None:
     breaks = {name: call for name, call in globals().items() if name.startswith("break_")}
     assert len(breaks) == 16
@@ -246,6 +252,7 @@ def test_an_empty_directory(registry: Running, helios: Any, tmp_path: Path) -> N
     assert "no file to publish" in helios("push", tmp_path / "empty", "org/name", code=1).err
 
 
+@pytest.mark.one_database
 def test_a_file_that_changes_meanwhile(
     registry: Running, helios: Any, model: Path, wait_for: Callable[..., None]
 ) -> None:
@@ -268,6 +275,7 @@ def test_a_file_that_changes_meanwhile(
     assert helios("ls", "--json").json() == []
 
 
+@pytest.mark.one_database
 def test_several_registries_the_first_that_answers(registry: Running, helios: Any, model: Path) -> None:
     dead = "http://127.0.0.1:9"
     commit = helios("push", model, "org/name", "--registry", dead, "--registry", registry.url).out
@@ -277,23 +285,9 @@ def test_several_registries_the_first_that_answers(registry: Running, helios: An
     assert dead in result.err
 
 
+@pytest.mark.one_database
 def test_a_progress_bar_only_on_a_terminal(registry: Running, helios: Any, model: Path) -> None:
-    import pty
-
-    from tests.conftest import HELIOS
-
-    primary, secondary = pty.openpty()
-    done = subprocess.run(
-        [str(HELIOS), "push", str(model), "org/name"],
-        env={**os.environ, **helios.environ, "TERM": "xterm", "COLUMNS": "100"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=secondary,
-        timeout=60,
-        check=True,
-    )
-    os.close(secondary)
-    shown = os.read(primary, 65536).decode(errors="replace")
-    os.close(primary)
-    assert len(done.stdout) == 41
-    assert "push org/name" in shown
+    done = on_a_terminal(helios, "push", model, "org/name")
+    assert done.code == 0
+    assert len(done.out) == 41
+    assert "push org/name" in done.err

@@ -11,7 +11,7 @@ import pytest
 from helios.errors import Quarantined
 from helios.home import Home
 from helios.names import RepoId
-from tests.support.mounts import mounted, push, run, write
+from tests.support.mounts import MODES, mounted, push, run, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
@@ -29,10 +29,11 @@ def quarantine(home, *args, code=0):
     return run(home, "quarantine", *args, code=code).stdout
 
 
-def test_nobody_reads_it_until_it_is_released(tmp_path):
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_reads_it_until_it_is_released(tmp_path, mode):
     home = Home(tmp_path / "home")
     push(home, write(tmp_path / "model", FILES), "org/m")
-    with mounted(home, tmp_path / "mnt") as mount:
+    with mounted(home, tmp_path / "mnt", HELIOS_MOUNT__MODE=mode) as mount:
         held = mount.path / "org/m/@main/pytorch_model.bin"
         assert (held.parent / "config.json").read_bytes() == b"{}"
         assert held.stat().st_size == len(FILES["pytorch_model.bin"])
@@ -50,6 +51,7 @@ def test_nobody_reads_it_until_it_is_released(tmp_path):
         quarantine(home, "release", "org/m", "pytorch_model.bin", code=1)
 
 
+@pytest.mark.both_databases
 def test_the_hub_api_and_the_native_api_say_why(helios, tmp_path):
     model = write(tmp_path / "model", FILES)
     with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:

@@ -3,9 +3,13 @@
 import contextlib
 import json
 
+import pytest
+
 from helios.names import RepoId
 from tests.support.mounts import write
 from tests.support.registry import running_registry
+
+pytestmark = pytest.mark.both_databases
 
 
 def test_tags_stay_aliases_move_and_everybody_sees_who_did_it(helios, tmp_path):
@@ -37,6 +41,25 @@ def test_tags_stay_aliases_move_and_everybody_sees_who_did_it(helios, tmp_path):
         assert [branch["name"] for branch in told["branches"]] == ["champion", "main"]
 
 
+def test_a_ref_is_removed_from_where_it_was_seen(helios, tmp_path):
+    with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
+        where = ("--registry", registry.url)
+
+        def push(content):
+            return helios("push", write(tmp_path / content, {"a": content.encode()}), "org/m", *where).out.strip()
+
+        first, second = push("one"), push("two")
+        told = helios("rm", "org/m@main", "--yes", "--expect", first, *where, code=1).err
+        assert f"it is {second}, expected {first}" in told
+        assert client.refs(RepoId.parse("org/m")) == {"main": second}
+        assert "--expect is about a ref" in helios("rm", "org/m", "--yes", "--expect", second, *where, code=2).err
+        for query, problem in (("&ref=main&expect=main", "not a commit"), (f"&expect={second}", "no ref is named")):
+            with client.http.request("DELETE", f"/api/v1/repos?repo=models/org/m{query}") as response:
+                assert (response.status, problem in response.read().decode()) == (400, True)
+        helios("rm", "org/m@main", "--yes", "--expect", second, *where)
+        assert client.refs(RepoId.parse("org/m")) == {}
+
+
 def test_what_is_deprecated_warns_and_what_is_retired_is_refused(helios, tmp_path):
     with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
         where = ("--registry", registry.url)
@@ -61,6 +84,9 @@ def test_what_is_deprecated_warns_and_what_is_retired_is_refused(helios, tmp_pat
         assert "leaks" in helios("show", f"org/m@{first}", *where, code=1).err
         assert ask("/org/m/resolve/main/a")[0] == 200
         assert client.resolve(RepoId.parse("org/m"), "main").commit == second
+        helios("deprecate", "org/m", "-m", "gone", "--retire", *where)
+        status, _, body = ask("/api/models")
+        assert (status, body) == (200, b"[]"), "a list goes on without it"
         helios("deprecate", "org/m", "--undo", *where)
         helios("deprecate", f"org/m@{first}", "--undo", *where)
         assert "x-hf-warning" not in ask(f"/org/m/resolve/{first}/a")[1]

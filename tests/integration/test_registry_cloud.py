@@ -16,7 +16,8 @@ from tests.support.cloud_servers import SECRET, azurite, credentials, gcs, moto
 from tests.support.cloud_site import FILES, LARGE, MIDDLE, CloudSite, cloud_site, running
 from tests.support.command import Command
 from tests.support.hub_clients import VERSIONS, run_client
-from tests.support.mounts import mounted
+from tests.support.mounts import mounted, write
+from tests.support.weights import model, numbers
 
 LARGE_NAME = "data/part 1 (ü).bin"
 LARGE_URL = "/org/m/resolve/main/data/part%201%20(%C3%BC).bin"
@@ -29,8 +30,8 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, s3):
-    with cloud_site(tmp_path_factory.mktemp("site"), s3) as found:
+def site(tmp_path_factory, s3, databases):
+    with cloud_site(tmp_path_factory.mktemp("site"), s3, databases) as found:
         yield found
 
 
@@ -56,6 +57,7 @@ def ask(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
         return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
 
 
+@pytest.mark.both_databases
 def test_what_was_pushed_lies_in_the_bucket_and_nowhere_else(site: CloudSite, s3) -> None:
     with credentials(s3):
         import botocore.session
@@ -145,6 +147,24 @@ def test_a_mount_reads_from_the_store_itself(site: CloudSite, tmp_path: Path) ->
     assert sum(seen.sent for seen in site.direct()) >= len(LARGE) + len(MIDDLE)
 
 
+@pytest.mark.both_databases
+def test_what_is_compressed_comes_from_the_store_itself_to_nodes_and_through_the_registry_to_others(
+    site: CloudSite, tmp_path: Path
+) -> None:
+    data = model({"w": ("BF16", numbers("BF16", 5 << 20, 1))})
+    site.helios("push", str(write(tmp_path / "cold", {"model.safetensors": data})), "org/cold")
+    told = json.loads(site.helios("store", "compress", "org/cold", "--unread-for", "0", "--json"))
+    assert (told["compressed"], told["problems"]) == (1, [])
+    site.proxy.calm()
+    before = site.metric("helios_registry_sent_bytes_total")
+    with mounted(Home(tmp_path / "node"), tmp_path / "mnt", HELIOS_REGISTRY__URLS=site.url):
+        assert (tmp_path / "mnt/org/cold/@main/model.safetensors").read_bytes() == data
+    assert site.metric("helios_registry_sent_bytes_total") == before, "no byte came through the registry"
+    assert sum(seen.sent for seen in site.direct()) < 0.75 * len(data)
+    status, _, body = ask(f"{site.url}/org/cold/resolve/main/model.safetensors")
+    assert (status, body == data) == (200, True), "a client that knows no codec gets it decoded, not redirected"
+
+
 @pytest.mark.parametrize("status", [403, 400, 503])
 def test_a_mount_gets_over_expired_addresses_and_a_store_that_is_busy(
     site: CloudSite, tmp_path: Path, status: int
@@ -212,8 +232,9 @@ def test_no_secret_is_ever_told(tmp_path: Path, s3) -> None:
         assert not [each for each in told if secret in each]
 
 
-def test_a_registry_starts_again_and_finds_everything(tmp_path: Path, s3) -> None:
-    with cloud_site(tmp_path, s3) as site:
+@pytest.mark.both_databases
+def test_a_registry_starts_again_and_finds_everything(tmp_path: Path, s3, databases) -> None:
+    with cloud_site(tmp_path, s3, databases) as site:
         site.registry.kill()
         with running(site.helios, tmp_path / "again.log") as registry:
             assert ask(registry.url + "/org/m/resolve/main/middle.bin")[2] == MIDDLE
@@ -221,17 +242,18 @@ def test_a_registry_starts_again_and_finds_everything(tmp_path: Path, s3) -> Non
             site.proxy.fault("list-type=2", status=403, times=-1)
             assert ask(registry.url + "/readyz")[0] == 503
             assert ask(registry.url + "/healthz")[0] == 200
+            site.proxy.calm()
         other = Command(tmp_path / "other-home", **site.helios.env)
-        other.env["HELIOS_HOME"] = str(tmp_path / "other-home")
+        other.env |= {"HELIOS_HOME": str(tmp_path / "other-home"), **databases()}
         _, err = other.both("registry", "--port", "0", code=1)
         assert "belongs to another registry" in err
 
 
-@pytest.mark.parametrize("kind", ["azure", "gcs", "s3 through fsspec"])
+@pytest.mark.parametrize("kind", ["azure", "gcs", "s3 through fsspec", "azure through fsspec"])
 def test_other_services_from_end_to_end(tmp_path: Path, kind: str) -> None:
     """Azurite and the fake of GCS check what is signed: an address that was tampered with is refused."""
     (tmp_path / "server").mkdir()
-    start = {"azure": azurite, "gcs": gcs, "s3 through fsspec": moto}[kind]
+    start = {"azure": azurite, "gcs": gcs, "s3": moto}[kind.partition(" ")[0]]
     more = {"store_engine": "fsspec"} if "fsspec" in kind else {}
     with start(tmp_path / "server") as server, cloud_site(tmp_path, server, **more) as site:
         status, headers, _ = ask(site.url + LARGE_URL)

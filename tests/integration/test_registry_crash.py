@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,13 @@ from helios.registry_client import RegistryClient
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.manifest import Manifest
 from registry.catalog import Catalog
-from registry.metadata.database import Database
+from registry.metadata import claims
+from registry.metadata.database import Changes, Database
+from tests.support.disks import fill_up
+from tests.support.postgres import Databases, metadata_of
 from tests.support.registry import Running, running_registry
+
+pytestmark = pytest.mark.both_databases
 
 BASE = RepoId.parse("org/base")
 VICTIM = RepoId.parse("org/victim")
@@ -38,18 +45,17 @@ def make_model(directory: Path, seed: int, files: int, size: int) -> Path:
     return directory
 
 
-def check_whole(home: Home) -> dict[str, dict[str, str]]:
+def check_whole(home: Home, settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Every commit of the home's store reads back whole and no object is unaccounted for; returns the refs."""
-    database = Database.sqlite(home.registry / "metadata.db")
-    with contextlib.closing(database), DirectoryStore(home.store) as store:
+    with contextlib.closing(metadata_of(home, settings)) as database, DirectoryStore(home.store) as store:
         catalog = Catalog(database, store)
         needed = set()
         for info in catalog.repos():
             for commit in info.refs.values():
                 record = catalog.commit_record(info.repo, commit)
                 needed |= {f"manifests/{record.manifest}", f"commits/{commit}"}
-                for entry in catalog.manifest(info.repo, commit).files.values():
-                    reader = catalog.blob_reader(info.repo, entry.sha256)
+                for entry in catalog.contents.manifest(info.repo, commit).files.values():
+                    reader = catalog.contents.blob_reader(info.repo, entry.sha256)
                     reader.verify()
                     assert reader.size == entry.size
                     needed |= {f"recipes/{entry.recipe}", f"blobs/{entry.sha256}"}
@@ -60,10 +66,12 @@ def check_whole(home: Home) -> dict[str, dict[str, str]]:
         return {str(info.repo): info.refs for info in catalog.repos()}
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("seed", range(3))
 def test_a_registry_killed_during_a_push_shows_nothing_of_it(
     helios: Any, helios_home: Home, tmp_path: Path, seed: int
 ) -> None:
+    """On PostgreSQL: test_registry_kills.py, and by chunks test_push_chunks.py."""
     base = make_model(tmp_path / "base", 1, 2, 100_000)
     victim = make_model(tmp_path / "victim", 2 + seed, 12, 3_000_000)
     with running_registry(helios) as registry:
@@ -88,18 +96,20 @@ def test_a_registry_killed_during_a_push_shows_nothing_of_it(
         assert refs["models/org/base"] == {"main": kept}
         if acknowledged:
             assert refs["models/org/victim"] == {"main": acknowledged[0]}
-    assert check_whole(helios_home).keys() == refs.keys()
+    assert check_whole(helios_home, helios.environ).keys() == refs.keys()
     with running_registry(helios) as registry, contextlib.closing(registry.client(registry.socket)) as client:
         commit = publish(client, victim, VICTIM, "main").commit
         at = client.resolve(VICTIM, "main")
         assert at.commit == commit
         assert len(Manifest.decode(client.manifest(VICTIM, commit), at.manifest).files) == 12
-    check_whole(helios_home)
+    check_whole(helios_home, helios.environ)
 
 
+@pytest.mark.one_database
 def test_a_pusher_killed_in_the_middle_leaves_nothing(
     helios: Any, helios_home: Home, tmp_path: Path, wait_for: Callable[..., None]
 ) -> None:
+    """Where processes share a database a push outlives the one that began it, until it was idle for too long."""
     victim = make_model(tmp_path / "victim", 9, 10, 4_000_000)
     with running_registry(helios) as registry:
         process = helios.start("push", victim, "org/victim", "--registry", registry.url, stderr=subprocess.DEVNULL)
@@ -109,7 +119,7 @@ def test_a_pusher_killed_in_the_middle_leaves_nothing(
             process.wait(10)
             assert client.repos() == []
     # The registry's end gives the unfinished push up.
-    assert check_whole(helios_home) == {}
+    assert check_whole(helios_home, helios.environ) == {}
 
 
 def test_an_interrupted_push_is_given_up_at_once(
@@ -180,6 +190,7 @@ def test_a_full_store(helios: Any, tmp_path: Path, small_disk: Path, wait_for: C
             publish(client, small, VICTIM, "main")
 
 
+@pytest.mark.one_database
 def test_a_full_home(helios: Any, tmp_path: Path, small_disk: Path, wait_for: Callable[..., None]) -> None:
     """Metadata and store on one disk, through the command line and the embedded registry."""
     env = {"HELIOS_HOME": str(small_disk / "home")}
@@ -193,9 +204,10 @@ def test_a_full_home(helios: Any, tmp_path: Path, small_disk: Path, wait_for: Ca
     wait_for(lambda: free_bytes(small_disk) > 12_000_000, what="the space of the failed push coming back")
     home = Home(small_disk / "home")
     wait_for(lambda: not (home.run / "registry.json").exists(), 15, "the registry's end")
-    assert check_whole(home).keys() == {"models/org/base"}
+    assert check_whole(home, helios.environ).keys() == {"models/org/base"}
 
 
+@pytest.mark.one_database
 def test_a_disk_that_is_full_already(helios: Any, tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk)))
     result = helios("ls", env={"HELIOS_HOME": str(small_disk / "home")}, code=1)
@@ -203,6 +215,99 @@ def test_a_disk_that_is_full_already(helios: Any, tmp_path: Path, small_disk: Pa
     assert "No space left" in result.err or "full" in result.err
 
 
+IMPATIENT = """
+import errno, os, sys
+from pathlib import Path
+from registry import threads, upkeep
+from registry.gc import jobs
+from registry.burial import bury
+jobs.BURY_S = upkeep.AGAIN_S = 0.2
+begin = Path(os.environ["BEGIN"])
+jobs.bury = lambda database, store: bury(database, store) if begin.exists() else 0
+if len(sys.argv) > 1 and sys.argv[1] == "breaking":
+    del sys.argv[1]
+    broken, whole = set(), threads.Threads.__call__
+    async def call(self, call, /, *args, **kwargs):
+        if self._executor._thread_name_prefix == "upkeep" and call.__qualname__ not in broken:
+            broken.add(call.__qualname__)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return await whole(self, call, *args, **kwargs)
+    threads.Threads.__call__ = call
+from helios.cli.main import main
+sys.exit(main())
+"""
+"""The registry, with upkeep that is due all the time; ``breaking``: each thing it does breaks the first time."""
+
+
+@contextlib.contextmanager
+def impatient(home: Path, log: Path, *args: str, **settings: str) -> Iterator[Running]:
+    command = [sys.executable, "-c", IMPATIENT, *args, "registry", "--port", "0", "--json"]
+    environ = {
+        **os.environ,
+        "HELIOS_HOME": str(home),
+        "HELIOS_LOG__FORMAT": "json",
+        "BEGIN": str(log.with_name("begin")),
+        **settings,
+    }
+    with log.open("w") as stderr, subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=stderr, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            yield Running(process, json.loads(process.stdout.readline()))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
+def told(log: Path, message: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, log.read_text().splitlines()) if line["message"] == message]
+
+
+@pytest.mark.one_database
+def test_a_disk_that_fills_up_is_no_reason_to_end(
+    tmp_path: Path, small_disk: Path, wait_for: Callable[..., None]
+) -> None:
+    """What was given up can't be noted as deleted then; what is held is served, and room makes all well."""
+    home, log = Home(small_disk / "home"), tmp_path / "log"
+    with impatient(home.root, log) as registry, contextlib.closing(registry.client()) as client:
+        publish(client, make_model(tmp_path / "fits", 1, 2, 1_000_000), BASE, "main")
+        with contextlib.closing(Database.sqlite(home.registry / "metadata.db")) as database:
+            # Each is a row to be crossed off, and that needs room.
+            with database.write(changes=Changes.NOTHING) as connection:
+                claims.doom(connection, [f"public/blobs/{number:02x}/{number:064x}" for number in range(64)])
+            others = fill_up(small_disk)
+            log.with_name("begin").touch()
+            wait_for(lambda: len(told(log, "could not clean up; trying again later")) >= 3, 30, what="failing, thrice")
+            assert "is full" in told(log, "could not clean up; trying again later")[0]["error"]
+            assert registry.process.poll() is None
+            assert client.manifest(BASE, client.resolve(BASE, "main").commit)
+            others.unlink()
+
+            def buried() -> bool:
+                with database.read() as connection:
+                    return not claims.some_doomed(connection, database.kind.now, 1)
+
+            wait_for(buried, 30, what="their being crossed off")
+        publish(client, make_model(tmp_path / "more", 2, 1, 1_000_000), VICTIM, "main")
+
+
+def test_upkeep_that_breaks_is_begun_again_and_ends_nothing(
+    helios_home: Home, tmp_path: Path, wait_for: Callable[..., None], databases: Databases
+) -> None:
+    log = tmp_path / "log"
+    with (
+        impatient(helios_home.root, log, "breaking", **databases()) as registry,
+        contextlib.closing(registry.client()) as client,
+    ):
+        upkeep = {"pushes", "store", "uploads", "jobs", "usage"}
+        again = "upkeep broke; trying again later"
+        wait_for(lambda: {line["what"] for line in told(log, again)} >= upkeep, 30, what="all of it breaking")
+        publish(client, make_model(tmp_path / "fits", 1, 2, 1_000), BASE, "main")
+        assert registry.process.poll() is None
+
+
+@pytest.mark.one_database
 def test_memory_stays_bounded(helios: Any, tmp_path: Path) -> None:
     """200 MB in and out in parallel: RssAnon + RssShmem stay below 150 MB (the promise is 300 for any size)."""
     directory = tmp_path / "model"

@@ -28,6 +28,8 @@ from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
 from tests.support.registry import Running, running_registry
 
+pytestmark = pytest.mark.both_databases
+
 ONE = RepoId.parse("org/one")
 WEIGHTS = random.Random(7).randbytes(9_000_001)
 
@@ -176,6 +178,7 @@ BAD_REQUESTS = [
 ]
 
 
+@pytest.mark.one_database
 def test_bad_requests_are_refused_in_json(registry: Running) -> None:
     for method, path, status in BAD_REQUESTS:
         found, _, body = ask(registry.url, method, path)
@@ -210,11 +213,13 @@ def test_bad_bodies_are_refused(registry: Running) -> None:
     assert ask(registry.url, "GET", "/api/v1/repos")[2] == b'{"repos":[]}'
 
 
+@pytest.mark.one_database
 def test_a_huge_json_body_is_refused_without_being_kept(registry: Running) -> None:
     status, _, _ = ask(registry.url, "POST", "/api/v1/pushes", body=b" " * (33 << 20))
     assert status == 400
 
 
+@pytest.mark.one_database
 def test_ranges(registry: Running, client: RegistryClient, model: Path) -> None:
     publish(client, model, ONE, "main")
     path = object_path(client)
@@ -244,6 +249,7 @@ def headers_of(registry: Running, path: str) -> dict[str, str]:
     return headers
 
 
+@pytest.mark.one_database
 def test_head_says_what_get_would(registry: Running, client: RegistryClient, model: Path) -> None:
     publish(client, model, ONE, "main")
     headers = headers_of(registry, object_path(client))
@@ -251,6 +257,7 @@ def test_head_says_what_get_would(registry: Running, client: RegistryClient, mod
     assert headers["accept-ranges"] == "bytes"
 
 
+@pytest.mark.one_database
 def test_a_connection_serves_many_objects(registry: Running, client: RegistryClient, model: Path) -> None:
     publish(client, model, ONE, "main")
     path = object_path(client)
@@ -265,6 +272,7 @@ def test_a_connection_serves_many_objects(registry: Running, client: RegistryCli
     connection.close()
 
 
+@pytest.mark.one_database
 def test_clients_that_leave_in_the_middle_are_no_trouble(
     registry: Running, client: RegistryClient, model: Path, wait_for: Any
 ) -> None:
@@ -292,6 +300,7 @@ def test_clients_that_leave_in_the_middle_are_no_trouble(
     assert ask(registry.url, "GET", "/readyz")[0] == 200
 
 
+@pytest.mark.one_database
 def test_slow_clients_hold_nobody_up(registry: Running, client: RegistryClient, model: Path) -> None:
     publish(client, model, ONE, "main")
     parts, path = urlsplit(registry.url), object_path(client)
@@ -306,12 +315,13 @@ def test_slow_clients_hold_nobody_up(registry: Running, client: RegistryClient, 
         sock.close()
 
 
+@pytest.mark.one_database
 def test_local_files_only_for_the_own_user_over_the_unix_socket(
     registry: Running, client: RegistryClient, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"12345")
-    push = client.start_push(ONE, "main", [{"path": "a", "size": 5}], message="", author="")
+    push = client.start_push(ONE, "main", [{"path": "a", "size": 5}], message="", author="").push
     where = f"/api/v1/pushes/{push}/files"
     with pytest.raises(Forbidden, match="unix socket"):
         client.http.bytes("PUT", where, params={"path": "a", "local": str(secret)})
@@ -335,7 +345,7 @@ def test_a_push_is_all_or_nothing(registry: Running, client: RegistryClient, tmp
     file = tmp_path / "a"
     file.write_bytes(b"12345")
     files = [{"path": "a", "size": 5}, {"path": "b", "size": 5}]
-    push = client.start_push(ONE, "main", files, message="", author="")
+    push = client.start_push(ONE, "main", files, message="", author="").push
     client.put_file(push, "a", file, 5)
     with pytest.raises(InvalidInput, match="'b'"):
         client.commit_push(push)
@@ -347,8 +357,9 @@ def test_a_push_is_all_or_nothing(registry: Running, client: RegistryClient, tmp
         client.commit_push(push)
 
 
+@pytest.mark.one_database
 def test_bodies_of_the_wrong_length(registry: Running, client: RegistryClient) -> None:
-    push = client.start_push(ONE, "main", [{"path": "a", "size": 5}], message="", author="")
+    push = client.start_push(ONE, "main", [{"path": "a", "size": 5}], message="", author="").push
     where = f"/api/v1/pushes/{push}/files?path=a"
     for body in (b"1234", b"123456", b"", b"x" * 5_000_000):
         status, _, answer = ask(registry.url, "PUT", where, body=body)
@@ -360,10 +371,11 @@ def test_bodies_of_the_wrong_length(registry: Running, client: RegistryClient) -
         client.push_state(push)
 
 
+@pytest.mark.one_database
 def test_a_sender_that_vanishes_leaves_nothing(
     registry: Running, client: RegistryClient, helios_home: Any, wait_for: Any
 ) -> None:
-    push = client.start_push(ONE, "main", [{"path": "a", "size": 50_000_000}], message="", author="")
+    push = client.start_push(ONE, "main", [{"path": "a", "size": 50_000_000}], message="", author="").push
     parts = urlsplit(registry.url)
     sock = socket.create_connection((parts.hostname, parts.port), timeout=10)
     head = f"PUT /api/v1/pushes/{push}/files?path=a HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n"
@@ -380,7 +392,7 @@ def test_a_sender_that_vanishes_leaves_nothing(
 
 
 def test_giving_up_interrupts_what_is_under_way(registry: Running, client: RegistryClient) -> None:
-    push = client.start_push(ONE, "main", [{"path": "a", "size": 50_000_000}], message="", author="")
+    push = client.start_push(ONE, "main", [{"path": "a", "size": 50_000_000}], message="", author="").push
     parts = urlsplit(registry.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as sock:
         head = f"PUT /api/v1/pushes/{push}/files?path=a HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n"
@@ -402,7 +414,7 @@ def test_of_concurrent_pushes_to_one_ref_one_wins(registry: Running, client: Reg
         mine = registry.client()
         file = tmp_path / f"f{number}"
         file.write_bytes(b"%d" % number)
-        push = mine.start_push(ONE, "main", [{"path": "f", "size": 1}], message="", author="")
+        push = mine.start_push(ONE, "main", [{"path": "f", "size": 1}], message="", author="").push
         mine.put_file(push, "f", file, 1)
         ready.wait(20)
         try:
@@ -455,6 +467,7 @@ def test_health_and_metrics(registry: Running, client: RegistryClient, model: Pa
     assert 'helios_registry_ingested_bytes_total{result="new"} ' in text
 
 
+@pytest.mark.one_database
 def test_objects_leave_with_sendfile(registry: Running, client: RegistryClient, model: Path) -> None:
     """What sendfile(2) moves is in the kernel's count of written bytes (wchar); what send(2) moves is not."""
     publish(client, model, ONE, "main")

@@ -85,8 +85,8 @@ class Group:
                         manifest_key("public", record.manifest),
                         commit_key("public", info.repo, record.commit),
                     }
-                    for entry in catalog.manifest(info.repo, record.commit).files.values():
-                        catalog.blob_reader(info.repo, entry.sha256).verify()
+                    for entry in catalog.contents.manifest(info.repo, record.commit).files.values():
+                        catalog.contents.blob_reader(info.repo, entry.sha256).verify()
                         needed |= {blob_key("public", entry.sha256), recipe_key("public", entry.recipe)}
             stored = {info.key for info in store.list("public/") if "/registry/" not in info.key}
             assert stored >= needed
@@ -125,7 +125,7 @@ def test_a_push_wanders_and_its_commit_is_seen_everywhere(group: Group, tmp_path
         first = None
         for round_ in range(6):
             model = files(tmp_path / f"m{round_}", round_)
-            push = next(turns).start_push(ONE, "main", announced(model), message="", author="")
+            push = next(turns).start_push(ONE, "main", announced(model), message="", author="").push
             for file in sorted(model.iterdir()):
                 next(turns).put_file(push, file.name, file, file.stat().st_size)
             assert next(turns).push_state(push).files == 3
@@ -143,7 +143,7 @@ def test_a_push_wanders_and_its_commit_is_seen_everywhere(group: Group, tmp_path
             next(turns)
         b.delete(ONE, "dev")
         assert a.refs(ONE).keys() == {"main"}
-        given_up = a.start_push(ONE, "main", announced(model), message="", author="")
+        given_up = a.start_push(ONE, "main", announced(model), message="", author="").push
         b.abort_push(given_up)
         with pytest.raises(NotFound):
             a.commit_push(given_up)
@@ -158,7 +158,7 @@ def test_of_concurrent_pushes_of_one_ref_one_wins(group: Group, tmp_path: Path) 
             pushes = []
             for side, client in enumerate(clients):
                 model = files(tmp_path / f"m{round_}{side}", 2 * round_ + side)
-                push = client.start_push(ONE, "main", announced(model), message="", author="")
+                push = client.start_push(ONE, "main", announced(model), message="", author="").push
                 for file in model.iterdir():
                     client.put_file(push, file.name, file, file.stat().st_size)
                 pushes.append((client, push))
@@ -214,7 +214,7 @@ def test_a_process_killed_in_the_middle_of_pushes_costs_nothing(
 
             repo, model = RepoId.parse(f"org/m{number}"), models[number]
             listed = announced(model)
-            push = anywhere(lambda c: c.start_push(repo, "main", listed, message="", author=""))
+            push = anywhere(lambda c: c.start_push(repo, "main", listed, message="", author="").push)
             for file in sorted(model.iterdir()):
                 anywhere(lambda c, f=file: c.put_file(push, f.name, f, f.stat().st_size))
             try:
@@ -235,7 +235,7 @@ def test_a_process_killed_in_the_middle_of_pushes_costs_nothing(
         for number, commit in outcomes.items():
             assert survivor.resolve(RepoId.parse(f"org/m{number}"), "main").commit == commit
         # A push that a dead process took and nobody continues is given up like any other.
-        left = survivor.start_push(ONE, "main", announced(models[0]), message="", author="")
+        left = survivor.start_push(ONE, "main", announced(models[0]), message="", author="").push
         survivor.abort_push(left)
         (a,) = group.start("a")  # comes back
         with contextlib.closing(a.client()) as client:
@@ -251,7 +251,7 @@ def test_a_stopped_process_whose_lease_is_over_can_not_harm(
     a, b = group.start("a", "b")
     model = files(tmp_path / "m", 1, 1, 30_000_000)
     with contextlib.closing(a.client()) as at_a, contextlib.closing(b.client()) as at_b:
-        push = at_a.start_push(ONE, "main", announced(model), message="", author="")
+        push = at_a.start_push(ONE, "main", announced(model), message="", author="").push
         (file,) = model.iterdir()
         problems: list[HeliosError] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -19,6 +20,7 @@ from tests.fakes.vllm.cases import Case
 from tests.fakes.vllm.client import Control
 from tests.fakes.vllm.contract import differences
 from tests.fakes.vllm.fixtures import Allowed, allowed_violations, fake_vllm
+from tests.fakes.vllm.server import Listener
 
 __all__ = ["allowed_violations", "fake_vllm"]
 Start = Callable[..., Control]
@@ -217,3 +219,23 @@ def read_all(control: Control, body: Any, partial: bool = True) -> bytes:
         return got
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_port_that_closes_leaves_no_connection_however_far_it_had_got(turns: int) -> None:
+    async def main(client: socket.socket) -> bytes:
+        listener = Listener(None, "127.0.0.1", 0, 5, lambda text: None)
+        await listener.open()
+        client.connect((listener.host, listener.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await listener.close()
+        await listener.drain()
+        try:
+            return client.recv(1)
+        except ConnectionResetError:
+            return b""
+
+    with socket.socket() as client:
+        client.settimeout(5)
+        assert asyncio.run(main(client)) == b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -39,7 +38,7 @@ def killable() -> Iterator[tuple[Control, subprocess.Popen[str]]]:
 
 def test_requests_spread_evenly_over_idle_workers(fake_vllm: Start, start_router: StartRouter) -> None:
     fakes = [fake_vllm("tiny") for _ in range(3)]
-    router = start_router(*fakes)
+    router = start_router(*fakes, args=("--policy", "least-requests"))
     for _ in range(30):
         assert router.chat().status == 200
     assert [len(fake.journal()) for fake in fakes] == [10, 10, 10]
@@ -48,7 +47,7 @@ def test_requests_spread_evenly_over_idle_workers(fake_vllm: Start, start_router
 def test_a_busy_worker_gets_no_more_while_others_are_idle(fake_vllm: Start, start_router: StartRouter) -> None:
     slow, *fast = (fake_vllm("tiny"), fake_vllm("tiny"), fake_vllm("tiny"))
     slow.fault("stall", after_bytes=10, times=None)
-    router = start_router(slow, *fast)
+    router = start_router(slow, *fast, args=("--policy", "least-requests"))
     sock, answer = stream(router.address, "/v1/chat/completions", LONG)
     while not slow.journal():  # the first goes to one of the three, until the slow one has its stream
         answer.close()
@@ -112,7 +111,7 @@ def test_worker_comes_back(fake_vllm: Start, start_router: StartRouter, wait_for
     fake.accept()
     wait_for(lambda: router.up() == 1, what="up")
     assert router.chat().status == 200
-    assert [m["message"] for m in router.messages() if m["message"].startswith("a worker")] == [
+    assert [m["message"] for m in router.messages() if m["message"].startswith("a worker is")] == [
         "a worker is up", "a worker is down", "a worker is up",
     ]  # fmt: skip
 
@@ -167,7 +166,7 @@ def test_garbage_from_a_worker_is_502(fake_vllm: Start, start_router: StartRoute
     assert router.chat().status == 200
 
 
-@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 502])
 def test_errors_of_a_worker_are_passed_on_as_they_are(fake_vllm: Start, start_router: StartRouter, status: int) -> None:
     one, two = fake_vllm("tiny"), fake_vllm("tiny")
     router = start_router(one, two)
@@ -306,12 +305,13 @@ def test_a_body_that_stops_coming_is_given_up(fake_vllm: Start, start_router: St
 
 def test_many_requests_leave_nothing_behind(fake_vllm: Start, start_router: StartRouter, wait_for: Any) -> None:
     one, two = fake_vllm("tiny"), fake_vllm("tiny")
-    router = start_router(one, two)
+    router = start_router(one, two, args=("--policy", "least-requests"))
     for _ in range(20):
         router.chat()
-    files = len(os.listdir(f"/proc/{router.process.pid}/fd"))
+    files = router.open_files()
     for number in range(500):
         assert router.chat(stream=number % 2 == 0).status == 200
+    assert len(one.journal()) == len(two.journal()) == 260
     barrier = threading.Barrier(200)
 
     def one_of_many(number: int) -> int:
@@ -323,13 +323,8 @@ def test_many_requests_leave_nothing_behind(fake_vllm: Start, start_router: Star
     assert router.in_flight() == 0
     assert router.metric("helios_router_requests_total", status="200") == 720
     assert one.metric("vllm:num_requests_running") == two.metric("vllm:num_requests_running") == 0
-    counts = (len(one.journal()), len(two.journal()))
-    assert sum(counts) == 720
-    assert abs(counts[0] - counts[1]) < 50
-    wait_for(
-        lambda: len(os.listdir(f"/proc/{router.process.pid}/fd")) <= files + 2,
-        timeout_s=15, what="connections to be closed",
-    )  # fmt: skip
+    assert len(one.journal()) + len(two.journal()) == 720  # of a burst, the worker that is faster gets more
+    wait_for(lambda: router.open_files() <= files + 2, timeout_s=15, what="connections to be closed")
 
 
 def test_a_name_under_which_a_worker_does_not_serve_is_named_in_the_log(

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from tests.support.routing import CHAT, RouterProcess, StartRouter, address_of, 
 
 __all__ = ["allowed_violations", "fake_vllm", "start_router"]
 Start = Callable[..., Control]
+HOT_PATH = os.environ.get("HELIOS_TEST_HOT_PATH", "interpreted")
+"""What routers are here; read before ``helios_home`` clears such settings away."""
 
 
 @pytest.fixture
@@ -51,6 +54,13 @@ def test_streams_and_whole_answers_come_byte_for_byte(fake: Control, router: Rou
                 got.append((answer.status, answer.headers["content-type"], sha256(answer.read())))
         assert got[0] == got[1], path
         assert fake.journal(path)[-1]["sent_sha256"] == got[1][2]
+
+
+def test_the_log_says_whether_the_hot_path_is_compiled(router: RouterProcess) -> None:
+    """scripts/compiled_tests.py says when it has to be."""
+    lines = [json.loads(line) for line in router.log.read_text().splitlines()]
+    (first,) = [line for line in lines if line["message"] == "the router starts"]
+    assert (first["hot_path"], first["processes"]) == (HOT_PATH, 1)
 
 
 def test_headers_of_an_answer_are_the_workers(fake: Control, router: RouterProcess) -> None:
@@ -89,7 +99,8 @@ def test_request_headers_pass_without_those_of_the_connection(fake: Control, rou
         "POST /v1/completions?beta=true&a=%2F HTTP/1.1\r\nHost: public.example\r\nContent-Type: application/json\r\n"
         "Connection: close, X-Secret, Keep-Alive\r\nX-Secret: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\n"
         "Proxy-Authorization: Basic x\r\nProxy-Connection: keep-alive\r\nTrailer: x\r\n"
-        "Authorization: Bearer client-key\r\nTraceparent: 00-1-2-01\r\nAccept-Encoding: zstd\r\n"
+        f"Authorization: Bearer client-key\r\nTraceparent: 00-{'a' * 32}-{'b' * 16}-01\r\nTracestate: v=1\r\n"
+        "Accept-Encoding: zstd\r\n"
         f"X-Two: 1\r\nX-Two: 2\r\nX-Name: käse\r\nX-Request-Id: abc-1\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     answer = converse(router.address, head.encode() + body)
@@ -97,12 +108,14 @@ def test_request_headers_pass_without_those_of_the_connection(fake: Control, rou
     assert b"\r\nx-request-id: abc-1\r\n" in answer
     record = fake.journal()[-1]
     assert record["target"] == "/v1/completions?beta=true&a=%2F"
+    (parent,) = (value for name, value in record["headers"] if name == "traceparent")
+    assert re.fullmatch(f"00-{'a' * 32}-(?!{'b' * 16})[0-9a-f]{{16}}-01", parent)
     assert sorted(map(tuple, record["headers"])) == sorted(
         [
             ("host", fake.url.removeprefix("http://")), ("content-type", "application/json"),
-            ("authorization", "Bearer client-key"), ("traceparent", "00-1-2-01"), ("accept-encoding", "zstd"),
+            ("authorization", "Bearer client-key"), ("tracestate", "v=1"), ("accept-encoding", "zstd"),
             ("x-two", "1"), ("x-two", "2"), ("x-name", "käse".encode().decode("latin-1")), ("x-request-id", "abc-1"),
-            ("content-length", str(len(body))),
+            ("content-length", str(len(body))), ("traceparent", parent),
         ]
     )  # fmt: skip
 
@@ -267,15 +280,31 @@ def test_compressed_bodies_are_refused_and_compressed_answers_passed(fake: Contr
 
 def test_too_large_bodies_are_refused_whether_announced_or_not(fake: Control, start_router: StartRouter) -> None:
     router = start_router(fake, max_body_mib=1)
-    fits = json.dumps({"model": "tiny", "prompt": "x", "pad": ""})[:-2] + "p" * (2**20 - 100) + '"}'
-    assert router.request("POST", "/v1/completions", fits.encode()).status == 200
-    answer = router.request("POST", "/v1/completions", b"x" * (2**20 + 1))
+    start = b'{"model": "tiny", "prompt": "x", "pad": "'
+    fits = start + b"p" * (2**20 - len(start) - 2) + b'"}'
+    assert router.request("POST", "/v1/completions", fits).status == 200
+    answer = router.request("POST", "/v1/completions", fits + b" ")
     assert (answer.status, answer.json()["error"]["code"]) == (413, "request_too_large")
+    for body, status in ((fits, 200), (fits + b" ", 413)):
+        chunked = http.client.HTTPConnection(*router.address, timeout=10)
+        chunked.request(
+            "POST", "/v1/completions", iter([body[:1000], body[1000:]]), {"content-type": "application/json"}
+        )
+        assert chunked.getresponse().status == status
+        chunked.close()
     unannounced = http.client.HTTPConnection(*router.address, timeout=10)
     unannounced.request("POST", "/v1/completions", iter([b"x" * 65536] * 20))
     assert unannounced.getresponse().status == 413
     unannounced.close()
-    assert len(fake.journal()) == 1
+    assert len(fake.journal()) == 2
+
+
+def test_without_a_setting_bodies_of_64_mib_are_taken(router: RouterProcess) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    for size, says in ((64 << 20, b"HTTP/1.1 100 "), ((64 << 20) + 1, b"HTTP/1.1 413 ")):
+        with socket.create_connection(router.address, timeout=10) as sock:
+            sock.sendall(head % size)
+            assert sock.recv(65536).startswith(says)
 
 
 def form(*parts: tuple[str, bytes, str | None], boundary: str = "xYz") -> tuple[bytes, dict[str, str]]:

@@ -38,7 +38,7 @@ def servers(tmp_path_factory) -> Iterator[dict[str, Server]]:
         yield {"s3": s3, "az": azure, "gs": google}
 
 
-@pytest.fixture(params=["s3 obstore", "s3 fsspec", "az obstore", "gs obstore"])
+@pytest.fixture(params=["s3 obstore", "s3 fsspec", "az obstore", "az fsspec", "gs obstore"])
 def kind(request) -> tuple[str, str]:
     scheme, _, engine = request.param.partition(" ")
     return scheme, engine

@@ -16,7 +16,7 @@ import pytest
 from helios.config import RegistrySettings
 from helios.errors import IntegrityError, NoSpace, NotFound, Unavailable, UsageError
 from helios.home import Home
-from heliosfs.store import pack, replicated
+from heliosfs.store import mending, pack
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, pack_key
 from heliosfs.store.opening import open_objects
@@ -29,8 +29,8 @@ from tests.support.registry import Running, running_registry
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicated, "LOOK_S", 0.1)
-    monkeypatch.setattr(replicated, "LONGEST_S", 0.3)
+    monkeypatch.setattr(mending, "LOOK_S", 0.1)
+    monkeypatch.setattr(mending, "LONGEST_S", 0.3)
 
 
 @pytest.fixture
@@ -383,3 +383,34 @@ def test_what_is_removed_while_a_directory_is_away_stays_removed(roots, wait_for
         away.rename(roots[0])
         away.with_name("both").rename(roots[1])
         assert read(store, kept) == data
+
+
+def test_a_verification_repairs_from_the_other_directory(
+    helios, helios_home, tmp_path, wait_for, expected_log_errors
+) -> None:
+    """Each directory has damage of its own, and lacks an object: together they have everything."""
+    expected_log_errors("damaged|wrong bytes|healed|missing")
+    one, two = tmp_path / "one", tmp_path / "two"
+    data = {name: random.Random(name).randbytes(9 << 20) for name in ("a.bin", "b.bin", "c.bin")}
+    keys = {name: blob_key("public", hashlib.sha256(content).hexdigest()) for name, content in data.items()}
+    env = {"HELIOS_REGISTRY__STORE": str(one), "HELIOS_REGISTRY__REPLICAS": json.dumps([str(two)])}
+    helios.environ |= env
+    with running_registry(helios) as registry:
+        urls = {"HELIOS_REGISTRY__URLS": registry.url}
+        helios("push", write(tmp_path / "model", data), "org/m", env=urls)
+        tampered(one / keys["a.bin"], 5)
+        tampered(two / keys["a.bin"], 8 << 20)  # another chunk of the same object
+        tampered(one / keys["b.bin"], 3 << 20)
+        (one / keys["c.bin"]).unlink()
+        done = helios("store", "verify", "--repair", "--json", env=urls).json()
+        assert done["repaired"]["failed"] == 0
+        assert done["repaired"]["replicas"] >= 2
+        assert done["repaired"]["peers"] == done["repaired"]["upstream"] == 0
+        again = helios("store", "verify", "--json", env=urls).json()
+        assert (again["damaged"], again["stray_objects"]) == (0, 0)
+        for name, content in data.items():
+            with urllib.request.urlopen(f"{registry.url}/org/m/resolve/main/{name}", timeout=30) as answer:
+                assert answer.read() == content
+        # No copy of a.bin was right as a whole; what is right in each made one.
+        whole = [(root / keys[name], content) for name, content in data.items() for root in (one, two)]
+        wait_for(lambda: all(p.exists() and p.read_bytes() == content for p, content in whole), 30, "both being right")

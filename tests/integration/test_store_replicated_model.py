@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from helios.errors import NotFound
-from heliosfs.store import replicated
+from heliosfs.store import mending
 from heliosfs.store.keys import blob_key
 from heliosfs.store.replicated import ReplicatedStore
 from tests.support.engines import read
@@ -29,8 +29,8 @@ def blob(number: int) -> tuple[str, bytes]:
 def test_nothing_acknowledged_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_log_errors) -> None:
     """As long as one directory is whole: what was stored is there, what was removed is not; in the end everywhere."""
     expected_log_errors("a copy is damaged")
-    monkeypatch.setattr(replicated, "LOOK_S", 0.02)
-    monkeypatch.setattr(replicated, "LONGEST_S", 0.05)
+    monkeypatch.setattr(mending, "LOOK_S", 0.02)
+    monkeypatch.setattr(mending, "LONGEST_S", 0.05)
     numbers = itertools.count()
 
     class Machine(RuleBasedStateMachine):

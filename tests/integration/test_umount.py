@@ -18,11 +18,11 @@ import pytest
 
 from helios.config import Config
 from helios.embedded import attach
-from helios.errors import Conflict, HeliosError, NotFound
+from helios.errors import Conflict, HeliosError, NotFound, Unavailable
 from helios.home import Home
-from helios.mounting import stop
 from helios.mounts import find_mount, states
 from helios.process import ProcessId
+from helios.unmounting import stop
 from tests.support.front import Front, Strike
 from tests.support.mounts import MODES, push, run, write
 from tests.support.reading import within
@@ -95,6 +95,19 @@ def is_gone(home: Home, state: dict[str, Any]) -> None:
     assert not Path(state["mountpoint"]).exists(), "it was made for the mount"
 
 
+def hangs(path: str) -> bool:
+    """Whether looking at it waits for an answer. The kernel may know one for a moment yet."""
+    asker = subprocess.Popen(["stat", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        asker.wait(0.5)
+    except subprocess.TimeoutExpired:
+        return waits(asker.pid)
+    finally:
+        asker.kill()
+        threading.Thread(target=asker.wait, daemon=True).start()  # where it waits even SIGKILL may have to
+    return False
+
+
 def serving(state: dict[str, Any]) -> list[ProcessId]:
     found = [ProcessId(state["pid"], state["start"])]
     return found + ([ProcessId(**state["worker"])] if state["worker"] else [])
@@ -125,6 +138,51 @@ def test_a_reader_that_waits_for_processes_that_are_stopped(
             process.send(signal.SIGSTOP)
         within(LONGEST_S, lambda: stop(silent.home, silent.mountpoint, timeout_s=1.0))
         is_gone(silent.home, state)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_commands_whose_mount_point_does_not_answer(
+    silent: Silent, tmp_path: Path, mode: str, wait_for: Callable[..., None]
+) -> None:
+    """They don't look at it themselves. ``helios umount`` gives the processes 15 s before it uses force."""
+    state, other = mount(silent, mode), Home(tmp_path / "other")
+    for process in serving(state):
+        process.send(signal.SIGSTOP)
+    wait_for(lambda: hangs(state["mountpoint"]), 30, "the mount to hang")
+    below = f"{state['mountpoint']}/org"
+    assert "is mounted already" in run(silent.home, "mount", silent.mountpoint, code=1).stderr
+    assert "is a mount point already" in run(other, "mount", silent.mountpoint, code=1).stderr
+    for command in (["umount"], ["pin", "org/name", "--mount"], ["verify", "--mount"], ["drain", "--mount"]):
+        for place in (silent.mountpoint, below):
+            assert str(place) in run(other, *command, place, code=1).stderr
+    run(silent.home, "umount", silent.mountpoint)
+    is_gone(silent.home, state)
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"),
+    [(mode, who) for mode in MODES for who in ("first", "all") if mode == "native" or who == "all"],
+)
+def test_a_reader_that_waits_for_processes_that_nothing_can_end(
+    silent: Silent, mode: str, who: str, wait_for: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those in a system call of a disk that hangs: SIGKILL comes back, and they stay. The reader is let go."""
+    state = mount(silent, mode)
+    immortal, send = serving(state)[:1] if who == "first" else serving(state), ProcessId.send
+    with monkeypatch.context() as patched, blocked(state["mountpoint"], "map", wait_for):
+        for process in immortal:
+            process.send(signal.SIGSTOP)
+        patched.setattr(ProcessId, "send", lambda self, sig: self.alive() if self in immortal else send(self, sig))
+        with pytest.raises(Unavailable) as said:
+            within(LONGEST_S, lambda: stop(silent.home, silent.mountpoint, timeout_s=1.0))
+        assert find_mount(silent.mountpoint) is None
+    assert all(f"process {process.pid}" in str(said.value) for process in immortal)
+    assert "is unmounted" in str(said.value)
+    for process in immortal:  # the disk answers
+        process.send(signal.SIGKILL)
+        assert process.wait(LONGEST_S)
+    run(silent.home, "umount", silent.mountpoint)
+    is_gone(silent.home, state)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -21,7 +21,10 @@ from tests.support.command import Command
 from tests.support.damage import flip
 from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.hub_site import Site, write
+from tests.support.postgres import Databases
 from tests.support.registry import Running, running_registry
+
+pytestmark = pytest.mark.both_databases
 
 LIMIT = """
 from huggingface_hub import constants
@@ -73,10 +76,11 @@ def serving(home: Path, **env: str) -> Iterator[XetSite]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XetSite]:
+def site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[XetSite]:
     root = tmp_path_factory.mktemp("xet")
-    with serving(root / "home") as found:
-        helios = Command(root / "home")
+    settings = databases()
+    with serving(root / "home", **settings) as found:
+        helios = Command(root / "home", **settings)
         first = {path: data for path, data in FILES.items() if path != "packed.onnx"}
         helios("push", str(write(root / "m", first)), "org/m")
         helios("push", str(write(root / "m", FILES)), "org/m")
@@ -96,6 +100,7 @@ def test_stored_bytes_hardly_grow(site: XetSite) -> None:
     assert packs, "packed.onnx was to lie in packs"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_too_large_for_http_comes_over_xet(site: XetSite, version: str, tmp_path: Path) -> None:
     before = site.metric("helios_registry_xorb_bytes_total"), site.metric("helios_registry_sent_bytes_total")
@@ -116,6 +121,7 @@ def test_a_tenant_reads_over_xet_below_its_prefix(site: XetSite, tmp_path: Path)
     assert 'route="/t/{tenant}/xet/v1/xorbs/{xorb}",status="206"' in metrics
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("version", VERSIONS)
 def test_without_xet_the_limit_holds(site: XetSite, version: str, tmp_path: Path) -> None:
     """So the test above shows what it says."""
@@ -145,6 +151,7 @@ def test_an_older_client_asks_the_first_version(site: XetSite, tmp_path: Path) -
     assert 'route="/xet/v1/reconstructions/{file}",status="200"' in text
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("path", "start", "stop"), [("large.onnx", 66_000_000, 71_234_567), ("packed.onnx", 1, 9_000_000)]
 )
@@ -160,6 +167,7 @@ def test_the_client_reads_ranges(site: XetSite, path: str, start: int, stop: int
     assert got == FILES[path][start:stop]
 
 
+@pytest.mark.one_database
 def test_damage_never_arrives(tmp_path: Path) -> None:
     helios = Command(tmp_path / "home")
     content = A[: 20 << 20]
@@ -182,19 +190,20 @@ assert not [p for p in whole if p.stat().st_size >= {len(content)} and not p.nam
         assert run_client("2.4.0", script, site.registry.url, tmp_path / "2.4.0") == hashlib.sha256(content).hexdigest()
 
 
-def test_a_registry_killed_in_the_middle_of_a_layout_makes_it_later(tmp_path: Path) -> None:
-    helios = Command(tmp_path / "home")
+def test_a_registry_killed_in_the_middle_of_a_layout_makes_it_later(tmp_path: Path, databases: Databases) -> None:
+    settings = databases()
+    helios = Command(tmp_path / "home", **settings)
     scratch = tmp_path / "home" / "registry" / "xet"
 
     def at_work() -> bool:
         return any(scratch.glob("*/layout"))
 
-    with serving(tmp_path / "home", HELIOS_REGISTRY__XET="false"):
+    with serving(tmp_path / "home", **settings, HELIOS_REGISTRY__XET="false"):
         helios("push", str(write(tmp_path / "m", {"w.onnx": A})), "org/m")
-    with serving(tmp_path / "home") as site:
+    with serving(tmp_path / "home", **settings) as site:
         wait_until(at_work, 20)
         site.registry.kill()
-    with serving(tmp_path / "home") as site:
+    with serving(tmp_path / "home", **settings) as site:
         # Until it has one, the file is served without a word of Xet.
         assert "x-xet-hash" not in site.site.ask("HEAD", "/org/m/resolve/main/w.onnx")[1]
         site.wait_for_layouts(1)
@@ -202,6 +211,7 @@ def test_a_registry_killed_in_the_middle_of_a_layout_makes_it_later(tmp_path: Pa
         assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.one_database
 def test_nothing_of_it_when_switched_off(tmp_path: Path) -> None:
     helios = Command(tmp_path / "home")
     off: dict[str, Any] = {"HELIOS_REGISTRY__XET": "false"}

@@ -25,7 +25,8 @@ def open_accounts(store: BlobStore) -> dict[str, int]:
         "buffers": engine._buffers.count - engine._buffers.free,
         "jobs": sum(lane.running for lane in lanes),
         "threads at sources": sum(int(lane.limiter.borrowed_tokens) for lane in lanes),
-        "threads at the disk": int(store._disk.borrowed_tokens),
+        "threads at the disk": sum(int(t.files.threads.borrowed_tokens) + t.files.reads.busy for t in store.tiers)
+        + int(store.room._askers.borrowed_tokens),
         "holds": sum(policy.held for policy in policies),
         "reserved": sum(policy.reserved for policy in policies),
         "leaving": sum(policy.leaving for policy in policies),

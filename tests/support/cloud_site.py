@@ -19,6 +19,7 @@ from tests.support.cloud_proxy import CloudProxy, Seen
 from tests.support.cloud_servers import Server, some_prefix
 from tests.support.command import Command
 from tests.support.hub_site import write
+from tests.support.postgres import Databases
 from tests.support.registry import Running
 
 LARGE = random.Random(3).randbytes((17 << 20) + 12_345)
@@ -56,7 +57,7 @@ class CloudSite:
 
 
 @contextlib.contextmanager
-def cloud_site(root: Path, server: Server, **settings: Any) -> Iterator[CloudSite]:
+def cloud_site(root: Path, server: Server, databases: Databases = dict, **settings: Any) -> Iterator[CloudSite]:
     """The site, for as long as the block runs; ``settings`` are the registry's."""
     prefix = some_prefix()
     with CloudProxy(server.url) as proxy:
@@ -66,6 +67,7 @@ def cloud_site(root: Path, server: Server, **settings: Any) -> Iterator[CloudSit
             "HELIOS_REGISTRY__STORE_OPTIONS": msgspec.json.encode(made.store_options).decode(),
             **{f"HELIOS_REGISTRY__{name.upper()}": str(value) for name, value in settings.items()},
             **server.environ,
+            **databases(),
         }
         helios = Command(root / "home", **environ)
         with running(helios, root / "registry.log") as registry:

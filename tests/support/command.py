@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -15,9 +16,11 @@ class Command:
         self.home = home
         self.env = {**os.environ, "HELIOS_HOME": str(home), **env}
 
-    def start(self, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        path = Path(sys.executable).parent / "helios"
-        return subprocess.Popen([path, *args], env=self.env, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    def start(
+        self, *args: str, env: Mapping[str, str] | None = None, stderr: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        path, environ = Path(sys.executable).parent / "helios", {**self.env, **(env or {})}
+        return subprocess.Popen([path, *args], env=environ, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
     def both(self, *args: str, code: int = 0) -> tuple[str, str]:
         """Standard output and error of a command that ends with this exit code."""

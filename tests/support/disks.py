@@ -39,6 +39,24 @@ def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
             image.unlink()
 
 
+@contextlib.contextmanager
+def overlay(path: Path, mib: int) -> Iterator[Path]:
+    """An overlayfs of that many MiB at ``path``, on a tmpfs beside it; skips where the kernel has none."""
+    with small_disk(path.with_name(f"{path.name}.layers"), mib) as layers:
+        for name in ("lower", "upper", "work"):
+            (layers / name).mkdir()
+        path.mkdir()
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        try:
+            _do("mount", "-t", "overlay", "-o", options, "overlay", str(path))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no overlayfs can be mounted here: {error.stderr.strip()}")
+        try:
+            yield path
+        finally:
+            _do("umount", "-l", str(path))
+
+
 def fill_up(disk: Path, but: int = 0) -> Path:
     """Fill a disk to the last block, ``but`` for that many bytes; returns the file that does it."""
     path = disk / "others"

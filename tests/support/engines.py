@@ -15,7 +15,10 @@ from heliosfs.store.opening import open_objects
 from heliosfs.store.replicated import ReplicatedStore
 from tests.support.cloud_servers import Server, azurite, credentials, gcs, moto, some_prefix
 
-ENGINES = ("directory", "replicated", "s3 obstore", "s3 fsspec", "azure obstore", "gcs obstore")
+ENGINES = (
+    "directory", "replicated", "s3 obstore", "s3 fsspec", "azure obstore", "azure fsspec", "gcs obstore",
+    "s3 obstore front through", "s3 obstore front back",
+)  # fmt: skip
 SERVERS = {"s3": moto, "azure": azurite, "gcs": gcs}
 
 Open = Callable[[Path], contextlib.AbstractContextManager[ObjectStore]]
@@ -37,6 +40,7 @@ def small_parts(patch: pytest.MonkeyPatch) -> None:
 def engine(name: str, root: Path) -> Iterator[Open]:
     """The engine, and its server while the block runs."""
     with contextlib.ExitStack() as stack:
+        name, _, writes = name.partition(" front ")
         kind, _, library = name.partition(" ")
         server: Server | None = None
         if kind in SERVERS:
@@ -47,7 +51,8 @@ def engine(name: str, root: Path) -> Iterator[Open]:
         def opening(below: Path) -> Iterator[ObjectStore]:
             below.mkdir(parents=True, exist_ok=True)
             if server is not None:
-                settings = server.settings(prefix=some_prefix(), engine=library)
+                more = {"front": str(below / "front"), "front_writes": writes} if writes else {}
+                settings = server.settings(prefix=some_prefix(), engine=library, **more)
                 store: ObjectStore = open_objects(settings, below / "none", below / "staging")  # type: ignore[arg-type]
             elif kind == "replicated":
                 store = ReplicatedStore([below / "one", below / "two", below / "three"])

@@ -8,6 +8,7 @@ import threading
 from helios.errors import IntegrityError
 from heliosfs.store.manifest import FileEntry
 from registry.pull.flight import Flight
+from registry.pull.turns import Turns
 
 
 def hashing(file, into: bytearray):
@@ -35,7 +36,7 @@ def fly(client, snapshot, file, spool, *, advance=None, stop=None, token=None, f
         snapshot.commit,
         file,
         spool.partial(snapshot.repo, file),
-        threading.BoundedSemaphore(16),
+        Turns(16),
         finish=finish,
     )
     flight.add_token(token)
@@ -47,4 +48,5 @@ def fly(client, snapshot, file, spool, *, advance=None, stop=None, token=None, f
     finally:
         flight.stop()
         thread.join()
+        flight.let_go()
     return bytes(data)

@@ -41,7 +41,12 @@ Kind = Literal[
     "redirect",  # to itself
     "unranged",  # status 200, as if no range had been asked for
     "changed",  # what ``change`` makes of the body
+    "instead",  # what ``change`` makes of nothing, whatever the true answer would have been
 ]
+
+
+REPORTS: Final = "/api/v1/usage/reads"
+NEW: Final = b'{"new": true}'
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,12 @@ class Front:
                 lines = head.decode("latin-1").split("\r\n")
                 method, path, _ = lines[0].split(" ")
                 headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+                if (method, path) == ("POST", REPORTS):  # what was read is told when the reading is over
+                    while len(buffer) < int(headers["content-length"]):
+                        buffer += client.recv(SLICE)
+                    buffer = buffer[int(headers["content-length"]) :]
+                    client.sendall(_head(200, {}, len(NEW)) + NEW)
+                    continue
                 assert method == "GET", "what fetches only reads"
                 with self._lock:
                     asked = Asked(len(self.asked), path, headers)
@@ -175,6 +186,10 @@ class Front:
                 return True
             case "endless":
                 return self._endless(client)
+            case "instead":
+                body = strike.change(b"")
+                client.sendall(_head(200, {}, len(body)) + body)
+                return True
         status, headers, body = self._fetch(upstream, asked, 7 if kind == "shifted" else 0)
         return self._send(client, strike, status, headers, body)
 

@@ -65,12 +65,24 @@ def pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a commit says of itself, and which one it followed."""
+
+    title: str
+    message: str
+    parent: str | None
+
+
 @dataclass
 class Repo:
     """A repository: commits by id, refs by name."""
 
     commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
+    """Which of the refs are tags; ``refs/pr/1`` and ``refs/convert/parquet`` go by their full names."""
+    said: dict[str, Said] = field(default_factory=dict)
     gated: str | None = None
     """The token that opens the repository; None: public."""
     listed: bool = False
@@ -83,3 +95,32 @@ class Repo:
 
     def resolve(self, revision: str) -> str | None:
         return revision if revision in self.commits else self.refs.get(revision)
+
+    def ref_list(self, requests: bool) -> dict[str, list[dict[str, str]]]:
+        """The answer of ``/refs``."""
+        out: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": []}
+        if requests:
+            out["pullRequests"] = []
+        for name, commit in self.refs.items():
+            if name.startswith("refs/pr/"):
+                if requests:
+                    out["pullRequests"].append({"name": name[8:], "ref": name, "targetCommit": commit})
+            elif name.startswith("refs/convert/"):
+                out["converts"].append({"name": name[13:], "ref": name, "targetCommit": commit})
+            elif name in self.tags:
+                out["tags"].append({"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit})
+            else:
+                out["branches"].append({"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit})
+        return out
+
+    def history(self, commit: str) -> list[dict[str, Any]]:
+        """The answer of ``/commits``, all pages."""
+        out: list[dict[str, Any]] = []
+        at: str | None = commit
+        while at is not None and at in self.said:
+            said = self.said[at]
+            author = {"user": "somebody", "avatar": "https://huggingface.co/avatars/x.svg"}
+            out.append({"id": at, "title": said.title, "message": said.message, "authors": [author],
+                        "date": "2026-03-01T12:00:00.000Z"})  # fmt: skip
+            at = said.parent
+        return out

@@ -19,16 +19,25 @@ HERE = Path(__file__).parent
 
 
 @cache
-def cases(module: str) -> list[str]:
-    """Names of the cases in a module, which only the clients' environments import."""
-    tree = ast.parse((HERE / module).read_text())
+def cases(module: str, version: str) -> list[str]:
+    """Names of a version's cases in a module, which only the clients' environments import."""
+    tree, major = ast.parse((HERE / module).read_text()), int(version.partition(".")[0])
     marked = [
         node.name.replace("_", " ")
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "case" for d in node.decorator_list)
+        if isinstance(node, ast.FunctionDef)
+        and any(getattr(d, "id", "") == "case" for d in node.decorator_list)
+        and all(major in majors for majors in map(_majors, node.decorator_list) if majors is not None)
     ]
     assert len(marked) == len(set(marked))
     return marked
+
+
+def _majors(decorator: ast.expr) -> list[int] | None:
+    """Those that ``@majors(...)`` names; None for another decorator."""
+    if not isinstance(decorator, ast.Call) or getattr(decorator.func, "id", "") != "majors":
+        return None
+    return [ast.literal_eval(argument) for argument in decorator.args]
 
 
 def run_cases(

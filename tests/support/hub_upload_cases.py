@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hub_driver import Client, case
+from hub_driver import Client, case, majors
 
 LARGE = hashlib.shake_256(b"large").digest(700_000) + b"z" * 400_000
 
@@ -58,7 +58,7 @@ def repositories_are_made_and_removed(c: Client) -> None:
     id_ = named(c, "made")
     url = c.api.create_repo(id_)
     assert url.repo_id == id_
-    assert url == f"{c.endpoint}/{id_}"
+    assert url == (f"hf://{id_}" if c.major == 0 and c.site.tenant else f"{c.endpoint}/{id_}")
     assert c.api.create_repo(id_, exist_ok=True).repo_id == id_
     error = c.raises("HfHubHTTPError", c.api.create_repo, id_)
     assert error.response.status_code == 409
@@ -114,7 +114,10 @@ def a_folder_comes_back_as_it_was(c: Client) -> None:
         c.api.upload_folder(repo_id=id_, repo_type=repo_type, folder_path=write(c.directory / "f", FILES))
         assert content(c, id_, repo_type=repo_type) == FILES
     before = c.api.model_info(id_).sha
-    c.api.upload_folder(repo_id=id_, folder_path=c.directory / "f")
+    if c.major == 0 and c.site.tenant:  # makes the commit's address itself, and can't read it below a prefix
+        c.raises(ValueError, c.api.upload_folder, repo_id=id_, folder_path=c.directory / "f")
+    else:
+        c.api.upload_folder(repo_id=id_, folder_path=c.directory / "f")
     assert c.api.model_info(id_).sha == before, "nothing changed, so there is no commit"
     info = c.api.model_info(id_)
     assert info.card_data.license == "mit"
@@ -218,9 +221,8 @@ def a_file_that_is_called_safetensors_is_one(c: Client) -> None:
 
 
 @case
+@majors(0, 1)
 def a_large_folder(c: Client) -> None:
-    if not hasattr(c.api, "upload_large_folder"):
-        return
     id_ = repo(c, "large")
     c.api.upload_large_folder(
         repo_id=id_, repo_type="model", folder_path=write(c.directory / "f", FILES), num_workers=2,

@@ -23,7 +23,6 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
-from helios.config import MountSettings
 from helios.errors import HeliosError
 from helios.names import RepoId
 from heliosfs.blobs import BlobRef, BlobStore
@@ -39,7 +38,7 @@ from heliosfs.volumes.record import VolumeRecord, frozen_refs
 from tests.support.accounts import on_disk, settled
 from tests.support.durable import Shim, Step
 from tests.support.origin import Origin
-from tests.support.stores import filled, read, running, until
+from tests.support.stores import filled, look, read, roomy, running, until
 
 Mark = Callable[[str, str, object], None]
 
@@ -49,7 +48,7 @@ DATA = {name: random.Random(name).randbytes(SIZE) for name in ("fill", "part", "
 KIND = {"part": "json", "late": "json"}
 """Weight files are filled as soon as they are open; the others when they are read."""
 
-SETTINGS = MountSettings(request_deadline_s=60.0, connections=1, buffer_mib=16, pool_mib=0)
+SETTINGS = roomy(request_deadline_s=60.0, connections=1, buffer_mib=16, pool_mib=0)
 RATE = 8.0
 """How much faster than time a life passes."""
 
@@ -246,7 +245,7 @@ def check(root: Path, wants: dict[str, BlobRef], promises: Promises, recipes: di
         for name, want in wants.items():
             blob = l1.blob(want.sha256, want.size)
             try:
-                found = blob.load(want.recipe_digest)
+                found = look(blob, want.recipe_digest)
                 have = {i for i, flag in enumerate(found.have or b"") if flag}
                 if found.whole:
                     have = set(range(len(CUTS)))

@@ -10,10 +10,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from helios.errors import RepoNotFound
+from helios.names import RepoId
 from tests.support.command import Command
+from tests.support.postgres import Databases
 from tests.support.registry import Running, running_registry
 from tests.support.upstream import Upstream
 
@@ -56,7 +60,15 @@ class Answer:
         return self.headers.get("x-error-code")
 
 
-def ask(url: str, path: str, method: str = "GET", token: str | None = None, timeout: float = 30, **headers) -> Answer:
+def ask(
+    url: str,
+    path: str,
+    method: str = "GET",
+    token: str | None = None,
+    timeout: float = 30,
+    body: bytes | None = None,
+    **headers,
+) -> Answer:
     """One request, whose body must have the length that the head says."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
@@ -64,7 +76,7 @@ def ask(url: str, path: str, method: str = "GET", token: str | None = None, time
     if token is not None:
         sent["authorization"] = f"Bearer {token}"
     try:
-        connection.request(method, path, headers=sent)
+        connection.request(method, path, body=body, headers=sent)
         answer = connection.getresponse()
         return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
     finally:
@@ -97,9 +109,14 @@ class Site:
         return ask(self.registry.url, f"/api/v1/{path}")
 
     def held(self) -> dict[str, str]:
-        """The refs that nodes see; none as long as nothing is published."""
-        answer = self.native(f"refs?repo=models/{self.repo}")
-        return json.loads(answer.body)["refs"] if answer.status == 200 else {}
+        """The refs that nodes of this machine see; none as long as nothing is published."""
+        client = self.registry.client(self.registry.socket)
+        try:
+            return client.refs(RepoId.parse(self.repo))
+        except RepoNotFound:
+            return {}
+        finally:
+            client.close()
 
 
 RULES = [
@@ -133,9 +150,9 @@ def sha(data: bytes) -> str:
 
 
 @contextmanager
-def shared_site(root: Path) -> Iterator[Site]:
+def shared_site(root: Path, **env: str) -> Iterator[Site]:
     """A Hub and a registry that many tests use one after the other; see ``renewed``."""
-    with Upstream() as hub, mirror(root / "home", hub.url) as (helios, registry):
+    with Upstream() as hub, mirror(root / "home", hub.url, **env) as (helios, registry):
         yield Site(hub, registry, helios, "", {})
 
 
@@ -151,12 +168,13 @@ def renewed(shared: Site, files: dict[str, bytes]) -> Iterator[Site]:
 
 
 @contextmanager
-def own_site(root: Path, size: int) -> Iterator[tuple[Upstream, Callable[..., Site]]]:
-    """A Hub and a home of the test's own; the second value starts a registry there."""
+def own_site(root: Path, size: int, databases: Databases = dict) -> Iterator[tuple[Upstream, Callable[..., Site]]]:
+    """A Hub and a home of the test's own; the second value starts a registry there, with a database for each home."""
     with Upstream() as hub, ExitStack() as stack:
+        database = cache(lambda _name: databases())
 
         def open_(name: str = "home", files: dict[str, bytes] | None = None, **env: str) -> Site:
-            helios, registry = stack.enter_context(mirror(root / name, hub.url, **env))
+            helios, registry = stack.enter_context(mirror(root / name, hub.url, **{**database(name), **env}))
             return Site(hub, registry, helios, "org/m", files or fresh_files(size))
 
         yield hub, open_

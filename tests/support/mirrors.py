@@ -14,6 +14,7 @@ from registry.mirror.mirror import Mirror
 from registry.pull.setup import kept_blobs, make_pulling
 from registry.pull.spool import Spool
 from registry.sessions import Sessions
+from registry.threads import Threads
 
 
 def make_mirror(stack: contextlib.ExitStack, catalog: Catalog, root: Path, **settings: Any) -> Mirror:
@@ -24,6 +25,7 @@ def make_mirror(stack: contextlib.ExitStack, catalog: Catalog, root: Path, **set
     spool = Spool(root / "pulls")
     pulling = make_pulling(chosen, {}, catalog, catalog.store, sessions, spool, RegistryMetrics())
     stack.callback(pulling.close)
-    mirror = Mirror(chosen, catalog, pulling)
+    long = stack.enter_context(contextlib.closing(Threads("long", 2)))
+    mirror = Mirror(chosen, catalog, pulling, long)
     stack.callback(mirror.close)
     return mirror

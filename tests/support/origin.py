@@ -32,6 +32,7 @@ from blake3 import blake3
 
 from helios.names import RepoId
 from heliosfs.fetch.source import BlobRef
+from heliosfs.store import codec
 from heliosfs.store.chunking import grid
 from heliosfs.store.recipe import MAX_CHUNK, Recipe
 
@@ -141,11 +142,12 @@ class Fault:
 
 @dataclass
 class _Object:
-    """Bytes of the blob from ``start``, behind ``lead`` bytes of something else."""
+    """Bytes of the blob, or of ``content``, from ``start``, behind ``lead`` bytes of something else."""
 
     start: int
     count: int
     lead: int
+    content: Content | None = None
 
 
 @dataclass
@@ -155,6 +157,7 @@ class _Blob:
     runs: list[tuple[int, int, str]]  # first chunk, count, object
     objects: dict[str, _Object] = field(default_factory=dict)
     version: int = 1
+    encoded: dict[str, tuple[str, list[int]]] = field(default_factory=dict)  # object -> codec, encoded lengths
 
 
 class Origin:
@@ -186,8 +189,10 @@ class Origin:
         *,
         cuts: Sequence[int] | None = None,
         spread: int = 0,
+        named: str | None = None,
     ) -> BlobRef:
-        """Serve a blob. ``cuts`` are its chunks' lengths (a 4 MiB grid by default).
+        """Serve a blob. ``cuts`` are its chunks' lengths (a 4 MiB grid by default); a liar's is ``named`` by another's
+        sha256.
 
         With ``spread`` its chunks lie in packs of that many, each in an object of its own behind other bytes; else it
         is one object.
@@ -202,7 +207,7 @@ class Origin:
             chunks.append((blake3(data).digest(), length))
             offset += length
         assert offset == content.size
-        recipe = Recipe.build(sha256.hexdigest(), chunks)
+        recipe = Recipe.build(named or sha256.hexdigest(), chunks)
         blob = _Blob(content, recipe, [])
         step = spread or max(1, len(recipe))
         for first in range(0, len(recipe), step):
@@ -222,6 +227,25 @@ class Origin:
         """What a reader must get."""
         content = self._blobs[want.sha256].content
         return bytes(content.read(offset, max(0, min(count, content.size - offset))))
+
+    def encode(
+        self, want: BlobRef, name: str, change: Callable[[int, bytes], bytes] = lambda _index, data: data
+    ) -> None:
+        """Have the blob's chunks lie in an object, in the codec ``name``. ``change`` makes of a chunk's number and its
+        encoded bytes what is served in their place: for a hostile registry."""
+        with self._lock:
+            blob = self._blobs[want.sha256]
+        parts = []
+        for index in range(len(blob.recipe)):
+            start, end = blob.recipe.span(index)
+            data = codec.encode(name, bytes(blob.content.read(start, end - start)))
+            assert data is not None, "a chunk that can't be encoded"
+            parts.append(change(index, data))
+        stored, key = Bytes(b"".join(parts)), f"public/packs/{name}-{want.sha256}"
+        with self._lock:
+            blob.version += 1
+            blob.runs, blob.objects = [(0, len(parts), key)], {key: _Object(0, stored.size, 32, stored)}
+            blob.encoded = {key: (name, list(map(len, parts)))}
 
     def move(self, want: BlobRef) -> None:
         """Rename the blob's objects: the old ones are gone, the placement says where the new ones are."""
@@ -397,10 +421,11 @@ class Origin:
                 }
                 for name in names
             ]
-            runs = [
-                {"first": first, "count": count, "object": number, "offset": blob.objects[name].lead, "codec": "none"}
-                for number, (first, count, name) in enumerate(blob.runs)
-            ]
+            runs: list[dict[str, object]] = []
+            for number, (first, count, name) in enumerate(blob.runs):
+                how, lengths = blob.encoded.get(name, ("none", None))
+                where = {"first": first, "count": count, "object": number, "offset": blob.objects[name].lead}
+                runs.append({**where, "codec": how, "encoded": lengths})
             placement = {"blob": blob.recipe.blob, "version": blob.version, "lease_s": self.lease_s}
             return json.dumps({**placement, "objects": objects, "runs": runs}).encode()
 
@@ -416,6 +441,8 @@ class Origin:
         if last >= where.lead + where.count:
             return self._small(connection, request, 416, b"")
         offset, count = where.start + first - where.lead, last - first + 1
+        if where.content is not None:
+            return self._body(connection, request, 206, _slices(where.content, offset, count), count, fault)
         if isinstance(blob.content, File) and self.throttle.rate is None and fault is None:
             return self._sendfile(connection, request, blob.content.fd, offset, count)
         return self._body(connection, request, 206, _slices(blob.content, offset, count), count, fault)

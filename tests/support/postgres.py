@@ -14,10 +14,16 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from helios.home import Home
+
+if TYPE_CHECKING:
+    from registry.metadata.database import Database
 
 USER = "helios"
 SHARED = "helios_shared"
@@ -31,6 +37,8 @@ SETTINGS = {
     "max_connections": "80",
     "logging_collector": "off",
 }
+
+Databases = Callable[[], dict[str, str]]
 
 
 def binaries() -> Path | None:
@@ -154,6 +162,18 @@ def running() -> Iterator[Server]:
             server.stop()
 
 
+def open_database(path: Path, url: str | None) -> Database:
+    """The database at this URL of PostgreSQL, or in this file of SQLite."""
+    from registry.metadata.database import Database
+
+    return Database.postgres(url) if url else Database.sqlite(path)
+
+
+def metadata_of(home: Home, settings: Mapping[str, str]) -> Database:
+    """The database of a registry on this home with these settings, to look into it."""
+    return open_database(home.registry / "metadata.db", settings.get("HELIOS_REGISTRY__DATABASE"))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
     """The server that the tests of a run share."""
@@ -161,6 +181,25 @@ def postgres_server() -> Iterator[Server]:
         pytest.skip(why)
     with running() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Each call gives the settings of a registry with a database of its own: SQLite in its home, or PostgreSQL's.
+
+    A home keeps its database when its registry starts again. A test runs on SQLite, one with the mark
+    ``both_databases`` on both (tests/conftest.py).
+    """
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield dict
+        return
+    server: Server = request.getfixturevalue("postgres_server")  # now: later it would be a process of a test's home
+    with contextlib.ExitStack() as stack:
+
+        def another() -> dict[str, str]:
+            return {"HELIOS_REGISTRY__DATABASE": stack.enter_context(server.database())}
+
+        yield another
 
 
 @pytest.fixture

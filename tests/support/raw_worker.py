@@ -3,8 +3,8 @@
 ``raw_worker.py BACKING FAULTS``: serves BACKING as ``/file``. A file in the directory FAULTS is a fault: its name says
 which READ (offset in bytes, or ``any``) and what happens: ``1048576-exit``, ``any-stop``, ``any-hang``, ``any-oom`` (in
 the control group RAW_WORKER_CGROUP); it is removed when it strikes, so it strikes once. ``lost-stop``: it stops when it
-has lost its keeper, before it offers the mount to another one. ``start-exit``, which stays, ends the worker before it
-attaches. RAW_WORKER_UID in the environment: whom it works as.
+has lost its keeper, before it offers the mount to another one. Two faults stay: ``start-exit`` ends the worker before
+it attaches, with ``start-hang`` it does nothing once it is attached. RAW_WORKER_UID (environment): who it works as.
 """
 
 from __future__ import annotations
@@ -169,4 +169,7 @@ if __name__ == "__main__":
     if (faults / "start-exit").exists():
         sys.exit(3)
     os.setuid(int(os.environ.get("RAW_WORKER_UID", os.getuid())))
-    sys.exit(Worker(attach(), Path(sys.argv[1]), faults).run())
+    attachment = attach()
+    if (faults / "start-hang").exists():
+        time.sleep(3600)
+    sys.exit(Worker(attachment, Path(sys.argv[1]), faults).run())

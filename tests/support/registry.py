@@ -44,9 +44,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running_registry(helios: Any, *args: str) -> Iterator[Running]:
+def running_registry(helios: Any, *args: str, stderr: int = subprocess.DEVNULL) -> Iterator[Running]:
     """Start one with a free port; at the end it must stop within 15 s of SIGTERM and exit 0, unless it was killed."""
-    process = helios.start("registry", "--port", "0", "--json", *args, stderr=subprocess.DEVNULL)
+    process = helios.start("registry", "--port", "0", "--json", *args, stderr=stderr)
     line = process.stdout.readline()
     assert line, f"the registry did not start: exit {process.wait(5)}"
     found = Running(process, json.loads(line))

@@ -8,9 +8,10 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,18 @@ class RouterProcess:
     url: str
     process: subprocess.Popen[str]
     log: Path
+    tls: ssl.SSLContext | None = None
+    """How its https is met."""
 
     @property
     def address(self) -> tuple[str, int]:
         return address_of(self.url)
+
+    def connection(self, timeout_s: float = 30) -> http.client.HTTPConnection:
+        """A new connection to it."""
+        if self.tls is not None:
+            return http.client.HTTPSConnection(*self.address, timeout=timeout_s, context=self.tls)
+        return http.client.HTTPConnection(*self.address, timeout=timeout_s)
 
     def request(
         self,
@@ -62,7 +71,7 @@ class RouterProcess:
         """One request on a connection of its own; ``body`` is bytes or becomes JSON."""
         content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         kind = {} if content is None else {"content-type": "application/json"}
-        connection = http.client.HTTPConnection(*self.address, timeout=timeout_s)
+        connection = self.connection(timeout_s)
         try:
             connection.request(method, path, content, {**kind, **(headers or {})})
             answer = connection.getresponse()
@@ -71,8 +80,9 @@ class RouterProcess:
         finally:
             connection.close()
 
-    def chat(self, model: str = "tiny", **fields: Any) -> Response:
-        return self.request("POST", "/v1/chat/completions", {"model": model, "max_tokens": 4, **CHAT, **fields})
+    def chat(self, model: str = "tiny", timeout_s: float = 30, **fields: Any) -> Response:
+        body = {"model": model, "max_tokens": 4, **CHAT, **fields}
+        return self.request("POST", "/v1/chat/completions", body, timeout_s=timeout_s)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
@@ -90,6 +100,16 @@ class RouterProcess:
     def in_flight(self) -> int:
         return int(self.metric("helios_router_in_flight"))
 
+    def pids(self, role: str = "data") -> list[int]:
+        """The router's processes of a role, ``data`` or ``control``."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(one) for one in children if _comm(one) == f"router {role}"]
+
+    def open_files(self) -> int:
+        """Descriptors of the data processes."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
+
     def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(how)
@@ -98,6 +118,13 @@ class RouterProcess:
     def messages(self) -> list[dict[str, Any]]:
         """The log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+def _comm(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -127,24 +154,27 @@ def converse(address: tuple[str, int], data: bytes, timeout_s: float = 10) -> by
 
 
 @dataclass
-class _Starter:
+class RouterStarter:
+    """Starts routers with ``helios``, which has ``start(…, env=, stderr=)``; their logs lie in the home's."""
+
     helios: Any
     home: Home
     count: int = 0
 
     def __call__(
-        self, *workers: Control | str, wait_up: bool = True, args: tuple[str, ...] = (), **settings: float
-    ) -> RouterProcess:
+        self, *workers: Control | str, wait_up: bool = True, args: tuple[str, ...] = (),
+        environ: Mapping[str, str] | None = None, **settings: float | str,
+    ) -> RouterProcess:  # fmt: skip
         texts = [w if isinstance(w, str) else f"{w.model}={w.url}" for w in workers]
         self.home.logs.mkdir(parents=True, exist_ok=True)
         self.count += 1
         log = self.home.logs / f"router-{self.count}.log"
-        environ = {f"HELIOS_ROUTER__{name.upper()}": str(value) for name, value in settings.items()}
-        environ.setdefault("HELIOS_ROUTER__HEALTH_INTERVAL_S", "0.2")
-        environ["HELIOS_LOG__FORMAT"] = "json"
+        env = {f"HELIOS_ROUTER__{name.upper()}": str(value) for name, value in settings.items()} | dict(environ or {})
+        env.setdefault("HELIOS_ROUTER__HEALTH_INTERVAL_S", "0.2")
+        env["HELIOS_LOG__FORMAT"] = "json"
         options = [option for text in texts for option in ("--worker", text)]
         with log.open("wb") as stderr:
-            process = self.helios.start("router", "--port", "0", *options, *args, env=environ, stderr=stderr.fileno())
+            process = self.helios.start("router", "--port", "0", *options, *args, env=env, stderr=stderr.fileno())
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
@@ -164,8 +194,4 @@ StartRouter = Callable[..., RouterProcess]
 @pytest.fixture
 def start_router(helios: Any, helios_home: Home) -> StartRouter:
     """``start_router(fake, …, idle_timeout_s=1)`` starts a router in front of fakes and waits until they are up."""
-    return _Starter(helios, helios_home)
-
-
-def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return RouterStarter(helios, helios_home)

@@ -12,12 +12,14 @@ from tests.support.origin import SLICE, Throttle
 class SlowLink:
     """Forwards to ``host:port``; a context manager. ``rate`` in bytes a second towards the client.
 
-    ``passed`` counts the bytes that went towards the client.
+    ``passed`` counts the bytes that went towards the client, ``sent`` those towards the server. ``cuts`` breaks
+    connections, one after another: each after so many more bytes towards the server.
     """
 
     def __init__(self, host: str, port: int, rate: float | None) -> None:
         self.throttle = Throttle(rate)
-        self.passed = 0
+        self.passed = self.sent = 0
+        self.cuts: list[int] = []
         self._target = (host, port)
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -76,6 +78,18 @@ class SlowLink:
             self._start(self._pump, client, server, False)
             self._start(self._pump, server, client, True)
 
+    def _cut(self, count: int) -> bool:
+        """Count bytes towards the server; returns whether the connection breaks before them."""
+        with self._lock:
+            self.sent += count
+            if not self.cuts:
+                return False
+            self.cuts[0] -= count
+            if self.cuts[0] > 0:
+                return False
+            del self.cuts[0]
+            return True
+
     def _pump(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
         try:
             while data := source.recv(SLICE):
@@ -83,6 +97,8 @@ class SlowLink:
                     self.throttle.wait(len(data))
                     with self._lock:
                         self.passed += len(data)
+                elif self._cut(len(data)):
+                    break
                 sink.sendall(data)
         except OSError:
             pass  # one side left; the other is told below

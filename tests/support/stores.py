@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from helios.config import MountSettings
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore, open_store
+from heliosfs.tiers.doubt import settle
+from heliosfs.tiers.local import Loaded, LocalBlob
+from heliosfs.tiers.places import Places
 
-QUICK = MountSettings(request_deadline_s=2.0, connections=4, buffer_mib=32, pool_mib=32)
+
+def roomy(**changes: Any) -> MountSettings:
+    """Settings of a cache that leaves nothing of its disk free: that of whoever runs the tests may be nearly full."""
+    return MountSettings(**{"cache_min_free": 0.0, "l2_min_free": 0.0, **changes})
+
+
+QUICK = roomy(request_deadline_s=2.0, connections=4, buffer_mib=32, pool_mib=32)
 """Settings for tests: a failure shows soon."""
 
 
@@ -37,6 +47,14 @@ async def running(
                 nursery.cancel_scope.deadline = trio.current_time() + 8
     finally:
         store.close()
+
+
+def look(blob: LocalBlob, recipe_digest: str, *others: Places) -> Loaded:
+    """What the disk has of a blob, found out as a mount does: a whole file whose sums did not last is hashed."""
+    found = blob.load(recipe_digest, *others)
+    if found.doubted is not None and settle(found.doubted, blob.sha256):
+        found = blob.load(recipe_digest, *others)
+    return found
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

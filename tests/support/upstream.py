@@ -1,7 +1,7 @@
 """A Hugging Face Hub in one process, with faults on demand: what pulls are tested against.
 
 It serves snapshots of files over real HTTP/1.1 with the routes, headers and error codes of the Hub
-(info, tree with pages, paths-info, refs, resolve with Range), large files through a redirect to a second origin that
+(info, tree and commits with pages, refs, resolve with Range), large files through a redirect to a second origin that
 plays the CDN, and compresses small text for whoever asks for it, as the Hub does. It shares no code with Helios.
 
 ``seen`` logs every request with the bytes that left; ``violations`` what a well-behaved client would not have done: a
@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.support.hub_content import HubFile, Repo
+from tests.support.hub_content import HubFile, Repo, Said
 
 BLOCK = 64 << 10
 
@@ -40,6 +40,7 @@ class Fault:
     """Leave the first so many matching requests alone."""
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the answer with that status; without one, added to the answer's own."""
     body: bytes = b""
     delay_s: float = 0.0
     """Wait before the answer's head."""
@@ -126,8 +127,14 @@ class Upstream:
         ref: str | None = "main",
         kind: str = "models",
         lfs: Mapping[str, bool] | None = None,
+        tag: bool = False,
+        title: str = "A commit",
+        message: str = "",
     ) -> str:
-        """Add a commit with exactly these files and point the ref at it; returns its id."""
+        """Add a commit with exactly these files and point the ref at it; returns its id.
+
+        ``tag``: the ref is one. The commit follows the one that the ref, or else main, was at.
+        """
         snapshot = {path: HubFile.of(data, path, (lfs or {}).get(path)) for path, data in files.items()}
         text = repr(
             (
@@ -139,8 +146,11 @@ class Upstream:
         commit = hashlib.sha1(text.encode()).hexdigest()
         held = self.repos.setdefault(f"{kind}/{repo}", Repo())
         held.commits[commit] = snapshot
+        held.said[commit] = Said(title, message, held.refs.get(ref or "main") or held.refs.get("main"))
         if ref is not None:
             held.refs[ref] = commit
+            if tag:
+                held.tags.add(ref)
         return commit
 
     def move(self, repo: str, ref: str, commit: str, kind: str = "models") -> None:
@@ -224,7 +234,8 @@ class Handler(BaseHTTPRequestHandler):
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         self.note.status = status
         self.send_response(status)
-        for name, value in headers.items():
+        added = self.fault.headers if self.fault.status is None else {}
+        for name, value in {**headers, **added}.items():
             if name.lower() not in self.fault.omit:
                 self.send_header(name, value)
         self.end_headers()
@@ -321,8 +332,7 @@ class HubHandler(Handler):
         if repo.gated is not None and not open_to_all and shown != f"Bearer {repo.gated}":
             return self.error(403, "GatedRepo", f"Access to model {repo_id} is restricted")
         if call == "refs":
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
-            return self.json({"branches": branches, "tags": [], "converts": []})
+            return self.json(repo.ref_list("include_prs" in query))
         revision = args[0] if args else "main"
         commit = repo.resolve(revision)
         if commit is None:
@@ -334,6 +344,8 @@ class HubHandler(Handler):
         if call == "tree":
             xet = None if not repo.masked_xet else "*" * 64 if repo.gated else "ab" * 32
             return self.tree(files, "/".join(args[1:]), query, xet)
+        if call == "commits":
+            return self.pages(repo.history(commit), query, int(query.get("limit", ["50"])[0]))
         if call in ("", "revision"):
             return self.info(repo_id, repo, commit, "blobs" in query)
         self.error(404, None, f"no such route: {path}")
@@ -363,6 +375,14 @@ class HubHandler(Handler):
             link = f"{self.hub.url}{self.note.path}?{kept}&cursor={first + self.hub.page_size}"
             headers["Link"] = f'<{link}>; rel="next"'
         self.json(items[first : first + self.hub.page_size], headers)
+
+    def pages(self, items: list[dict[str, Any]], query: dict[str, list[str]], limit: int) -> None:
+        """A page by its number, ``p``."""
+        page = int(query.get("p", ["0"])[0])
+        headers = {"X-Total-Count": str(len(items))}
+        if (page + 1) * limit < len(items):
+            headers["Link"] = f'<{self.hub.url}{self.note.path}?limit={limit}&p={page + 1}>; rel="next"'
+        self.json(items[page * limit : (page + 1) * limit], headers)
 
     def resolve(self, files: dict[str, HubFile], commit: str, revision: str, path: str) -> None:
         if revision != commit and self.command == "GET":

@@ -20,6 +20,7 @@ from registry.addresses import Addresses
 from registry.app import answer_error
 from registry.catalog import Catalog
 from registry.hub.api import HubRoute, under_tenants
+from registry.hub.gate import Gate
 from registry.hub.reads import Reads
 from registry.hub.verified import VerifiedReader
 from registry.ingest.ingest import Ingest
@@ -52,7 +53,9 @@ class XetParts:
             (self.root / "file").write_bytes(data)
             with FileSource(self.root / "file") as source:
                 entries[path] = ingest.ingest(path, len(data), source).entry
-        published = self.catalog.publish(RepoId.from_canonical(repo), "main", entries, author="me", message="")
+        published = self.catalog.publisher.publish(
+            RepoId.from_canonical(repo), "main", entries, author="me", message=""
+        )
         maker = Maker(self.catalog, 1, self.root / "scratch", self.metrics)
         while lay_out and maker.step():
             pass
@@ -68,7 +71,7 @@ class XetParts:
     def routes(self, *, on: bool = True) -> list[BaseRoute]:
         service = self.service(on=on)
         reads = Reads(self.catalog, self.mirror, self.reader, service, self.metrics, self.addresses())
-        hub = HubRoute(Tenants({}), [reads.handlers()], before=reads.before)
+        hub = HubRoute(Tenants({}), [reads.handlers()], before=Gate(self.mirror).before)
         return [*under_tenants(service.routes()), hub]
 
     def app(self, *, on: bool = True) -> Starlette:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -11,17 +12,21 @@ from starlette.responses import JSONResponse, Response
 
 from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound
 from helios.names import RepoId, is_commit
+from heliosfs.store.cutting import extension
 from heliosfs.store.manifest import FileEntry, git_blob_oid, lfs_pointer
 from heliosfs.store.safetensors import header_length, parse_header
-from registry.catalog import Catalog, Published
-from registry.hub.answers import absolute
-from registry.hub.asked import Asked, Handlers, flag, steady
+from registry.body import steady
+from registry.catalog import Catalog
+from registry.hub.answers import page
+from registry.hub.asked import Asked, Handlers, flag
+from registry.hub.gate import Gate
 from registry.hub.upload.apply import Change
 from registry.hub.upload.known import Known
 from registry.hub.upload.ndjson import CommitBody, Content, Copy, Delete, Header, Operation, Stored
 from registry.hub.upload.pending import Pending, Uploading
 from registry.hub.upload.preupload import MAX_IGNORE, Preupload, answer
-from registry.ingest.kinds import extension
+from registry.metadata.quotas import Amount
+from registry.publisher import Published
 from registry.receiver import Receiver
 
 COMMITS: Final = 4
@@ -58,10 +63,15 @@ class Commits:
     """Handlers of ``preupload`` and ``commit``."""
 
     def __init__(
-        self, catalog: Catalog, pending: Pending, receiver: Receiver, committed: Callable[[RepoId], None]
+        self,
+        catalog: Catalog,
+        pending: Pending,
+        receiver: Receiver,
+        committed: Callable[[RepoId], None],
+        gate: Gate,
     ) -> None:
-        """``committed`` is told of every commit."""
-        self._committed = committed
+        """``committed`` is told of every commit; ``gate`` knows which branches follow an upstream."""
+        self._committed, self._gate = committed, gate
         self._catalog, self._pending, self._receiver = catalog, pending, receiver
         self._slots = asyncio.Semaphore(COMMITS)
 
@@ -71,6 +81,7 @@ class Commits:
     async def preupload(self, asked: Asked) -> Response:
         repo, wanted = asked.repo, await asked.json(Preupload)
         asked.access.check_writable(repo)
+        await self._gate.check_own(asked, repo, asked.call.revision or "")
         return JSONResponse(await asyncio.to_thread(self._preupload, repo, asked.call.revision or "", wanted))
 
     def _preupload(self, repo: RepoId, revision: str, wanted: Preupload) -> dict[str, object]:
@@ -78,8 +89,10 @@ class Commits:
         ignore = held.get(IGNORE)
         hosted = ""
         if wanted.gitIgnore is None and ignore is not None and ignore.size <= MAX_IGNORE:
-            data = self._catalog.blob_reader(repo, ignore.sha256).read(0, ignore.size)
+            data = self._catalog.contents.blob_reader(repo, ignore.sha256).read(0, ignore.size)
             hosted = data.decode("utf-8", "replace")
+        sizes = {path: entry.size for path, entry in held.items()} | {file.path: file.size for file in wanted.files}
+        self._catalog.quotas.check(repo, Amount(sum(sizes.values())))
         return answer(wanted, held, hosted)
 
     async def commit(self, asked: Asked) -> Response:
@@ -87,6 +100,7 @@ class Commits:
         asked.access.check_writable(repo)
         if flag(asked.query.get("create_pr")):
             raise InvalidInput("there are no pull requests here: commit to a branch")
+        await self._gate.check_own(asked, repo, branch)
         async with self._slots:
             base, files = await asyncio.to_thread(self._base, repo, branch)
             async with self._pending.of(repo) as uploading:
@@ -94,8 +108,7 @@ class Commits:
                 published = await making.run()
                 self._committed(repo)
                 uploading.committed({entry.sha256 for entry in making.change.files.values()})
-        prefix = "" if repo.kind == "models" else f"/{repo.kind}"
-        url = absolute(asked.request.scope, f"{prefix}/{repo.id}/commit/{published.record.commit}")
+        url = f"{page(asked.request.scope, repo)}/commit/{published.record.commit}"
         return JSONResponse({"success": True, "commitOid": published.record.commit, "commitUrl": url, "hookOutput": ""})
 
     def _base(self, repo: RepoId, branch: str) -> tuple[str, Mapping[str, FileEntry]]:
@@ -105,7 +118,7 @@ class Commits:
             raise InvalidInput(f"{branch} is a commit, which never changes: name a branch")
         if branch not in refs:
             raise RevisionNotFound(f"{repo.id} has no branch {branch[:80]!r}; make it first")
-        return refs[branch], self._catalog.manifest(repo, refs[branch]).files
+        return refs[branch], self._catalog.contents.manifest(repo, refs[branch]).files
 
 
 class _Making:
@@ -129,17 +142,18 @@ class _Making:
     async def run(self) -> Published:
         body = CommitBody()
         async for data in steady(self._asked.request.stream()):
-            for line in body.lines(data):
-                await self._receiver.run(partial(self._take, body, line))
-        await self._receiver.run(partial(self._take, body, body.rest()))
-        return await asyncio.to_thread(self._publish, body.end())
+            if lines := list(body.lines(data)):
+                await self._receiver.run(partial(self._take, body, lines))
+        await self._receiver.run(partial(self._take, body, [body.rest()]))
+        return await self._receiver.publish(partial(self._publish, body.end()))
 
-    def _take(self, body: CommitBody, line: bytes) -> None:
-        operation = body.read(line)
-        if body.header is not None and body.header.parent not in (None, self._base):
-            raise self._moved(f"it is at {self._base}, not at {body.header.parent}")
-        if operation is not None:
-            self._apply(operation)
+    def _take(self, body: CommitBody, lines: list[bytes]) -> None:
+        for line in lines:
+            operation = body.read(line)
+            if body.header is not None and body.header.parent not in (None, self._base):
+                raise self._moved(f"it is at {self._base}, not at {body.header.parent}")
+            if operation is not None:
+                self._apply(operation)
 
     def _moved(self, how: str) -> PreconditionFailed:
         # The Hub's words, by which clients and people know what happened.
@@ -150,6 +164,7 @@ class _Making:
     def _apply(self, operation: Operation) -> None:
         match operation:
             case Content(path, data):
+                self._reserve(data)
                 source = BytesSource(data)
                 blob = self._uploading.session.ingest(path, len(data), source, lfs=False)
                 self.change.put(path, blob.entry)
@@ -161,8 +176,14 @@ class _Making:
                 origin = None
                 if revision is not None:
                     commit = self._catalog.resolve(self._repo, revision).commit
-                    origin = self._catalog.manifest(self._repo, commit).files
+                    origin = self._catalog.contents.manifest(self._repo, commit).files
                 self.change.copy(path, source, origin)
+
+    def _reserve(self, data: bytes) -> None:
+        quotas = self._catalog.quotas
+        if quotas.concerning(self._repo):
+            digest = hashlib.sha256(data).hexdigest()
+            quotas.reserve(self._uploading.session.name, self._repo, {digest: Amount(0, len(data))})
 
     def _stored(self, path: str, sha256: str, size: int | None) -> FileEntry:
         entry = self._known.entry(self._asked.access, self._repo, sha256, self._uploading)
@@ -176,7 +197,7 @@ class _Making:
 
     def _check_safetensors(self, path: str, entry: FileEntry) -> None:
         """What is called safetensors is one, as with ``helios push``; an object comes without its name."""
-        reader = self._catalog.stored_reader(entry)
+        reader = self._catalog.contents.stored_blob(self._uploading.session.domain, entry.sha256)
         length = header_length(reader.read(0, min(8, entry.size)), entry.size, path)
         parse_header(reader.read(8, length), entry.size, path)
 
@@ -184,10 +205,12 @@ class _Making:
         self.change.check()
         access = self._asked.access
         author = access.label or access.tenant or ""
+        taken = {entry.sha256 for entry in self.change.files.values()}
         try:
-            return self._catalog.publish(
+            return self._catalog.publisher.publish(
                 self._repo, self._branch, self.change.files, author=author, message=header.message,
-                parent=self._base, expect=self._base,
+                parent=self._base, expect=self._base, payer=self._uploading.session.name,
+                also=partial(self._uploading.take, taken),
             )  # fmt: skip
         except Conflict as error:
             raise self._moved(error.message) from None

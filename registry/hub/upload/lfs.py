@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from helios.errors import Conflict, EntryNotFound, Forbidden, IntegrityError, InvalidInput
 from helios.names import RepoId
+from heliosfs.store.recipe import MAX_BLOB
 from registry.access import Access
 from registry.catalog import Catalog
 from registry.hub.answers import absolute
@@ -49,7 +50,7 @@ class Lfs:
 
     def __init__(self, catalog: Catalog, pending: Pending, receiver: Receiver, signer: Signer, parts: Parts) -> None:
         self._parts = parts
-        self._known = Known(catalog)
+        self._known, self._quotas = Known(catalog), catalog.quotas
         self._pending, self._receiver, self._signer = pending, receiver, signer
 
     def handlers(self) -> Handlers:
@@ -71,6 +72,8 @@ class Lfs:
         async with self._pending.of(repo) as uploading:
             transfers = wanted.transfers
             objects = [await self._object(asked, repo, each, transfers, uploading) for each in wanted.objects]
+            sent = {each["oid"]: each["size"] for each in objects if "actions" in each}
+            await uploading.reserve(self._quotas, sent)
         chosen = "multipart" if any(self._parts.wanted(each.size, transfers) for each in wanted.objects) else "basic"
         return JSONResponse({"transfer": chosen, "objects": objects, "hash_algo": "sha256"}, media_type=MEDIA)
 
@@ -79,7 +82,7 @@ class Lfs:
     ) -> dict[str, Any]:
         """What to do with one object: nothing, when a commit may name it as it is."""
         out: dict[str, Any] = {"oid": wanted.oid, "size": wanted.size}
-        if not _SHA256.match(wanted.oid) or not 0 <= wanted.size < 1 << 63:
+        if not _SHA256.match(wanted.oid) or not 0 <= wanted.size <= MAX_BLOB:
             return out | {"error": {"code": 422, "message": "the oid is not a sha256, or the size can't be"}}
         size = await asyncio.to_thread(self._size, asked.access, repo, wanted.oid, uploading)
         if size is not None and size != wanted.size:
@@ -115,16 +118,17 @@ class Lfs:
         if grant.repo != str(repo):
             raise Forbidden("this address for an upload is another repository's")
         async with self._pending.of(repo) as uploading:
+            await uploading.reserve(self._quotas, {grant.sha256: grant.size})  # another process may have had the batch
             store = partial(self._store, uploading, grant)
             where = f"LFS object {grant.sha256}"
             await self._receiver.receive(grant.size, where, asked.request.stream(), store)
-            uploading.add(grant.sha256)
         return Response(headers={"etag": f'"{grant.sha256}"'})
 
     def _store(self, uploading: Uploading, grant: LfsGrant, source: Source) -> None:
         name = f"LFS object {grant.sha256}"
         try:
             uploading.session.ingest(name, grant.size, source, lfs=True, expect_sha256=grant.sha256)
+            uploading.add(grant.sha256)
         except IntegrityError as error:  # not our store's fault, but that of who sent it
             raise InvalidInput(error.message) from None
 

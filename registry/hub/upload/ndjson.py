@@ -120,13 +120,17 @@ class CommitBody:
         self._line = 0
 
     def lines(self, data: bytes) -> Iterator[bytes]:
-        """The lines that are whole with this piece of the body. Raises InvalidInput for one that is too long."""
+        """The lines that are whole with this piece of the body, but not empty ones.
+
+        Raises InvalidInput for one that is too long.
+        """
         self._rest += data
         start = 0
         while (end := self._rest.find(b"\n", self._seen)) >= 0:
             line = bytes(self._rest[start:end])
             self._seen = start = end + 1
-            yield line
+            if line:
+                yield line
         del self._rest[:start]
         self._seen = len(self._rest)
         if len(self._rest) > MAX_LINE:

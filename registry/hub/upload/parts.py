@@ -22,8 +22,10 @@ from registry.hub.asked import Asked
 from registry.hub.upload.grants import LIFE_S, PartGrant, WholeGrant
 from registry.hub.upload.pending import Pending, Uploading
 from registry.hub.upload.spools import Spool, Spools, receive_file
+from registry.processes import Processes
+from registry.quotas.quotas import Quotas
 from registry.receiver import Receiver
-from registry.xet.tokens import Grant, Signer
+from registry.xet.tokens import Grant
 
 PART: Final = 256 << 20
 """Bytes of a part, but of the last; more where there would be too many."""
@@ -73,13 +75,15 @@ class Parts:
         pending: Pending,
         receiver: Receiver,
         spools: Spools,
-        signer: Signer,
+        processes: Processes,
+        quotas: Quotas,
         *,
         least: int = FROM,
         part: int = PART,
     ) -> None:
-        self._pending, self._receiver, self._spools, self._signer = pending, receiver, spools, signer
-        self._least, self._part = least, part
+        self._pending, self._receiver, self._spools = pending, receiver, spools
+        self._processes, self._signer = processes, processes.signer
+        self._quotas, self._least, self._part = quotas, least, part
 
     def wanted(self, size: int, transfers: list[str]) -> bool:
         """Whether an object of this size should come in parts from a client that knows these transfers."""
@@ -104,6 +108,8 @@ class Parts:
         """A part's bytes."""
         grant = self._signer.check(text, PartGrant)
         _check(grant, asked.repo)
+        if (process := self._processes.elsewhere(grant.spool)) is not None:
+            return await self._processes.hand_on(asked.request, process, self._receiver)
         with self._spools.using(grant.spool) as spool:
             store = partial(receive_file, _path(spool, grant.sha256, grant.number), grant.length)
             where = f"part {grant.number + 1} of LFS object {grant.sha256}"
@@ -114,14 +120,15 @@ class Parts:
         """All parts are there: make the object of them."""
         grant = self._signer.check(kind_of(asked.call.path)[1], WholeGrant)
         _check(grant, asked.repo)
+        if (process := self._processes.elsewhere(grant.spool)) is not None:
+            return await self._processes.hand_on(asked.request, process, self._receiver)
         if (await asked.json(Whole)).oid != grant.sha256:
             raise InvalidInput("this address is for another LFS object")
         with self._spools.using(grant.spool) as spool:
             paths = [_path(spool, grant.sha256, number) for number in range(-(-grant.size // grant.part))]
             async with self._pending.of(asked.repo) as uploading:
-                if not uploading.uploaded(grant.sha256):  # else the answer to an earlier call got lost
-                    await self._receiver.run(partial(_ingest, uploading, grant, paths))
-                    uploading.add(grant.sha256)
+                await uploading.reserve(self._quotas, {grant.sha256: grant.size})
+                await self._receiver.run(partial(_ingest, uploading, grant, paths))
         return JSONResponse({})
 
 
@@ -141,6 +148,8 @@ def _path(spool: Spool, sha256: str, number: int) -> Path:
 
 
 def _ingest(uploading: Uploading, grant: WholeGrant, paths: list[Path]) -> None:
+    if uploading.uploaded(grant.sha256):
+        return  # the answer to an earlier call got lost
     for number, path in enumerate(paths):
         if not path.exists():
             raise InvalidInput(f"part {number + 1} of LFS object {grant.sha256} was not sent")
@@ -148,6 +157,7 @@ def _ingest(uploading: Uploading, grant: WholeGrant, paths: list[Path]) -> None:
     try:
         name = f"LFS object {grant.sha256}"
         uploading.session.ingest(name, grant.size, source, lfs=True, expect_sha256=grant.sha256)
+        uploading.add(grant.sha256)
     except IntegrityError as error:  # not our store's fault, but that of who sent it
         raise InvalidInput(error.message) from None
     finally:

@@ -15,8 +15,9 @@ from helios.names import RepoId, check_ref
 from registry.access import Access
 from registry.card import BadCard, parse_card
 from registry.catalog import Catalog
-from registry.hub.answers import absolute
+from registry.hub.answers import page
 from registry.hub.asked import Asked, Handlers
+from registry.hub.gate import Gate
 from registry.hub.upload.commits import BytesSource
 from registry.ingest.kinds import LFS_EXTENSIONS
 from registry.sessions import Sessions
@@ -55,8 +56,9 @@ class CreateTag(msgspec.Struct):
 class Repos:
     """Handlers of ``repos/create``, ``repos/delete``, ``branch`` and ``tag``."""
 
-    def __init__(self, catalog: Catalog, sessions: Sessions) -> None:
-        self._catalog, self._sessions = catalog, sessions
+    def __init__(self, catalog: Catalog, sessions: Sessions, gate: Gate) -> None:
+        """``gate`` knows which refs follow an upstream."""
+        self._catalog, self._sessions, self._gate = catalog, sessions, gate
 
     def handlers(self) -> Handlers:
         return {
@@ -82,9 +84,9 @@ class Repos:
         asked.access.check_writable(repo)
         if (wanted.private or wanted.visibility == "private") and asked.access.tenant is None:
             raise InvalidInput("only what a tenant owns is private here: use the tenant's endpoint, …/t/<tenant>")
-        prefix = "" if repo.kind == "models" else f"/{repo.kind}"
-        url = absolute(asked.request.scope, f"{prefix}/{repo.id}")
+        url = page(asked.request.scope, repo)
         try:
+            await self._gate.check_own(asked, repo, MAIN)
             await asyncio.to_thread(self._create, repo, asked.access)
         except Conflict:
             message = f"You already created this {repo.kind[:-1]} repo"  # the Hub's words
@@ -96,16 +98,16 @@ class Repos:
         with contextlib.suppress(RepoNotFound):
             self._catalog.refs(repo)
             raise Conflict(f"{repo.id} is there already")
-        with self._sessions.open() as session:
+        with self._sessions.open(repo) as session:
             entry = session.ingest(".gitattributes", len(ATTRIBUTES), BytesSource(ATTRIBUTES), lfs=False).entry
-            self._catalog.publish(
+            self._catalog.publisher.publish(
                 repo, MAIN, {".gitattributes": entry}, author=access.label or access.tenant or "",
                 message="initial commit", parent=None, expect=None,
             )  # fmt: skip
 
     async def delete(self, asked: Asked) -> Response:
         repo = _named(await asked.json(CreateRepo))
-        asked.access.check_writable(repo)
+        asked.access.check_governs(repo, "removing a repository")
         await asyncio.to_thread(self._catalog.delete_repo, repo, author=asked.access.label or "")
         return JSONResponse({})
 
@@ -119,6 +121,7 @@ class Repos:
     async def _add(self, asked: Asked, ref: str, start: str, kind: str) -> Response:
         repo = asked.repo
         asked.access.check_writable(repo)
+        await self._gate.check_own(asked, repo, ref)
         await asyncio.to_thread(self._point, repo, check_ref(ref), start, asked.access.label or "", kind)
         return JSONResponse({"ref": quote(ref)})
 
@@ -134,6 +137,7 @@ class Repos:
         asked.access.check_writable(repo)
         if ref == MAIN:
             raise Forbidden("the branch main can't be removed")
+        await self._gate.check_own(asked, repo, ref)
         await asyncio.to_thread(self._catalog.delete_ref, repo, check_ref(ref), author=asked.access.label or "")
         return JSONResponse({})
 

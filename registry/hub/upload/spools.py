@@ -37,10 +37,13 @@ class Spool:
     repo: RepoId
     tenant: str | None
     directory: Path
+    made: float
     used: float
     open: bool = True
     """Whether clients are still sent here."""
     busy: int = 0
+    reserved: int = 0
+    """Bytes of xorbs for which room was asked for and of which no file was made yet."""
 
     def path(self, xorb: str) -> Path:
         return self.directory / xorb
@@ -49,8 +52,17 @@ class Spool:
 class Spools:
     """The spools of one process; on the event loop alone, except that files in them are written by threads."""
 
-    def __init__(self, root: Path, *, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic) -> None:
-        """What an earlier process left below ``root`` is removed: nobody knows its address any more."""
+    def __init__(
+        self,
+        root: Path,
+        named: Callable[[str], str] = str,
+        *,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """What an earlier process left below ``root`` is removed: nobody knows its address any more. ``named`` makes a
+        name from which other processes know whose spool it is."""
+        self._named = named
         self._root, self._idle_s, self._clock = root, idle_s, clock
         self._spools: dict[str, Spool] = {}
         shutil.rmtree(root, ignore_errors=True)
@@ -61,12 +73,13 @@ class Spools:
     def of(self, repo: RepoId, tenant: str | None) -> Spool:
         """Where a client who uploads to the repository is sent. Raises Unavailable when there are too many."""
         for spool in self._spools.values():
-            if spool.open and (spool.repo, spool.tenant) == (repo, tenant):
+            young = self._clock() - spool.made < self._idle_s  # commits at other processes are not heard of
+            if spool.open and young and (spool.repo, spool.tenant) == (repo, tenant):
                 return spool
         if len(self._spools) >= MAX_SPOOLS:
             raise Unavailable(f"{MAX_SPOOLS} uploads are under way; try again later")
-        name = secrets.token_hex(16)
-        spool = self._spools[name] = Spool(name, repo, tenant, self._root / name, self._clock())
+        name = self._named(secrets.token_hex(16))
+        spool = self._spools[name] = Spool(name, repo, tenant, self._root / name, self._clock(), self._clock())
         return spool
 
     @contextmanager

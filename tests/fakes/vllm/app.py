@@ -15,6 +15,7 @@ from tests.fakes.vllm import generation, messages, pooling, responses, service
 from tests.fakes.vllm.endpoint import Endpoint, Handler
 from tests.fakes.vllm.engine import Engine
 from tests.fakes.vllm.errors import no_such_model
+from tests.fakes.vllm.events import Events
 from tests.fakes.vllm.faults import Fault, FaultPlan
 from tests.fakes.vllm.journal import Journal, Record
 from tests.fakes.vllm.kv import KvError, Ledger
@@ -65,6 +66,9 @@ class Fake:
         self.ledger = Ledger(settings, self.clock, control_host, control_port)
         self.engine = Engine(settings, self.metrics, self.ledger)
         self.engine.rejected = self._rejected
+        self.events = Events(settings.block_tokens) if settings.kv_events else None
+        if self.events is not None:
+            self.engine.computed = self.events.computed
 
     def clock(self) -> float:
         """Seconds of a clock that the control API can advance."""
@@ -127,7 +131,7 @@ def control_app(fake: Fake, listener: Any) -> Starlette:
         if (await request.json())["open"]:
             await listener.open()
         else:
-            listener.close()
+            await listener.close()
         return JSONResponse({})
 
     async def clock(request: Request) -> Response:
@@ -137,6 +141,11 @@ def control_app(fake: Fake, listener: Any) -> Starlette:
     async def kv(request: Request) -> Response:
         ledger = fake.ledger
         return JSONResponse({"held": ledger.held, "stranded": ledger.stranded, "claimed": ledger.claimed})
+
+    async def events(request: Request) -> Response:
+        assert fake.events is not None, "it publishes nothing"
+        fake.events.order(**await request.json())
+        return JSONResponse({})
 
     async def claim(request: Request) -> Response:
         body = await request.json()
@@ -153,6 +162,7 @@ def control_app(fake: Fake, listener: Any) -> Starlette:
             Route("/health", health, methods=["POST"]),
             Route("/listen", listen, methods=["POST"]),
             Route("/clock", clock, methods=["POST"]),
+            Route("/events", events, methods=["POST"]),
             Route("/kv", kv, methods=["GET"]),
             Route("/kv/claim", claim, methods=["POST"]),
         ]

@@ -16,6 +16,10 @@ class Control:
     url: str
     control: str
     model: str
+    kv_events: int = 0
+    """Port at which it publishes KV events, and..."""
+    kv_replay: int = 0
+    """...at which it is asked for them again; 0: it does not publish."""
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         client = HttpClient(self.control, timeout_s=10)
@@ -59,6 +63,10 @@ class Control:
         """Blocks held and stranded, and prompts claimed."""
         counts: dict[str, int] = self._call("GET", "/kv")
         return counts
+
+    def events(self, **order: Any) -> None:
+        """What becomes of its KV events (``events.Events.order``)."""
+        self._call("POST", "/events", order)
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of the worker's /metrics."""

@@ -111,6 +111,12 @@ class Endpoint:
         try:
             if kind == "status":
                 raise VllmError("a fault was ordered", status=fault.status, type="InternalServerError")
+            if kind == "hang":
+                call.record.outcome = "hang"
+                await asyncio.Event().wait()  # until the client leaves, which cancels this
+            if not admitted(call):
+                await send_answer(Json({"error": "Unauthorized"}, 401), reply)
+                return
             if call.record.violations:
                 raise VllmError(f"refused by the fake: {call.record.violations}")
             if self._json_only:
@@ -119,6 +125,13 @@ class Endpoint:
         except VllmError as error:
             answer = Json(error.anthropic() if self._anthropic else error.openai(), error.status)
         await send_answer(answer, reply)
+
+
+def admitted(call: Call) -> bool:
+    """Whether the request has the key that its path wants."""
+    key = call.fake.settings.api_key
+    guarded = call.scope["path"].startswith(("/v1", "/v2", "/inference"))
+    return not (key and guarded) or call.record.header("authorization") == [f"Bearer {key}"]
 
 
 async def send_answer(answer: Answer, reply: Reply) -> None:

@@ -63,6 +63,8 @@ class Engine:
 
     def __init__(self, settings: Settings, metrics: Metrics, ledger: Ledger) -> None:
         self.settings, self.metrics, self.ledger = settings, metrics, ledger
+        self.computed: Callable[[list[int]], None] = lambda prompt: None
+        """Called with each prompt that is in the KV cache from now on."""
         self.rejected: Callable[[str], None] = lambda reason: None
         """Called with the reason when KV parameters are refused."""
 
@@ -86,6 +88,8 @@ class Engine:
             source = await self._load(job)
             await asyncio.sleep(self.settings.prefill_s if source == "local_compute" else 0)
             self.metrics.prompt(job.prompt_tokens, source)
+            for prompt in job.prompts:
+                self.computed(prompt)
             self.metrics.ttft.observe(time.monotonic() - began)
             numbered = [(p, i) for p in job.prompts for i in range(job.request.n)]
             answers = {index: tokens.Answer(p, i) for index, (p, i) in enumerate(numbered)}

@@ -18,15 +18,16 @@ SETTLE_S: Final = 0.03
 """Between bytes sent and a broken connection, so that the other side has read them."""
 
 BREAKING: Final = ("reset", "close", "stall", "die")
-Kind = Literal["status", "garbage", "reset", "close", "stall", "slow", "die"]
+Kind = Literal["status", "garbage", "reset", "close", "stall", "slow", "hang", "die"]
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One fault.
 
     ``status``: answer with ``status``. ``garbage``: bytes that are not HTTP. ``reset`` and ``close``: the connection
-    ends with RST or FIN. ``stall``: nothing more is sent. ``slow``: ``delay_s`` before the first byte. ``die``: the
-    process kills itself. ``after_bytes`` says when: -1 before the first byte of the answer, n after n body bytes.
+    ends with RST or FIN. ``stall``: nothing more is sent. ``slow``: ``delay_s`` before the first byte. ``hang``: the
+    engine never begins, so no token is made or counted. ``die``: the process kills itself. ``after_bytes`` says when:
+    -1 before the first byte of the answer, n after n body bytes.
     """
 
     kind: Kind

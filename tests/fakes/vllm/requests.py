@@ -65,25 +65,29 @@ class Completion(Sampled, kw_only=True):
 
 class Responses(Sampled, kw_only=True):
     input: str | list[Message]
+    instructions: str | None = None
     max_output_tokens: int | None = None
 
     def prompt(self) -> list[int]:
-        return tokens.encode(self.input) if isinstance(self.input, str) else rendered(self.input)
+        said = [Message("user", self.input)] if isinstance(self.input, str) else self.input
+        return rendered([*_system(self.instructions), *said])
 
 
 class Messages(Sampled, kw_only=True):
     messages: list[Message]
     max_tokens: int
+    system: str | list[dict[str, Any]] | None = None
 
     def prompt(self) -> list[int]:
-        return rendered(self.messages)
+        return rendered([*_system(self.system), *self.messages])
 
 
 class CountTokens(Body, kw_only=True):
     messages: list[Message]
+    system: str | list[dict[str, Any]] | None = None
 
     def prompt(self) -> list[int]:
-        return rendered(self.messages)
+        return rendered([*_system(self.system), *self.messages])
 
 
 class Generate(Sampled, kw_only=True):
@@ -134,6 +138,10 @@ def read(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind, strict=False)
     except msgspec.DecodeError as error:
         raise from_validation(error) from None
+
+
+def _system(content: str | list[dict[str, Any]] | None) -> list[Message]:
+    return [Message("system", content)] if content else []
 
 
 def rendered(messages: list[Message]) -> list[int]:

@@ -15,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from helios.http.server import listen_tcp
+from router.processes.accept import Acceptor
+from router.relay.places import Places
 from tests.fakes.vllm.app import Fake, control_app
 from tests.fakes.vllm.client import Control
 from tests.fakes.vllm.endpoint import CYCLE
@@ -44,14 +46,14 @@ class Listener:
         self._state = ServerState()
         self._app, self._keep_alive_s = app, keep_alive_s
         self._protocol = type("FakeProtocol", (Protocol,), {"malformed": staticmethod(malformed)})
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     def mount(self, app: Any) -> None:
         """Set the application, which may need the port to be known first."""
         self._app = app
 
     async def open(self) -> None:
-        if self._server is not None:
+        if self._acceptor is not None:
             return
         if self._sock.fileno() < 0:
             self._sock = listen_tcp(self.host, self.port)
@@ -64,22 +66,26 @@ class Listener:
             (b"date", formatdate(time.time(), usegmt=True).encode()), (b"server", b"uvicorn"),
         ]  # fmt: skip
         make = self._protocol
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: make(config=config, server_state=self._state, app_state={}), sock=self._sock
-        )
+        self._sock.setblocking(False)
+        self._acceptor = Acceptor(
+            [self._sock], lambda _place: make(config=config, server_state=self._state, app_state={}), None,
+            Places(most=1 << 30),
+        )  # fmt: skip
+        self._acceptor.start()
 
-    def close(self) -> None:
-        if self._server is None:
+    async def close(self) -> None:
+        """Connections on their way when the port is closed get to their protocol first: what asyncio's own server has
+        accepted by then is closed by nobody."""
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is None:
             return
-        self._server.close()
-        self._server = None
-        self._sock.close()
+        await acceptor.stop()
         for connection in list(self._state.connections):
             connection.transport.abort()
 
     async def drain(self) -> None:
-        """Wait until no request is being worked on."""
-        while self._state.tasks:
+        """Wait until no request is being worked on and no connection is left."""
+        while self._state.tasks or self._state.connections:
             await asyncio.sleep(0.01)
 
 
@@ -100,14 +106,18 @@ async def run(
     control.mount(control_app(fake, worker))
     await control.open()
     await worker.open()
-    started(Control(f"http://{host}:{worker.port}", f"http://{host}:{control.port}", settings.model))
+    events, replay = (0, 0) if fake.events is None else fake.events.ports
+    url = f"http://{host}:{worker.port}"
+    started(Control(url, f"http://{host}:{control.port}", settings.model, events, replay))
     try:
         await stop.wait()
     finally:
-        worker.close()
-        control.close()
+        await worker.close()
+        await control.close()
         await worker.drain()
         await control.drain()
+        if fake.events is not None:
+            fake.events.close()
 
 
 @contextmanager

@@ -29,5 +29,9 @@ class Settings:
     """The ``created`` of every answer; None: the time of day."""
     keep_alive_s: int = 5
     """After this long without a request a connection is closed (vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
+    api_key: str = ""
+    """The key that is wanted (vLLM's ``--api-key``) on the paths that vLLM asks it on; empty: none."""
     block_tokens: int = 16
     """Tokens in a KV block."""
+    kv_events: bool = False
+    """It publishes KV events (vLLM's ``--kv-events-config``)."""

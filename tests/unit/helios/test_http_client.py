@@ -177,3 +177,32 @@ def test_nobody_listens():
         base = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(Unavailable, match="can't be reached"):
         HttpClient(base).json("GET", "/")
+
+
+def test_an_answer_that_comes_before_all_of_the_body_says_why():
+    """Who refuses a body answers, and closes without reading on: the refusal counts, not the broken connection."""
+    refusal = b'{"error": {"code": "NoSpace", "message": "no room", "hint": null}}'
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse():
+        connection, _ = listener.accept()
+        with closing(connection):
+            connection.recv(65536)
+            connection.sendall(answer(refusal, "507 Insufficient Storage"))
+
+    class Body:
+        left = 64 << 20
+
+        def read(self, count=-1):
+            data = bytes(min(count, self.left))
+            self.left -= len(data)
+            return data
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    with closing(listener), closing(HttpClient(f"http://127.0.0.1:{listener.getsockname()[1]}")) as client:
+        headers = {"content-length": str(Body.left)}
+        with client.request("PUT", "/x", headers=headers, body=Body()) as response:
+            assert (response.status, response.read()) == (507, refusal)
+        assert client.idle == 0
+        thread.join(10)

@@ -125,3 +125,44 @@ def test_a_file_that_is_shorter_than_announced_breaks_the_connection_instead_of_
         get(port, f"/file?offset=0&count={len(content) + 1}")
     process.send_signal(signal.SIGTERM)
     assert "shorter than was announced" in process.communicate(timeout=20)[1]
+
+
+def test_a_head_has_bounds_in_bytes_and_in_time(tmp_path):
+    """Nobody keeps a connection, or memory, with a head that does not end; bodies and idle connections may."""
+    patience = "import helios.http.protocol as h; h.HEAD_S = h.SILENT_S = 0.5\n"
+    app = APP.replace("server = make_server", patience + "server = make_server")
+    (tmp_path / "file").write_bytes(b"12345")
+    command = [sys.executable, "-c", app, str(tmp_path / "file"), "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+
+        def said(*parts: bytes, pause_s: float = 0.0) -> bytes:
+            out = b""
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    for part in parts:
+                        sock.sendall(part)
+                        time.sleep(pause_s)
+                with contextlib.suppress(ConnectionResetError):
+                    while part := sock.recv(65536):
+                        out += part
+            return out
+
+        good = b"GET /file?offset=0&count=5 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        post = b"POST /slow?s=0 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        try:
+            assert said(good).endswith(b"12345")
+            assert said() == said(b"GET / HT") == said(good[:-2]) == b"", "cut off when it takes too long"
+            assert said(*[good[i : i + 1] for i in range(len(good))], pause_s=0.02) == b"", "also when it drips"
+            assert said(good.replace(b"host", b"x: " + b"y" * (300 << 10) + b"\r\nhost")).split()[1] == b"431"
+            # What stands beside a body's chunks, and behind them, the parser keeps, too.
+            chunked = b"GET /slow?s=9 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            for endless in (b"1;" + b"x" * (600 << 10), b"0\r\n" + b"x: y\r\n" * 100_000):
+                assert said(chunked + endless).split()[1] == b"431"
+            # A body is not a head, and a connection that was answered has the server's own patience.
+            assert said(post + b"content-length: 2\r\n\r\n", b"{", b"}", pause_s=0.4).split()[1] == b"405"
+            keep = good.replace(b"connection: close\r\n", b"")
+            assert said(keep, good, pause_s=0.8).count(b"12345") == 2
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)

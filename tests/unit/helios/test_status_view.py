@@ -41,7 +41,8 @@ def activity() -> dict[str, Any]:
                 "quarantined_bytes": 5e9,
             }
         ],
-        "reads": shares, "opens": shares, "passthrough_opens": 4321.0, "open_files": 17,
+        "reads": {"total": {"l1": 3e12, "memory": 1e12, "remote": 2e12}, "minute": {"l1": 0}}, "opens": shares,
+        "passthrough_opens": 4321.0, "open_files": 17,
         "fills": [fill | {"bytes": 5e9, "local": 2e9, "rate": 123e6, "eta_s": 24.4}], "queued": 12,
         "in_flight": 64 << 20, "unflushed": 8 << 20,
         "sources": [
@@ -63,6 +64,7 @@ def activity() -> dict[str, Any]:
 def shown(width: int, **changes: Any) -> str:
     mount = {
         "mountpoint": "/mnt/models", "alive": True, "pid": 4242, "mode": "native", "volumes": [],
+        "reason": "passthrough and a keeper",
         "activity": activity(), "pool": {"used": 50e6, "limit": 128e6, "hits": {"small": 4, "chunk": 5}},
         "shadow": {
             "percent": 1.0, "compared": 999, "mismatches": 1, "mount_errors": 0, "download_errors": 2, "dropped": 3,
@@ -92,7 +94,9 @@ def test_it_fits_and_names_are_cut_not_numbers(width: int) -> None:
         "3.0 GB",
     ):
         assert number in text, number
+    assert "native: passthrough and a keeper" in text
     assert "98.7%" in text
+    assert "4321" in text
     assert "pinned" in text
     assert "draining" in text
     assert "paused 4 s" in text
@@ -101,6 +105,9 @@ def test_it_fits_and_names_are_cut_not_numbers(width: int) -> None:
     assert "…" in text
     if width == 140:
         assert "oldest request 12.0 s" in text
+        assert "98.7% of opens found here" in text
+        assert "4.0 TB from here, 2.0 TB from sources" in text
+        assert "not counted: 4321 files opened natively" in text
         assert "1 differ" in text
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from helios.errors import DeadlineExceeded, Unavailable
-from heliosfs.fetch import registry
+from heliosfs.fetch import hosts
 from heliosfs.fetch.registry import RegistrySource
 from heliosfs.fetch.source import BlobRef
 from heliosfs.store.chunking import EDGE, LARGE, cut_plain
@@ -29,9 +29,10 @@ def source(origin: Origin) -> Iterator[RegistrySource]:
         yield source
 
 
-def pieces(origin: Origin, source: RegistrySource, want: BlobRef, chunks: range) -> list[bytes]:
+def pieces(origin: Origin, source: RegistrySource, want: BlobRef, chunks: range, *, urgent: bool = True) -> list[bytes]:
     out: list[bytes] = []
-    ask(source, want, origin.recipe(want), chunks, lambda i, data: out.append(bytes(data)), 5.0, urgent=True)
+    recipe = origin.recipe(want)
+    ask(source, want, recipe, chunks, lambda i, data: out.append(bytes(data)), 5.0, urgent=urgent)
     return out
 
 
@@ -54,7 +55,7 @@ async def test_connections_are_ready_before_anything_is_asked(tmp_path: Path, or
     async with running(tmp_path, [origin.url]) as store:
         for _ in range(5):
             store.warm()
-        await until(lambda: len(origin._connections) == registry.NEW_PIECES)
+        await until(lambda: len(origin._connections) == hosts.NEW_PIECES)
     assert not origin.requests
 
 
@@ -125,27 +126,27 @@ def test_recipes_that_nobody_takes_are_bounded(origin: Origin, monkeypatch: pyte
 def test_an_urgent_chunk_comes_over_many_connections(
     origin: Origin, source: RegistrySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heliosfs.fetch.registry.DISTANT_S", 0.0)
+    monkeypatch.setattr("heliosfs.fetch.hosts.DISTANT_S", 0.0)
     want = origin.add(Made(3 * CHUNK - 1000))
     source.ahead(REPO, COMMIT, 5.0)
-    assert source._client.idle == registry.NEW_PIECES
+    assert source._hosts.own.idle == hosts.NEW_PIECES
     assert pieces(origin, source, want, range(1, 3)) == [
         origin.data(want, CHUNK, CHUNK),
         origin.data(want, 2 * CHUNK, CHUNK),
     ]
     spans = origin.spans()
     assert len(spans) == 64
-    assert max(length for _, length in spans) == CHUNK // registry.NEW_PIECES
+    assert max(length for _, length in spans) == CHUNK // hosts.NEW_PIECES
     assert sorted(spans)[0][0] == CHUNK
     assert sum(length for _, length in spans) == 2 * CHUNK - 1000
-    assert source._client.idle == registry.NEW_PIECES, "every connection is kept"
+    assert source._hosts.own.idle == hosts.NEW_PIECES, "every connection is kept"
 
 
 def test_short_chunks_come_together_and_each_is_handed_over_when_it_is_here(
     origin: Origin, source: RegistrySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first ones of a large file: who waits for its first byte does not wait for what is asked for beside it."""
-    monkeypatch.setattr("heliosfs.fetch.registry.DISTANT_S", 0.0)
+    monkeypatch.setattr("heliosfs.fetch.hosts.DISTANT_S", 0.0)
     want = origin.add(Made(LARGE), cuts=cut_plain(LARGE))
     source.ahead(REPO, COMMIT, 5.0)
     assert pieces(origin, source, want, range(5)) == [
@@ -163,10 +164,10 @@ def test_short_chunks_come_together_and_each_is_handed_over_when_it_is_here(
 def test_a_piece_that_fails_is_no_wrong_byte(
     origin: Origin, source: RegistrySource, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("heliosfs.fetch.registry.DISTANT_S", 0.0)
+    monkeypatch.setattr("heliosfs.fetch.hosts.DISTANT_S", 0.0)
     want = origin.add(Made(CHUNK))
     source.ahead(REPO, COMMIT, 5.0)
-    origin.fault(kind, lambda r: r.span is not None and r.span[0] == 10 * CHUNK // registry.NEW_PIECES, after=500)  # type: ignore[arg-type]
+    origin.fault(kind, lambda r: r.span is not None and r.span[0] == 10 * CHUNK // hosts.NEW_PIECES, after=500)  # type: ignore[arg-type]
     with pytest.raises(Unavailable):
         pieces(origin, source, want, range(1))
     assert pieces(origin, source, want, range(1)) == [origin.data(want, 0, CHUNK)]

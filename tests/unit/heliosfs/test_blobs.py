@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from helios.config import MountSettings
 from helios.errors import Conflict, IntegrityError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, open_store
 from heliosfs.store.chunking import LARGE, cut_plain
 from tests.support.origin import Made, Origin
-from tests.support.stores import QUICK, filled, read, running, until
+from tests.support.stores import QUICK, filled, read, roomy, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -86,6 +85,21 @@ async def test_open_fetches_nothing_but_a_weight_file_fills(tmp_path: Path, orig
         await filled(store, weights)
         await handle.close()
     assert origin.sent() == 9 * MIB
+
+
+@pytest.mark.trio
+async def test_the_commit_of_an_open_file_is_in_use_until_it_is_whole_or_closed(tmp_path: Path, origin: Origin) -> None:
+    small, weights = origin.add(bytes_of(MIB, 1), "tokenizer.json"), origin.add(bytes_of(MIB, 2), "model.safetensors")
+    async with running(tmp_path / "cache", [origin.url]) as store:
+        assert store.in_use() == set()
+        handle = await store.open(small)
+        assert store.in_use() == {(str(small.repo), small.commit)}
+        await handle.close()
+        assert store.in_use() == set()
+        handle = await store.open(weights)
+        await filled(store, weights)
+        assert store.in_use() == set()
+        await handle.close()
 
 
 @pytest.mark.trio
@@ -171,7 +185,7 @@ async def test_first_and_last_byte_do_not_wait_for_the_fill(tmp_path: Path) -> N
     """On a slow link a READ waits for its own chunk and for the little that was under way, wherever it reads."""
     with Origin(rate=25e6) as origin:
         want = origin.add(Made(200 * MIB))
-        async with running(tmp_path, [origin.url], MountSettings()) as store:
+        async with running(tmp_path, [origin.url], roomy()) as store:
             handle = await store.open(want)
             allowed = CHUNK + 8 * MIB + 0.25 * 25e6  # its chunk, the smallest background there is, the budget
             for offset in (0, want.size - 1, want.size // 2, 1, want.size // 3):
@@ -310,11 +324,18 @@ async def test_two_sizes_for_one_blob_are_refused(tmp_path: Path, origin: Origin
     want = origin.add(b"abc", "a.txt")
     lie = BlobRef(want.repo, want.commit, "b.txt", want.sha256, 5, want.recipe_digest)
     async with running(tmp_path, [origin.url]) as store:
+        liar = await store.open(lie)
         handle = await store.open(want)
-        with pytest.raises(IntegrityError, match=r"b\.txt: two manifests"):
+        assert await handle.read(0, 9) == b"abc"
+        with pytest.raises(IntegrityError, match=r"the recipe of b\.txt is one of another blob"):
+            await liar.read(0, 9)
+        await until(lambda: store.status(want.sha256).complete)
+        await liar.close()
+        with pytest.raises(IntegrityError, match=r"b\.txt: its manifest gives .* 5 bytes, and it has 3"):
             await store.open(lie)
         assert await handle.read(0, 9) == b"abc"
         await handle.close()
         await until(lambda: not store.usage().filling)
-        with pytest.raises(IntegrityError, match="one of another blob"):
+        with pytest.raises(IntegrityError, match=r"its manifest gives"):
             await read(store, lie, 0, 9)
+        assert await read(store, want, 0, 9) == b"abc"

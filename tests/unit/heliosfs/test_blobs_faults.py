@@ -15,13 +15,12 @@ import msgspec
 import pytest
 import trio
 
-from helios.config import MountSettings
 from helios.errors import DeadlineExceeded, IntegrityError, Unavailable
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobHandle
 from heliosfs.tiers.local import LocalBlob
 from tests.support.origin import COMMIT, Made, Origin, Request
-from tests.support.stores import QUICK, filled, read, running, until
+from tests.support.stores import QUICK, filled, read, roomy, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -133,7 +132,7 @@ async def test_a_stale_placement_is_asked_for_again(tmp_path: Path, origin: Orig
     """404, or other bytes under the old name: the placement is fetched once more and nobody notices."""
     want = origin.add(Made(4 * CHUNK), "data.txt", spread=1)
     metrics = MountMetrics()
-    async with running(tmp_path, [origin.url], MountSettings(buffer_mib=8), metrics) as store:
+    async with running(tmp_path, [origin.url], roomy(buffer_mib=8), metrics) as store:
         handle = await store.open(want)
         await handle.read(0, 1)
         await filled(store, want)
@@ -183,7 +182,7 @@ async def test_one_failure_is_survived(tmp_path: Path, origin: Origin, kind: str
     want = origin.add(Made(3 * CHUNK), "data.txt")
     origin.fault(kind, where, after=0 if where != "/objects/" else 1000)  # type: ignore[arg-type]
     # the client gives up at 0.9 of the deadline, so that there is time for a second try: also on a busy machine
-    async with running(tmp_path, [origin.url], MountSettings(request_deadline_s=6.0)) as store:
+    async with running(tmp_path, [origin.url], roomy(request_deadline_s=6.0)) as store:
         assert await read(store, want, 2 * CHUNK - 5, 10) == origin.data(want, 2 * CHUNK - 5, 10)
         await filled(store, want)
 
@@ -194,7 +193,7 @@ async def test_another_source_takes_over(tmp_path: Path, origin: Origin, other: 
     want = origin.add(Made(8 * CHUNK))
     other.add(Made(8 * CHUNK))
     origin.fault(kind, "", times=None, after=1000)  # type: ignore[arg-type]
-    async with running(tmp_path, [origin.url, other.url], MountSettings(request_deadline_s=1.0)) as store:
+    async with running(tmp_path, [origin.url, other.url], roomy(request_deadline_s=1.0)) as store:
         with trio.fail_after(15):
             assert await read(store, want, 5 * CHUNK, 10) == origin.data(want, 5 * CHUNK, 10)
         await filled(store, want)
@@ -220,7 +219,7 @@ async def test_a_stalled_source_ends_in_an_error(tmp_path: Path, origin: Origin)
     want = origin.add(Made(CHUNK), "stuck.txt")
     fine = origin.add(Made(CHUNK, 1), "fine.txt")
     origin.fault("stall", lambda r: want.sha256 in r.path, times=None, after=5000)
-    async with running(tmp_path, [origin.url], MountSettings(request_deadline_s=0.8)) as store:
+    async with running(tmp_path, [origin.url], roomy(request_deadline_s=0.8)) as store:
         started = trio.current_time()
 
         async def stuck() -> None:
@@ -254,7 +253,7 @@ async def test_a_read_ends_at_its_deadline_though_the_source_is_left_alone(tmp_p
 async def test_a_trickle_is_a_stall(tmp_path: Path, origin: Origin) -> None:
     want = origin.add(Made(CHUNK), "data.txt")
     origin.throttle.rate = 100_000  # 40 s for the chunk
-    async with running(tmp_path, [origin.url], MountSettings(request_deadline_s=1.2)) as store:
+    async with running(tmp_path, [origin.url], roomy(request_deadline_s=1.2)) as store:
         with pytest.raises(DeadlineExceeded):
             await read(store, want, 0, 10)
         origin.throttle.rate = None
@@ -276,7 +275,7 @@ async def test_a_registry_that_is_away_for_a_moment(tmp_path: Path, origin: Orig
             nursery.start_soon(back)
             assert await read(store, want, 0, 10) == origin.data(want, 0, 10)
         await filled(store, want)
-    async with running(tmp_path / "other", [dead_url()], MountSettings(request_deadline_s=0.5)) as store:
+    async with running(tmp_path / "other", [dead_url()], roomy(request_deadline_s=0.5)) as store:
         with pytest.raises(Unavailable, match="can't be reached"):
             await read(store, want, 0, 10)
     async with running(tmp_path / "none", []) as store:
@@ -288,7 +287,7 @@ async def test_a_registry_that_is_away_for_a_moment(tmp_path: Path, origin: Orig
 async def test_exit_does_not_wait_for_a_stalled_source(tmp_path: Path, origin: Origin) -> None:
     want = origin.add(Made(2 * CHUNK))
     origin.fault("stall", "/objects/", times=None)
-    async with running(tmp_path, [origin.url], MountSettings()) as store:
+    async with running(tmp_path, [origin.url], roomy()) as store:
         handle = await store.open(want)
         with trio.move_on_after(0.3):
             await handle.read(0, 10)
@@ -439,7 +438,7 @@ async def test_a_chunk_that_cannot_be_read_back_is_fetched_again(
             raise OSError(errno.EIO, "Input/output error")
         return preadv(fd, buffers, offset, flags)
 
-    monkeypatch.setattr("heliosfs.fetch.read.os.preadv", fail)
+    monkeypatch.setattr("heliosfs.tiers.reading.os.preadv", fail)
     async with running(tmp_path, [origin.url]) as store:
         handle = await store.open(want)
         assert await handle.read(1000, 10) == origin.data(want, 1000, 10)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from helios.config import MountSettings
 from helios.errors import IntegrityError
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobRef, BlobStore
@@ -18,12 +17,12 @@ from heliosfs.fuse.handles import BlobReader
 from heliosfs.fuse.reading import LocalReader
 from heliosfs.tiers.local import LocalBlob
 from tests.support.origin import Made, Origin
-from tests.support.stores import filled, read, running, until
+from tests.support.stores import filled, read, roomy, running, until
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
-SETTINGS = MountSettings(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=32)
-NO_ROOM = MountSettings(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=32, cache_limit_gib=1e-6)
+SETTINGS = roomy(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=32)
+NO_ROOM = roomy(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=32, cache_limit_gib=1e-6)
 """The disk takes no file."""
 
 pytestmark = pytest.mark.trio
@@ -95,7 +94,7 @@ async def test_small_files_are_read_when_the_disk_gives_them_back_no_more(
 
 async def test_without_a_pool_reads_go_on(tmp_path: Path, origin: Origin) -> None:
     want = origin.add(Made(2 * CHUNK, seed=1), "data.txt")
-    settings = MountSettings(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=0, cache_limit_gib=1e-6)
+    settings = roomy(request_deadline_s=1.0, connections=4, buffer_mib=32, pool_mib=0, cache_limit_gib=1e-6)
     async with running(tmp_path, [origin.url], settings) as store:
         handle = await store.open(want)
         for offset in (0, CHUNK - 10, CHUNK, 2 * CHUNK - 100):

@@ -184,7 +184,7 @@ async def test_who_opens_it_while_it_is_taken_away_gets_the_right_bytes(
     async with running(tmp_path, [origin.url]) as store:
         await filled_and_closed(store, want)
         flip(whole(tmp_path, want), 5)
-        monkeypatch.setattr(LocalBlob, "load_at_once", lambda self: False)
+        monkeypatch.setattr(LocalBlob, "load_at_once", lambda self, digest: False)
         monkeypatch.setattr(LocalBlob, "load", slowly)
         handles = []
 

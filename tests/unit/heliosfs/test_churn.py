@@ -160,7 +160,7 @@ class Days:
         """What the disk and the accounts say of each blob that they differ in."""
         found, known = store.room.l1.directory.scan(), store.room.l1.policy.entries
         return "; ".join(
-            f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} in the accounts, open: {store._blobs.get(key)}"
+            f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} known, open: {store._blobs.proved(key)}"
             for key in found.keys() | known.keys()
             if (key in found and found[key].cost) != (key in known and known[key].cost)
         )

@@ -26,6 +26,7 @@ from tests.support import life
 from tests.support.durable import Shim, Step, crashes, put
 from tests.support.life import Job, Promises
 from tests.support.origin import Origin
+from tests.support.stores import look
 
 EVERY = bool(os.environ.get("HELIOS_EVERY_CRASH"))
 pytestmark = pytest.mark.timeout(7200 if EVERY else 300)
@@ -164,7 +165,7 @@ def test_a_move_to_another_tier_is_whole_at_any_step(scene: Scene) -> None:
         with TierDirectory("l1", again / "cache") as l1, TierDirectory("l2", again / "l2") as l2:
             for tier in (l1, l2):
                 blob = tier.blob(want.sha256, want.size)
-                if blob.load(want.recipe_digest).whole:
+                if look(blob, want.recipe_digest).whole:
                     found += 1
                     view = memoryview(bytearray(want.size))
                     blob.read_into(view, 0)

@@ -13,9 +13,12 @@ import trio
 from helios.errors import Conflict, EntryNotFound, IntegrityError, NoSpace
 from heliosfs.blobs import BlobRef
 from heliosfs.control.warm import WarmWork
+from heliosfs.fetch.fill import MAX_CLOSED
 from heliosfs.store.manifest import FileEntry
+from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.warming import LARGE, Note, Tally, in_loading_order, select, warm
+from tests.support.accounts import settled
 from tests.support.origin import Made, Origin
 from tests.support.stores import QUICK, filled, read, running, until
 
@@ -48,6 +51,58 @@ async def test_what_was_queued_may_be_taken_back_at_any_moment(tmp_path: Path, o
             for want in wants:
                 nursery.start_soon(store.fill, want)
         assert all(store.status(want.sha256).complete for want in wants)
+
+
+async def test_a_fill_that_has_to_wait_as_its_last_handle_goes(tmp_path: Path, origin: Origin) -> None:
+    """More fills than may go on unopened: the first of them is put back, and that is the one that is closed now."""
+    wants = [origin.add(Made(2 * MIB, seed), f"{seed}.bin") for seed in range(2 * MAX_CLOSED)]
+    origin.throttle.rate = 1e6
+    async with running(tmp_path, [origin.url]) as store:
+        handles = {want.path: await store.open(want) for want in wants}
+        await until(lambda: store.usage().filling == len(wants))
+        waiting = [blob.want.path for blob in store._filler._filling if not blob.users]
+        for path in [*waiting[1 : MAX_CLOSED + 1], waiting[0]]:
+            await handles.pop(path).close()
+        assert store.usage().filling == len(wants) - 1
+        assert store.usage().queued == 1
+        origin.throttle.rate = None
+        for handle in handles.values():
+            await handle.close()
+        for want in wants:
+            await filled(store, want)
+
+
+async def test_a_queued_fill_that_ends_while_it_waits_for_room_is_forgotten(
+    tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the store stops: the thread that removes is the last to say something, and the blob is closed by then."""
+    kept, want = (dataclasses.replace(origin.add(Made(9 * MIB, n), f"{n}.bin"), commit=f"{n:040x}") for n in (1, 2))
+    at_it, go_on, remove = trio.Event(), trio.Event(), TierDirectory.remove
+
+    def slow(self: TierDirectory, sha256: str) -> int:
+        trio.from_thread.run_sync(at_it.set)
+        trio.from_thread.run(go_on.wait)
+        return remove(self, sha256)
+
+    monkeypatch.setattr(TierDirectory, "remove", slow)
+    settings = msgspec.structs.replace(QUICK, cache_limit_gib=12 / 1024)
+    async with running(tmp_path, [origin.url], settings) as store:
+        await read(store, kept, 0, kept.size)
+        await filled(store, kept)
+        await settled(store)
+        for _ in range(9):
+            store.room.history.use(want.sha256)  # it is worth more
+        store._filler.enqueue([want])
+        async with trio.open_nursery() as nursery:
+            store._filler.advance(nursery, trio.current_time())
+            with trio.fail_after(20):
+                await at_it.wait()
+            assert store.room.waits(want.sha256)
+            nursery.cancel_scope.cancel()
+        assert not store._blobs
+        go_on.set()
+        await settled(store)
+        assert not store.room.l1.policy.entries
 
 
 async def test_fill_says_that_there_is_no_room(tmp_path: Path, origin: Origin) -> None:

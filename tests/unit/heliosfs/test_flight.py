@@ -8,12 +8,14 @@ from typing import Any, cast
 import pytest
 import trio
 
+from helios.errors import IntegrityError, Unavailable
 from helios.http.response import Watch
 from helios.metrics import MountMetrics
 from heliosfs.fetch.flight import SAME_SOURCE, Flight, Flights
 from heliosfs.fetch.lanes import SLOW_PAUSE_S, Lane, Lanes
 from heliosfs.fetch.pace import SILENT_S, WAITED_S, Pace
 from heliosfs.fetch.planner import Limits, Planner
+from heliosfs.fetch.tried import Tried
 from heliosfs.store.recipe import MAX_CHUNK
 from tests.unit.heliosfs.test_planner import recipe_of
 
@@ -32,6 +34,7 @@ class Sky:
         self.lanes = Lanes(named, (8, 32), 30.0, MountMetrics(), lambda: self.now)
         self.flights = Flights(self.planner, self.lanes, lambda: self.now)
         self.cut: list[Flight] = []
+        self.blob = cast(Any, SimpleNamespace(tried=Tried(), waiters={}))
 
     def begin(self, *, wanted: int | None = None) -> Flight:
         """A flight of the next job, over the source that would be asked."""
@@ -40,7 +43,7 @@ class Sky:
         job = self.planner.next(self.now, BOTH)
         assert job is not None
         lane = self.lanes.in_order()[0]
-        flight = Flight(job, cast(Any, None), lane, trio.CancelScope(), None, Pace(self.now))
+        flight = Flight(job, self.blob, lane, trio.CancelScope(), None, Pace(self.now))
         give_up = lambda: self.cut.append(flight) if flight not in self.cut else None  # noqa: E731
         flight.transfer = cast(Any, SimpleNamespace(watch=Watch(), busy=False, give_up=give_up))
         lane.running += 1
@@ -172,3 +175,26 @@ def test_on_probation_a_source_gets_one_call_until_it_went_well() -> None:
     sky.lanes.overtaken(sky.lane(0), "silent")
     sky.lanes.worked(sky.lane(0), probe.pace.started)
     assert sky.lanes.in_order()[0] is sky.lane(1), "what began before says nothing of it now"
+
+
+def test_a_source_that_sent_wrong_bytes_does_not_take_over_one_that_was_away_does() -> None:
+    sky = Sky(2)
+    flight = sky.begin(wanted=3)
+    sky.blob.tried.failed(3, sky.lane(1), IntegrityError("corrupt"))
+    sky.fly(1.0)
+    assert not flight.overtaken, "nothing better is to be had there"
+    sky = Sky(2)
+    flight = sky.begin(wanted=3)
+    sky.blob.tried.failed(3, sky.lane(1), Unavailable("away"))
+    sky.fly(1.0)
+    assert flight.overtaken
+    assert not sky.blob.tried.of(3), "so that it is asked"
+
+
+def test_from_a_reads_deadline_on_no_source_is_asked_twice() -> None:
+    sky = Sky(2)
+    sky.blob.waiters[3] = [SimpleNamespace(since=sky.now - sky.lanes.deadline_s)]
+    flight = sky.begin(wanted=3)
+    sky.blob.tried.failed(3, sky.lane(1), Unavailable("away"))
+    sky.fly(1.0)
+    assert not flight.overtaken

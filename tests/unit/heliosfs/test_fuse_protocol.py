@@ -31,12 +31,13 @@ NATIVE = protocol.Offer(7, 45, 131072, protocol.FUSE_INIT_EXT, protocol.FUSE_PAS
 def test_an_offer_is_read() -> None:
     offer = protocol.parse_init(init_request(protocol.FUSE_INIT_EXT | 1, protocol.FUSE_PASSTHROUGH))
     assert (offer.major, offer.minor, offer.max_readahead) == (7, 45, 131072)
-    assert not offer.native
-    assert NATIVE.native
+    assert offer.passthrough
+    assert NATIVE.passthrough
 
 
 def test_an_old_kernels_offer_has_no_second_word() -> None:
-    assert protocol.parse_init(init_request(1, None)).flags2 == 0
+    offer = protocol.parse_init(init_request(1, None))
+    assert (offer.flags2, offer.passthrough) == (0, False)
 
 
 def test_passthrough_and_resending_are_added_where_they_are_offered() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import trio.testing
 
 from helios.errors import Conflict, HeliosError, NotFound, Unavailable
 from heliosfs.control import jobs as jobs_module
-from heliosfs.control.jobs import Job, Jobs
+from heliosfs.control.jobs import Job, Jobs, Wish, Work
 from heliosfs.control.rates import RATE_S, SPAN_S, Rates
+from heliosfs.control.remembered import MAGIC, RESUMES, Kept, Remembered
+from heliosfs.tiers.keeping import read_record
 
 
 class Doing:
@@ -23,6 +26,10 @@ class Doing:
         self.kind, self.what, self.error, self.failed = kind, what, error, failed
         self.go = trio.Event()
         self.running = self.left = False
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(self.kind, commit=self.what)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -155,3 +162,94 @@ def test_rates_of_numbers_that_come_and_go() -> None:
     rates.feed({"a": 0.0})
     assert rates.rate("a") == rates.grown("a") == 0.0, "a number that fell is no rate"
     assert len(rates._samples) <= SPAN_S / 2 + 2
+
+
+class NoDrain:
+    """Draining as the jobs see it."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs, self.draining = jobs, False
+
+    async def begin(self) -> None:
+        self.draining = True
+        await self.jobs.close()
+
+
+@asynccontextmanager
+async def process(
+    path: Path, mount: int = 1, made: list[Doing] | None = None
+) -> AsyncIterator[tuple[Jobs, Remembered]]:
+    """What serves a mount, until it is killed."""
+
+    async def make(wish: Wish) -> Work:
+        if wish.commit == "unknown":
+            raise NotFound("no such commit")
+        work = Doing(wish.commit or "")
+        if made is not None:
+            made.append(work)
+        return work
+
+    jobs = Jobs()
+    remembered = Remembered(path, mount, jobs, NoDrain(jobs), make)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(jobs.run)
+        await nursery.start(remembered.run)
+        yield jobs, remembered
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_the_next_process_goes_on_with_what_is_not_done(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    async with process(path) as (jobs, remembered):
+        done, job = Doing("a"), jobs.start(Doing("b"))
+        jobs.start(done)
+        jobs.start(Doing("unknown"))
+        await remembered.save()
+        done.go.set()
+        await trio.sleep(0.2)
+    made: list[Doing] = []
+    async with process(path, made=made) as (jobs, _):
+        await trio.sleep(0.2)
+        assert [each.id for each in jobs.all()] == [job.id], "what was done, or is gone, is not begun again"
+    async with process(path, mount=2, made=made) as (jobs, _):
+        await trio.sleep(0.2)
+        assert len(made) == 1, "a mount that was made anew begins with nothing"
+    path.write_bytes(b"torn")
+    async with process(path) as (jobs, remembered):
+        assert not jobs.all()
+        jobs.start(Doing("c"))
+        await remembered.save()
+    assert b'"c"' in path.read_bytes()
+
+
+@pytest.mark.trio
+async def test_a_job_that_takes_its_process_along_is_given_up(
+    tmp_path: Path, expected_log_errors: Callable[[str], None]
+) -> None:
+    expected_log_errors("interrupted too often")
+    path, made = tmp_path / "work", list[Doing]()
+    async with process(path) as (jobs, remembered):
+        jobs.start(Doing("a"))
+        await remembered.save()
+    for _ in range(RESUMES + 2):
+        async with process(path, made=made):
+            await trio.sleep(0.1)
+    assert len(made) == RESUMES
+    assert read_record(path, MAGIC, Kept()).jobs == []
+
+
+@pytest.mark.trio
+async def test_draining_is_remembered_and_so_is_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    async with process(path) as (jobs, remembered):
+        await remembered._drain.begin()
+        await remembered.save()
+    async with process(path) as (jobs, remembered):
+        assert remembered._drain.draining
+        with pytest.raises(Conflict):
+            jobs.start(Doing("a"))
+        remembered._drain.draining = False
+        await remembered.save()
+    async with process(path) as (jobs, remembered):
+        assert not remembered._drain.draining

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from heliosfs.fuse.ledger import Ledger
+from heliosfs.fuse.modes import IoModes
 from heliosfs.fuse.tables import BoardFullError, OpenFile, deliveries, init_request, keep_init, open_files
 from heliosfs.keeper import policy
 from heliosfs.keeper.board import INIT_MAX, SIZE, Board
@@ -35,7 +37,7 @@ def other(board):
 def test_the_layout_is_what_the_module_says(board):
     for number, name in enumerate(WORDS, 1):
         setattr(board, name, number)
-    board.mounted_ns = 7
+    board.mounted_ns, board.oldest, board.late = 7, 8, 9
     keep_init(board, b"init")
     deliveries(board).put(11, 2)
     open_files(board).put(12, 3, 4)
@@ -44,6 +46,7 @@ def test_the_layout_is_what_the_module_says(board):
     assert struct.unpack_from("<4sI6QI", data) == (b"HBRD", 1, 1, 2, 3, 4, 5, 6, 4)
     assert data[64:69] == b"init\0"
     assert struct.unpack_from("<Q", data, 320) == (7,)
+    assert struct.unpack_from("<QQ", data, 368) == (8, 9)
     assert struct.unpack_from("<QQ", data, 4096) == (11, 2)
     assert struct.unpack_from("<QII", data, 20480) == (12, 3, 4)
 
@@ -89,6 +92,18 @@ def test_a_full_table_says_so_and_takes_more_after_a_removal(board):
     table.remove(9)
     table.put(1025, 3)
     assert dict(deliveries(board)) == {key: 1 for key in range(1, 1025) if key != 9} | {7: 2, 1025: 3}
+
+
+def test_16384_files_are_open_and_no_more_until_one_is_closed(board):
+    """One more is ENFILE; those that are open can be opened again."""
+    modes = IoModes(Ledger(board, 0))
+    assert all(modes.opened(ino, ino, 0) for ino in range(1, 16385))
+    assert not modes.opened(16385, 16385, 0)
+    assert modes.backing(16385) is None
+    assert modes.opened(16386, 7, 0)
+    modes.released(16387, 9)
+    assert modes.opened(16388, 16385, 0)
+    assert len(open_files(board)) == len(IoModes(Ledger(board, 0))) == 16384
 
 
 def test_a_copy_says_the_same_and_is_apart(board):

@@ -17,6 +17,7 @@ from heliosfs.tiers import moving
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.moving import Stopped, copy
 from tests.support.durable import Shim, Step, crashes, put
+from tests.support.stores import look
 from tests.unit.heliosfs.test_tier_directory import content, fill, recipe_of
 
 CHUNKS = content(seed=3)
@@ -56,7 +57,7 @@ def check(root: Path) -> set[str]:
             assert not list((tier.root / "partial").iterdir())
             assert set(tier.scan()) <= {BLOB}
         blob = l1.blob(BLOB, SIZE)
-        assert blob.load(RECIPE.digest, l1, l2).whole
+        assert look(blob, RECIPE.digest, l1, l2).whole
         blob.close()
         return where
     finally:

@@ -12,18 +12,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from helios.config import MountSettings
 from helios.errors import Unavailable
 from helios.http.client import HttpClient
 from helios.http.response import Watch
 from helios.metrics import MountMetrics
 from heliosfs.blobs import BlobHandle, BlobRef
 from tests.support.origin import Made, Origin, Request
-from tests.support.stores import filled, read, running
+from tests.support.stores import filled, read, roomy, running
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
-PATIENT = MountSettings(request_deadline_s=60.0)
+PATIENT = roomy(request_deadline_s=60.0)
 """The deadline comes much later than a test may take."""
 
 SOON_S = 20.0

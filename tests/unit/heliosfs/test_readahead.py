@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from helios.config import MountSettings
 from heliosfs.blobs import BlobHandle, BlobRef
 from heliosfs.fetch.chunks import IN_FLIGHT, MISSING, POOLED, Job
 from heliosfs.fetch.planner import Limits, Planner
 from heliosfs.fetch.readahead import IDLE, LEAST_SHARE
 from heliosfs.store.recipe import MAX_CHUNK
 from tests.support.origin import Made, Origin, Request
-from tests.support.stores import QUICK, filled, running, until
+from tests.support.stores import QUICK, filled, roomy, running, until
 from tests.unit.heliosfs.test_planner import recipe_of
 
 MIB = 1 << 20
@@ -227,7 +226,7 @@ def test_a_chunk_that_left_the_memory_early_is_asked_for_again() -> None:
 
 # --- in a store, over real connections -------------------------------------------------------------------------------
 
-NO_ROOM = MountSettings(request_deadline_s=10.0, connections=4, buffer_mib=64, pool_mib=64, cache_limit_gib=1e-6)
+NO_ROOM = roomy(request_deadline_s=10.0, connections=4, buffer_mib=64, pool_mib=64, cache_limit_gib=1e-6)
 """The disk takes no file."""
 
 

@@ -21,7 +21,7 @@ from helios.names import RepoId
 from heliosfs.fetch.source import BlobRef
 from heliosfs.shadow.plain import PlainDownload, path_of
 from heliosfs.shadow.samples import BLOCK, MAX_BYTES, MAX_RANGES, MAX_WAITING, Latency, Sampler, Tally
-from heliosfs.shadow.shadow import Shadow
+from heliosfs.shadow.shadow import STUCK, Shadow
 from tests.support.stores import until
 
 DATA = random.Random(3).randbytes(5000)
@@ -233,4 +233,39 @@ async def test_files_that_the_kernel_reads_are_read_from_the_same_file(
         shadow.opened(want_of(), 1 << 20)  # a descriptor that is none: the user's open must not fail for that
         assert shadow.report().dropped == 1
         assert shadow.report().waiting == 0
+        nursery.cancel_scope.cancel()  # type: ignore[attr-defined]
+
+
+@pytest.mark.trio
+async def test_files_on_a_disk_that_hangs_are_given_up_and_counted_and_the_rest_is_compared(
+    tmp_path: Path, nursery: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, go_on, real = tmp_path / "blob", threading.Event(), os.pread
+    path.write_bytes(DATA)
+
+    def pread(fd: int, count: int, offset: int) -> bytes:
+        go_on.wait(30)
+        return real(fd, count, offset)
+
+    monkeypatch.setattr("heliosfs.shadow.shadow.os.pread", pread)
+    monkeypatch.setattr("heliosfs.shadow.shadow.DISK_S", 0.1)
+    metrics = MountMetrics()
+    with hub(ranged) as (url, _), contextlib.closing(PlainDownload([url], 5.0)) as plain:
+        shadow = Shadow(100, plain, metrics)
+        await nursery.start(shadow.run)  # type: ignore[attr-defined]
+        with path.open("rb") as file:
+            try:
+                for _ in range(STUCK + 2):  # all find a place to wait before the first is given up
+                    shadow.opened(want_of(), file.fileno())
+                await until(lambda: shadow.report().mount_errors == STUCK + 2)
+                shadow.opened(want_of(), file.fileno())
+                assert (shadow.report().dropped, shadow.report().waiting) == (1, 0)
+                shadow.read(want_of(), 0, [DATA], 0.1)
+                await until(lambda: shadow.report().compared == 1)
+            finally:
+                go_on.set()
+            await until(lambda: shadow._readers.available_tokens == STUCK)
+            shadow.opened(want_of(), file.fileno())
+            await until(lambda: shadow.report().compared == 2)
+        assert (shadow.report().mismatches, shadow.report().dropped) == (0, 1)
         nursery.cancel_scope.cancel()  # type: ignore[attr-defined]

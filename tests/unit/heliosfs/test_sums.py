@@ -162,17 +162,25 @@ def test_a_file_of_another_length_is_wrong(file: Path) -> None:
 @pytest.mark.parametrize("direct", [True, False])
 def test_looking_leaves_the_page_cache_as_it_was(file: Path, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with file.open("rb") as opened:
+
+        def cached() -> bool:
+            try:
+                return os.preadv(opened.fileno(), [bytearray(4096)], 64 << 10, os.RWF_NOWAIT) == 4096
+            except BlockingIOError:
+                return False
+
+        def stays_out() -> bool:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            look(file, sums_of(RECIPE, DATA))
+            return not cached()
+
         os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not direct:
             no_direct(monkeypatch)
-        look(file, sums_of(RECIPE, DATA))
-        buffer = bytearray(4096)
-        with pytest.raises(BlockingIOError):
-            os.preadv(opened.fileno(), [buffer], 64 << 10, os.RWF_NOWAIT)
+        assert any(stays_out() for _ in range(5)), "once may be the kernel's doing: it keeps pages it has in hand"
         opened.read()
         look(file, sums_of(RECIPE, DATA))
-        assert os.preadv(opened.fileno(), [buffer], 64 << 10, os.RWF_NOWAIT) == 4096
+        assert cached()
 
 
 def test_sums_that_can_t_be_used_are_none(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from helios.errors import Conflict, Unavailable
 from heliosfs.store.recipe import Recipe
 from heliosfs.tiers.directory import TierDirectory
+from heliosfs.tiers.doubt import settle
 from heliosfs.tiers.local import LocalBlob
 
 CHUNKS = 9
@@ -273,13 +274,62 @@ def test_a_whole_file_of_another_size_is_fetched_anew(tmp_path: Path, caplog: py
         path.chmod(0o644)
         os.truncate(path, recipe.size - 1)
         blob = l1.blob(recipe.blob, recipe.size)
-        assert not blob.load(recipe.digest).whole
-        assert "wrong size" in caplog.text
+        doubted = blob.load(recipe.digest).doubted
+        assert doubted is l1
+        assert not settle(doubted, recipe.blob)
+        assert "does not have the sha256" in caplog.text
         assert not path.exists()
+        found = blob.load(recipe.digest)
+        assert (found.whole, found.doubted) == (False, None)
         blob.close()
 
 
-@pytest.mark.parametrize("damage", ["no map", "no data", "data shorter", "map garbage", "other recipe"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_whole_file_stays_whatever_size_somebody_gives_it(tmp_path: Path, known: bool, right: bool) -> None:
+    """Only its own bytes speak against it, by their hash."""
+    chunks = content()
+    recipe = recipe_of(chunks)
+    with TierDirectory("l1", tmp_path) as l1:
+        fill(l1, chunks).close()
+        path, sums = Path(l1.whole_path(recipe.blob)), Path(l1.sums_path(recipe.blob))
+        if not known:
+            sums.unlink()
+        if not right:
+            path.chmod(0o644)
+            os.truncate(path, recipe.size + 1)
+        liar = l1.blob(recipe.blob, recipe.size + 2)
+        found = liar.load("e" * 64)
+        assert (found.whole, found.doubted, found.size) == (False, l1, path.stat().st_size)
+        assert settle(l1, recipe.blob) is right
+        assert path.exists() is right
+        assert sums.exists() is right, "what was found out need not be found out again"
+        liar.close()
+
+
+def test_a_partial_blob_stays_until_a_recipe_speaks_against_it(tmp_path: Path) -> None:
+    chunks = content()
+    recipe = recipe_of(chunks)
+    with TierDirectory("l1", tmp_path) as l1:
+        honest = l1.blob(recipe.blob, recipe.size)
+        honest.load(recipe.digest)
+        store(honest, recipe, chunks, [0, 1])
+        honest.sync()
+        honest.record([0, 1])
+        for size, digest in ((recipe.size, "e" * 64), (recipe.size + 1, recipe.digest)):
+            liar = l1.blob(recipe.blob, size)
+            assert liar.load(digest).have is None
+            assert liar.disputed
+            liar.close()
+        honest.close()
+        again = l1.blob(recipe.blob, recipe.size)
+        have = again.load(recipe.digest).have
+        assert have is not None
+        assert sum(have) == 2
+        again.close()
+
+
+@pytest.mark.parametrize("damage", ["no map", "no data", "data shorter", "map garbage"])
 def test_what_contradicts_itself_is_started_anew(tmp_path: Path, damage: str) -> None:
     chunks = content()
     recipe = recipe_of(chunks)
@@ -291,20 +341,17 @@ def test_what_contradicts_itself_is_started_anew(tmp_path: Path, damage: str) ->
         blob.record([0, 1])
         blob.close()
     data, journal = Path(l1.data_path(recipe.blob)), Path(l1.map_path(recipe.blob))
-    digest = recipe.digest
     if damage == "no map":
         journal.unlink()
     elif damage == "no data":
         data.unlink()
     elif damage == "data shorter":
         os.truncate(data, 5)
-    elif damage == "map garbage":
-        journal.write_bytes(b"\0" * 300)
     else:
-        digest = "e" * 64
+        journal.write_bytes(b"\0" * 300)
     with TierDirectory("l1", tmp_path) as l1:
         blob = l1.blob(recipe.blob, recipe.size)
-        found = blob.load(digest)
+        found = blob.load(recipe.digest)
         assert found.have is None
         assert not found.whole
         assert not data.exists()
@@ -367,18 +414,18 @@ def test_a_whole_file_that_the_kernel_knows_is_opened_at_once_and_nothing_else_i
     chunks = content()
     recipe = recipe_of(chunks)
     l1 = TierDirectory("l1", tmp_path)
-    assert not l1.blob(recipe.blob, recipe.size).load_at_once(), "there is none"
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once(recipe.digest), "there is none"
     fill(l1, chunks).close()
     blob = l1.blob(recipe.blob, recipe.size)
-    assert blob.load_at_once()
+    assert blob.load_at_once(recipe.digest)
     assert blob.whole
     assert read(blob, 0, recipe.size) == b"".join(chunks)
     blob.close()
     other = l1.blob(recipe.blob, recipe.size + 1)
-    assert not other.load_at_once(), "it is not the blob's size: load says so and removes it"
+    assert not other.load_at_once(recipe.digest), "it is not the blob's size: load says so and removes it"
     path = Path(l1.whole_path(recipe.blob))
     elsewhere = path.with_name("elsewhere")
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
-    assert not l1.blob(recipe.blob, recipe.size).load_at_once()
+    assert not l1.blob(recipe.blob, recipe.size).load_at_once(recipe.digest)
     l1.close()

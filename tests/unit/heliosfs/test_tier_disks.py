@@ -64,7 +64,7 @@ async def fill_new(store: BlobStore, origin: Origin) -> BlobRef:
     handle = await store.open(want)
     await filled(store, want)
     await handle.close()
-    await until(lambda: want.sha256 not in store._blobs)
+    await until(lambda: store._blobs.get(want) is None)
     return want
 
 

@@ -75,6 +75,12 @@ def test_a_repository_lists_its_refs_and_the_commits_that_refs_name(registry):
     assert names(registry, "org/name") == ["@main", "@refs%2Fpr%2F1", "@v1", C1, C2]
 
 
+def test_refs_that_are_remembered_after_their_commit_has_gone_are_not_listed(registry):
+    """What is known of refs may be a second old: a listing never shows half of a repository that was removed."""
+    del registry.commits[RepoId.parse("org/name"), C1]
+    assert names(registry, "org/name") == ["@refs%2Fpr%2F1", C2]
+
+
 def test_every_commit_is_reachable_by_its_id_whether_a_ref_names_it_or_not(registry):
     assert names(registry, f"org/name/{C3}") == ["old.bin"]
     assert isinstance(look(registry, f"org/name/{'4' * 40}"), Absent)
@@ -270,22 +276,3 @@ def test_a_path_of_two_thousand_parts_is_no_problem():
     path = "/".join("a" * 2000)
     snapshot = Snapshot(RepoId.parse("o/m"), C1, 0, {path: file(1)})
     assert len(snapshot.directories) == 2000
-
-
-def shards(*paths):
-    return Snapshot(RepoId.parse("o/m"), C1, 0, dict.fromkeys(paths, file(1)))
-
-
-def test_the_other_shards_of_a_set_follow_in_loading_order():
-    files = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-    snapshot = shards(*files, "pytorch_model-00001-of-00003.bin", "sub/model-00001-of-00003.safetensors", "a.json")
-    assert snapshot.shards_after(files[1]) == [files[2], files[0]]
-    assert snapshot.shards_after("sub/model-00001-of-00003.safetensors") == []
-    assert shards("consolidated.00.pth", "consolidated.01.pth").shards_after("consolidated.00.pth") == [
-        "consolidated.01.pth"
-    ]
-
-
-def test_alternatives_are_not_shards():
-    names = ["m-Q4_0.gguf", "m-Q8_0.gguf", "model.safetensors", "model-00001-of-00001.safetensors", "a-00001-of-2.json"]
-    assert [shards(*names).shards_after(name) for name in names] == [[]] * len(names)

@@ -327,10 +327,10 @@ async def test_files_go_nowhere_else_while_something_is_lent_for_them(disks: Dis
         local = room.blob("ab" * 32, size)
         loan = room.lend(local, 4 * MIB)
         assert loan is not None
-        assert room.ask(local.sha256, size, size, "g", size).verdict is Verdict.TOO_LARGE
+        assert room.ask(local, size, "g", size).verdict is Verdict.TOO_LARGE
         assert local.places.name == "l1", "a thread may be about to write there"
         room.give_back(loan)
-        assert room.ask(local.sha256, size, size, "g", size).verdict is Verdict.GRANTED
+        assert room.ask(local, size, "g", size).verdict is Verdict.GRANTED
         assert local.places.name == "l2"
         room.end(local.sha256)
         room.closed(local)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,17 @@ from helios.names import RepoId
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.manifest import CommitRecord, FileEntry
 from registry.catalog import Catalog
+from registry.domains import Domains
 from registry.ingest.ingest import Ingest
 from registry.metadata.database import Changes, Database
 from registry.metadata.tables import processes
+from registry.pull.setup import kept_blobs
 from registry.sessions import Session, Sessions
+from registry.threads import Threads
+from tests.support.postgres import open_database
+
+ANY = RepoId.parse("org/any")
+"""A repository that no tenant owns."""
 
 
 @dataclass
@@ -32,13 +41,13 @@ class Registry:
     url: str | None
 
     @classmethod
-    def open(cls, root: Path, url: str | None = None) -> Registry:
+    def open(cls, root: Path, url: str | None = None, domains: Domains | None = None) -> Registry:
         """On the PostgreSQL database at ``url``, or on SQLite below ``root``."""
-        database = Database.sqlite(root / "registry" / "metadata.db") if url is None else Database.postgres(url)
+        database = open_database(root / "registry" / "metadata.db", url)
         store = DirectoryStore(root / "store")
         clock = [1_000_000.0]
-        catalog = Catalog(database, store, now=lambda: clock[0])
-        sessions = Sessions(catalog, store, Ingest(store, catalog.index, catalog.domain))
+        catalog = Catalog(database, store, domains=domains, now=lambda: clock[0])
+        sessions = Sessions(catalog, store, Ingest(store, catalog.index), partial(kept_blobs, catalog))
         return cls(root, database, store, catalog, sessions, clock, url)
 
     def close(self) -> None:
@@ -48,7 +57,7 @@ class Registry:
     def reopen(self) -> Registry:
         """As after a restart."""
         self.close()
-        return Registry.open(self.root, self.url)
+        return Registry.open(self.root, self.url, self.catalog.domains)
 
     def killed(self) -> Registry:
         """As after a kill: nothing was closed, and where others could tell, the lease is over."""
@@ -58,7 +67,7 @@ class Registry:
 
     def put(self, content: bytes, path: str = "file.bin", session: Session | None = None) -> FileEntry:
         """Store a file without publishing it."""
-        with_session = session or self.sessions.open()
+        with_session = session or self.sessions.open(ANY)
         try:
             return with_session.ingest(path, len(content), io.BytesIO(content)).entry
         finally:
@@ -66,10 +75,10 @@ class Registry:
                 with_session.close()
 
     def publish(self, name: str, files: dict[str, bytes], ref: str = "main", **options: object) -> CommitRecord:
-        with self.sessions.open() as session:
+        repo = RepoId.parse(name)
+        with self.sessions.open(repo) as session:
             entries = {path: self.put(content, path, session) for path, content in files.items()}
-            repo = RepoId.parse(name)
-            return self.catalog.publish(repo, ref, entries, author="me", message="", **options).record  # type: ignore[arg-type]
+            return self.catalog.publisher.publish(repo, ref, entries, author="me", message="", **options).record  # type: ignore[arg-type]
 
     def objects(self) -> set[str]:
         """Keys of all objects but the owner's mark."""
@@ -87,3 +96,10 @@ def registry(tmp_path: Path, engine_url: str | None) -> Iterator[Registry]:
     parts = Registry.open(tmp_path, engine_url)
     yield parts
     parts.close()
+
+
+@pytest.fixture
+def upkeep() -> Iterator[Threads]:
+    """What the daemon's upkeep runs in."""
+    with closing(Threads("upkeep", 2)) as threads:
+        yield threads

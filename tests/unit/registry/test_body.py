@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
 from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
-from registry.body import LIMIT, BodySource
+from registry.body import LIMIT, Body, BodySource, feed
 
 
 def read_all(source: BodySource, step: int) -> bytes:
@@ -78,5 +79,41 @@ def test_failing_and_abandoning() -> None:
         async with asyncio.timeout(5):
             for _ in range(5):
                 await source.write(b"x" * LIMIT)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_feeder_that_is_cancelled_ends_whenever_that_comes(turns: int) -> None:
+    """Also in the moment in which it takes a part, where Python 3.11's ``asyncio.wait_for`` swallows it."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        feeder = asyncio.ensure_future(feed(BodySource(10, "f"), body()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        feeder.cancel()
+        done, _ = await asyncio.wait([feeder], timeout=5)
+        assert done == {feeder}
+
+    asyncio.run(main())
+
+
+def test_a_head_is_taken_off_a_body() -> None:
+    async def parts(*data: bytes) -> AsyncIterator[bytes]:
+        for part in data:
+            yield part
+
+    async def main() -> None:
+        for cut in ((b"abcdefg",), (b"a", b"", b"bc", b"defg"), (b"abc", b"defg"), (b"abcd", b"efg")):
+            body = Body(parts(*cut))
+            assert await body.take(1) == b"a"
+            assert await body.take(2) == b"bc"
+            assert b"".join([part async for part in body.rest()]) == b"defg"
+        with pytest.raises(InvalidInput, match="within its head"):
+            await Body(parts(b"ab")).take(3)
 
     asyncio.run(main())

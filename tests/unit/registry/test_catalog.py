@@ -22,7 +22,7 @@ from helios.names import RepoId
 from heliosfs.store.keys import commit_key, recipe_key
 from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest, local_commit
 from heliosfs.store.recipe import Recipe
-from registry.metadata import repositories
+from registry.metadata import mirror, repositories
 from tests.unit.registry.conftest import Registry
 
 ONE = RepoId.parse("org/one")
@@ -33,13 +33,13 @@ UNKNOWN = "0" * 40
 def test_a_published_snapshot_is_found_by_every_name(registry: Registry) -> None:
     record = registry.publish("org/one", {"config.json": b"{}", "sub/w.bin": b"x" * 5_000_000})
     catalog = registry.catalog
-    manifest = catalog.manifest(ONE, record.commit)
+    manifest = catalog.contents.manifest(ONE, record.commit)
     assert record.commit == local_commit(ONE, manifest.digest)
     assert catalog.refs(ONE) == {"main": record.commit}
     for revision in ("main", record.commit):
         found = catalog.resolve(ONE, revision)
         assert (found.commit, found.manifest_digest) == (record.commit, manifest.digest)
-    assert hashlib.sha256(catalog.manifest_bytes(ONE, record.commit)).hexdigest() == manifest.digest
+    assert hashlib.sha256(catalog.contents.manifest_bytes(ONE, record.commit)).hexdigest() == manifest.digest
     assert catalog.commit_record(ONE, record.commit) == record
     assert [(r.repo, r.refs, r.bytes) for r in catalog.repos()] == [(ONE, {"main": record.commit}, 5_000_002)]
     assert catalog.repos("datasets") == []
@@ -48,13 +48,13 @@ def test_a_published_snapshot_is_found_by_every_name(registry: Registry) -> None
 def test_the_bytes_come_back(registry: Registry) -> None:
     content = random.Random(1).randbytes(10_240_000)
     record = registry.publish("org/one", {"w.bin": content})
-    entry = registry.catalog.manifest(ONE, record.commit).files["w.bin"]
-    recipe = Recipe.decode(registry.catalog.recipe_bytes(ONE, entry.sha256), entry.recipe)
+    entry = registry.catalog.contents.manifest(ONE, record.commit).files["w.bin"]
+    recipe = Recipe.decode(registry.catalog.contents.recipe_bytes(ONE, entry.sha256), entry.recipe)
     assert recipe.size == len(content)
-    reader = registry.catalog.blob_reader(ONE, entry.sha256)
+    reader = registry.catalog.contents.blob_reader(ONE, entry.sha256)
     assert reader.read(0, len(content)) == content
     assert reader.read(4_194_300, 10) == content[4_194_300:4_194_310]
-    placement = registry.catalog.placement(ONE, entry.sha256)
+    placement = registry.catalog.contents.placement(ONE, entry.sha256)
     assert sum(run.count for run in placement.runs) == len(recipe)
     assert all(o.url == f"/api/v1/objects/{o.key}" for o in placement.objects)
 
@@ -66,23 +66,23 @@ def test_what_a_commit_needs_is_told_within_bounds(registry: Registry, monkeypat
     sha = [hashlib.sha256(bytes([n]) * (1000 * n)).hexdigest() for n in range(6)]
 
     def told() -> list[str]:
-        return [each.placement.blob for each in registry.catalog.commit_content(ONE, record.commit).blobs]
+        return [each.placement.blob for each in registry.catalog.contents.commit_content(ONE, record.commit).blobs]
 
     assert told() == [sha[n] for n in (5, 4, 3, 2, 1)]
-    monkeypatch.setattr("registry.catalog.MAX_BLOBS", 2)
+    monkeypatch.setattr("registry.contents.MAX_BLOBS", 2)
     assert told() == [sha[5], sha[4]]
-    monkeypatch.setattr("registry.catalog.MAX_BLOBS", 100)
-    monkeypatch.setattr("registry.catalog.MAX_BYTES", 100)
+    monkeypatch.setattr("registry.contents.MAX_BLOBS", 100)
+    monkeypatch.setattr("registry.contents.MAX_BYTES", 100)
     assert told() == [sha[5], sha[4]], "two recipes are more than that"
-    monkeypatch.setattr("registry.catalog.MAX_BYTES", 1000)
+    monkeypatch.setattr("registry.contents.MAX_BYTES", 1000)
     registry.catalog.forget()
-    entry = registry.catalog.manifest(ONE, record.commit).files["4.bin"]
+    entry = registry.catalog.contents.manifest(ONE, record.commit).files["4.bin"]
     (registry.root / "store" / recipe_key("public", entry.recipe)).unlink()
     assert told() == [sha[n] for n in (5, 3, 2, 1)]
     with pytest.raises(RevisionNotFound):
-        registry.catalog.commit_content(ONE, UNKNOWN)
+        registry.catalog.contents.commit_content(ONE, UNKNOWN)
     with pytest.raises(RepoNotFound):
-        registry.catalog.commit_content(TWO, record.commit)
+        registry.catalog.contents.commit_content(TWO, record.commit)
 
 
 def test_records_are_objects_of_the_store_too(registry: Registry) -> None:
@@ -122,14 +122,18 @@ def test_the_hubs_commit_keeps_its_id_and_its_content(registry: Registry) -> Non
 def test_a_blob_is_served_only_through_a_repository_that_holds_it(registry: Registry) -> None:
     record = registry.publish("org/one", {"secret": b"s" * 100})
     registry.publish("org/two", {"other": b"o"})
-    blob = registry.catalog.manifest(ONE, record.commit).files["secret"].sha256
-    assert registry.catalog.placement(ONE, blob).blob == blob
-    for call in (registry.catalog.placement, registry.catalog.recipe_bytes, registry.catalog.blob_reader):
+    blob = registry.catalog.contents.manifest(ONE, record.commit).files["secret"].sha256
+    assert registry.catalog.contents.placement(ONE, blob).blob == blob
+    for call in (
+        registry.catalog.contents.placement,
+        registry.catalog.contents.recipe_bytes,
+        registry.catalog.contents.blob_reader,
+    ):
         with pytest.raises(EntryNotFound):
             call(TWO, blob)
     pending = registry.put(b"not published")
     with pytest.raises(EntryNotFound):
-        registry.catalog.recipe_bytes(ONE, pending.sha256)
+        registry.catalog.contents.recipe_bytes(ONE, pending.sha256)
 
 
 def test_unknown_names(registry: Registry) -> None:
@@ -149,17 +153,29 @@ def test_unknown_names(registry: Registry) -> None:
         catalog.delete_ref(ONE, "dev")
 
 
+def test_a_followed_ref_is_removed_from_where_it_was_seen(registry: Registry) -> None:
+    """Of its commit nothing is published yet; where it moved meanwhile it stays."""
+    with registry.catalog.database.write() as connection:
+        mirror.set_restricted(connection, ONE, False)
+        mirror.set_ref(connection, ONE, "main", commit="a" * 40, checked=0.0, pending=None)
+    with pytest.raises(Conflict, match=f"has moved: it is {'a' * 40}"):
+        registry.catalog.delete_ref(ONE, "main", "b" * 40, followed=True)
+    registry.catalog.delete_ref(ONE, "main", "a" * 40, followed=True)
+    with registry.catalog.database.read() as connection:
+        assert mirror.find_ref(connection, ONE, "main") is None
+
+
 def test_a_manifest_never_names_a_blob_that_is_not_stored(registry: Registry) -> None:
     ghost = FileEntry("0" * 64, 5, "0" * 40, "0" * 64)
     with pytest.raises(NotFound, match=r"model\.bin"):
-        registry.catalog.publish(ONE, "main", {"model.bin": ghost}, author="", message="")
+        registry.catalog.publisher.publish(ONE, "main", {"model.bin": ghost}, author="", message="")
     entry = registry.put(b"12345")
     wrong = msgspec.structs.replace(entry, size=6)
     with pytest.raises(IntegrityError, match="has 5 bytes, not 6"):
-        registry.catalog.publish(ONE, "main", {"model.bin": wrong}, author="", message="")
+        registry.catalog.publisher.publish(ONE, "main", {"model.bin": wrong}, author="", message="")
     for files in ({}, {"../up": entry}, {"a": entry, "a/b": entry}):
         with pytest.raises(InvalidInput):
-            registry.catalog.publish(ONE, "main", files, author="", message="")
+            registry.catalog.publisher.publish(ONE, "main", files, author="", message="")
     assert registry.catalog.repos() == []
 
 
@@ -171,12 +187,12 @@ def test_the_same_bytes_under_two_names_have_one_recipe(registry: Registry) -> N
     content = struct.pack("<Q", len(header)) + header + bytes(2_000_000)
     plain = registry.publish("org/one", {"w.bin": content})
     cut = registry.publish("org/two", {"w.safetensors": content})
-    a = registry.catalog.manifest(ONE, plain.commit).files["w.bin"]
-    b = registry.catalog.manifest(TWO, cut.commit).files["w.safetensors"]
+    a = registry.catalog.contents.manifest(ONE, plain.commit).files["w.bin"]
+    b = registry.catalog.contents.manifest(TWO, cut.commit).files["w.safetensors"]
     assert a.recipe == b.recipe
     for repo, entry in ((ONE, a), (TWO, b)):
-        Recipe.decode(registry.catalog.recipe_bytes(repo, entry.sha256), entry.recipe)
-        assert registry.catalog.blob_reader(repo, entry.sha256).read(0, len(content)) == content
+        Recipe.decode(registry.catalog.contents.recipe_bytes(repo, entry.sha256), entry.recipe)
+        assert registry.catalog.contents.blob_reader(repo, entry.sha256).read(0, len(content)) == content
 
 
 def test_compare_and_swap(registry: Registry) -> None:
@@ -231,13 +247,13 @@ def test_every_move_is_audited_even_after_the_repository_is_gone(registry: Regis
 def test_a_removed_repository_is_gone_and_can_come_back(registry: Registry) -> None:
     first = registry.publish("org/one", {"a": b"a"})
     registry.publish("org/two", {"a": b"a"})
-    registry.catalog.manifest(ONE, first.commit)
+    registry.catalog.contents.manifest(ONE, first.commit)
     registry.catalog.delete_repo(ONE)
     with pytest.raises(RepoNotFound):
         registry.catalog.resolve(ONE, "main")
     with pytest.raises(RepoNotFound):
-        registry.catalog.manifest(ONE, first.commit)
-    assert registry.catalog.manifest(TWO, registry.catalog.resolve(TWO, "main").commit).files
+        registry.catalog.contents.manifest(ONE, first.commit)
+    assert registry.catalog.contents.manifest(TWO, registry.catalog.resolve(TWO, "main").commit).files
     registry.clock[0] += 100
     again = registry.publish("org/one", {"a": b"a"})
     assert again.commit == first.commit
@@ -249,10 +265,10 @@ def test_usage(registry: Registry) -> None:
     registry.publish("org/one", {"w.bin": shared})
     registry.publish("org/one", {"w.bin": shared, "x.bin": extra})
     registry.publish("org/two", {"w.bin": shared})
-    one = registry.catalog.usage(ONE)
+    one = registry.catalog.contents.usage(ONE)
     assert (one.logical, one.unique) == (13_000_000, 7_000_000)
     assert one.stored == 7_000_000
-    everything = registry.catalog.usage()
+    everything = registry.catalog.contents.usage()
     assert (everything.logical, everything.unique) == (19_000_000, 7_000_000)
     assert everything.stored == sum(
         i.size for k in ("blobs", "packs", "recipes") for i in registry.store.list(f"public/{k}/")
@@ -264,7 +280,7 @@ def test_everything_is_there_after_a_restart(registry: Registry) -> None:
     again = registry.reopen()
     try:
         assert again.catalog.resolve(ONE, "main").commit == record.commit
-        assert again.catalog.blob_reader(ONE, hashlib.sha256(b"a").hexdigest()).read(0, 1) == b"a"
+        assert again.catalog.contents.blob_reader(ONE, hashlib.sha256(b"a").hexdigest()).read(0, 1) == b"a"
     finally:
         again.close()
 
@@ -277,7 +293,7 @@ def test_manifests_are_checked_when_they_are_read(registry: Registry) -> None:
     fresh = Registry.open(registry.root, registry.url)
     try:
         with pytest.raises(IntegrityError, match="does not match its digest"):
-            fresh.catalog.manifest(ONE, record.commit)
+            fresh.catalog.contents.manifest(ONE, record.commit)
     finally:
         fresh.close()
 

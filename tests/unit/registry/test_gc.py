@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound
+from helios.errors import Conflict, EntryNotFound, InvalidInput, RevisionNotFound, Unavailable
 from helios.names import RepoId
+from heliosfs.store import cloud
 from heliosfs.store.keys import blob_key, xet_key
 from heliosfs.store.placement import ChunkLocation
+from registry import burial
 from registry.burial import bury, withdraw
 from registry.gc.collect import Collector, Times
 from registry.gc.leases import MAX_S, Leases
 from registry.gc.repair import Repairer
 from registry.gc.report import Report
 from registry.gc.verify import Findings, Pace, Verifier
-from registry.metadata import claims, content, xet
+from registry.metadata import claims, content, postgres, xet
 from registry.metadata.database import Changes
 from registry.metadata.gc_tables import turns
 from registry.metadata.mirror_tables import mirror_refs
@@ -46,17 +48,17 @@ def at(registry: Registry) -> Callable[[float], None]:
 
 
 def publish(registry: Registry, name: str, *files: File, ref: str = "main") -> str:
-    with registry.sessions.open() as session:
+    with registry.sessions.open(REPO) as session:
         entries = {}
         for number, file in enumerate(files):
             data = bytes_of(file)
             found = session.ingest(f"{number}.bin", len(data), io.BytesIO(data), recipe=recipe_of(file))
             entries[f"{number}.bin"] = found.entry
-        return registry.catalog.publish(RepoId.parse(name), ref, entries, author="", message="").record.commit
+        return registry.catalog.publisher.publish(RepoId.parse(name), ref, entries, author="", message="").record.commit
 
 
 def read(registry: Registry, name: str, file: File) -> bytes:
-    return registry.catalog.blob_reader(RepoId.parse(name), recipe_of(file).blob).read(0, 10_000)
+    return registry.catalog.contents.blob_reader(RepoId.parse(name), recipe_of(file).blob).read(0, 1 << 20)
 
 
 def test_a_history_stays_where_it_is_to_be_kept_and_what_left_it_goes(
@@ -163,7 +165,7 @@ def test_a_pack_that_is_mostly_garbage_is_rewritten_and_old_placements_still_wor
     publish(registry, "org/base", (1,))
     publish(registry, "org/big", (1, 2, 3, 4, 5, 6))  # what is new goes into a pack
     publish(registry, "org/small", (1, 2))  # shares a chunk of it
-    before = registry.catalog.placed(RepoId.parse("org/small"), recipe_of((1, 2)).blob)
+    before = registry.catalog.contents.placed(RepoId.parse("org/small"), recipe_of((1, 2)).blob)
     registry.catalog.delete_repo(RepoId.parse("org/big"))
     collector = Collector(registry.catalog, TIMES)
     collector.run()
@@ -171,7 +173,7 @@ def test_a_pack_that_is_mostly_garbage_is_rewritten_and_old_placements_still_wor
     report = collector.run()
     assert (report.removed_blobs, report.rewritten_objects) == (1, 1)
     assert report.rewritten_bytes >= 4 * BLOCK
-    after = registry.catalog.placed(RepoId.parse("org/small"), recipe_of((1, 2)).blob)
+    after = registry.catalog.contents.placed(RepoId.parse("org/small"), recipe_of((1, 2)).blob)
     assert after.placement.version == before.placement.version + 1
     old = {placed.key for placed in before.placement.objects} - {placed.key for placed in after.placement.objects}
     assert len(old) == 1
@@ -192,13 +194,13 @@ def test_a_pack_that_a_push_relies_on_is_left_alone(registry: Registry, at: Call
     collector = Collector(registry.catalog, TIMES)
     collector.run()
     at(1_000_101.0)
-    with registry.sessions.open() as session:
+    with registry.sessions.open(REPO) as session:
         file = (3, 4, 9)
         data = bytes_of(file)
         entry = session.ingest("a.bin", len(data), io.BytesIO(data), recipe=recipe_of(file)).entry
         report = collector.run()
         assert (report.busy_blobs, report.removed_blobs, report.rewritten_objects) == (1, 0, 0)
-        registry.catalog.publish(REPO, "main", {"a.bin": entry}, author="", message="")
+        registry.catalog.publisher.publish(REPO, "main", {"a.bin": entry}, author="", message="")
     assert collector.run().removed_blobs == 1
     assert read(registry, "org/m", file) == data
 
@@ -214,10 +216,10 @@ def test_a_commit_that_comes_while_others_are_removed_keeps_its_files(
     at(1_002_101.0)
     holds, came = collector._holds, []
 
-    def reading(digest: str, all_: set[str], report: Report) -> set[str]:
+    def reading(domain: str, digest: str, all_: set[str], report: Report) -> set[str]:
         if not came:  # another commit with the same file, after the list of manifests was made
             came.append(publish(registry, "org/m", (1, 2, 3), (5,)))
-        return holds(digest, all_, report)
+        return holds(domain, digest, all_, report)
 
     monkeypatch.setattr(collector, "_holds", reading)
     assert collector.run().removed_commits == 1
@@ -235,7 +237,7 @@ def test_a_push_that_finds_a_chunk_while_its_pack_is_rewritten_keeps_it(
     collector = Collector(registry.catalog, TIMES)
     collector.run()
     at(1_000_101.0)
-    read_into, session = registry.store.read_into, registry.sessions.open()
+    read_into, session = registry.store.read_into, registry.sessions.open(REPO)
     found: list[ChunkLocation | None] = []
 
     def reading(key: str, offset: int, buffer: memoryview) -> None:
@@ -260,7 +262,7 @@ def test_what_a_push_takes_back_stays_while_readers_may_know_of_it(
     with registry.database.write() as connection:
         claims.doom(connection, [key], 1_000_050.0)
         claims.doom(connection, [key])  # an earlier time changes nothing
-    with registry.sessions.open() as session:
+    with registry.sessions.open(REPO) as session:
         with registry.database.write() as connection:
             claims.claim(connection, session.name, [key])
         withdraw(registry.database, registry.store, session.name, [key])
@@ -269,6 +271,31 @@ def test_what_a_push_takes_back_stays_while_readers_may_know_of_it(
     at(1_000_051.0)
     assert bury(registry.database, registry.store) == 1
     assert key not in registry.objects()
+
+
+def test_nobody_waits_for_a_store_that_is_away(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removals happen while writers wait, so a store is looked at before."""
+    key = blob_key("public", "1" * 64)
+    registry.store.put_bytes(key, b"of a blob that was removed")
+    with registry.database.write() as connection:
+        claims.doom(connection, [key])
+
+    def away(*_args: object) -> None:
+        raise Unavailable("the store is away")
+
+    waiting = []
+    with monkeypatch.context() as patched:
+        patched.setattr(registry.store, "check", away)
+        patched.setattr(registry.store, "delete", lambda key: waiting.append(key))
+        with pytest.raises(Unavailable, match="the store is away"):
+            bury(registry.database, registry.store)
+    assert waiting == []
+    assert bury(registry.database, registry.store) == 1
+    assert key not in registry.objects()
+
+
+def test_a_turn_of_removals_ends_long_before_its_process_is_taken_for_dead() -> None:
+    assert burial.TURN_S + cloud.REMOVE_S + cloud.REMOVE_RETRIES_S < postgres.ABANDONED_S / 2
 
 
 def test_what_waits_for_approval_stays(registry: Registry, at: Callable[[float], None]) -> None:
@@ -360,7 +387,7 @@ def test_a_damaged_record_is_found(registry: Registry) -> None:
 
 
 def test_a_push_under_way_is_no_damage_and_no_stray(registry: Registry) -> None:
-    with registry.sessions.open() as session:
+    with registry.sessions.open(REPO) as session:
         registry.put(b"half of a push", session=session)
         found = look(registry)
         assert (found.damaged, found.stray_objects) == (0, 0)
@@ -390,7 +417,7 @@ def test_what_no_source_has_is_said_and_stays(registry: Registry) -> None:
     assert repair.done.failed == 1
     assert "no source" in repair.done.problems[0]
     assert look(registry).damaged == 1
-    assert registry.catalog.blob_reader(REPO, recipe_of((1, 2, 3)).blob).read(BLOCK, BLOCK) == bytes_of((2,))
+    assert registry.catalog.contents.blob_reader(REPO, recipe_of((1, 2, 3)).blob).read(BLOCK, BLOCK) == bytes_of((2,))
 
 
 def test_a_damaged_chunk_that_nobody_needs_is_not_used_again(registry: Registry, at: Callable[[float], None]) -> None:
@@ -419,11 +446,11 @@ def test_shares_add_up_to_what_is_stored(registry: Registry) -> None:
     publish(registry, "org/b", (1, 2, 3))
     publish(registry, "org/c", (1, 9))
     registry.put(b"of a push that was given up")
-    shares, unheld = registry.catalog.shares()
+    shares, unheld = registry.catalog.contents.shares()
     by_name = {share.repo: share for share in shares}
     a, b = by_name["models/org/a"], by_name["models/org/b"]
     assert (a.logical, a.unique) == (8 * BLOCK, 5 * BLOCK)
     assert (b.logical, b.unique) == (3 * BLOCK, 3 * BLOCK)
     assert a.stored > b.stored > 0
-    total = registry.catalog.usage()
+    total = registry.catalog.contents.usage()
     assert sum(share.stored for share in shares) + unheld == pytest.approx(total.stored)

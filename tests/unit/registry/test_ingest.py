@@ -19,7 +19,7 @@ from heliosfs.store.chunking import LARGE
 from heliosfs.store.directory import DirectoryStore
 from heliosfs.store.keys import blob_key, recipe_key
 from heliosfs.store.manifest import git_blob_oid, lfs_pointer
-from heliosfs.store.recipe import MAX_CHUNK, Recipe
+from heliosfs.store.recipe import MAX_BLOB, MAX_CHUNK, Recipe
 from registry.ingest import FileSource, Ingest, IngestedBlob
 from tests.support.ingest import Bytes, MemoryIndex, audit, reader, safetensors, seeded, stored_bytes
 
@@ -308,10 +308,11 @@ def test_a_source_of_another_size_is_refused(lab: Lab, size: int, difference: in
     assert list(lab.store.list("")) == []
 
 
-@pytest.mark.parametrize("size", [-1, 1 << 63])
+@pytest.mark.parametrize("size", [-1, 1 << 63, (1 << 63) - 1, MAX_BLOB + 1])
 def test_impossible_sizes_are_refused(lab: Lab, size: int) -> None:
+    """Before a list of so many chunks is made, which no memory holds."""
     with pytest.raises(InvalidInput, match="can't have"):
-        lab.ingest.ingest("a.bin", size, Bytes(b""))
+        lab.ingest.ingest("a.bin", size, Bytes(b"enough to be looked at"))
 
 
 GOOD = safetensors({"a": seeded(2 * MIB, 1), "b": seeded(3 * MIB, 2)})

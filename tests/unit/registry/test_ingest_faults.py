@@ -22,9 +22,9 @@ from heliosfs.store.keys import recipe_key
 from heliosfs.store.recipe import Recipe
 from registry.ingest import FileSource, Ingest, slabs, staged
 from registry.metadata.content import SqlChunkIndex
-from registry.metadata.database import Database
 from registry.metadata.tables import blobs
 from tests.support.ingest import Bytes, MemoryIndex, audit, reader, seeded
+from tests.support.postgres import open_database
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[3]
@@ -271,11 +271,11 @@ def test_a_stalled_source_holds_one_buffer_only(store: DirectoryStore) -> None:
 def test_no_buffer_within_the_deadline_is_an_error(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "WAIT_S", 0.1)
     ingest = Ingest(store, MemoryIndex())
-    ingest._pool = slabs.SlabPool(1)
-    held = ingest._pool.acquire()
+    ingest.pool = slabs.SlabPool(1)
+    held = ingest.pool.acquire()
     with pytest.raises(Unavailable, match="too many files"):
         ingest.ingest("a.bin", 3, Bytes(b"abc"))
-    ingest._pool.release(held)
+    ingest.pool.release(held)
     assert ingest.ingest("a.bin", 3, Bytes(b"abc")).new_bytes == 3
     nothing_left(store)
 
@@ -325,8 +325,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert list(disk.iterdir()) == []
 
 
-def _ingest_for_ever(root: str) -> None:
-    database = Database.sqlite(Path(root) / "registry.db")
+def _ingest_for_ever(root: str, url: str | None) -> None:
+    database = open_database(Path(root) / "registry.db", url)
     with DirectoryStore(Path(root) / "store") as store:
         ingest = Ingest(store, SqlChunkIndex(database))
         print("ready", flush=True)
@@ -337,10 +337,10 @@ def _ingest_for_ever(root: str) -> None:
             print("one more", flush=True)
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path: Path, engine_url: str | None) -> None:
     """Kills of a process that ingests without end; then everything recorded is there and every object is whole."""
     for turn in range(5):
-        code = f"import {__name__} as t; t._ingest_for_ever({str(tmp_path)!r})"
+        code = f"import {__name__} as t; t._ingest_for_ever({str(tmp_path)!r}, {engine_url!r})"
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         with process.stdout:
@@ -355,7 +355,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_store(tmp_path: Path) -> None:
         assert [p.name for p in (store.root / ".staging").iterdir() if p != store.staging()] == [".lock"]
         found = audit(store)
         assert found["blobs"] > 0
-        database = Database.sqlite(tmp_path / "registry.db")
+        database = open_database(tmp_path / "registry.db", engine_url)
         index = SqlChunkIndex(database)
         with database.read() as connection:
             rows = [(row.sha256, row.recipe) for row in connection.execute(blobs.select())]

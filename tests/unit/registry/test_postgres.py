@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import sqlalchemy as sa
 
-from helios.errors import HeliosError, NoSpace, Unavailable, UsageError
+from helios.errors import HeliosError, InvalidInput, NoSpace, Unavailable, UsageError
 from registry.metadata import postgres
 from registry.metadata.database import Database
 from registry.metadata.tables import settings
@@ -164,7 +164,7 @@ def test_a_server_that_never_answers_costs_so_long(monkeypatch: pytest.MonkeyPat
 
 
 def test_texts_that_postgresql_can_not_keep_are_errors_of_ours(database: Database) -> None:
-    with pytest.raises(HeliosError), database.write() as connection:
+    with pytest.raises(InvalidInput, match="NUL"), database.write() as connection:
         put(connection, "x", "a\0b")
     assert get(database, "x") is None
 

@@ -12,6 +12,7 @@ from helios.names import RepoId
 from registry import push_log as module
 from registry.push_log import Announced
 from registry.pushes import Pushes
+from registry.threads import Threads
 from tests.unit.registry.conftest import Registry
 
 ONE = RepoId.parse("org/one")
@@ -25,7 +26,7 @@ async def body(*parts: bytes, then: asyncio.Event | None = None) -> AsyncIterato
         await then.wait()
 
 
-def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry) -> None:
+def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry, upkeep: Threads) -> None:
     clock = [0.0]
 
     async def main() -> None:
@@ -37,7 +38,7 @@ def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry) -> None
         await pushes.put_body(fresh, "a", body(b"xyz"))
         stored = registry.objects()
         clock[0] += 1000
-        cleaner = asyncio.ensure_future(pushes.keep_clean(interval_s=0.01))
+        cleaner = asyncio.ensure_future(pushes.keep_clean(upkeep, interval_s=0.01))
         async with asyncio.timeout(20):
             while registry.objects() == stored:
                 await asyncio.sleep(0.01)
@@ -52,12 +53,12 @@ def test_an_idle_push_is_dropped_with_what_it_stored(registry: Registry) -> None
     assert len([key for key in registry.objects() if "/blobs/" in key]) == 1
 
 
-def test_a_push_that_is_being_sent_is_not_idle(registry: Registry) -> None:
+def test_a_push_that_is_being_sent_is_not_idle(registry: Registry, upkeep: Threads) -> None:
     clock = [0.0]
 
     async def main() -> None:
         pushes = Pushes(registry.catalog, registry.sessions, idle_s=10, now=lambda: clock[0])
-        cleaner = asyncio.ensure_future(pushes.keep_clean(interval_s=0.01))
+        cleaner = asyncio.ensure_future(pushes.keep_clean(upkeep, interval_s=0.01))
         push = await pushes.start(ONE, "main", "", "", FILES)
         rest = asyncio.Event()
 
@@ -71,7 +72,7 @@ def test_a_push_that_is_being_sent_is_not_idle(registry: Registry) -> None:
         clock[0] += 100
         await asyncio.sleep(0.1)
         rest.set()
-        assert (await sending).entry.size == 3
+        assert (await sending).size == 3
         await pushes.commit(push)
         cleaner.cancel()
         await asyncio.wait([cleaner])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
+from types import EllipsisType
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from helios.errors import Conflict, RepoNotFound, RevisionNotFound
 from helios.names import RepoId
+from tests.support.depth import depth
+from tests.support.determined import determined
 from tests.support.postgres import Server
 from tests.unit.registry.conftest import Registry
 
@@ -30,6 +32,7 @@ class RefsMachine(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         self.root = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="helios-refs-")))
         url = None if self.server is None else self.server.fresh()
+        self.stack.enter_context(determined())
         self.registry = Registry.open(self.root, url)
         self.refs: dict[RepoId, dict[str, str]] = {}
         self.commits: dict[RepoId, dict[int, str]] = {}
@@ -40,7 +43,7 @@ class RefsMachine(RuleBasedStateMachine):
 
     @rule(repo=REPOS, ref=REFS, content=CONTENT)
     def publish(self, repo: RepoId, ref: str, content: int) -> None:
-        record = self.registry.catalog.publish(
+        record = self.registry.catalog.publisher.publish(
             repo, ref, {"f": self.registry.put(b"%d" % content)}, author="", message=""
         ).record
         known = self.commits.setdefault(repo, {})
@@ -53,9 +56,9 @@ class RefsMachine(RuleBasedStateMachine):
         files = {"f": self.registry.put(b"%d" % content)}
         if self.refs.get(repo, {}).get(ref) != expect:
             with pytest.raises(Conflict):
-                self.registry.catalog.publish(repo, ref, files, author="", message="", expect=expect)
+                self.registry.catalog.publisher.publish(repo, ref, files, author="", message="", expect=expect)
             return
-        record = self.registry.catalog.publish(repo, ref, files, author="", message="", expect=expect).record
+        record = self.registry.catalog.publisher.publish(repo, ref, files, author="", message="", expect=expect).record
         self.commits.setdefault(repo, {})[content] = record.commit
         self.refs.setdefault(repo, {})[ref] = record.commit
 
@@ -78,16 +81,21 @@ class RefsMachine(RuleBasedStateMachine):
             assert move(repo, ref, commit, expect) is (expect != commit)
             self.refs[repo][ref] = commit
 
-    @rule(repo=REPOS, ref=REFS)
-    def remove_ref(self, repo: RepoId, ref: str) -> None:
+    @rule(repo=REPOS, ref=REFS, expected=st.one_of(st.just(...), CONTENT))
+    def remove_ref(self, repo: RepoId, ref: str, expected: int | EllipsisType) -> None:
+        expect = ... if isinstance(expected, EllipsisType) else self.commits.get(repo, {}).get(expected, "f" * 40)
+        remove = self.registry.catalog.delete_ref
         if repo not in self.refs:
             with pytest.raises(RepoNotFound):
-                self.registry.catalog.delete_ref(repo, ref)
+                remove(repo, ref, expect)
+        elif expect is not ... and self.refs[repo].get(ref) != expect:
+            with pytest.raises(Conflict):
+                remove(repo, ref, expect)
         elif ref not in self.refs[repo]:
             with pytest.raises(RevisionNotFound):
-                self.registry.catalog.delete_ref(repo, ref)
+                remove(repo, ref, expect)
         else:
-            self.registry.catalog.delete_ref(repo, ref)
+            remove(repo, ref, expect)
             del self.refs[repo][ref]
 
     @precondition(lambda self: self.refs)
@@ -118,11 +126,11 @@ class RefsMachine(RuleBasedStateMachine):
     def contents_agree(self) -> None:
         for repo, known in self.commits.items():
             for content, commit in known.items():
-                entry = self.registry.catalog.manifest(repo, commit).files["f"]
-                assert self.registry.catalog.blob_reader(repo, entry.sha256).read(0, 10) == b"%d" % content
+                entry = self.registry.catalog.contents.manifest(repo, commit).files["f"]
+                assert self.registry.catalog.contents.blob_reader(repo, entry.sha256).read(0, 10) == b"%d" % content
 
 
-CASES = settings(max_examples=6, stateful_step_count=20, deadline=None)
+CASES = depth(6, 20)
 
 
 def test_on_sqlite() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from helios.errors import IntegrityError, NotFound, Unavailable
+from helios.errors import IntegrityError, NotFound, RepoNotFound, Unavailable
 from helios.names import RepoId
+from heliosfs.store.keys import PUBLIC
 from registry.claiming import Claims
-from registry.metadata.tables import unfinished
-from registry.sessions import own_store
+from registry.member import Member
+from registry.metadata.database import Changes
+from registry.metadata.tables import processes, unfinished
+from registry.sessions import Sessions, own_store
 from tests.unit.registry.conftest import Registry
 
 ONE = RepoId.parse("org/one")
@@ -26,7 +31,7 @@ def noise(seed: int, size: int = 300_000) -> bytes:
 def test_a_given_up_session_leaves_nothing(registry: Registry) -> None:
     registry.publish("org/one", {"a": noise(1)})
     before = registry.objects()
-    with registry.sessions.open() as session:
+    with registry.sessions.open(ONE) as session:
         registry.put(noise(2), session=session)
         registry.put(noise(1), session=session)
     assert registry.objects() > before
@@ -40,61 +45,61 @@ def test_a_published_session_loses_nothing(registry: Registry) -> None:
     before = registry.objects()
     assert registry.sessions.clean() == 0
     assert registry.objects() == before
-    for entry in registry.catalog.manifest(ONE, record.commit).files.values():
-        registry.catalog.blob_reader(ONE, entry.sha256).verify()
+    for entry in registry.catalog.contents.manifest(ONE, record.commit).files.values():
+        registry.catalog.contents.blob_reader(ONE, entry.sha256).verify()
 
 
 def test_a_blob_that_another_session_claims_stays(registry: Registry) -> None:
-    mine, theirs = registry.sessions.open(), registry.sessions.open()
+    mine, theirs = registry.sessions.open(ONE), registry.sessions.open(ONE)
     registry.put(noise(1), session=theirs)
     entry = registry.put(noise(1), session=mine)
     theirs.close()
     registry.sessions.clean()
-    registry.catalog.publish(ONE, "main", {"a": entry}, author="", message="")
+    registry.catalog.publisher.publish(ONE, "main", {"a": entry}, author="", message="")
     mine.close()
     registry.sessions.clean()
-    assert registry.catalog.blob_reader(ONE, entry.sha256).read(0, 300_000) == noise(1)
+    assert registry.catalog.contents.blob_reader(ONE, entry.sha256).read(0, 300_000) == noise(1)
 
 
 def test_reusing_a_stored_blob_claims_it(registry: Registry) -> None:
-    mine, theirs = registry.sessions.open(), registry.sessions.open()
+    mine, theirs = registry.sessions.open(ONE), registry.sessions.open(ONE)
     stored = registry.put(noise(1), session=theirs)
     assert mine.reuse("0" * 64) is None
     entry = mine.reuse(stored.sha256)
     theirs.close()
     registry.sessions.clean()
     assert entry is not None
-    registry.catalog.publish(ONE, "main", {"a": entry}, author="", message="")
+    registry.catalog.publisher.publish(ONE, "main", {"a": entry}, author="", message="")
     mine.close()
 
 
 def test_chunks_shared_with_a_given_up_blob_stay(registry: Registry) -> None:
     """A blob that was deduplicated against one that went keeps the object both lie in."""
     common = noise(1, 4 << 20)
-    theirs = registry.sessions.open()
+    theirs = registry.sessions.open(ONE)
     registry.put(common + noise(2), session=theirs)
-    mine = registry.sessions.open()
+    mine = registry.sessions.open(ONE)
     entry = registry.put(common + noise(3), session=mine)
     theirs.close()
     registry.sessions.clean()
-    registry.catalog.publish(ONE, "main", {"a": entry}, author="", message="")
+    registry.catalog.publisher.publish(ONE, "main", {"a": entry}, author="", message="")
     mine.close()
     registry.sessions.clean()
     content = common + noise(3)
-    assert registry.catalog.blob_reader(ONE, entry.sha256).read(0, len(content)) == content
+    assert registry.catalog.contents.blob_reader(ONE, entry.sha256).read(0, len(content)) == content
 
 
 def test_publishing_a_blob_that_was_given_up_fails_cleanly(registry: Registry) -> None:
     entry = registry.put(noise(1))
     registry.sessions.clean()
     with pytest.raises(NotFound):
-        registry.catalog.publish(ONE, "main", {"a": entry}, author="", message="")
+        registry.catalog.publisher.publish(ONE, "main", {"a": entry}, author="", message="")
 
 
 def test_a_killed_registry_is_cleaned_up_after(registry: Registry) -> None:
     record = registry.publish("org/one", {"a": noise(1)})
     kept = registry.objects()
-    session = registry.sessions.open()
+    session = registry.sessions.open(ONE)
     registry.put(noise(2), session=session)
     claims_of = Claims(registry.database, session.name)
     for key in (
@@ -140,7 +145,7 @@ def test_a_clean_end_needs_no_recovery(registry: Registry) -> None:
 
 
 def test_an_ingest_after_the_end_is_refused(registry: Registry) -> None:
-    session = registry.sessions.open()
+    session = registry.sessions.open(ONE)
     session.close()
     session.close()
     with pytest.raises(Unavailable):
@@ -174,10 +179,10 @@ def test_sessions_in_parallel_with_cleaning(registry: Registry) -> None:
         rng = random.Random(number)
         try:
             for turn in range(6):
-                with registry.sessions.open() as session:
+                with registry.sessions.open(ONE) as session:
                     entries = {str(i): registry.put(noise(rng.randrange(5), 20_000), session=session) for i in range(3)}
                     if rng.random() < 0.5:
-                        registry.catalog.publish(
+                        registry.catalog.publisher.publish(
                             ONE, f"r{number}", entries, author="", message=str(turn), commit=f"{number:020x}{turn:020x}"
                         )
         except BaseException as error:
@@ -196,5 +201,56 @@ def test_sessions_in_parallel_with_cleaning(registry: Registry) -> None:
     registry.sessions.clean()
     for info in registry.catalog.repos():
         for commit in info.refs.values():
-            for entry in registry.catalog.manifest(info.repo, commit).files.values():
-                registry.catalog.blob_reader(info.repo, entry.sha256).verify()
+            for entry in registry.catalog.contents.manifest(info.repo, commit).files.values():
+                registry.catalog.contents.blob_reader(info.repo, entry.sha256).verify()
+
+
+def test_a_publish_whose_session_others_have_ended_is_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was silent for too long: the manifest that it has written may have been deleted since."""
+    record = registry.publish("org/one", {"a.bin": b"content"})
+    files = registry.catalog.contents.manifest(RepoId.parse("org/one"), record.commit).files
+    put, put_bytes = [], registry.store.put_bytes
+
+    def stopped(key: str, data: bytes) -> None:
+        put_bytes(key, data)
+        if not put:
+            put.append(key)
+            with registry.database.write(changes=Changes.NOTHING) as connection:
+                connection.execute(processes.update().values(expires=0.0))
+            Member(registry.database).bury_dead()
+
+    monkeypatch.setattr(registry.store, "put_bytes", stopped)
+    with pytest.raises(Unavailable, match="given up meanwhile"):
+        registry.catalog.publisher.publish(RepoId.parse("org/two"), "main", dict(files), author="", message="")
+    with pytest.raises(RepoNotFound):
+        registry.catalog.refs(RepoId.parse("org/two"))
+    assert registry.catalog.contents.manifest(RepoId.parse("org/one"), record.commit).files == files
+
+
+def test_what_one_process_need_not_keep_any_more_no_other_one_keeps(tmp_path: Path, postgres_url: str) -> None:
+    """Each process claims what all have downloaded; the one that gives it up is only one of them."""
+    kept: set[tuple[str, str]] = set()
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for _ in range(2):
+            one = Registry.open(tmp_path, postgres_url)
+            stack.callback(one.close)
+            one.sessions = Sessions(one.catalog, one.store, one.sessions.ingest, lambda: set(kept))
+            one.catalog.lease_s = 0.0  # nobody was told where it lies
+            processes.append(one)
+        here, there = processes
+        with here.sessions.open(ONE) as session:
+            entry = here.put(b"downloaded", session=session)
+            kept.add((PUBLIC, entry.sha256))
+        there.sessions.recover()
+        stored = here.objects()
+        assert stored
+        kept.clear()
+        here.sessions.release({(PUBLIC, entry.sha256)})
+        here.sessions.clean()
+        assert here.objects() == stored, "the other one has not heard of it"
+        there.sessions.recover()
+        there.sessions.clean()
+        assert here.objects() == set()

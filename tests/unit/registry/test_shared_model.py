@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -33,8 +32,10 @@ from registry.metadata.database import Changes
 from registry.metadata.tables import processes
 from registry.push_log import Announced
 from registry.pushes import Pushes
+from tests.support.depth import depth
+from tests.support.determined import determined
 from tests.support.postgres import Server
-from tests.unit.registry.conftest import Registry
+from tests.unit.registry.conftest import ANY, Registry
 
 REPOS = st.sampled_from([RepoId.parse("org/a"), RepoId.parse("b")])
 REFS = st.sampled_from(["main", "dev"])
@@ -68,6 +69,7 @@ class SharedMachine(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         self.root = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="helios-shared-")))
         self.url = self.server.fresh()
+        self.stack.enter_context(determined())
         self.loop = self.stack.enter_context(asyncio.Runner())
         self.parts = [Registry.open(self.root, self.url) for _ in range(2)]
         self.front = [Pushes(parts.catalog, parts.sessions) for parts in self.parts]
@@ -89,7 +91,7 @@ class SharedMachine(RuleBasedStateMachine):
         catalog, needed = self.parts[0].catalog, set()
         for repo, commits in self.commits.items():
             for commit in commits:
-                manifest = catalog.manifest(repo, commit)
+                manifest = catalog.contents.manifest(repo, commit)
                 needed |= {manifest_key("public", manifest.digest), commit_key("public", repo, commit)}
                 for entry in manifest.files.values():
                     needed |= {blob_key("public", entry.sha256), recipe_key("public", entry.recipe)}
@@ -160,7 +162,7 @@ class SharedMachine(RuleBasedStateMachine):
             with pytest.raises(NotFound):
                 self.loop.run(self.front[at].put_body(push.id, path, body()))
             return
-        assert self.loop.run(self.front[at].put_body(push.id, path, body())).entry.size == len(data)
+        assert self.loop.run(self.front[at].put_body(push.id, path, body())).size == len(data)
         push.stored.add(path)
 
     @rule(at=AT, push=pushes)
@@ -204,7 +206,7 @@ class SharedMachine(RuleBasedStateMachine):
     def kill(self, at: int, number: int) -> None:
         """One dies in the middle of something, and another takes its place; the other one cleans up after it."""
         victim = self.parts[at]
-        victim.put(b"half done %d" % number, session=victim.sessions.open())
+        victim.put(b"half done %d" % number, session=victim.sessions.open(ANY))
         with victim.database.write(changes=Changes.NOTHING) as connection:
             connection.execute(processes.update().where(processes.c.id == victim.catalog.member.id).values(expires=0))
         self.parts[1 - at].sessions.recover()
@@ -238,8 +240,8 @@ class SharedMachine(RuleBasedStateMachine):
             for repo, commits in self.commits.items():
                 for commit, number in commits.items():
                     for path, data in content_of(number).items():
-                        entry = parts.catalog.manifest(repo, commit).files[path]
-                        assert parts.catalog.blob_reader(repo, entry.sha256).read(0, 100) == data
+                        entry = parts.catalog.contents.manifest(repo, commit).files[path]
+                        assert parts.catalog.contents.blob_reader(repo, entry.sha256).read(0, 100) == data
 
     def _published(self, repo: RepoId, ref: str, commit: str, number: int) -> None:
         self.commits.setdefault(repo, {})[commit] = number
@@ -250,4 +252,4 @@ def test_two_processes_are_one_registry(postgres_server: Server) -> None:
     class Machine(SharedMachine):
         server = postgres_server
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=5, stateful_step_count=20, deadline=None))
+    run_state_machine_as_test(Machine, settings=depth(5, 20))

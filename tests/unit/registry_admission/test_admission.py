@@ -6,7 +6,6 @@ import datetime
 import io
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +28,30 @@ class Evil:
 PICKLE = pickle.dumps(Evil())
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    parts = Registry.open(tmp_path)
-    yield parts
-    parts.close()
-
-
 def rules(registry: Registry, *given: AdmissionRule) -> None:
-    registry.catalog.admission = Admission(given)
+    catalog = registry.catalog
+    catalog.admission = catalog.contents.admission = catalog.publisher.admission = Admission(given)
 
 
 def sha256_of(registry: Registry, path: str) -> str:
     commit = registry.catalog.resolve(REPO, "main").commit
-    return registry.catalog.manifest(REPO, commit).files[path].sha256
+    return registry.catalog.contents.manifest(REPO, commit).files[path].sha256
 
 
 def test_a_pickled_file_is_published_and_kept_back_until_it_is_released(registry: Registry) -> None:
     registry.publish("org/m", {"config.json": b"{}", "pytorch_model.bin": PICKLE})
     catalog, sha256 = registry.catalog, sha256_of(registry, "pytorch_model.bin")
-    assert catalog.recipe_bytes(REPO, sha256_of(registry, "config.json"))
-    for read in (catalog.recipe_bytes, catalog.placement, catalog.blob_reader):
+    assert catalog.contents.recipe_bytes(REPO, sha256_of(registry, "config.json"))
+    for read in (catalog.contents.recipe_bytes, catalog.contents.placement, catalog.contents.blob_reader):
         with pytest.raises(Quarantined, match="posix system"):
             read(REPO, sha256)
-    told = catalog.commit_content(REPO, catalog.resolve(REPO, "main").commit)
+    told = catalog.contents.commit_content(REPO, catalog.resolve(REPO, "main").commit)
     assert sha256 not in {blob.placement.blob for blob in told.blobs}
     (kept,) = catalog.kept()
     assert (kept.repo, kept.path, kept.sha256, kept.released) == ("models/org/m", "pytorch_model.bin", sha256, None)
 
     catalog.release(REPO, sha256, "ada")
-    assert catalog.blob_reader(REPO, sha256).read(0, 1 << 20) == PICKLE
+    assert catalog.contents.blob_reader(REPO, sha256).read(0, 1 << 20) == PICKLE
     assert catalog.kept() == []
     assert [k.released_by for k in catalog.kept(REPO, released=True)] == ["ada"]
     with pytest.raises(NotFound):
@@ -71,16 +64,16 @@ def test_a_released_file_stays_released_and_only_in_its_repository(registry: Reg
     registry.publish("org/m", {"a.bin": PICKLE, "b.txt": b"more"})
     registry.publish("org/other", {"a.bin": PICKLE})
     sha256 = sha256_of(registry, "a.bin")
-    assert registry.catalog.placed(REPO, sha256)
+    assert registry.catalog.contents.placed(REPO, sha256)
     with pytest.raises(Quarantined):
-        registry.catalog.placed(RepoId.parse("org/other"), sha256)
+        registry.catalog.contents.placed(RepoId.parse("org/other"), sha256)
 
 
 def test_the_quarantine_is_there_after_a_restart_and_goes_with_the_repository(registry: Registry) -> None:
     registry.publish("org/m", {"a.bin": PICKLE})
     again = registry.reopen()
     with pytest.raises(Quarantined):
-        again.catalog.placed(REPO, sha256_of(again, "a.bin"))
+        again.catalog.contents.placed(REPO, sha256_of(again, "a.bin"))
     again.catalog.delete_repo(REPO)
     assert again.catalog.kept() == []
     again.close()
@@ -111,7 +104,7 @@ def test_the_first_rule_that_fits_decides(registry: Registry) -> None:
 def test_a_rule_that_lets_pickles_through_lets_those_kept_back_through(registry: Registry) -> None:
     registry.publish("org/m", {"a.bin": PICKLE})
     rules(registry, AdmissionRule(repo="org/*", pickle="allow"))
-    assert registry.catalog.placed(REPO, sha256_of(registry, "a.bin"))
+    assert registry.catalog.contents.placed(REPO, sha256_of(registry, "a.bin"))
 
 
 def test_a_rule_with_a_format_that_there_is_not_is_refused() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 from functools import partial
 
@@ -17,8 +18,9 @@ from heliosfs.store.directory import DirectoryStore
 from registry.api import watching
 from registry.catalog import Catalog
 from registry.ingest.ingest import Ingest
-from registry.metadata.database import Database
+from registry.metadata.database import Changes
 from registry.metadata.mirror_tables import downloads
+from registry.metadata.tables import processes
 from registry.pull import pulls as pulls_module
 from registry.pull import retry
 from registry.pull.downloads import Downloads
@@ -29,6 +31,7 @@ from registry.pull.setup import free_on, kept_blobs, make_pulling
 from registry.pull.spool import KEEP_S, Spool
 from registry.pull.upstream import Upstream as Client
 from registry.sessions import Sessions
+from tests.support.postgres import open_database
 from tests.support.upstream import Fault, Upstream
 
 REPO = RepoId.parse("org/m")
@@ -38,11 +41,11 @@ FILES = {"config.json": b"{}", "a.bin": os.urandom(1_500_000), "b.bin": os.urand
 class Parts:
     """Everything under a registry's routes, on one directory; ``again`` is what a restart after a kill makes of it."""
 
-    def __init__(self, root, url: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, root, url: str, stack: contextlib.ExitStack, engine_url: str | None) -> None:
         self.root, self.url, self.stack = root, url, stack
         self.store = DirectoryStore(root / "store")
         stack.callback(self.store.close)
-        self.database = Database.sqlite(root / "metadata.db")
+        self.database = open_database(root / "metadata.db", engine_url)
         stack.callback(self.database.close)
         self.catalog = Catalog(self.database, self.store)
         self.spool = Spool(root / "pulls")
@@ -63,6 +66,11 @@ class Parts:
         self.stack.callback(made.close)
         return made.pulls
 
+    def leases_end(self) -> None:
+        """As others see it that share the database, when a process has been dead for a while."""
+        with self.database.write(changes=Changes.NOTHING) as connection:
+            connection.execute(processes.update().values(expires=0.0))
+
     def objects(self, kind: str = "blobs") -> set[str]:
         return {info.key.rpartition("/")[2] for info in self.store.list(f"public/{kind}/")}
 
@@ -80,9 +88,9 @@ def hub():
 
 
 @pytest.fixture
-def parts(hub, tmp_path):
+def parts(hub, tmp_path, engine_url):
     with contextlib.ExitStack() as stack:
-        yield Parts(tmp_path, hub.url, stack)
+        yield Parts(tmp_path, hub.url, stack, engine_url)
 
 
 def finish(pull: Pull) -> str:
@@ -154,6 +162,9 @@ def test_pulls_wait_for_their_turn_and_can_be_stopped_there(hub, parts, monkeypa
         with pytest.raises(Unavailable, match="stopped"):
             finish(pull)
     assert len(hub.requests("^/api/models")) == 1
+    for thread in threading.enumerate():  # one was given up, and still uses the database
+        if thread.name == f"pull {REPO.id}":
+            thread.join(30)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +177,16 @@ def test_pulls_wait_for_their_turn_and_can_be_stopped_there(hub, parts, monkeypa
 )
 def test_space_is_counted_before_the_download(hub, parts, free, says):
     """2,500,002 bytes in the store, and as much in the spool while they are on their way."""
+    free = dict(free)
     hub.commit("org/m", FILES)
     client = Client(hub.url, stall_s=1)
     parts.stack.callback(client.close)
     flights = Flights(
         client, parts.database, parts.sessions, parts.spool, connections=8, finish=True, free_bytes=lambda: free
     )
+    parts.stack.callback(flights.close)
     puller = Puller(parts.catalog, parts.sessions, parts.spool, flights, client.endpoint, files=4)
-    housekeeping = Downloads(parts.database, parts.sessions, parts.spool, flights)
+    housekeeping = Downloads(parts.database, parts.sessions, parts.spool, flights, keep_s=0.0)
     pulls = Pulls(parts.catalog, housekeeping, client, puller, parts.metrics)
     with pytest.raises(NoSpace) as caught:
         finish(pulls.start(REPO, "main"))
@@ -196,6 +209,7 @@ def test_a_newer_pull_replaces_what_an_older_one_left(hub, parts):
     """A pull fails with a.bin stored; then the branch is forced to a commit without it: a.bin goes with its success."""
     hub.commit("org/m", FILES)
     hub.faults = [Fault("b.bin", status=418, times=-1, delay_s=0.5)]
+    parts.catalog.lease_s = 0.0  # nobody was told where it lies
     pulls = parts.make(pull_files=1)
     with pytest.raises(Unavailable):
         finish(pulls.start(REPO, "main"))
@@ -210,24 +224,27 @@ def test_a_newer_pull_replaces_what_an_older_one_left(hub, parts):
     assert kept_blobs(parts.catalog) == set()
 
 
-def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tmp_path):
+def test_a_restart_keeps_what_an_unfinished_pull_stored_until_it_expires(hub, tmp_path, engine_url):
     hub.commit("org/m", FILES)
     with contextlib.ExitStack() as stack:
-        parts = Parts(tmp_path, hub.url, stack)
+        parts = Parts(tmp_path, hub.url, stack, engine_url)
         hub.faults = [Fault("b.bin", status=418, times=-1)]
         with pytest.raises(Unavailable):
             finish(parts.make(pull_files=1).start(REPO, "main"))
-        parts.sessions.open()  # as if it had been killed: its row stays
+        parts.sessions.open(RepoId.parse("org/m"))  # as if it had been killed: its row stays
+        parts.leases_end()
     (stored,) = parts.objects()
     with contextlib.ExitStack() as stack:
-        parts = Parts(tmp_path, hub.url, stack)
+        parts = Parts(tmp_path, hub.url, stack, engine_url)
         parts.sessions.recover()
         parts.make()
         assert parts.objects() == {stored}
         with parts.database.write() as connection:
             connection.execute(downloads.update().values(time=int(time.time() - KEEP_S - 60)))
+        parts.leases_end()
     with contextlib.ExitStack() as stack:
-        parts = Parts(tmp_path, hub.url, stack)
+        parts = Parts(tmp_path, hub.url, stack, engine_url)
+        parts.catalog.lease_s = 0.0
         parts.sessions.recover()
         parts.make()
         assert parts.sessions.clean() > 0
@@ -269,3 +286,24 @@ def test_what_nobody_expected_ends_the_pull_and_is_logged(hub, parts, monkeypatc
     assert "ZeroDivisionError" in events[-1]["error"]["message"]
     monkeypatch.undo()
     assert finish(pulls.start(REPO, "main"))
+
+
+def test_of_pulls_that_wait_those_that_matter_most_go_first(hub, parts, monkeypatch):
+    monkeypatch.setattr(pulls_module, "AT_A_TIME", 1)
+    names = ("org/busy", "org/scratch", "org/first", "org/second", "org/critical")
+    for name in names:
+        hub.commit(name, {"a.txt": name.encode()})
+    parts.catalog.priorities.put(RepoId.parse("org/scratch"), None, "scratch", "")
+    hub.faults = [Fault("busy", delay_s=1.0)]
+    pulls, order = parts.make(), []
+    pulls.listen(lambda pull: order.append(pull.repo.id))
+    started = []
+    for name in names:
+        started.append(pulls.start(RepoId.parse(name), "main"))
+        end = time.monotonic() + 10
+        while len(pulls._turns._waiting) < len(started) - 1 and time.monotonic() < end:
+            time.sleep(0.005)
+    parts.catalog.priorities.put(RepoId.parse("org/critical"), "main", "critical", "")  # while it waits
+    for pull in started:
+        finish(pull)
+    assert order == ["org/busy", "org/critical", "org/first", "org/second", "org/scratch"]

@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from helios.errors import DeadlineExceeded, Unavailable
-from registry.pull.retry import LONGEST_DELAY_S, Gate, Retry, Transient, asked_wait
+from registry.pull.retry import LONGEST_DELAY_S, LONGEST_RATE_LIMIT_S, Gate, Retry, Transient, asked_wait
 
 
 class Clock:
@@ -99,6 +99,10 @@ NOW = time.time()
     [
         ({"ratelimit": '"api";r=0;t=55', "retry-after": "7"}, 55),
         ({"ratelimit": '"resolvers" ; r = 0 ; t = 3'}, 3),
+        ({"ratelimit": '"burst";r=7;t=1, "daily";r=0;t=900, "hourly";r=0;t=60'}, 900),
+        ({"ratelimit": '"a, b; t=5";r=0;t=55;pk=:c2FsdA==:'}, 55),
+        ({"ratelimit": '"api";r=3', "retry-after": "9"}, 9),
+        ({"ratelimit": '"' * 3000 + ";t=5"}, None),
         ({"retry-after": "120"}, 120),
         ({"retry-after": "soon"}, None),
         ({}, None),
@@ -106,6 +110,30 @@ NOW = time.time()
 )
 def test_what_a_429_asks_for(headers, seconds):
     assert asked_wait(headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds", "quota"),
+    [
+        ({"ratelimit": '"api";r=1;t=55'}, 0, None),
+        ({"ratelimit": '"api";r=0;t=55'}, 55, None),
+        ({"ratelimit": '"api";r=0;t=90000'}, LONGEST_RATE_LIMIT_S, None),
+        (
+            {
+                "ratelimit": '"burst";r=40;t=3, "api";r=0;t=20',
+                "ratelimit-policy": '"burst";q=100;w=10, "fixed window";"api";q=500;w=300',
+            },
+            20,
+            (500, 300),
+        ),
+        ({"retry-after": "30"}, 0, None),
+    ],
+)
+def test_the_last_request_that_is_allowed_holds_back_the_next(headers, seconds, quota):
+    """Before a 429 says so; what the upstream counts by itself goes on."""
+    gate = Gate(Clock())
+    gate.heed(headers, "api")
+    assert (gate.left("api"), gate.left("files"), gate.quota) == (seconds, 0, quota)
 
 
 def test_retry_after_may_be_a_date():

@@ -87,8 +87,14 @@ def test_what_nobody_touches_for_a_week_goes(tmp_path):
         partial.close()
     for path in (*old.path.parent.iterdir(), old.path.parent):
         os.utime(path, (time.time() - KEEP_S - 60,) * 2)
+    beside = spool.partial(RepoId.parse("gpt2"), RemoteFile("c", 5, "c" * 40, None))
+    beside.open()
+    beside.close()
+    os.utime(beside.path, (time.time() - KEEP_S - 60,) * 2)
+    os.utime(beside.path.with_suffix(".blocks"), (time.time() - KEEP_S - 60,) * 2)
     spool.expire()
-    assert not old.path.exists()
+    assert not old.path.parent.exists()
+    assert not beside.path.exists()
     assert young.path.exists()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from helios.errors import (
     DeadlineExceeded,
+    DisabledRepo,
     EntryNotFound,
     Forbidden,
     IntegrityError,
@@ -98,6 +100,27 @@ def test_a_snapshot_is_what_the_hub_lists(hub, puller):
     assert found.lineage == {"upstream": f"{hub.url}/org/m", "base_model": "org/base,org/other"}
     assert (found.author, found.time) == ("org", 1772366400)
     assert puller.snapshot(commit).files == found.files
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        (
+            {"base_model": "org/base", "base_model_relation": "quantized"},
+            {"base_model": "org/base", "base_model_relation": "quantized"},
+        ),
+        ({"base_model": ["a,b", "", 7, "x" * 201, "org/ok"]}, {"base_model": "org/ok"}),
+        ({"base_model": [f"org/m{n}" for n in range(100)]}, {"base_model": ",".join(f"org/m{n}" for n in range(16))}),
+        ({"base_model": "org/base", "base_model_relation": "x" * 201}, {"base_model": "org/base"}),
+        ({"base_model": {"a": "b"}, "base_model_relation": "adapter"}, {}),
+        ({"base_model": 7}, {}),
+        (["org/base"], {}),
+    ],
+)
+def test_lineage_is_what_the_card_says_and_no_more_than_of_what_is_pushed(hub, puller, card, told):
+    """A model that was pulled says where it comes from as one that was pushed with the same card does."""
+    hub.repos["models/org/m"].card = card
+    assert puller.snapshot().lineage == {"upstream": f"{hub.url}/org/m", **told}
 
 
 def test_revisions_with_slashes_datasets_and_one_segment_ids(hub, puller):
@@ -191,6 +214,26 @@ def test_a_rate_limit_holds_everybody_back_as_long_as_it_says(hub, puller):
     assert len(hub.requests("/resolve/")) == 2
 
 
+def test_what_another_registry_prepares_may_be_read(hub, puller):
+    """It says so to nobody who may not: that it is not there yet is no reason to refuse its reader something else."""
+    commit = puller.snapshot().commit
+    hub.faults = [Fault("/resolve/", status=503, headers={"X-Error-Code": "Preparing"})]
+    puller.client.check_access(REPO, commit, LFS, puller.stop, token=None, retry=retry.Retry(0.1))
+    assert [seen.method for seen in hub.requests("/resolve/")] == ["HEAD"]
+
+
+def test_the_last_request_that_is_allowed_holds_back_the_next(hub, puller):
+    """An upstream that says so need not send a 429. What another host serves is not limited."""
+    hub.faults = [Fault("/resolve/.*/config.json", headers={"RateLimit": '"resolvers";r=0;t=1'})]
+    started = time.monotonic()
+    assert puller.fetch("config.json") == FILES["config.json"]
+    hub.faults = [Fault("/resolve/", headers={"RateLimit": '"resolvers";r=0;t=300'})]
+    assert puller.fetch(LFS) == BIG
+    assert 1 <= time.monotonic() - started < 200
+    assert puller.client.gate.left("files") > 100
+    assert puller.client.gate.left("api") == 0
+
+
 REFUSED = {
     "no repository": (Fault("$^"), "org/none", "main", RepoNotFound, "there is no org/none@main"),
     "no revision": (Fault("$^"), "org/m", "v9", RevisionNotFound, "there is no org/m@v9"),
@@ -205,8 +248,8 @@ REFUSED = {
         Fault("/api/", status=403, headers={"X-Error-Message": "Access to this resource is disabled."}),
         "org/m",
         "main",
-        Forbidden,
-        "status 403",
+        DisabledRepo,
+        "is disabled",
     ),
     "a bad token": (
         Fault("/api/", status=401, headers={"X-Error-Message": "Invalid credentials in Authorization header"}),
@@ -229,8 +272,66 @@ def test_what_is_not_tried_again(hub, puller, name):
     with pytest.raises(kind) as caught:
         puller.snapshot(revision, RepoId.parse(repo))
     assert says in caught.value.message
-    assert hub.url in caught.value.message or kind is IntegrityError
+    assert hub.url in caught.value.message or kind in (IntegrityError, DisabledRepo)
     assert len(hub.requests("^/api/models")) <= 2
+
+
+def many(item: bytes) -> bytes:
+    """4 MiB of one thing after another."""
+    return b",".join([item] * ((4 << 20) // (len(item) + 1)))
+
+
+SHA = b'"sha":"' + b"ab" * 20 + b'"'
+HOSTILE = {
+    "objects": (b"[" + many(b"{}") + b"]", "an answer of 1,398,101 objects, 500,000 are the most"),
+    "files without a name": (b'{"siblings":[' + many(b"{}" + b" " * 20) + b"]}", r"missing required field `rfilename`"),
+    "files of one name": (b"{" + SHA + b',"siblings":[' + many(b'{"rfilename":"ab"}') + b"]}", "does not answer"),
+    "a size that is no number": (b'{"siblings":[{"rfilename":"a","size":"1"}]}', r"Expected `int | null`, got `str`"),
+    "lists in lists": (b'{"cardData":' + b"[" * (4 << 20), "does not answer like a Hub"),
+    "files that are a number": (b'{"siblings":7,"cardData":[' + many(b"[]") + b"]}", r"got `int` - at `$.siblings`"),
+    "text that is none": (b'{"author":"' + b"\xff" * (4 << 20) + b'"}', "does not answer like a Hub"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_refused_and_costs_little_memory(hub, puller, name):
+    body, says = HOSTILE[name]
+    puller.snapshot()  # what is imported on first use
+    hub.faults = [Fault("/revision/", status=200, body=body), Fault("/tree/", status=200, body=body)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError) as caught:
+            puller.snapshot()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert says in caught.value.message
+    assert peak < 9 * (4 << 20)
+
+
+def test_what_nobody_reads_of_an_answer_costs_nothing(hub, puller):
+    """Lists in the card, in which the Hub's own answers have results, and in fields of later versions."""
+    commit = hub.repos["models/org/m"].refs["main"]
+    long = b'{"base_model":[' + many(b'"a"') + b'],"base_model_relation":"merge"}'
+    for card in (long, b"[%s]" % many(b"[]")):
+        body = b'{"sha":"%s","cardData":%s,"spaces":[%s]}' % (commit.encode(), card, many(b"[]"))
+        puller.snapshot()
+        hub.faults = [Fault("/revision/", status=200, body=body)]
+        tracemalloc.start()
+        try:
+            found = puller.snapshot()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert set(found.lineage) == {"upstream"}
+        assert {file.path for file in found.files} == set(FILES), "from the tree"
+        assert peak < 4 * len(body)
+
+
+def test_lineage_is_what_a_card_may_say(hub, puller):
+    hub.repos["models/org/m"].card = {"base_model": ["org/a", {"x": 1}, "a,b"], "base_model_relation": "merge"}
+    found = puller.snapshot().lineage
+    assert found == {"upstream": f"{hub.url}/org/m", "base_model": "org/a", "base_model_relation": "merge"}
 
 
 def test_gated_says_what_to_do(hub, puller):

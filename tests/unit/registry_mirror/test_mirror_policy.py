@@ -85,6 +85,21 @@ def test_what_is_believed_is_forgotten_in_time_and_bounded():
     assert brief.get("d") is None
 
 
+def test_what_was_read_before_a_write_is_not_believed_after_it():
+    """Cold clients at once: one reads that nothing is known, another one learns it, and the first remembers nothing."""
+    brief = Brief(8, lambda: 0.0)
+    for forget in (lambda: brief.drop("a"), brief.clear):
+
+        def load(forget=forget):
+            forget()  # somebody writes meanwhile
+            return "old"
+
+        assert brief.load("a", load, 10) == "old"
+        assert brief.get("a") is None
+    assert brief.load("a", lambda: "new", 10) == "new"
+    assert brief.load("a", lambda: "newer", 10) == "new"
+
+
 @pytest.mark.parametrize(
     ("header", "token"),
     [

@@ -21,19 +21,21 @@ from tests.unit.registry.conftest import Registry
 
 MIB = 1 << 20
 REPO = RepoId.parse("org/m")
+GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = {"config.json": b"{}", "model.bin": seeded(9 * MIB, 1), "again.bin": seeded(9 * MIB, 1), "empty": b""}
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Registry]:
+    """On SQLite always: where the other one is on PostgreSQL, a bundle crosses from one to the other."""
     parts = Registry.open(tmp_path / "here")
     yield parts
     parts.close()
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[Registry]:
-    parts = Registry.open(tmp_path / "there")
+def there(tmp_path: Path, engine_url: str | None) -> Iterator[Registry]:
+    parts = Registry.open(tmp_path / "there", engine_url)
     yield parts
     parts.close()
 
@@ -51,8 +53,8 @@ def load(registry: Registry, data: bytes) -> bundle.Imported:
 
 def content(registry: Registry, repo: RepoId, rev: str) -> dict[str, bytes]:
     commit = registry.catalog.resolve(repo, rev).commit
-    files = registry.catalog.manifest(repo, commit).files
-    return {p: registry.catalog.blob_reader(repo, e.sha256).read(0, e.size) for p, e in files.items()}
+    files = registry.catalog.contents.manifest(repo, commit).files
+    return {p: registry.catalog.contents.blob_reader(repo, e.sha256).read(0, e.size) for p, e in files.items()}
 
 
 def test_a_commit_arrives_as_it_was(here: Registry, there: Registry) -> None:
@@ -64,6 +66,37 @@ def test_a_commit_arrives_as_it_was(here: Registry, there: Registry) -> None:
     assert done.commits == [f"models/org/m@{record.commit}"]
     assert done.new_bytes == 9 * MIB + 2
     assert load(there, exported(here, "org/m@main")).new_bytes == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("v1/plain", "branch"), ("v2/noticed", "tag")])
+def test_bundles_of_every_version_are_read(there: Registry, name: str, kind: str) -> None:
+    """Version 1 did not say what is a tag, and carried no notices."""
+    done = load(there, (GOLDEN / f"{name}.bundle").read_bytes())
+    assert len(done.commits) == 2
+    assert content(there, REPO, "v1") == {"a": b"one"}
+    assert content(there, REPO, "main") == {"a": b"two", "config.json": b"{}"}
+    assert there.catalog.ref_kinds(REPO).get("v1", "branch") == kind
+    notice = there.catalog.resolve(REPO, "main").notice
+    assert notice == ("org/m is deprecated: there is a newer one; use org/new" if kind == "tag" else None)
+
+
+def test_a_bundle_of_a_later_version_is_refused(there: Registry) -> None:
+    data = (GOLDEN / "v2/noticed.bundle").read_bytes().replace(b'"format":2', b'"format":3')
+    with pytest.raises(IntegrityError, match="newer than this Helios"):
+        load(there, data)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"v1":"tag"', b'"v1":"gat"'), (b'"deprecated"', b'"depricated"'), (b"there is", b"\\nere is")],
+)
+def test_kinds_and_notices_that_make_no_sense_are_refused(there: Registry, old: bytes, new: bytes) -> None:
+    data = (GOLDEN / "v2/noticed.bundle").read_bytes()
+    assert len(old) == len(new)
+    assert data.count(old) == 1
+    with pytest.raises(HeliosError):
+        load(there, data.replace(old, new))
+    assert there.catalog.count() == 0
 
 
 def test_other_programs_read_it(here: Registry, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from helios.errors import DeadlineExceeded, EntryNotFound, InvalidInput, Unavailable
 from helios.names import RepoId
-from registry.hub.asked import steady
+from registry.body import steady
 from registry.hub.upload import pending as pending_module
 from registry.hub.upload import spools as spools_module
 from registry.hub.upload.pending import Pending
@@ -65,19 +66,25 @@ def test_a_session_ends_when_all_is_committed(registry: Registry) -> None:
             uploading.add(entry.sha256)
         async with pending.of(ONE) as uploading, pending.of(ONE) as beside:
             assert beside.session is uploading.session
-            registry.catalog.publish(ONE, "main", {"a": entry}, author="", message="")
-            uploading.committed([entry.sha256])
+            taken = [entry.sha256]
+            also = partial(uploading.take, taken)
+            registry.catalog.publisher.publish(ONE, "main", {"a": entry}, author="", message="", also=also)
+            assert not uploading.uploaded(entry.sha256)
+            uploading.committed(taken)
         assert len(pending) == 0
         await pending.aclose()
 
     asyncio.run(main())
     registry.sessions.clean()
-    assert registry.catalog.blob_reader(ONE, registry.catalog.refs(ONE) and _only_blob(registry)).read(0, 3) == b"abc"
+    assert (
+        registry.catalog.contents.blob_reader(ONE, registry.catalog.refs(ONE) and _only_blob(registry)).read(0, 3)
+        == b"abc"
+    )
 
 
 def _only_blob(registry: Registry) -> str:
     commit = registry.catalog.refs(ONE)["main"]
-    return registry.catalog.manifest(ONE, commit).files["a"].sha256
+    return registry.catalog.contents.manifest(ONE, commit).files["a"].sha256
 
 
 def test_limits(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,10 +111,13 @@ def test_limits(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_session_that_can_not_be_opened_is_no_ones(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_repo: RepoId, **_options: object) -> None:
+        raise Unavailable("the disk is full")
+
     async def main() -> None:
         pending = Pending(registry.sessions)
         with monkeypatch.context() as patch:
-            patch.setattr(registry.sessions, "open", lambda: (_ for _ in ()).throw(Unavailable("the disk is full")))
+            patch.setattr(registry.sessions, "open", full)
             with pytest.raises(Unavailable, match="full"):
                 async with pending.of(ONE):
                     pass
@@ -157,6 +167,20 @@ def test_a_spool_has_an_address_of_its_own_until_something_of_it_was_committed(t
     assert spools.drop_idle() == [first.directory]
     with pytest.raises(EntryNotFound, match="start it again"), spools.using(first.name):
         pass
+
+
+def test_nobody_is_sent_to_an_old_spool(tmp_path: Path) -> None:
+    """What is committed at other processes is not heard of here, and a spool must not grow for ever."""
+    clock = [0.0]
+    spools = Spools(tmp_path / "spools", idle_s=100, clock=lambda: clock[0])
+    first = spools.of(ONE, None)
+    clock[0] = 99
+    with spools.using(first.name):
+        assert spools.of(ONE, None) is first
+    clock[0] = 101
+    assert spools.of(ONE, None) is not first
+    with spools.using(first.name) as spool:
+        assert spool is first
 
 
 async def parts(*data: bytes, then: asyncio.Event | None = None):

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import ApiError
-from router.relay.fields import model_of
+from router.relay.fields import read
+
+
+def model_of(body: bytes) -> str | None:
+    return read(body).model
+
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

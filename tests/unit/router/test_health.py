@@ -72,3 +72,27 @@ def test_state_is_what_the_last_run_of_reports_says(reports: list[bool]) -> None
             expected = State.UP if report else State.DOWN
         assert health.state is expected
         assert changed == (health.state is not before)
+
+
+def test_a_judgement_replaces_what_was_found_here_and_says_what_the_one_before_was() -> None:
+    now = 0.0
+    health = Health(lambda: now)
+    assert health.judged(State.UP, "") is State.UNKNOWN
+    for _ in range(FALL):
+        health.failed("refused")
+    assert health.state is State.DOWN
+    now = 5.0
+    assert health.judged(State.UP, "refused") is State.UP  # it never was down for whoever judges
+    assert (health.state, health.since, health.reason) == (State.UP, 5.0, "refused")
+    assert health.judged(State.DOWN, "gone") is State.UP
+
+
+def test_who_judges_is_told_of_each_failure_and_says_what_is_down() -> None:
+    told: list[str] = []
+    health = Health(lambda: 0.0, told.append)
+    health.judged(State.UP, "")
+    assert not any(health.failed("refused") for _ in range(FALL))
+    assert told == ["refused"] * FALL
+    assert health.state is State.DOWN, "a burst of requests need not wait for the judgement"
+    assert not health.failed("again")
+    assert told[FALL:] == ["again"]

@@ -1,50 +1,47 @@
-"""Reading bodies: bounds, deadlines, and what is counted is given back."""
+"""Reading bodies: bounds, what is counted is given back, and what is on disk is what came."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from router.errors import ApiError
-from router.relay.intake import FORM_IN_MEMORY, Body, Budget, ClientGone, Intake
+from router.relay.intake import IN_MEMORY, Budget, Intake
+from router.relay.spool import Spool
 from router.routes import InferenceRoute
 
 JSON = InferenceRoute("/v1/completions")
 FORM = InferenceRoute("/v1/audio/transcriptions", body="form")
-
-
-def receiver(pieces: Iterable[bytes], end: bool = True) -> Any:
-    left = list(pieces)
-
-    async def receive() -> dict[str, Any]:
-        if left:
-            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left) or not end}
-        return {"type": "http.disconnect"}
-
-    return receive
+KIND = (b"content-type", b"multipart/form-data; boundary=b")
 
 
 def read(
-    route: InferenceRoute,
-    receive: Any,
-    *headers: tuple[bytes, bytes],
-    limit: int = 1 << 24,
+    route: InferenceRoute, *pieces: bytes, header: tuple[bytes, bytes] = KIND, limit: int = 1 << 24,
     budget: Budget | None = None,
-) -> Body:
-    intake = Intake(limit, 0.05, budget or Budget(1 << 30))
-    return asyncio.run(intake.read(route, {"headers": list(headers)}, receive))
+) -> Intake:  # fmt: skip
+    budget = budget or Budget(1 << 30)
+    intake = Intake(route, [header], limit, budget)
+    try:
+        for piece in pieces:
+            intake.feed(piece)
+        intake.finish()
+    except ApiError:
+        intake.release()
+        raise
+    return intake
 
 
 def test_json_is_joined_and_its_memory_given_back() -> None:
     budget = Budget(1000)
-    with read(JSON, receiver([b'{"mod', b"", b'el":"m"}']), budget=budget) as body:
-        assert (body.content, body.model, budget.used) == (b'{"model":"m"}', "m", 13)
-        assert body.payload() == body.content
-        body.forget()
-        assert (budget.used, body.content) == (0, b"")
+    body = read(JSON, b'{"mod', b"", b'el":"m"}', budget=budget)
+    assert (body.content, body.model, budget.used, body.size) == (b'{"model":"m"}', "m", 13, 13)
+    body.release()
+    assert (budget.used, body.content) == (0, b"")
+    body.release()
     assert budget.used == 0
 
 
@@ -55,37 +52,20 @@ def test_json_is_joined_and_its_memory_given_back() -> None:
 def test_refused_bodies_are_not_counted(pieces: list[bytes], status: int) -> None:
     budget = Budget(9)
     with pytest.raises(ApiError) as refused:
-        read(JSON, receiver(pieces), limit=10, budget=budget)
+        read(JSON, *pieces, limit=10, budget=budget)
     assert (refused.value.status, budget.used) == (status, 0)
 
 
 def test_an_announced_length_is_enough_to_refuse() -> None:
     with pytest.raises(ApiError) as refused:
-        read(JSON, receiver([]), (b"content-length", b"11"), limit=10)
+        read(JSON, header=(b"content-length", b"11"), limit=10)
     assert refused.value.status == 413
 
 
-def test_a_client_that_leaves_inside_its_body() -> None:
-    budget = Budget(100)
-    with pytest.raises(ClientGone):
-        read(JSON, receiver([b'{"model"'], end=False), budget=budget)
-    assert budget.used == 0
-
-
-def test_a_body_that_stops_coming() -> None:
-    async def receive() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        return {}
-
-    with pytest.raises(ApiError) as refused:
-        read(JSON, receive)
-    assert refused.value.status == 408
-
-
 def test_only_identity_is_decoded() -> None:
-    assert read(JSON, receiver([b'{"model":"m"}']), (b"content-encoding", b"Identity")).model == "m"
+    assert read(JSON, b'{"model":"m"}', header=(b"content-encoding", b"Identity")).model == "m"
     with pytest.raises(ApiError) as refused:
-        read(JSON, receiver([b""]), (b"content-encoding", b"br"))
+        read(JSON, header=(b"content-encoding", b"br"))
     assert refused.value.status == 415
 
 
@@ -96,25 +76,75 @@ def form(size: int) -> list[bytes]:
     return [data[i : i + 65536] for i in range(0, len(data), 65536)]
 
 
-@pytest.mark.parametrize("size", [10, FORM_IN_MEMORY - 500, 3 * FORM_IN_MEMORY])
+async def called(start: Callable[[Callable[..., None]], None]) -> tuple[object, ...]:
+    """What a callback was called with."""
+    future: asyncio.Future[tuple[object, ...]] = asyncio.get_running_loop().create_future()
+    start(lambda *found: future.set_result(found))
+    return await asyncio.wait_for(future, 10)
+
+
+async def all_of(spool: Spool) -> bytes:
+    out = b""
+    while len(out) < spool.size:
+        data, error = await called(partial(spool.read, len(out), 100_000))
+        assert error is None
+        assert isinstance(data, bytes)
+        out += data
+    return out
+
+
+@pytest.mark.parametrize("size", [10, IN_MEMORY - 500, 3 * IN_MEMORY])
 def test_forms_keep_their_bytes_and_can_be_sent_twice(size: int) -> None:
-    pieces, budget = form(size), Budget(2 * FORM_IN_MEMORY)
-    with read(FORM, receiver(pieces), (b"content-type", b"multipart/form-data; boundary=b"), budget=budget) as body:
-        assert body.model == "m"
+    async def main() -> None:
+        pieces, budget = form(size), Budget(2 * IN_MEMORY)
+        intake = Intake(FORM, [KIND], 1 << 24, budget)
+        for piece in pieces:
+            intake.feed(piece)
+            if intake.full:
+                assert await called(intake.flush) == (None,)
+                assert budget.used == 0
+        intake.finish()
+        assert intake.model == "m"
+        assert intake.size == len(b"".join(pieces))
+        assert (intake.spool is not None) == (size > IN_MEMORY)
         for _ in range(2):
-            payload = body.payload()
-            sent = payload if isinstance(payload, bytes) else payload.read()
-            assert sent == b"".join(pieces)
-        assert (body.file is not None) == (size > FORM_IN_MEMORY)
-        assert budget.used == (0 if body.file else len(sent))
-        file = body.file
-    assert budget.used == 0
-    assert file is None or file.closed
+            beginning = b"" if intake.spool is None else await all_of(intake.spool)
+            assert beginning + intake.content == b"".join(pieces)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        intake.release()
+        assert budget.used == 0
+        assert len(os.listdir("/proc/self/fd")) == descriptors - (size > IN_MEMORY)
+
+    asyncio.run(main())
 
 
-def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_given_up_while_it_is_written_gives_all_back_when_that_is_over() -> None:
+    async def main() -> None:
+        budget = Budget(1 << 30)
+        intake = Intake(FORM, [KIND], 1 << 24, budget)
+        for piece in form(2 * IN_MEMORY):
+            intake.feed(piece)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        writing = asyncio.create_task(called(intake.flush))
+        await asyncio.sleep(0)
+        intake.release()
+        await writing
+        assert budget.used == 0
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/proc")  # where no file can be made
-    budget = Budget(1 << 30)
-    with pytest.raises(ApiError) as refused:
-        read(FORM, receiver(form(2 << 20)), (b"content-type", b"multipart/form-data; boundary=b"), budget=budget)
-    assert (refused.value.status, budget.used) == (507, 0)
+
+    async def main() -> None:
+        budget = Budget(1 << 30)
+        intake = Intake(FORM, [KIND], 1 << 24, budget)
+        intake.feed(form(10)[0])
+        (error,) = await called(intake.flush)
+        assert isinstance(error, OSError)
+        assert budget.used == 0
+        intake.release()
+
+    asyncio.run(main())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from helios.config import WorkerSettings
 from helios.errors import UsageError
-from router.scheduling.least_loaded import LeastLoaded
-from router.workers import Lease, Worker, Workers, check_url, parse_worker
+from router.scheduling.configured import policy_of
+from router.scheduling.request import Request
+from router.workers import Worker, Workers, address_of, check_url, parse_worker
 
 
 def workers(*texts: str) -> Workers:
@@ -26,6 +24,8 @@ def workers(*texts: str) -> Workers:
         ("http://H:8000/", "http://h:8000"),
         ("https://h/prefix/", "https://h/prefix"),
         ("http://[::1]:8000", "http://[::1]:8000"),
+        ("http://vllm_0.pool:8000", "http://vllm_0.pool:8000"),
+        ("http://größe.example:8000", "http://größe.example:8000"),
     ],
 )
 def test_urls_are_brought_to_one_form(text: str, url: str) -> None:
@@ -40,10 +40,28 @@ def test_other_texts_are_no_urls(text: str) -> None:
         check_url(text)
 
 
+@pytest.mark.parametrize("host", ["*", "*.pool", "a b", "a,b", "{pod}"])
+def test_a_host_that_nobody_can_connect_to_is_none(host: str) -> None:
+    with pytest.raises(UsageError, match=rf"'{re.escape(host)}' is none that can be connected to(.|\n)*HOST:PORT"):
+        check_url(f"http://{host}:8000")
+
+
 def test_command_line_form_of_a_worker() -> None:
     assert parse_worker("org/m=http://h:1") == WorkerSettings(model="org/m", url="http://h:1", role="both")
     assert parse_worker("m=http://h:1/,role=decode").role == "decode"
     assert parse_worker("m=http://h:1/x=y").url == "http://h:1/x=y"
+    told = parse_worker("m=http://h:1,revision=r1,weight=0.5,adapter=a,adapter=b")
+    assert (told.revision, told.weight, told.adapters) == ("r1", 0.5, ["a", "b"])
+
+
+@pytest.mark.parametrize("option", ["weight=0", "weight=-1", "weight=nan", "weight=x", "rol=both", "adapter=", "role="])
+def test_an_option_that_is_none_is_an_error_that_lists_them(option: str) -> None:
+    with pytest.raises(UsageError, match=r"not an option of a worker(.|\n)*weight=NUMBER"):
+        parse_worker(f"m=http://h:1,{option}")
+
+
+def choose(pool: Workers, model: str = "m") -> Worker:
+    return policy_of("least-requests").choose(Request(model), pool.candidates(model, ()))
 
 
 def test_one_server_of_two_models_is_one_worker() -> None:
@@ -51,8 +69,8 @@ def test_one_server_of_two_models_is_one_worker() -> None:
     assert pool.models == ["a", "b"]
     assert len(pool.all) == 2
     (shared,) = pool.of("a")
-    with pool.lease(shared):
-        assert LeastLoaded().choose(pool.candidates("b", ())).url == "http://h:2"
+    pool.lease(shared)
+    assert choose(pool, "b").url == "http://h:2"
 
 
 def test_candidates_are_up_or_else_unchecked_and_never_prefill() -> None:
@@ -69,67 +87,25 @@ def test_candidates_are_up_or_else_unchecked_and_never_prefill() -> None:
     assert pool.candidates("other", ()) == []
 
 
-def test_a_lease_is_given_back_whatever_happens() -> None:
+def test_a_lease_is_given_back_once() -> None:
     pool = workers("m=http://h:1")
     (worker,) = pool.of("m")
-
-    def fail() -> None:
-        with pool.lease(worker):
-            assert worker.in_flight == 1
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
+    lease = pool.lease(worker)
+    assert worker.in_flight == 1
+    lease.end()
+    lease.end()
     assert worker.in_flight == 0
 
 
-def test_equal_workers_take_turns() -> None:
-    pool = workers(*(f"m=http://h:{port}" for port in (1, 2, 3)))
-    chosen = []
-    for _ in range(9):
-        worker = LeastLoaded().choose(pool.candidates("m", ()))
-        with pool.lease(worker):
-            chosen.append(worker.url[-1])
-    assert "".join(chosen) == "123123123"
-
-
-class LeastLoadedModel(RuleBasedStateMachine):
-    """Requests come and go; the chosen worker is never busier than another, and the counts are the leases held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = workers(*(f"m=http://h:{port}" for port in range(1, 5)))
-        self.held: list[tuple[Worker, Lease]] = []
-
-    @rule()
-    def request(self) -> None:
-        candidates = self.pool.candidates("m", ())
-        worker = LeastLoaded().choose(candidates)
-        assert worker.in_flight == min(w.in_flight for w in candidates)
-        lease = self.pool.lease(worker)
-        lease.__enter__()
-        self.held.append((worker, lease))
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def end(self, data: Any) -> None:
-        _, lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        lease.__exit__(None, None, None)
-
-    @invariant()
-    def counts_match(self) -> None:
-        for worker in self.pool.all:
-            assert worker.in_flight == sum(w is worker for w, _ in self.held)
-
-
-TestLeastLoaded = LeastLoadedModel.TestCase
-TestLeastLoaded.settings = settings(max_examples=40, stateful_step_count=30)
-
-
-@given(st.lists(st.integers(0, 3), max_size=30))
-def test_load_differs_by_one_at_most_when_nothing_ends(picks: list[int]) -> None:
-    pool = workers("m=http://h:1", "m=http://h:2", "m=http://h:3")
-    for _ in picks:
-        pool.lease(LeastLoaded().choose(pool.candidates("m", ()))).__enter__()
-    loads = [worker.in_flight for worker in pool.all]
-    assert max(loads) - min(loads) <= 1
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h", ("h", 80, False, b"h", b"")),
+        ("https://h.example/base", ("h.example", 443, True, b"h.example", b"/base")),
+        ("http://[::1]:8000", ("::1", 8000, False, b"[::1]:8000", b"")),
+        ("http://käse.example:1", ("käse.example", 1, False, b"xn--kse-qla.example:1", b"")),
+    ],
+)
+def test_where_a_worker_is(url: str, address: tuple[object, ...]) -> None:
+    found = address_of(url)
+    assert (found.host, found.port, found.tls, found.authority, found.prefix) == address

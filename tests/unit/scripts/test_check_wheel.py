@@ -1,6 +1,5 @@
 """The wheel check finds what it is there for."""
 
-import importlib.util
 import sys
 import zipfile
 from pathlib import Path
@@ -11,11 +10,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def check():
-    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "scripts" / "check_wheel.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def check(script):
+    return script("check_wheel")
 
 
 def wheel(path, *names):

@@ -1,6 +1,5 @@
 """The set-up's decisions; that it works from nothing is what a clean clone shows."""
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -11,11 +10,9 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def setup(tmp_path, monkeypatch):
+def setup(script, tmp_path, monkeypatch):
     """The script as a module, with a virtual environment of its own."""
-    spec = importlib.util.spec_from_file_location("helios_setup", ROOT / "scripts" / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("setup")
     venv = tmp_path / ".venv"
     for name, value in {
         "VENV": venv,

@@ -14,14 +14,15 @@ from blake3 import blake3
 
 from helios.errors import IntegrityError
 from helios.names import RepoId
-from heliosfs.store import keys, pack
+from heliosfs.store import codec, keys, pack
 from heliosfs.store.content import CommitContent
 from heliosfs.store.directory import DirectoryStore
+from heliosfs.store.front import lines, missed, waiting
 from heliosfs.store.manifest import CommitRecord, Manifest, git_blob_oid, local_commit
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
 from registry.ingest import Ingest
-from tests.golden.make import example
+from tests.golden.make import encoded_chunks, example, front_lines, missed_lines
 from tests.support.ingest import MemoryIndex
 
 GOLDEN = Path(__file__).parents[2] / "golden/v1"
@@ -37,6 +38,10 @@ def golden(name: str) -> bytes:
     return (GOLDEN / name).read_bytes()
 
 
+def golden_2(name: str) -> bytes:
+    return (GOLDEN.parent / "v2" / name).read_bytes()
+
+
 @pytest.mark.parametrize("name", ["tensors", "plain", "empty"])
 def test_recipes(expected: Any, name: str) -> None:
     want = expected["recipes"][name]
@@ -44,6 +49,22 @@ def test_recipes(expected: Any, name: str) -> None:
     assert (recipe.blob, recipe.size) == (want["blob"], want["size"])
     assert [{"id": id_.hex(), "length": length} for id_, length in recipe.chunks()] == want["chunks"]
     assert Recipe.build(recipe.blob, recipe.chunks()).encode() == golden(f"{name}.recipe")
+
+
+def test_a_journal_of_a_front_store() -> None:
+    data = golden("front.waiting")
+    *_, record = [key for op, key in front_lines() if op == "="]
+    found = waiting.parse(data)
+    assert {key.split("/")[1]: op.value for key, op in found.items()} == {"blobs": "+", "commits": "=", "recipes": "-"}
+    assert found[record] is waiting.Op.REPLACE
+    assert waiting.HEAD + b"".join(lines.encode(*line) for line in front_lines()) + b"0123" == data
+
+
+def test_a_list_of_what_a_front_store_missed() -> None:
+    data, id_ = golden("front.missed"), "0123456789abcdef" * 2
+    found = missed.parse(data, id_)
+    assert {key.split("/")[1]: sure for key, sure in found.items()} == {"blobs": True, "packs": False}
+    assert missed.head(id_) + b"".join(lines.encode(*line) for line in missed_lines()) + b"0123" == data
 
 
 def test_the_example_is_cut_into_the_golden_recipe(tmp_path: Path, expected: Any) -> None:
@@ -96,7 +117,9 @@ def test_the_pack(expected: Any) -> None:
 def test_the_placement(expected: Any) -> None:
     placement = Placement.decode(golden("placement.json"))
     placed = PlacedBlob(Recipe.decode(golden("tensors.recipe")), placement)
-    found = [(placed.locate(i)[0].key, *placed.locate(i)[1:]) for i in range(5)]
+    places = [placed.locate(i) for i in range(5)]
+    found = [(at.object_key, at.offset, at.length) for at in places]
+    assert all((at.encoded_length, at.codec, at.key) == (at.length, "none", None) for at in places)
     blob, packed = expected["keys"]["blob"], expected["keys"]["pack"]
     assert found == [
         (blob, 0, 304),
@@ -106,6 +129,31 @@ def test_the_placement(expected: Any) -> None:
         (blob, 7_356_720, 2_097_152),
     ]
     assert (placement.version, placement.lease_s) == (3, 300)
+    assert Placement.decode(placement.encode()) == placement
+
+
+def test_the_encoded_pack(expected: Any) -> None:
+    """Each codec, as zstd 1.5.7 wrote it."""
+    data = golden_2("encoded.pack")
+    trailer = data[-pack.TRAILER_SIZE :]
+    offset, length = pack.index_span(trailer, len(data))
+    entries = pack.parse(data[: pack.HEAD_SIZE], data[offset : offset + length], trailer, len(data))
+    assert [entry.codec for entry in entries] == ["none", "zstd", "planes2-zstd", "planes4-zstd"]
+    for entry, want in zip(entries, encoded_chunks(), strict=True):
+        stored = memoryview(data)[entry.offset : entry.offset + entry.encoded_length]
+        assert codec.decode(entry.codec, stored, entry.length) == want
+        assert blake3(want).digest() == entry.id
+    assert pack.head(encoded=True) + data[pack.HEAD_SIZE : offset] + pack.tail(entries) == data
+
+
+def test_the_encoded_placement() -> None:
+    placement = Placement.decode(golden_2("encoded-placement.json"))
+    placed = PlacedBlob(Recipe.decode(golden_2("encoded.recipe")), placement)
+    data = golden_2("encoded.pack")
+    for index, want in enumerate(encoded_chunks()):
+        at = placed.locate(index)
+        stored = memoryview(data)[at.offset : at.offset + at.encoded_length]
+        assert codec.decode(at.codec, stored, at.length) == want
     assert Placement.decode(placement.encode()) == placement
 
 

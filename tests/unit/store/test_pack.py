@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios.errors import IntegrityError
-from heliosfs.store import pack
+from heliosfs.store import codec, pack
 from heliosfs.store.recipe import MAX_CHUNK
 
 contents = st.lists(st.binary(min_size=1, max_size=60), max_size=10)
@@ -39,6 +39,32 @@ def test_a_pack_can_be_read_back_from_its_bytes_alone(chunks: list[bytes]) -> No
     for entry, chunk in zip(entries, chunks, strict=True):
         assert data[entry.offset : entry.offset + entry.length] == chunk
         assert blake3(chunk).digest() == entry.id
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(codec.CODECS)), st.binary(min_size=1, max_size=60)), max_size=10))
+def test_a_pack_of_encoded_chunks_can_be_read_back_too(chunks: list[tuple[str, bytes]]) -> None:
+    data, entries = bytearray(pack.head(encoded=True)), []
+    for name, chunk in chunks:
+        chunk = chunk * 20  # so that it gets shorter
+        stored = codec.encode(name, chunk)
+        name = codec.NONE if stored is None else name
+        stored = stored or chunk
+        entries.append(pack.PackEntry(blake3(chunk).digest(), len(data), len(chunk), len(stored), name))
+        data += stored
+    assert read(bytes(data) + pack.tail(entries)) == entries
+    if any(entry.codec != codec.NONE for entry in entries):
+        data[4] = 1
+        with pytest.raises(IntegrityError, match="upgrade"):
+            read(bytes(data) + pack.tail(entries))
+
+
+@pytest.mark.parametrize(("number", "length", "encoded"), [(1, 10, 10), (1, 10, 11), (2, 10, 0), (0, 10, 9)])
+def test_lengths_that_a_codec_never_gives_are_refused(number: int, length: int, encoded: int) -> None:
+    entry = pack.PackEntry(b"a" * 32, pack.HEAD_SIZE, length, encoded, codec.BY_NUMBER[number].name)
+    tail = pack.tail([entry])
+    size = pack.HEAD_SIZE + encoded + len(tail)
+    with pytest.raises(IntegrityError, match=f"a chunk of {length} bytes can't be stored in {encoded}"):
+        pack.parse(pack.head(encoded=True), tail[: -pack.TRAILER_SIZE], tail[-pack.TRAILER_SIZE :], size)
 
 
 @given(contents, st.data())
@@ -86,6 +112,6 @@ def test_a_gap_between_chunks_is_a_bug_of_the_writer() -> None:
 @pytest.mark.parametrize("at", [4, 6, 8, 24])
 def test_unknown_versions_flags_and_keys_ask_for_an_upgrade(at: int) -> None:
     data = bytearray(make([b"x"])[0])
-    data[at] ^= 2
+    data[at] ^= 4
     with pytest.raises(IntegrityError, match="upgrade"):
         read(bytes(data))

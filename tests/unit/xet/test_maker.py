@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
-from helios.errors import EntryNotFound, IntegrityError
+from helios.config import TenantSettings
+from helios.errors import EntryNotFound, IntegrityError, RepoNotFound
 from helios.metrics import RegistryMetrics
 from helios.names import RepoId
-from heliosfs.store.keys import xet_key
-from registry.metadata import claims, content, xet
+from heliosfs.store.keys import PUBLIC, xet_key
+from heliosfs.store.placement import PlacedBlob
+from registry.burial import bury
+from registry.domains import Domains
+from registry.metadata import claims, content, mirror, xet
+from registry.removal import forget_leftovers
 from registry.xet import maker as module
 from registry.xet.hashes import to_text
 from registry.xet.layouts import Layouts
@@ -25,6 +30,8 @@ from tests.support.damage import flip
 from tests.unit.registry.conftest import Registry
 
 REPO = RepoId.parse("org/m")
+HEAD = "c" * 40
+"""A commit that nobody lists anything of."""
 BLOB = random.Random(1).randbytes(600_000)
 
 
@@ -42,27 +49,27 @@ def layouts(registry: Registry, **options: Any) -> Layouts:
 
 def entry(registry: Registry, path: str = "w.onnx", repo: RepoId = REPO) -> Any:
     commit = registry.catalog.resolve(repo, "main").commit
-    return registry.catalog.manifest(repo, commit).files[path]
+    return registry.catalog.contents.manifest(repo, commit).files[path]
 
 
 def test_a_published_blob_gets_its_layout(registry: Registry) -> None:
     registry.publish("org/m", {"w.onnx": BLOB, "config.json": b"{}"})
     found = layouts(registry)
     w, config = entry(registry), entry(registry, "config.json")
-    assert found.announced([w, config]) == {}
+    assert found.announced(REPO, [w, config]) == {}
     made = maker(registry)
     assert made.step()
     assert not made.step(), "a regular file of git has none, as on the Hub"
-    announced = found.announced([w, config, w])
-    layout = found.of(w.sha256)
+    announced = found.announced(REPO, [w, config, w])
+    layout = found.of(PUBLIC, w.sha256)
     assert announced == {w.sha256: to_text(layout.file)}
-    assert found.find(REPO, announced[w.sha256]) is layout
+    assert found.find(REPO, HEAD, announced[w.sha256]) is layout
     assert (layout.blob, layout.size) == (w.sha256, len(BLOB))
     assert list((registry.root / "scratch").iterdir()) == []
     stored = {key: registry.store.info(key).size for key in registry.objects()}
     (record,) = [size for key, size in stored.items() if "/xet/" in key]
     assert record < 0.01 * len(BLOB)
-    assert registry.catalog.usage().stored == sum(
+    assert registry.catalog.contents.usage().stored == sum(
         size for key, size in stored.items() if "/manifests/" not in key and "/commits/" not in key
     )
 
@@ -72,10 +79,10 @@ def test_it_is_announced_from_a_size_on_and_never_taken_back(registry: Registry)
     w = entry(registry)
     assert not maker(registry, least=len(BLOB) + 1).step()
     assert maker(registry, least=len(BLOB)).step()
-    file = layouts(registry).announced([w])[w.sha256]
+    file = layouts(registry).announced(REPO, [w])[w.sha256]
     for quiet in (layouts(registry, on=False), layouts(registry, least=len(BLOB) + 1)):
-        assert quiet.announced([w]) == {}
-        assert quiet.find(REPO, file).blob == w.sha256  # a client may have a listing from before
+        assert quiet.announced(REPO, [w]) == {}
+        assert quiet.find(REPO, HEAD, file).blob == w.sha256  # a client may have a listing from before
 
 
 def test_the_largest_come_first(registry: Registry) -> None:
@@ -88,7 +95,7 @@ def test_the_largest_come_first(registry: Registry) -> None:
 
 def test_a_blob_of_nobody_waits(registry: Registry) -> None:
     """Neither what was stored and not published, nor what only a removed repository held."""
-    with registry.sessions.open() as session:
+    with registry.sessions.open(REPO) as session:
         registry.put(BLOB, "w.onnx", session)
         assert not maker(registry).step()
     registry.publish("org/m", {"w.onnx": BLOB})
@@ -96,18 +103,38 @@ def test_a_blob_of_nobody_waits(registry: Registry) -> None:
     assert not maker(registry).step()
 
 
+def test_a_download_waits_for_no_publish(registry: Registry) -> None:
+    """A large file is laid out while others of its commit are still coming; where it is listed, it may be read."""
+    with registry.sessions.open(REPO) as session:
+        blob = registry.put(BLOB, "w.onnx", session).sha256
+        with registry.catalog.database.write() as connection:
+            mirror.add_download(connection, REPO, f"sha256:{blob}", blob, 0)
+        assert maker(registry).step()
+        listing = {(REPO, HEAD, blob)}
+
+        def listed(repo: RepoId, commit: str, sha256: str) -> PlacedBlob | None:
+            return registry.catalog.contents.placed_blob(PUBLIC, sha256) if (repo, commit, sha256) in listing else None
+
+        found = layouts(registry, listed=listed)
+        file = to_text(found.of(PUBLIC, blob).file)
+        assert found.find(REPO, HEAD, file).blob == blob
+        for repo, commit in [(REPO, "d" * 40), (RepoId.parse("org/other"), HEAD)]:
+            with pytest.raises(RepoNotFound):
+                found.find(repo, commit, file)
+
+
 def test_only_a_repository_that_holds_it_gives_it(registry: Registry) -> None:
     registry.publish("org/m", {"w.onnx": BLOB})
     registry.publish("org/other", {"x.onnx": b"x"})
     maker(registry).step()
     found = layouts(registry)
-    file = to_text(found.of(entry(registry).sha256).file)
+    file = to_text(found.of(PUBLIC, entry(registry).sha256).file)
     with pytest.raises(EntryNotFound):
-        found.find(RepoId.parse("org/other"), file)
+        found.find(RepoId.parse("org/other"), HEAD, file)
     with pytest.raises(EntryNotFound):
-        found.find(REPO, "0" * 64)
+        found.find(REPO, HEAD, "0" * 64)
     registry.publish("org/other", {"w.onnx": BLOB})
-    assert found.find(RepoId.parse("org/other"), file).size == len(BLOB)
+    assert found.find(RepoId.parse("org/other"), HEAD, file).size == len(BLOB)
 
 
 def test_two_do_not_make_the_same_and_a_killed_ones_claim_ends(registry: Registry) -> None:
@@ -151,7 +178,7 @@ def test_damage_is_tried_again_later(registry: Registry) -> None:
     assert not made.step()
     registry.clock[0] += 1
     assert made.step()
-    assert layouts(registry).of(w.sha256).size == len(BLOB)
+    assert layouts(registry).of(PUBLIC, w.sha256).size == len(BLOB)
     assert (count(made, "made"), count(made, "failed")) == (1, 1)
 
 
@@ -165,7 +192,7 @@ def test_a_bug_ends_neither_the_registry_nor_the_queue(
         patch.setattr(module, "cut", lambda *_: 1 / 0)
         assert made.step()
     assert made.step()
-    assert layouts(registry).announced([entry(registry, "x.onnx")])
+    assert layouts(registry).announced(REPO, [entry(registry, "x.onnx")])
 
 
 def test_a_record_that_is_damaged_is_not_used(registry: Registry) -> None:
@@ -177,7 +204,7 @@ def test_a_record_that_is_damaged_is_not_used(registry: Registry) -> None:
     assert digest is not None
     flip(registry.store.root / xet_key("public", digest), 140)
     with pytest.raises(IntegrityError, match="does not match its digest"):
-        layouts(registry).of(w.sha256)
+        layouts(registry).of(PUBLIC, w.sha256)
 
 
 def test_a_layout_goes_with_its_blob_and_stays_with_it(registry: Registry) -> None:
@@ -189,14 +216,15 @@ def test_a_layout_goes_with_its_blob_and_stays_with_it(registry: Registry) -> No
     registry.store.put_bytes("public/xet/aa/" + "a" * 64, b"a record that got no row")
     registry.sessions.recover()
     assert len([key for key in registry.objects() if "/xet/" in key]) == 1
-    assert layouts(registry).of(w.sha256).size == len(BLOB)
+    assert layouts(registry).of(PUBLIC, w.sha256).size == len(BLOB)
     with registry.database.write() as connection:  # as whoever collects garbage does
         connection.execute(content.blob_objects.delete())
         connection.execute(content.blobs.delete())
-        gone = content._drop_unneeded(connection, "public")
-        assert len([key for key in gone if "/xet/" in key]) == 1
+    forget_leftovers(registry.database)
+    assert bury(registry.database, registry.store) > 0
+    assert not any("/xet/" in key for key in registry.objects())
     with pytest.raises(EntryNotFound):
-        layouts(registry).of(w.sha256)
+        layouts(registry).of(PUBLIC, w.sha256)
 
 
 def test_a_blob_that_goes_meanwhile_gets_none(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +240,10 @@ def test_a_blob_that_goes_meanwhile_gets_none(registry: Registry, monkeypatch: p
 
     monkeypatch.setattr(module, "cut", and_gone)
     made.step()
-    with registry.database.write() as connection:
-        assert any("/xet/" in key for key in content._drop_unneeded(connection, "public"))
+    assert any("/xet/" in key for key in registry.objects())
+    forget_leftovers(registry.database)
+    bury(registry.database, registry.store)
+    assert not any("/xet/" in key for key in registry.objects())
 
 
 def test_it_ends_in_the_middle_and_leaves_the_blob_to_the_next(
@@ -247,4 +277,23 @@ def test_it_ends_in_the_middle_and_leaves_the_blob_to_the_next(
     monkeypatch.setattr(module, "cut", cut)
     assert list((registry.root / "scratch").iterdir()) == []
     assert maker(registry).step(), "its claim was given back"
-    assert layouts(registry).of(entry(registry).sha256).size == len(BLOB)
+    assert layouts(registry).of(PUBLIC, entry(registry).sha256).size == len(BLOB)
+
+
+def test_each_domain_lays_out_its_own(tmp_path: Path, engine_url: str | None) -> None:
+    domains = Domains({"acme": TenantSettings(owns=["acme/*"], domain="acme")})
+    registry, mine = Registry.open(tmp_path, engine_url, domains), RepoId.parse("acme/m")
+    registry.publish("org/m", {"w.onnx": BLOB})
+    registry.publish("acme/m", {"w.onnx": BLOB})
+    made, found = maker(registry), layouts(registry)
+    assert made.step()
+    assert sorted(map(len, (found.announced(repo, [entry(registry)]) for repo in (REPO, mine)))) == [0, 1]
+    assert made.step()
+    assert not made.step()
+    file = found.announced(mine, [entry(registry)])[entry(registry).sha256]
+    assert {found.find(repo, HEAD, file).blob for repo in (REPO, mine)} == {entry(registry).sha256}
+    assert sorted(key.partition("/")[0] for key in registry.objects() if "/xet/" in key) == ["acme", "public"]
+    registry.catalog.delete_repo(mine)
+    with pytest.raises(RepoNotFound):
+        layouts(registry).find(mine, HEAD, file)
+    registry.close()

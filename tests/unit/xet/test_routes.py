@@ -273,16 +273,18 @@ def test_nothing_that_is_asked_breaks_it(
     assert 400 <= answer.status_code < 500
 
 
-def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any) -> None:
+def test_damage_never_leaves(tmp_path: Path, expected_log_errors: Any, caplog: pytest.LogCaptureFixture) -> None:
     expected_log_errors("a chunk in the store is damaged")
     with xet_parts(tmp_path / "xet") as parts, TestClient(parts.app()) as client:
-        parts.publish("models/org/m", {"w.onnx": A})
+        commit = parts.publish("models/org/m", {"w.onnx": A})
         answer = client.get(f"/xet/v1/reconstructions/{file_hash(client)}", headers=token_of(client)).json()
         ((_, (entry,)),) = answer["fetch_info"].items()
         (path,) = [p for p in (parts.store.root / "public/blobs").rglob("*") if p.is_file()]
         flip(path, 500_000)
         got = client.get(urlsplit(entry["url"])._replace(scheme="", netloc="").geturl())
         assert (got.status_code, json.loads(got.content)["error"]["code"]) == (502, "Integrity")
+        (told,) = [vars(record) for record in caplog.records if "is damaged" in record.message]
+        assert (told["model"], told["commit"]) == ("models/org/m", commit), "whom it concerns"
         path.unlink()
         assert client.get(entry["url"]).status_code == 502
     with xet_parts(tmp_path / "xet") as parts, TestClient(parts.app()) as client:

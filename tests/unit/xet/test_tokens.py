@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helios.errors import Forbidden
 from registry.xet.tokens import ReadGrant, Signer, TokenRefused, XorbGrant
 
-READ = ReadGrant("models/org/m", 2_000)
+READ = ReadGrant("models/org/m", 2_000, "c" * 40)
 
 
 def signer(now: float = 1_000.0, key: bytes = b"k" * 32) -> Signer:
@@ -17,7 +17,7 @@ def signer(now: float = 1_000.0, key: bytes = b"k" * 32) -> Signer:
 
 
 def test_a_grant_comes_back() -> None:
-    xorb = XorbGrant("datasets/Zoë", 2_000, "b" * 64, 3)
+    xorb = XorbGrant("datasets/Zoë", 2_000, "b" * 64, 3, "c" * 40)
     for grant in (READ, xorb):
         text = signer().sign(grant)
         assert text.isascii()

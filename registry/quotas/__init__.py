@@ -1,0 +1,1 @@
+"""Quotas of namespaces: what may be stored, reserved before it comes (docs/registry-quotas.md)."""

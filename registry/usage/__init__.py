@@ -1,0 +1,1 @@
+"""Who reads which model when (docs/registry-usage.md)."""

@@ -1,0 +1,1 @@
+"""The precise prefix index: which worker holds which prefix, from the KV events that vLLM publishes."""

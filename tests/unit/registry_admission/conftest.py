@@ -1,0 +1,3 @@
+"""The catalog's fixtures for these tests too."""
+
+from tests.unit.registry.conftest import *  # noqa: F403
