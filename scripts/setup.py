@@ -38,6 +38,8 @@ LOCK = ROOT / "requirements" / "lock.txt"
 TEST_MODELS = ROOT / "requirements" / "test-models.txt"
 AZURITE = ROOT / ".cache" / "azurite"
 AZURITE_VERSION = "3.35.0"
+APT_LOCK_S = 300
+"""How long another package manager may hold Debian's lock, in seconds: a new machine often upgrades itself."""
 STAMP = VENV / "helios-setup.json"
 LOG = VENV / "setup.log"
 SUPERSETS = {"quickstart": ("quickstart", "dev"), "dev": ("dev",)}
@@ -207,12 +209,13 @@ def install_packages(need: dict[str, str], extra: str) -> None:
             f"these packages are missing:\n{why}\nRun this, then the same again:\n  sudo {' '.join(command)}"
         )
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive"]
+    patient = ["-o", f"DPkg::Lock::Timeout={APT_LOCK_S}"]
     with step(f"system packages ({', '.join(names)})"):
         try:
-            run([*prefix, *quiet, *command])
+            run([*prefix, *quiet, *command, *patient])
         except SetupError:  # package lists that are missing or old
-            run([*prefix, *quiet, "apt-get", "update"])
-            run([*prefix, *quiet, *command])
+            run([*prefix, *quiet, "apt-get", "update", *patient])
+            run([*prefix, *quiet, *command, *patient])
     importlib.invalidate_caches()
     if still := missing_packages(extra):
         raise SetupError(
