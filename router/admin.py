@@ -12,6 +12,10 @@
 | ``GET /state`` | administrator | all of it at once, for ``helios router top`` |
 | ``GET /openapi.json`` | | these calls in OpenAPI 3.1 |
 
+Cordoning, draining and taking a registration back are answered when every process of the router has heard of it: from
+then on no request begins there. ``everywhere`` is false where a process did not say so in time, and then nothing is
+called drained; the same call again waits again.
+
 A worker's id is the one it registered with, and otherwise its URL without the scheme. Errors are those of the
 registry's native API: a status and ``{"error": {"code", "message", "hint"}}``.
 """
@@ -45,6 +49,8 @@ MAX_WAIT_S: Final = 600.0
 LOOK_S: Final = 0.05
 """How often a worker that drains is looked at."""
 
+Heard = Callable[[], Awaitable[bool]]
+"""Waits until all processes have heard what was decided before; whether they have."""
 Models = Callable[[], list[dict[str, Any]]]
 """What is known of models that no worker serves yet, or that the registry was asked for."""
 
@@ -56,14 +62,14 @@ class Admin:
 
     def __init__(
         self, fleet: Fleet, registrations: RegistrationSource, access: Access, policy: dict[str, Any], *,
-        models: Models = list, draining: Callable[[], bool] = lambda: False,
+        heard: Heard, models: Models = list, draining: Callable[[], bool] = lambda: False,
         index: Callable[[], dict[str, Any] | None] = lambda: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """``policy``: the one in force, ``explained``; ``models``: those that are awaited; ``draining``: whether the
-        router shuts down; ``index``: what is known of the index of KV events, None where there is none; ``clock``: of
-        health."""
+        """``policy``: the one in force, ``explained``; ``heard``: by all processes that relay; ``models``: those that
+        are awaited; ``draining``: whether the router shuts down; ``index``: what is known of the index of KV events,
+        None where there is none; ``clock``: of health."""
         self._fleet, self._registrations, self._access = fleet, registrations, access
-        self._models, self._draining, self._index, self._clock = models, draining, index, clock
+        self._heard, self._models, self._draining, self._index, self._clock = heard, models, draining, index, clock
         self._policy = policy
         self._began = clock()
         handlers = {HeliosError: _failed, HTTPException: _refused, Exception: _broken}
@@ -150,19 +156,23 @@ class Admin:
 
     async def _deregister(self, request: Request) -> Response:
         self._registrations.remove(request.path_params["id"])
-        return JSONResponse({})
+        return JSONResponse({"everywhere": await self._heard()})
 
     # --- cordoning ---
 
     async def _cordon(self, request: Request) -> Response:
         worker = self._find(request.path_params["id"])
         self._fleet.cordon(worker.url)
-        return JSONResponse({"in_flight": worker.in_flight})
+        return await self._settled(worker)
 
     async def _uncordon(self, request: Request) -> Response:
         worker = self._find(request.path_params["id"])
         self._fleet.uncordon(worker.url)
-        return JSONResponse({"in_flight": worker.in_flight})
+        return await self._settled(worker)
+
+    async def _settled(self, worker: Seen) -> Response:
+        everywhere = await self._heard()
+        return JSONResponse({"in_flight": worker.in_flight, "everywhere": everywhere})
 
     async def _drain(self, request: Request) -> Response:
         text = request.query_params.get("wait_s", "0")
@@ -175,10 +185,13 @@ class Admin:
         worker = self._find(request.path_params["id"])
         self._fleet.cordon(worker.url)
         end = self._clock() + wait_s
+        everywhere = await self._heard()
         # Looked at again and again: other processes of the router count there too, and tell nobody.
-        while worker.in_flight and self._clock() < end and not await request.is_disconnected():  # noqa: ASYNC110
+        while (worker.in_flight or not everywhere) and self._clock() < end and not await request.is_disconnected():
             await asyncio.sleep(LOOK_S)
-        return JSONResponse({"in_flight": worker.in_flight, "drained": worker.in_flight == 0})
+            everywhere = everywhere or await self._heard()
+        in_flight = worker.in_flight
+        return JSONResponse({"in_flight": in_flight, "drained": everywhere and not in_flight, "everywhere": everywhere})
 
     def _find(self, identity: str) -> Seen:
         url = self._registrations.leases.url_of(identity)

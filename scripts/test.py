@@ -28,9 +28,7 @@ CHECKS = {
 WORKERS = "4"
 """On two cores, too: most tests wait for something most of the time. Several of them start vLLM, so no more."""
 TESTS = [PYTHON, "-m", "pytest", "-n", WORKERS, "--dist", "loadscope", "--no-loadscope-reorder", "--durations", "20"]
-SECOND_TRY = (
-    "--reruns=1 --reruns-delay=2 --max-suite-reruns=5 --rerun-exclude-path=tests/unit --rerun-show-tracebacks"
-)
+SECOND_TRY = "--reruns=1 --reruns-delay=2 --max-suite-reruns=5 --rerun-exclude-path=tests/unit --rerun-show-tracebacks"
 """A test that starts real servers may run once more, a few of them a worker: a shared machine stalls for seconds. The
 summary counts and shows each first failure. One that needs it on a quiet machine is a defect of test or product."""
 

@@ -47,6 +47,7 @@ from router.processes.messages import (
     AnyMessage,
     Asked,
     Collect,
+    Collected,
     Counted,
     Deposed,
     Draining,
@@ -68,6 +69,7 @@ from router.processes.messages import (
     Woken,
     WorkerState,
 )
+from router.processes.questions import Questions
 from router.processes.sharing import Sharing
 from router.processes.supervisor import Inherited
 from router.processes.tally import snapshot
@@ -131,10 +133,11 @@ class Process:
         room = Room(queue.max_requests, queue.max_mib << 20)
         self._line = LineOwner(room, self._places, self._tell_line, time.monotonic)
         self._draining = False
+        self._questions = Questions(self._send)
         self._admin = Admin(
             Fleet(self._workers, self._decided), self._discovery.registration, self._access(),
             explained(settings.policy),
-            models=self._discovery.awaited, draining=lambda: self._draining,
+            models=self._discovery.awaited, heard=self._questions.heard, draining=lambda: self._draining,
             index=lambda: None if self._owner is None else self._owner.described(),
         )  # fmt: skip
         self._known, self._stopped = asyncio.Event(), asyncio.Event()
@@ -258,6 +261,8 @@ class Process:
                 self._discovery.registration.take_over(message.identity, message.lease)
             case Collect():
                 self._send(Counted(message.number, snapshot(self._metrics.registry)))
+            case Collected():
+                self._questions.answered(message)
             case Known():
                 self._known.set()
             case Draining():

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, Final, cast
 
 import uvloop
@@ -47,6 +46,7 @@ from router.processes.messages import (
     Woken,
 )
 from router.processes.outbox import Outbox
+from router.processes.questions import Questions
 from router.processes.sharing import Sharing
 from router.processes.supervisor import Inherited
 from router.processes.tally import snapshot
@@ -57,8 +57,6 @@ from router.routes import RAW_ROUTES
 
 log = logging.getLogger("helios.router")
 
-GATHER_S: Final = 5.0
-"""Longest wait for the supervisor's sums, which takes a second when a process is silent."""
 ENDING_S: Final = 10
 """What uvicorn may take to end beyond the grace of the answers in flight."""
 
@@ -77,13 +75,12 @@ class Process:
         self._inherited = inherited
         self._channel: Channel | None = None
         self._certificate = tls.certificate(settings)
-        self._questions: dict[int, asyncio.Future[bytes]] = {}
-        self._numbers = count(1)
+        self._questions = Questions(self._send)
         self._left = False
         self._known = asyncio.Event()
         self._line = Outbox(lambda words: self._send(ToLine(words)))
         self.router = Router(
-            settings, tls.to_workers(settings), self.gather, self._resolve, self._want, self._wake,
+            settings, tls.to_workers(settings), self._questions.gather, self._resolve, self._want, self._wake,
             Sharing(inherited.board, inherited.limits, inherited.slot, inherited.homes), self._health,
             inherited.processes, inherited.index.getsockname(),
             self._line.append if inherited.processes > 1 else None,
@@ -111,20 +108,6 @@ class Process:
         channel.send(Counted(0, snapshot(self.router.metrics.registry)))  # else what came last would be missing
         await channel.close()
         return 0
-
-    async def gather(self) -> bytes | None:
-        """What all processes have counted, in Prometheus' text form; None when the supervisor does not say."""
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._questions[number] = answer
-        self._send(Collect(number))
-        try:
-            async with asyncio.timeout(GATHER_S):
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            del self._questions[number]
 
     def _resolve(self, model: str) -> None:
         self._send(Asked(model))
@@ -182,9 +165,7 @@ class Process:
             case Collect():
                 self._send(Counted(message.number, snapshot(self.router.metrics.registry)))
             case Collected():
-                question = self._questions.get(message.number)
-                if question is not None and not question.done():
-                    question.set_result(message.text)
+                self._questions.answered(message)
             case Stop():
                 self._stop()
                 if message.cut:

@@ -286,6 +286,6 @@ class Hub:
         if collection.askers:
             text = self._tally.render()
             for process, number in collection.askers:
-                self._send(process, Collected(number, text))
+                self._send(process, Collected(number, text, len(collection.missing)))
         if self._next:
             self._begin()

@@ -193,10 +193,11 @@ class Counted(Message, frozen=True):
 
 
 class Collected(Message, frozen=True):
-    """All that was counted, as Prometheus reads it."""
+    """All that was counted, as Prometheus reads it. ``silent``: how many processes did not answer in time."""
 
     number: int
     text: bytes
+    silent: int = 0
 
 
 AnyMessage = (

@@ -74,8 +74,16 @@ def tokens(path: Path, token: str) -> str:
 
 
 class Site:
-    def __init__(self, url: str, socket: Path, fleet: Fleet) -> None:
-        self.url, self.socket, self.fleet = url, socket, fleet
+    url: str
+
+    def __init__(self, socket: Path, fleet: Fleet) -> None:
+        self.socket, self.fleet = socket, fleet
+        self.deaf = 0
+        """How often the other processes of the router are yet silent."""
+
+    async def heard(self) -> bool:
+        self.deaf -= 1
+        return self.deaf < 0
 
     async def call(self, method: str, path: str, body=None, *, token: str | None = ADMIN, unix=False):
         connector = aiohttp.UnixConnector(str(self.socket)) if unix else None
@@ -96,10 +104,12 @@ def scenario(run, most: int = MOST):
         fleet = Fleet()
         source = RegistrationSource(300, Teller("registration", fleet.apply, RouterMetrics()))
         access = Access(tokens(root / "a", ADMIN), tokens(root / "r", REGISTRAR))
-        app = Admin(fleet, source, access, explained(POLICY), clock=lambda: 7.0).app
+        site = Site(root / "s", fleet)
+        app = Admin(fleet, source, access, explained(POLICY), heard=site.heard, clock=lambda: 7.0).app
         tcp, unix = listen_tcp("127.0.0.1", 0), listen_unix(root / "s")
         async with serving(app, [tcp, unix], most):
-            await run(Site(f"http://127.0.0.1:{tcp.getsockname()[1]}", root / "s", fleet))
+            site.url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
+            await run(site)
 
     def test(tmp_path):
         asyncio.run(whole(tmp_path))
@@ -165,12 +175,12 @@ async def test_a_worker_registers_is_shown_cordoned_and_taken_back(site: Site):
         "weight": 2.0, "health": "unknown", "reason": "not checked yet", "since_s": 7.0, "in_flight": 0,
         "cordoned": False, "unready": False, "draining": False, "breaker": "closed", "ejected_s": None,
     }  # fmt: skip
-    assert await site.call("POST", "/workers/w1/cordon") == (200, {"in_flight": 0})
+    assert await site.call("POST", "/workers/w1/cordon") == (200, {"in_flight": 0, "everywhere": True})
     assert (await site.call("GET", "/workers"))[1]["workers"][0]["cordoned"] is True
-    assert await site.call("POST", "/workers/w1/uncordon") == (200, {"in_flight": 0})
+    assert await site.call("POST", "/workers/w1/uncordon") == (200, {"in_flight": 0, "everywhere": True})
     assert not site.fleet.by_url["http://w1:8000"].cordoned
     site.fleet.by_url["http://w1:8000"].in_flight = 3
-    assert await site.call("DELETE", "/workers/w1", token=REGISTRAR) == (200, {})
+    assert await site.call("DELETE", "/workers/w1", token=REGISTRAR) == (200, {"everywhere": True})
     state = (await site.call("GET", "/state"))[1]
     assert [(w["id"], w["draining"], w["in_flight"], w["lease_s"]) for w in state["workers"]] == [
         ("w1:8000", True, 3, None)
@@ -183,13 +193,18 @@ async def test_draining_waits_until_the_worker_has_no_requests(site: Site):
     await site.register("w1")
     worker = site.fleet.by_url["http://w1:8000"]
     worker.in_flight = 1
-    assert await site.call("POST", "/workers/w1/drain") == (200, {"in_flight": 1, "drained": False})
+    assert await site.call("POST", "/workers/w1/drain") == (200, {"in_flight": 1, "drained": False, "everywhere": True})
     waiting = asyncio.create_task(site.call("POST", "/workers/w1/drain?wait_s=20"))
     await asyncio.sleep(0.1)
     assert worker.cordoned
     assert not waiting.done()
     worker.in_flight = 0
-    assert await waiting == (200, {"in_flight": 0, "drained": True})
+    assert await waiting == (200, {"in_flight": 0, "drained": True, "everywhere": True})
+    site.fleet.by_url["http://w1:8000"].in_flight, site.deaf = 0, 1
+    deaf = {"in_flight": 0, "drained": False, "everywhere": False}
+    assert await site.call("POST", "/workers/w1/drain") == (200, deaf), "a process may give it requests still"
+    site.deaf = 3
+    assert (await site.call("POST", "/workers/w1/drain?wait_s=20"))[1]["drained"] is True
     for wrong in ("-1", "601", "nan", "x"):
         assert (await site.call("POST", f"/workers/w1/drain?wait_s={wrong}"))[0] == 400
 
@@ -199,7 +214,7 @@ async def test_workers_that_other_sources_know_go_by_their_address(site: Site):
     await site.register("w1")
     site.fleet.by_url["http://10.0.0.1:8000/sub"] = site.fleet.by_url.pop("http://w1:8000")
     site.fleet.by_url["http://10.0.0.1:8000/sub"].url = "http://10.0.0.1:8000/sub"
-    assert await site.call("POST", "/workers/10.0.0.1:8000/sub/cordon") == (200, {"in_flight": 0})
+    assert await site.call("POST", "/workers/10.0.0.1:8000/sub/cordon") == (200, {"in_flight": 0, "everywhere": True})
     assert (await site.call("GET", "/workers/10.0.0.1:8000/sub"))[1]["cordoned"] is True
     assert (await site.call("DELETE", "/workers/10.0.0.1:8000/sub"))[0] == 404, "it is not registered"
 

@@ -257,7 +257,7 @@ def test_a_collection_asks_all_and_answers_when_all_have() -> None:
     assert scene.says(2, Counted(number, [counter])) == []
     assert scene.says(1, Counted(number, [])) == []
     ((to, answer),) = scene.says(3, Counted(number, [counter]))
-    assert (to, answer.number) == (2, 5)  # type: ignore[union-attr]
+    assert (to, answer.number, answer.silent) == (2, 5, 0)  # type: ignore[union-attr]
     assert b'c_total{m="x"} 4.0' in answer.text  # type: ignore[union-attr]
 
 
@@ -286,7 +286,7 @@ def test_the_silent_and_the_dead_hold_nobody_up() -> None:
     scene.sent.clear()
     scene.hub.tick()
     ((to, answer),) = scene.sent
-    assert (to, answer.number) == (2, 2)  # type: ignore[union-attr]
+    assert (to, answer.number, answer.silent) == (2, 2, 2)  # type: ignore[union-attr]
     assert b'c_total{m="x"} 2.0' in answer.text  # type: ignore[union-attr]  # what it said before
 
 
