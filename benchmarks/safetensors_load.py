@@ -9,6 +9,8 @@ one buffer used over and over, as a loader copies into its parameters; the buffe
 
 ``cold``: the files (the plain ones; the local tier's and the mount's) are taken out of the page cache before; ``warm``:
 they are in it, and for the mount also what the kernel kept of the mount itself. The local tier has the model whole.
+Which of the two comes first changes from round to round. ``CPU``: the loader's CPU seconds beside those on the plain
+directory, which say more on a busy machine.
 
     python -m benchmarks.safetensors_load [--gb 2] [--rounds 3] [--directory DIR]
 
@@ -126,33 +128,37 @@ def child(way: str, paths: list[Path]) -> None:
     print(json.dumps({"seconds": seconds, "bytes": done, "cpu_s": time.process_time() - cpu}))
 
 
-def load(way: str, paths: list[Path], total: int) -> float:
-    """Seconds of one load in a process of its own."""
+def load(way: str, paths: list[Path], total: int) -> tuple[float, float]:
+    """Seconds and CPU seconds of one load in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.safetensors_load", "--child", way, *map(str, paths)]
     done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, check=True, timeout=900)
     row = json.loads(done.stdout)
     if not 0 < total - row["bytes"] < 1 << 20:
         raise SystemExit(f"{way} loaded {row['bytes']} bytes of files of {total}")
-    return float(row["seconds"])
+    return float(row["seconds"]), float(row["cpu_s"])
 
 
-def one_round(mount: Mount, plain: list[Path], ours: list[Path], total: int, memory: BackedMemory) -> dict[str, float]:
-    row = {}
+def one_round(
+    mount: Mount, plain: list[Path], ours: list[Path], total: int, memory: BackedMemory, number: int
+) -> dict[str, float]:
+    row: dict[str, float] = {}
     local = [local_file(mount, path) for path in ours]
     before = reads(mount)
+    sides = [("plain", plain, plain), ("mount", ours, [*local, *ours])]
     for way in WAYS:
-        for name, paths, behind in (("plain", plain, plain), ("mount", ours, [*local, *ours])):
+        for name, paths, behind in sides if number % 2 else reversed(sides):
             drop_cache(behind)
             memory.fill()
-            row[f"{way}_cold_{name}_s"] = load(way, paths, total)
+            row[f"{way}_cold_{name}_s"], row[f"{way}_cold_{name}_cpu_s"] = load(way, paths, total)
             for path in [*behind, *paths]:
                 read_through(path)
-            row[f"{way}_warm_{name}_s"] = load(way, paths, total)
+            row[f"{way}_warm_{name}_s"], row[f"{way}_warm_{name}_cpu_s"] = load(way, paths, total)
         for state in ("cold", "warm"):
             plain_s, ours_s = row[f"{way}_{state}_plain_s"], row[f"{way}_{state}_mount_s"]
             row[f"{way}_{state}"] = plain_s / ours_s
+            cpu = row[f"{way}_{state}_cpu"] = row[f"{way}_{state}_mount_cpu_s"] / row[f"{way}_{state}_plain_cpu_s"]
             rates = f"{total / 1e9 / plain_s:9.2f}{total / 1e9 / ours_s:9.2f}"
-            print(f"{way:10}{state:6}{rates}{row[f'{way}_{state}']:9.2f}", flush=True)
+            print(f"{way:10}{state:6}{rates}{row[f'{way}_{state}']:9.2f}{cpu:9.2f}", flush=True)
     row["reads"] = reads(mount) - before
     return row
 
@@ -173,8 +179,8 @@ def run(gigabytes: float, rounds: int, directory: Path) -> dict[str, Any]:
             for path in ours:
                 wait_until_whole(path)
             print(f"mode {mount.state['mode']} ({mount.state['reason']})")
-            print(f"{'GB/s':16}{'plain':>9}{'mount':>9}{'ratio':>9}")
-            measured = [one_round(mount, plain, ours, total, memory) for _ in range(rounds)]
+            print(f"{'GB/s':16}{'plain':>9}{'mount':>9}{'ratio':>9}{'CPU':>9}")
+            measured = [one_round(mount, plain, ours, total, memory, number) for number in range(rounds)]
             mode = mount.state["mode"]
         median = {key: statistics.median(row[key] for row in measured) for key in measured[0]}
         return {
@@ -210,7 +216,7 @@ def main() -> None:
         "GB/s",
         {key: {name: gb / median[f"{key}_{name}_s"] for name in ("plain", "mount")} for key in keys},
     )
-    print("  ".join(f"{key} {median[key]:.2f}x" for key in keys))
+    print("  ".join(f"{key} {median[key]:.2f}x (CPU {median[f'{key}_cpu']:.2f}x)" for key in keys))
     print(f"target {TARGET}x; {median['reads']:.0f} READs in Python a round; written to {out}")
 
 

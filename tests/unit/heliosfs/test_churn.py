@@ -21,6 +21,7 @@ from trio.testing import MockClock
 
 from helios.errors import HeliosError
 from heliosfs.blobs import BlobHandle, BlobRef, BlobStore
+from heliosfs.tiers.tier import Tier
 from tests.support.accounts import busy_threads, descriptors, on_disk, settled
 from tests.support.disks import fill_up, small_disk
 from tests.support.origin import Made, Origin
@@ -28,23 +29,30 @@ from tests.support.stores import QUICK, running
 
 MIB = 1 << 20
 DAYS = 2
-LIMIT = 12 * MIB
+LIMITS = {"l1": 12 * MIB, "l2": 16 * MIB}
 SUMS = 16 << 10
 """The sums of blobs that are just being finished are counted when they are."""
 
 SEEDS = range(20) if os.environ.get("HELIOS_EVERY_CRASH") else range(1)
 
+Caches = dict[str, Path]
+"""The directories of a cache, by tier."""
+
 
 class Days:
     """What happens to one cache, decided by a seed."""
 
-    def __init__(self, cache: Path, disk: Path, origin: Origin, seed: int, clock: MockClock) -> None:
-        self.cache, self.disk, self.origin, self.clock = cache, disk, origin, clock
+    def __init__(self, disks: Caches, origin: Origin, seed: int, clock: MockClock) -> None:
+        """``disks``: of L1, and of L2 where there is one."""
+        self.disks, self.origin, self.clock = disks, origin, clock
+        self.caches = {name: disk / "cache" for name, disk in disks.items()}
         self.random = random.Random(seed)
         self.wants = [self._add(number) for number in range(24)]
         self.handles: list[tuple[BlobRef, BlobHandle]] = []
         self.others: Path | None = None
         self.reads = self.refused = 0
+        self.held: set[str] = set()
+        """Tiers that had more than a few small files at some time."""
         self.wall = 0.0
 
     def _add(self, number: int) -> BlobRef:
@@ -54,9 +62,13 @@ class Days:
 
     async def live(self) -> None:
         end = trio.current_time() + DAYS * 86400
-        settings = msgspec.structs.replace(QUICK, cache_limit_gib=LIMIT / (1 << 30), request_deadline_s=5.0, pool_mib=4)
+        gib = {name: limit / (1 << 30) for name, limit in LIMITS.items()}
+        settings = msgspec.structs.replace(
+            QUICK, cache_limit_gib=gib["l1"], l2_limit_gib=gib["l2"], request_deadline_s=5.0, pool_mib=4
+        )
+        l1, l2 = self.caches["l1"], self.caches.get("l2")
         while trio.current_time() < end:
-            async with running(self.cache, [self.origin.url], settings) as store:
+            async with running(l1, [self.origin.url], settings, l2=l2) as store:
                 until_s = trio.current_time() + self.random.uniform(3, 16) * 3600
                 while trio.current_time() < min(until_s, end):
                     await self.step(store)
@@ -89,7 +101,7 @@ class Days:
             self.origin.fault(kind, times=self.random.randrange(1, 4), after=self.random.randrange(2000))
         elif chance < 0.94:
             if self.others is None:
-                self.others = fill_up(self.disk, self.random.choice([0, MIB]))
+                self.others = fill_up(self.random.choice(list(self.disks.values())), self.random.choice([0, MIB]))
             else:
                 self.give_room()
         if self.random.random() < 0.6:
@@ -147,18 +159,21 @@ class Days:
 
     def look(self, store: BlobStore) -> None:
         """What holds at any moment."""
-        policy = store.room.l1.policy
-        if (there := on_disk(self.cache)) > policy.used + policy.reserved:
-            there = on_disk(self.cache)  # what was renamed during the first look may have been seen twice
-        assert there <= LIMIT
-        assert there <= policy.used + policy.reserved + SUMS, self.differences(store)
-        assert policy.used >= 0 <= policy.reserved
-        assert policy.used == sum(entry.cost for entry in policy.entries.values())
+        for tier in store.room.all():
+            policy, cache = tier.policy, self.caches[tier.name]
+            if policy.used > MIB:
+                self.held.add(tier.name)
+            if (there := on_disk(cache)) > policy.used + policy.reserved:
+                there = on_disk(cache)  # what was renamed during the first look may have been seen twice
+            assert there <= LIMITS[tier.name], tier.name
+            assert there <= policy.used + policy.reserved + SUMS, f"{tier.name}: {self.differences(store, tier)}"
+            assert policy.used >= 0 <= policy.reserved, tier.name
+            assert policy.used == sum(entry.cost for entry in policy.entries.values()), tier.name
         assert store.pool.used <= store.pool.report().limit
 
-    def differences(self, store: BlobStore) -> str:
+    def differences(self, store: BlobStore, tier: Tier) -> str:
         """What the disk and the accounts say of each blob that they differ in."""
-        found, known = store.room.l1.directory.scan(), store.room.l1.policy.entries
+        found, known = tier.directory.scan(), tier.policy.entries
         return "; ".join(
             f"{key[:8]}: {found.get(key)} on the disk, {known.get(key)} known, open: {store._blobs.proved(key)}"
             for key in found.keys() | known.keys()
@@ -168,31 +183,35 @@ class Days:
     async def over(self, store: BlobStore) -> None:
         """Everybody went home."""
         await settled(store, 300)
-        assert store.room.l1.policy.used == on_disk(self.cache)
+        for tier in store.room.all():
+            assert tier.policy.used == on_disk(self.caches[tier.name]), tier.name
         for pin in store.room.pins.all():
             await store.room.pins.unpin(pin.repo, pin.revision)
-        answer = await store.room.evict(list(store.room.l1.policy.entries))
+        answer = await store.room.evict({want.sha256 for want in self.wants})
         assert not answer.kept
         await settled(store)
-        assert store.room.l1.policy.used == on_disk(self.cache) == 0
-        assert not store.usage().tiers["l1"].blobs
+        for tier in store.room.all():
+            assert tier.policy.used == on_disk(self.caches[tier.name]) == 0, tier.name
+            assert not store.usage().tiers[tier.name].blobs
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", 24) as path:
-        yield path
+@pytest.fixture(params=[1, 2], ids=["one tier", "two tiers"])
+def disks(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Caches]:
+    with contextlib.ExitStack() as stack:
+        names = list(LIMITS)[: request.param]
+        yield {name: stack.enter_context(small_disk(tmp_path / name, 24)) for name in names}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_two_days(disk: Path, origin: Origin, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_days(disks: Caches, origin: Origin, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files, threads, clock = descriptors(), busy_threads(), MockClock(rate=1.0)
-    days = Days(disk / "cache", disk, origin, seed, clock)
+    days = Days(disks, origin, seed, clock)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + days.wall)
     trio.run(days.live, clock=clock)
     assert days.reads > 100
+    assert days.held == disks.keys()
     for _ in range(100):
         if descriptors() <= files and busy_threads() <= threads:
             break
