@@ -4,7 +4,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := setup
 .NOTPARALLEL:
-.PHONY: help setup setup-dev quickstart test lint types bench soak clean
+.PHONY: help setup setup-dev quickstart test test-cluster lint types bench soak clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ quickstart: setup  ## publish, mount, serve and ask a model (MODEL=directory or 
 
 test: setup-dev  ## everything CI runs: lint, types, the wheels, all tests
 	@exec $(VENV)/python scripts/test.py
+
+test-cluster: setup-dev  ## against a real Kubernetes API server, whose programs KUBEBUILDER_ASSETS has
+	$(VENV)/python -m pytest tests/cluster
 
 lint: setup-dev  ## ruff
 	$(VENV)/ruff check .

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import uvloop
 
 from benchmarks.common import save
 from benchmarks.router_backend import ANSWER, BODY, EVENT, STREAMED
 from benchmarks.router_load import request_of
 from helios.config import RouterSettings
+from helios.decoding import converted
 from helios.http.server import make_config
 from router.admission import sums
 from router.admission.keys import create
@@ -98,7 +98,7 @@ def settings_of(variant: str, work: Path) -> tuple[RouterSettings, str]:
         limits = {"requests_per_minute": 1e12, "tokens_per_minute": 1e15}
         _, key = create(work / "keys.json", "bench", time.time(), limits=limits)
         given["admission"] = {"keys": str(work / "keys.json")}
-    return msgspec.convert(given, RouterSettings), key
+    return converted(given, RouterSettings), key
 
 
 class Scene:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from helios.decoding import converted
 from helios.errors import UsageError
 from helios.home import Home
 
@@ -727,7 +728,7 @@ def load(
     for section, values in (overrides or {}).items():
         _merge(merged, {section: {k: v for k, v in values.items() if v is not None}}, "the command line")
     try:
-        return msgspec.convert(merged, Config, strict=False)
+        return converted(merged, Config, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"the configuration is wrong: {error}") from None
 

@@ -30,6 +30,7 @@ from typing import Final
 import msgspec
 
 from helios.config import Config
+from helios.decoding import from_json
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable, from_code
 from helios.home import Home
 from helios.http.client import HttpClient
@@ -82,7 +83,7 @@ def log_path(home: Home) -> Path:
 def read_record(home: Home) -> RegistryRecord | None:
     """What the last registry of this home wrote, or None; says nothing about whether it still lives."""
     try:
-        return msgspec.json.decode(record_path(home).read_bytes(), type=RegistryRecord)
+        return from_json(record_path(home).read_bytes(), RegistryRecord)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

@@ -6,6 +6,7 @@ Log with fields: ``log.warning("chunk is corrupt", extra={"model": …, "file": 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import sys
@@ -50,7 +51,8 @@ class TextFormatter(logging.Formatter):
 
 
 def setup(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send this process's logs to ``stream`` (stderr by default)."""
+    """Send this process's logs to ``stream`` (stderr by default); if it crashes, stderr says where its threads were."""
+    faulthandler.enable(file=2)
     stream = stream or sys.stderr
     as_json = settings.format == "json" or (settings.format == "auto" and not stream.isatty())
     handler = logging.StreamHandler(stream)

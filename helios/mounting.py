@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-import msgspec
-
 from helios import config, native
+from helios.decoding import converted
 from helios.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Unavailable, from_code
 from helios.home import Home, hash_text
 from helios.keepers import keeper_command, start_options
@@ -115,7 +114,7 @@ def start(
     except BaseException:
         _undo(home, place)
         raise
-    return msgspec.convert(answer["state"], MountState)
+    return converted(answer["state"], MountState)
 
 
 def upgrade(home: Home, path: Path, timeout_s: float = START_S) -> MountState:
@@ -285,7 +284,7 @@ def run_native(
             keeper.wait()
             raise
     if "state" in answer:
-        ready(msgspec.convert(answer["state"], MountState))
+        ready(converted(answer["state"], MountState))
     status = keeper.wait()
     if "state" in answer or status in (0, 128 + signal.SIGINT):
         return status

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import Unavailable
 from helios.home import Home, hash_text
 from helios.lockfile import LockFile, held, overwrite
@@ -149,7 +150,7 @@ def write_state(path: Path, data: bytes) -> None:
 def parse_state(data: bytes) -> MountState | None:
     """Read a state file; None when it is empty or cut short."""
     try:
-        return msgspec.json.decode(data, type=MountState)
+        return from_json(data, MountState)
     except msgspec.DecodeError:
         return None
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, InvalidInput, Unavailable
 from helios.http.client import HttpClient, error_of
 from helios.names import RepoId
@@ -396,6 +397,6 @@ class _Exact:
 
 def _decode(content: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(content, type=kind)
+        return from_json(content, kind)
     except msgspec.DecodeError as error:
         raise IntegrityError(f"the registry's answer does not decode: {error}") from None

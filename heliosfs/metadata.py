@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from helios.decoding import converted
 from helios.errors import IntegrityError, InvalidInput, RevisionNotFound, Unavailable
 from helios.http.client import HttpClient
 from helios.http.response import Deadline
@@ -61,7 +62,7 @@ class MetadataClient:
     def commit(self, repo: RepoId, commit: str, timeout_s: float) -> CommitRecord:
         params = {"repo": str(repo), "rev": commit, "limit": "1"}
         answer = self._json("/api/v1/commits", params, timeout_s)
-        records = _checked(lambda: [msgspec.convert(record, CommitRecord) for record in answer["commits"][:1]])
+        records = _checked(lambda: [converted(record, CommitRecord) for record in answer["commits"][:1]])
         if not records or records[0].commit != commit:
             raise RevisionNotFound(f"{repo.id} has no commit {commit}")
         return records[0]

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import HeliosError, InvalidInput, NotFound
 
 log = logging.getLogger("heliosfs.http")
@@ -31,7 +32,7 @@ class Request:
     def json(self, kind: type[T]) -> T:
         """The body, read as this type. Raises InvalidInput that says what is wrong with it."""
         try:
-            return msgspec.json.decode(self.body, type=kind, strict=True)
+            return from_json(self.body, kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"the body is not what {self.method} {self.path} takes: {error}") from None
 

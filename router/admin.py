@@ -35,6 +35,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from helios.decoding import from_json
 from helios.errors import HeliosError, InvalidInput, NotFound
 from router.admin_access import Access, Right
 from router.admin_openapi import Operation, document
@@ -147,7 +148,7 @@ class Admin:
             if len(body) > MAX_BODY:
                 raise InvalidInput(f"a registration has at most {MAX_BODY >> 10} KiB")
         try:
-            said = msgspec.json.decode(body, type=Registration)
+            said = from_json(body, Registration)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"the registration is wrong: {error}") from None
         identity = request.path_params["id"]

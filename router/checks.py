@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
+from helios.decoding import from_json
 from router.descriptors import OutOfDescriptors, exhausted
 from router.health import State
 from router.per_worker import watching
@@ -111,7 +112,7 @@ class Checks:
             async with self._get(worker, "/v1/models", session) as response:
                 content = await response.content.read(MODELS_MAX)
                 status = response.status
-            cards = msgspec.json.decode(content, type=_Models).data if status == 200 else None
+            cards = from_json(content, _Models).data if status == 200 else None
         except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError) as error:
             log.info("a worker's models can't be listed", extra={"worker": worker.url, "reason": str(error)})
             return False

@@ -42,6 +42,10 @@ __all__ = ["databases", "postgres_server", "postgres_url"]
 hypothesis.settings.register_profile("helios", deadline=None)
 hypothesis.settings.load_profile("helios")
 
+# Started in the background by a shell, a run is to ignore Ctrl-C, and so would all that it starts; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 HELIOS = Path(sys.executable).parent / "helios"
 REQUIRE_ALL = os.environ.get("HELIOS_REQUIRE_ALL") == "1"
 LEFTOVER_GRACE_S = 20.0

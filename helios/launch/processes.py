@@ -19,6 +19,7 @@ from types import TracebackType
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import Unavailable
 from helios.home import Home
 from helios.launch import guard
@@ -52,7 +53,7 @@ def records(home: Home) -> Iterator[tuple[Path, Record]]:
         return
     for path in sorted(records_directory(home).glob("*.json")):
         try:
-            yield path, msgspec.json.decode(path.read_bytes(), type=Record)
+            yield path, from_json(path.read_bytes(), Record)
         except FileNotFoundError:
             continue  # its guard ended meanwhile
         except msgspec.DecodeError:

@@ -18,12 +18,16 @@ from typing import Final
 import msgspec
 
 from helios import mounting, unmounting
+from helios.decoding import from_json
 from helios.errors import Conflict, DeadlineExceeded
 from helios.home import Home
 from helios.mounts import MountState, canonical, state_of
 
 LOCK_S: Final = mounting.START_S + mounting.STOP_S
 """How long another run may take to mount or to unmount, in seconds."""
+
+CLAIM_S: Final = 10.0
+"""How long somebody else may have the mount's claim who doesn't serve it, in seconds."""
 
 
 class _Mounted(msgspec.Struct, frozen=True):
@@ -59,17 +63,18 @@ def _find_or_mount(home: Home) -> MountState:
     try:
         _lock(starting, fcntl.LOCK_EX)
         path = mountpoint(home)
-        state = state_of(home, path)
-        if state is not None and mounting.lives(home, path, state):
-            return state
-        try:
-            place = mounting.prepare(home, path)
-        except Conflict:
+        end = time.monotonic() + CLAIM_S
+        while True:
             state = state_of(home, path)
-            if state is None or not mounting.lives(home, path, state):
-                raise
-            return state  # a worker has just given it another keeper
-        state = mounting.start(home, place, {})
+            if state is not None and mounting.lives(home, path, state):
+                return state
+            try:
+                state = mounting.start(home, mounting.prepare(home, path), {})
+                break
+            except Conflict:  # what was killed has its claim for a moment yet, or its worker takes another keeper
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
         _record(home).write_bytes(msgspec.json.encode(_Mounted(state.mountpoint, state.since)))
         return state
     finally:
@@ -79,7 +84,7 @@ def _find_or_mount(home: Home) -> MountState:
 def _unmount_if_ours(home: Home) -> None:
     state = state_of(home, mountpoint(home))
     try:
-        ours = msgspec.json.decode(_record(home).read_bytes(), type=_Mounted)
+        ours = from_json(_record(home).read_bytes(), _Mounted)
     except (FileNotFoundError, msgspec.DecodeError):
         return  # a user mounted it: it stays
     if state is not None and _Mounted(state.mountpoint, state.since) == ours:

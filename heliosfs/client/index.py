@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import EntryNotFound, InvalidInput
 from heliosfs.client.values import TensorInfo
 from heliosfs.store.safetensors import header_length, parse_header
@@ -36,7 +37,7 @@ class _Index(msgspec.Struct):
 def read_index(data: bytes, path: str, files: Collection[str]) -> dict[str, str]:
     """The file of each tensor, by a model's index at ``path``; raises InvalidInput for one that names no files."""
     try:
-        weight_map = msgspec.json.decode(data, type=_Index).weight_map
+        weight_map = from_json(data, _Index).weight_map
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput(f"{path} is not an index of tensors: {error}") from None
     folder = path[: len(path) - len(INDEX)]

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError
 from heliosfs.store.placement import Placement
 
@@ -50,7 +51,7 @@ class CommitContent(msgspec.Struct, frozen=True):
     def decode(cls, data: bytes) -> CommitContent:
         """Read the JSON form; raises IntegrityError. Unknown fields are ignored, an unknown format is refused."""
         try:
-            found = msgspec.json.decode(data, type=cls, strict=True)
+            found = from_json(data, cls)
             if found.format != FORMAT:
                 raise IntegrityError(f"the form {found.format} of a commit's content is newer than this Helios")
             return found

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, check_path, is_commit
 
@@ -171,7 +172,7 @@ def decode_record(data: bytes, magic: bytes, kind: type[T]) -> T:
             raise IntegrityError(f"{name.decode()}{version} is newer than this Helios; upgrade it")
         raise IntegrityError(f"not a {name.decode()} record: it starts with {data[:16]!r}")
     try:
-        return msgspec.json.decode(body, type=kind, strict=True)
+        return from_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(f"a {name.decode()} record does not decode: {error}") from error
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, Unavailable
 from heliosfs.store.syscalls import sync_directory
 
@@ -38,7 +39,7 @@ def read(root: Path) -> Membership | None:
 
 def _read(root: Path) -> Membership:
     try:
-        return msgspec.json.decode((root / NAME).read_bytes(), type=Membership)
+        return from_json((root / NAME).read_bytes(), Membership)
     except msgspec.DecodeError as error:
         raise IntegrityError(f"{root / NAME} does not decode: {error}") from None
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, InvalidInput
 from heliosfs.store import codec as codecs
 from heliosfs.store.keys import check_key
@@ -95,10 +96,10 @@ class Placement(msgspec.Struct, frozen=True):
     def decode(cls, data: bytes) -> Placement:
         """Read the JSON form; raises IntegrityError. Unknown fields are ignored, an unknown format is refused."""
         try:
-            head = msgspec.json.decode(data, type=_Head)
+            head = from_json(data, _Head)
             if head.format != FORMAT:
                 raise IntegrityError(f"placement format {head.format} is newer than this Helios; upgrade it")
-            return msgspec.json.decode(data, type=cls, strict=True)
+            return from_json(data, cls)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise IntegrityError(f"a placement does not decode: {error}") from None
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from helios.decoding import from_json, json_decoder
 from helios.errors import InvalidInput
 
 MAX_HEADER: Final = 25_000_000
@@ -62,9 +63,9 @@ def parse_header(header: bytes, size: int, where: str) -> list[Tensor]:
     """
     try:
         header.decode()
-        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        entries = from_json(header, dict[str, msgspec.Raw])
         if metadata := entries.pop(METADATA, None):
-            msgspec.json.decode(metadata, type=dict[str, str] | None)
+            from_json(metadata, dict[str, str] | None)
         _refuse_duplicates(header, len(entries))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{where}: its safetensors header is not valid: {error}") from None
@@ -88,7 +89,7 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[_Count, _Count]
 
 
-_decode_entry = msgspec.json.Decoder(_Entry).decode
+_decode_entry = json_decoder(_Entry).decode
 
 
 def _tensor(name: str, entry: msgspec.Raw, base: int, where: str) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, NoSpace, Unavailable
 from heliosfs.store.directory import FULL
 from heliosfs.store.manifest import canonical
@@ -108,7 +109,7 @@ def read_record(path: Path, magic: bytes, empty: T) -> T:
     if len(data) > MAX_BYTES or digest != _tail(text) or not text.startswith(magic):
         raise IntegrityError(f"{path} is damaged")
     try:
-        return msgspec.json.decode(text[len(magic) :], type=type(empty))
+        return from_json(text[len(magic) :], type(empty))
     except msgspec.DecodeError as error:
         raise IntegrityError(f"{path} does not decode: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from heliosfs.store.manifest import FileEntry
 from heliosfs.tree.snapshot import WEIGHTS, Snapshot
 
@@ -51,7 +52,7 @@ def indexes(snapshot: Snapshot, path: str) -> list[str]:
 def read_index(data: bytes | memoryview) -> frozenset[str]:
     """The names of the files that an index names; none where it is malformed."""
     try:
-        named = set(msgspec.json.decode(data, type=_Index).weight_map.values())
+        named = set(from_json(data, _Index).weight_map.values())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return frozenset()
     if len(named) > MAX_NAMES or any(len(name) > MAX_NAME for name in named):

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from helios.decoding import from_json
 from helios.errors import InvalidInput
 from helios.names import RepoId
 from registry.access import Access, Lister
@@ -99,7 +100,7 @@ async def read_json(request: Request, kind: type[T], limit: int = MAX_JSON) -> T
     """The JSON body as ``kind``; raises InvalidInput for anything else or more than ``limit`` bytes."""
     body = await collect(request.stream(), limit)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return from_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the body of {request.method} {request.url.path} is wrong: {error}") from None
 

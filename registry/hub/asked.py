@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from starlette.requests import Request
 
+from helios.decoding import from_json
 from helios.errors import InvalidInput, RepoNotFound
 from helios.names import KINDS, RepoId
 from registry.access import Access
@@ -56,7 +57,7 @@ class Asked:
     async def json(self, kind: type[T]) -> T:
         """The JSON body as ``kind``, other keys left aside: newer clients send more. Raises InvalidInput."""
         try:
-            return msgspec.json.decode(await self.body(), type=kind)
+            return from_json(await self.body(), kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"the body of this {self.call.verb} call is wrong: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import HeliosError, Unavailable
 from helios.http.client import error_of
 from helios.names import RepoId
@@ -114,6 +115,6 @@ class SharedFetches:
         if answer.status >= 400:
             raise error_of(answer.status, body, f"{owner.url}: {PATH}")
         try:
-            return msgspec.json.decode(body, type=Told)
+            return from_json(body, Told)
         except msgspec.DecodeError as error:
             raise Unavailable(f"{owner.url} does not say how far a fetch is: {error}") from None

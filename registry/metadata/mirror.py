@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from helios.decoding import from_msgpack
 from helios.errors import Conflict, IntegrityError
 from helios.names import RepoId
 from registry.metadata.claims import of_blob
@@ -234,7 +235,7 @@ def find_ref_list(connection: Connection, repo: RepoId, what: str) -> RefList | 
     if row is None:
         return None
     try:
-        return RefList(msgspec.msgpack.decode(zlib.decompress(row[0]), type=dict[str, str]), row[1])
+        return RefList(from_msgpack(zlib.decompress(row[0]), dict[str, str]), row[1])
     except (zlib.error, msgspec.DecodeError) as error:
         raise IntegrityError(f"the list of an upstream's refs in the metadata is damaged: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError
 from heliosfs.store.bulk import MAX_MANIFEST
 from registry import card
@@ -95,7 +96,7 @@ class Info(Head, frozen=True):
         if not memoryview(self.cardData):
             return {}
         try:
-            given = msgspec.json.decode(self.cardData, type=_Card | None)
+            given = from_json(self.cardData, _Card | None)
         except msgspec.ValidationError:  # a card that is none says nothing
             return {}
         return {} if given is None else card.lineage(_plain(given))
@@ -124,7 +125,7 @@ def decode(endpoint: str, body: bytes, kind: type[T]) -> T:
     if objects > MAX_OBJECTS:
         raise odd(endpoint, f"an answer of {objects:,} objects, {MAX_OBJECTS:,} are the most")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return from_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise odd(endpoint, f"{error}") from None
 

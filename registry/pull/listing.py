@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from helios.decoding import from_msgpack
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, is_commit
 from heliosfs.store.bulk import check_bulk
@@ -102,7 +103,7 @@ def encode_listing(snapshot: Snapshot) -> bytes:
 def decode_listing(data: bytes) -> Snapshot:
     """A snapshot from our own database; raises IntegrityError when it is damaged."""
     try:
-        found = msgspec.msgpack.decode(zlib.decompress(data), type=_Listing)
+        found = from_msgpack(zlib.decompress(data), _Listing)
     except (zlib.error, msgspec.DecodeError) as error:
         raise IntegrityError(f"a mirrored snapshot in the metadata is damaged: {error}") from error
     files = tuple(RemoteFile(file.path, file.size, file.git_oid, file.sha256) for file in found.files)

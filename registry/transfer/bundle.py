@@ -25,6 +25,7 @@ from typing import Annotated, Final, Protocol
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, NotFound, Retired
 from helios.names import RepoId, check_ref
 from heliosfs.store.bulk import MAX_MANIFEST
@@ -199,7 +200,7 @@ def _load_commit(catalog: Catalog, arrivals: Arrivals, members: _Members, number
 
 def _decode_head(data: bytes) -> Head:
     try:
-        head = msgspec.json.decode(data, type=Head)
+        head = from_json(data, Head)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"this is no bundle: its head does not decode: {error}") from None
     if not 1 <= head.format <= FORMAT:

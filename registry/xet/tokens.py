@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import Forbidden, HeliosError
 
 TAG_BYTES: Final = 32
@@ -70,7 +71,7 @@ class Signer:
             tag, body = data[:TAG_BYTES], data[TAG_BYTES:]
             if not hmac.compare_digest(tag, self._tag(body)):
                 raise ValueError
-            grant = msgspec.json.decode(body, type=kind)
+            grant = from_json(body, kind)
         except (ValueError, msgspec.DecodeError):
             raise TokenRefused("the access token is not one that this registry gave for this") from None
         if grant.ends <= self.clock():

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import UsageError
 from router import errors
 from router.relay import fields
@@ -41,6 +42,6 @@ def replaced(body: bytes, alias: str, model: str) -> bytes:
 
 def _text(value: bytes) -> str | None:
     try:
-        return msgspec.json.decode(value, type=str)
+        return from_json(value, str)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from helios.config import JwtSettings
+from helios.decoding import from_json
 from helios.errors import UsageError
 from helios.names import TENANT
 from router import errors
@@ -48,7 +49,7 @@ class KeySet:
         from jwt.exceptions import PyJWTError
 
         try:
-            listed = msgspec.json.decode(document, type=_Document).keys
+            listed = from_json(document, _Document).keys
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"it is no JWKS: {error}") from None
         self._keys: dict[str, PyJWK] = {}

@@ -24,6 +24,7 @@ from typing import Final, Literal
 import msgspec
 
 from helios.config import LimitSettings, Priority
+from helios.decoding import converted, from_json
 from helios.errors import NotFound, UsageError
 from helios.names import TENANT
 from router.admission.rights import NO_LIMITS, check_limits
@@ -62,7 +63,7 @@ def digest_of(text: str, salt: bytes) -> bytes:
 def read(path: Path) -> Content:
     """The file's content. Raises UsageError."""
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=Content)
+        content = from_json(path.read_bytes(), Content)
         salt = bytes.fromhex(content.salt)
         wrong = not 16 <= len(salt) <= 64 or any(len(bytes.fromhex(key.digest)) != 32 for key in content.keys)
     except OSError as error:
@@ -87,7 +88,7 @@ def create(path: Path, tenant: str, now: float, **fields: object) -> tuple[Key, 
             raise UsageError(f"{path} holds {len(content.keys)} keys; at most {MAX_KEYS} are possible")
         digest = digest_of(text, bytes.fromhex(content.salt)).hex()
         given = {"id": identity, "digest": digest, "tenant": tenant, "created": now, **fields}
-        key = msgspec.convert(given, Key)
+        key = converted(given, Key)
         check_limits(key.limits, "limits")
         content.keys.append(key)
     return key, text

@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import json_decoder
+
 
 class Usage(msgspec.Struct):
     """OpenAI's and Anthropic's names."""
@@ -28,5 +30,5 @@ class Answer(_Response):
     """``/v1/responses`` has it in its last event."""
 
 
-ANSWERS: Final = msgspec.json.Decoder(Answer)
-USAGES: Final = msgspec.json.Decoder(Usage)
+ANSWERS: Final = json_decoder(Answer)
+USAGES: Final = json_decoder(Usage)

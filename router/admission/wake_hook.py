@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import UsageError
 from router.admission.waking import Report, WakeFailed
 
@@ -68,6 +69,6 @@ class WakeHook:
 
 def _told(document: bytes) -> _Told:
     try:
-        return msgspec.json.decode(document, type=_Told)
+        return from_json(document, _Told)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _Told()

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from helios.config import BatchSettings
+from helios.decoding import from_json
 from helios.errors import NotFound
 from router import errors
 from router.admission.rights import Principal
@@ -145,7 +146,7 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(content) > MAX_BODY:
             raise errors.too_large(MAX_BODY)
     try:
-        asked = msgspec.json.decode(content, type=dict[str, Any])
+        asked = from_json(content, dict[str, Any])
     except msgspec.DecodeError as error:
         raise errors.invalid_body(f"The body is no JSON object: {error}.") from None
     if unknown := sorted(asked.keys() - FIELDS):

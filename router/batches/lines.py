@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from helios.decoding import from_json
 from router.batches.records import LineError
 
 ENDPOINTS: Final = (
@@ -100,7 +101,7 @@ def read(number: int, text: bytes | None, endpoint: str, max_body: int) -> Wante
     if text is None:
         raise bad("line_too_large", f"This line is longer than {MAX_LINE >> 20} MiB.")
     try:
-        line = msgspec.json.decode(text, type=_Line)
+        line = from_json(text, _Line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise bad("invalid_json_line", "This line is not parseable as a valid JSON object.") from None
     if not isinstance(line.custom_id, str) or not 0 < len(line.custom_id) <= MAX_CUSTOM_ID:
@@ -113,7 +114,7 @@ def read(number: int, text: bytes | None, endpoint: str, max_body: int) -> Wante
     if len(line.body) > max_body:
         raise bad("body_too_large", f"body is longer than {max_body} bytes.", "body")
     try:
-        body = msgspec.json.decode(line.body, type=_Body)
+        body = from_json(line.body, _Body)
     except msgspec.DecodeError:
         raise bad("invalid_body", "body has to be a JSON object.", "body") from None
     if not isinstance(body.model, str) or not body.model:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from helios.config import RetrySettings
+from helios.decoding import converted, from_json
 from router.batches.asking import Answer
 from router.batches.records import Usage
 from router.resilience.retry import STATUSES, repeatable
@@ -74,7 +75,7 @@ def pause_s(route: InferenceRoute, answer: Answer, tries: int, settings: RetrySe
 def answered(identity: str, custom_id: str, answer: Answer) -> Result:
     """The line of an answer."""
     try:
-        content = msgspec.json.decode(answer.body, type=_Answered)
+        content = from_json(answer.body, _Answered)
     except (msgspec.DecodeError, UnicodeDecodeError):
         message = f"The answer with the status {answer.status} is no JSON object."
         return unanswered(identity, custom_id, "invalid_answer", message)
@@ -95,7 +96,7 @@ def unanswered(identity: str, custom_id: str, code: str, message: str) -> Result
 
 def _used(content: Any) -> Usage:
     try:
-        usage = msgspec.convert(content or {}, _Usage)
+        usage = converted(content or {}, _Usage)
     except msgspec.ValidationError:
         return Usage()
     into, out = usage.prompt_tokens_details or usage.input_tokens_details, usage.completion_tokens_details

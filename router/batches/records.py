@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError
 
 Status = Literal[
@@ -185,7 +186,7 @@ def encode(record: FileRecord | BatchRecord) -> bytes:
 def file_of(data: bytes, key: str) -> FileRecord:
     """Raises IntegrityError for what is no record, or one of another version."""
     try:
-        return msgspec.json.decode(data, type=FileRecord)
+        return from_json(data, FileRecord)
     except msgspec.DecodeError as error:
         raise IntegrityError(f"{key} is no record of a file: {error}") from None
 
@@ -193,6 +194,6 @@ def file_of(data: bytes, key: str) -> FileRecord:
 def batch_of(data: bytes, key: str) -> BatchRecord:
     """Raises IntegrityError for what is no record, or one of another version."""
     try:
-        return msgspec.json.decode(data, type=BatchRecord)
+        return from_json(data, BatchRecord)
     except msgspec.DecodeError as error:
         raise IntegrityError(f"{key} is no record of a batch: {error}") from None

@@ -33,6 +33,7 @@ from typing import Final
 import msgspec
 
 from helios.config import WorkerSettings
+from helios.decoding import converted
 from helios.errors import UsageError
 from router.discovery.objects import Endpoint, EndpointSlice, Pod
 from router.discovery.source import Found, checked
@@ -181,7 +182,7 @@ def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
         "kv_ranks": place.note(RANKS) or "0",
     }  # fmt: skip
     try:
-        return checked(msgspec.convert(raw, WorkerSettings, strict=False))
+        return checked(converted(raw, WorkerSettings, strict=False))
     except msgspec.ValidationError as error:
         raise UsageError(f"its labels are wrong: {error}") from None
 

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from helios.config import Section, WorkerSettings
+from helios.decoding import converted
 from helios.errors import UsageError
 from router.discovery.source import Found, Teller, checked_all
 
@@ -39,7 +40,7 @@ def parse(content: bytes) -> Found:
     if len(content) > MAX_FILE:
         raise UsageError(f"it has more than {MAX_FILE >> 20} MiB")
     try:
-        document = msgspec.convert(tomllib.loads(content.decode()), _Document)
+        document = converted(tomllib.loads(content.decode()), _Document)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"it is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:

@@ -31,6 +31,7 @@ import aiohttp
 import msgspec
 
 from helios.config import KubernetesSettings
+from helios.decoding import from_json
 from helios.errors import HeliosError, IntegrityError, UsageError
 from router.discovery.endpoints import workers_of
 from router.discovery.objects import EndpointSlice, Pod, Status
@@ -223,7 +224,7 @@ class _Api:
         async with answer:
             content = await answer.content.read(1 << 16)
         try:
-            status = msgspec.json.decode(content, type=Status)
+            status = from_json(content, Status)
         except msgspec.DecodeError:
             status = Status()
         raise refusal(Status(answer.status, status.reason, status.message or answer.reason or ""))

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from helios.decoding import from_json
+
 
 class Object(msgspec.Struct, frozen=True, rename="camel"):
     """Base of what the API server sends."""
@@ -123,4 +125,4 @@ class Bookmark(Object, frozen=True):
 
 def decode(content: Any, kind: type[T]) -> T:
     """Raises msgspec.DecodeError."""
-    return msgspec.json.decode(content, type=kind)
+    return from_json(content, kind)

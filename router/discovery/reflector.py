@@ -14,6 +14,7 @@ from typing import Final, Generic
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import HeliosError, IntegrityError
 from router.discovery.objects import Bookmark, Event, Page, Status, T, decode
 
@@ -51,7 +52,7 @@ class Reflector(Generic[T]):
         Raises IntegrityError for what is no list.
         """
         try:
-            page = msgspec.json.decode(content, type=Page)
+            page = from_json(content, Page)
             for item in page.items or ():
                 self._put(self._coming, decode(item, self._kind))
         except msgspec.DecodeError as error:
@@ -67,11 +68,11 @@ class Reflector(Generic[T]):
     def event(self, line: bytes) -> bool:
         """A line of a watch: whether ``objects`` changed. Raises Gone, Refused or IntegrityError."""
         try:
-            event = msgspec.json.decode(line, type=Event)
+            event = from_json(line, Event)
             if event.type == "ERROR":
-                raise refusal(msgspec.json.decode(event.object, type=Status))
+                raise refusal(from_json(event.object, Status))
             if event.type == "BOOKMARK":
-                self._advance(msgspec.json.decode(event.object, type=Bookmark).metadata.resource_version)
+                self._advance(from_json(event.object, Bookmark).metadata.resource_version)
                 return False
             one = decode(event.object, self._kind)
         except msgspec.DecodeError as error:

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import msgpack_decoder
 from router.processes.frames import Cutter, framed
 
 QUESTION_MAX: Final = 8 << 20
@@ -47,8 +48,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_question: Final = msgspec.msgpack.Decoder(Question)
-_answer: Final = msgspec.msgpack.Decoder(Answer)
+_question: Final = msgpack_decoder(Question)
+_answer: Final = msgpack_decoder(Answer)
 
 
 def encode(message: Question | Answer) -> bytes:

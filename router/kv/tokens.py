@@ -20,6 +20,7 @@ import msgspec
 from blake3 import blake3
 from msgspec import Raw
 
+from helios.decoding import json_decoder
 from router.kv import turned
 from router.kv.wire import pack
 
@@ -51,11 +52,11 @@ MEDIA: Final = re.compile(rb'"(?:image_(?:url|embeds|pil)|video_url|audio_(?:url
 ANSWER_MAX: Final = 16 << 20
 """Longest answer that is read, in bytes."""
 
-_object = msgspec.json.Decoder(dict[str, Raw])
-_ids = msgspec.json.Decoder(list[int])
-_batch = msgspec.json.Decoder(list[list[int]])
-_text = msgspec.json.Decoder(str | None)
-_options = msgspec.json.Decoder(dict[str, Raw] | None)
+_object = json_decoder(dict[str, Raw])
+_ids = json_decoder(list[int])
+_batch = json_decoder(list[list[int]])
+_text = json_decoder(str | None)
+_options = json_decoder(dict[str, Raw] | None)
 NULL: Final = Raw(b"null")
 
 
@@ -63,7 +64,7 @@ class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
-_answer = msgspec.json.Decoder(_Tokens)
+_answer = json_decoder(_Tokens)
 
 
 class Prompt(NamedTuple):

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Raw
 
+from helios.decoding import json_decoder
+
 BILLING: Final = "x-anthropic-billing-header"
 """What a block of the system prompt begins with that vLLM leaves out: it differs with every request."""
 
@@ -78,8 +80,8 @@ class _Messages(msgspec.Struct):
     tools: None = None
 
 
-_responses = msgspec.json.Decoder(_Responses)
-_messages = msgspec.json.Decoder(_Messages)
+_responses = json_decoder(_Responses)
+_messages = json_decoder(_Messages)
 
 
 class _UnknownError(ValueError):

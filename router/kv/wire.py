@@ -19,6 +19,8 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 from msgspec import Raw
 
+from helios.decoding import converted, msgpack_decoder
+
 SEQUENCE_BYTES: Final = 8
 EVENTS_MAX: Final = 1 << 20
 """Most events in a batch."""
@@ -116,11 +118,11 @@ class Cleared(msgspec.Struct, frozen=True, gc=False):
 
 Event = Stored | Removed | Cleared
 
-_batch = msgspec.msgpack.Decoder(Batch)
-_tag = msgspec.msgpack.Decoder(_Tag)
-_array = msgspec.msgpack.Decoder(list[Any])
-_fields = msgspec.msgpack.Decoder(_Fields)
-_gone = msgspec.msgpack.Decoder(_Gone)
+_batch = msgpack_decoder(Batch)
+_tag = msgpack_decoder(_Tag)
+_array = msgpack_decoder(list[Any])
+_fields = msgpack_decoder(_Fields)
+_gone = msgpack_decoder(_Gone)
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -192,7 +194,7 @@ def _from_array(values: list[Any]) -> Event | None:
 
 def _convert(fields: list[Any], form: type[_Form]) -> _Form:
     named = dict(zip(form.__struct_fields__, fields, strict=False))
-    return msgspec.convert(named, form)
+    return converted(named, form)
 
 
 def _stored(fields: _Fields) -> Stored:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from helios.config import WorkerSettings
+from helios.decoding import msgpack_decoder
 from router.admission.line_words import FromOwner, ToOwner
 from router.discovery.names import Standing
 from router.discovery.progress import Progress
@@ -206,7 +207,7 @@ AnyMessage = (
     | Collect | Counted | Collected
 )  # fmt: skip
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
+_decoder: Final = msgpack_decoder(AnyMessage)
 
 
 def encode(message: AnyMessage) -> bytes:

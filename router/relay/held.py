@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from helios.decoding import from_json
 from router import errors
 from router.errors import ApiError
 from router.relay.framing import STATUS_LINES, Head
@@ -49,7 +50,7 @@ class _Error(msgspec.Struct):
 def _message(piece: bytes) -> str:
     """The message of an error as OpenAI's and Anthropic's servers write it; "" for another, or a part of one."""
     try:
-        document = msgspec.json.decode(piece, type=_Error)
+        document = from_json(piece, _Error)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
     found = document.error.get("message") if isinstance(document.error, dict) else document.message

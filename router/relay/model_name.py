@@ -12,12 +12,14 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import json_decoder
+
 PLACES: Final = 16
 """Places that are looked at: each costs reading what is before it."""
 MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.){0,4096}")')
 """Group 1 is the value. It is bounded, so that a place that goes on for long is not read again and again."""
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_object = json_decoder(dict[str, msgspec.Raw])
 
 
 def is_own(before: bytes, inside: Collection[str] = ()) -> bool:

@@ -11,6 +11,8 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from helios.decoding import json_decoder
+
 NOT_SENT: Final = Raw()
 """What a field that is not in the body is: this very object."""
 
@@ -64,9 +66,9 @@ class Fields(Needed):
     token_ids: Raw = NOT_SENT
 
 
-FIELDS: Final = msgspec.json.Decoder(Fields)
-NEEDED: Final = msgspec.json.Decoder(Needed)
-TRANSFERS: Final = msgspec.json.Decoder(Transfer)
-SAMPLINGS: Final = msgspec.json.Decoder(Sampling)
-PARTS: Final = msgspec.json.Decoder(list[Part])
-MESSAGES: Final = msgspec.json.Decoder(list[Message])
+FIELDS: Final = json_decoder(Fields)
+NEEDED: Final = json_decoder(Needed)
+TRANSFERS: Final = json_decoder(Transfer)
+SAMPLINGS: Final = json_decoder(Sampling)
+PARTS: Final = json_decoder(list[Part])
+MESSAGES: Final = json_decoder(list[Message])

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from helios.config import FallbackRule, FallbackTarget
+from helios.decoding import json_decoder
 from helios.errors import UsageError
 from router.resilience.guard import Guard
 from router.routes import ROUTES, InferenceRoute
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 PASSED: Final = frozenset({b"accept", b"accept-encoding", b"content-type"})
 """Headers of a client that an endpoint gets."""
-_fields = msgspec.json.Decoder(dict[str, Raw])
+_fields = json_decoder(dict[str, Raw])
 
 
 def rewritten(body: bytes, model: str, drop: Collection[str] = ()) -> bytes:

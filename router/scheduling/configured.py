@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from helios.config import Section
+from helios.decoding import converted, from_json
 from helios.errors import UsageError
 from router.scheduling.canary import Canary
 from router.scheduling.homes import MOST, Homes, local
@@ -246,7 +247,7 @@ def parse_policy(text: str) -> str | dict[str, Any]:
     if not text.startswith("{"):
         return text
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        return from_json(text, dict[str, Any])
     except msgspec.DecodeError as error:
         raise UsageError(f"--policy is not valid JSON: {error}") from None
 
@@ -312,7 +313,7 @@ def _parameters(what: str, name: str, part: _Part, given: dict[str, Any]) -> Sec
         if key not in known:
             raise _unknown(f"the policy's {what} {name!r} has the unknown parameter", key, known or ["none"])
     try:
-        return msgspec.convert(given, part.parameters)
+        return converted(given, part.parameters)
     except msgspec.ValidationError as error:
         raise UsageError(f"the policy's {what} {name!r} is wrong: {error}") from None
 

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from helios.decoding import from_json
 from router.relay.said import MESSAGES, PARTS, Fields, Message
 
 CHAR_MAX: Final = 12
@@ -102,7 +103,7 @@ def _unescaped(piece: bytes) -> str:
     """The text of a JSON string's inside, which may have been cut in a character or an escape."""
     for cut in range(CHAR_MAX + 1):
         try:
-            text: str = msgspec.json.decode(b'"%b"' % piece[: len(piece) - cut], type=str)
+            text: str = from_json(b'"%b"' % piece[: len(piece) - cut], str)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         return text

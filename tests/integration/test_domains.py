@@ -154,8 +154,8 @@ def test_a_domain_goes_when_its_tenant_has_gone(helios, tmp_path):
         done = json.loads(helios("domain", "rm", "acme", "--json"))
         assert (done["removed_blobs"], done["busy"]) == (2, 0)
         assert done["freed_bytes"] > len(WEIGHTS)
-        while json.loads(helios("domain", "rm", "acme", "--json"))["waiting"]:
-            pass  # the leases of a second
+        while done["waiting"]:  # the leases of a second
+            done = json.loads(helios("domain", "rm", "acme", "--json"))
         assert not [path for path in (helios.home / "store" / "acme").rglob("*") if path.is_file()]
         _, error = helios.both("domain", "rm", "acme", code=1)
         assert "no domain acme" in error

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -17,7 +18,7 @@ from helios.launch.progress import Progress
 from helios.launch.serving import Serving, end_unused_registry, model_path, wait_for_router
 from helios.launch.shared_mount import mountpoint, shared_mount
 from helios.launch.source import TINY, is_directory, name_for, obtain
-from helios.mounts import find_mount, states
+from helios.mounts import claim, find_mount, states
 from helios.names import RepoId
 from helios.process import ProcessId
 
@@ -160,6 +161,19 @@ def test_a_mount_whose_daemon_was_killed_is_replaced(helios_home):
             assert state.pid != first
             assert ".hub" in os.listdir(state.mountpoint)
     assert find_mount(mountpoint(helios_home)) is None
+
+
+@pytest.mark.fuse
+def test_a_claim_that_outlives_its_mount_for_a_moment_is_waited_for(helios_home):
+    helios_home.ensure_run()
+    held = claim(helios_home, mountpoint(helios_home))
+    assert held is not None
+    letting_go = threading.Timer(1.0, held.release)
+    letting_go.start()
+    with shared_mount(helios_home) as state:
+        assert ".hub" in os.listdir(state.mountpoint)
+    letting_go.join()
+    assert states(helios_home) == []
 
 
 @pytest.mark.fuse

@@ -8,6 +8,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +119,19 @@ class LoopDisk:
         self.mount()
 
     def mount(self, *options: str) -> None:
-        _do("mount", *options, self._device, str(self.path))
+        """Mount it. One that was pulled out stays so while a mount namespace has it, and others here may copy ours."""
+        end = time.monotonic() + 60
+        while True:
+            _do("mount", *options, self._device, str(self.path))
+            try:
+                os.listdir(self.path)
+            except OSError as error:
+                if error.errno != errno.EIO or time.monotonic() > end:
+                    raise
+            else:
+                return
+            _do("umount", "-l", str(self.path))
+            time.sleep(0.2)
 
     def unmount(self, *options: str) -> None:
         _do("umount", *options, str(self.path))

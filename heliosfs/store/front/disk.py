@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from helios.decoding import from_json
 from helios.errors import IntegrityError, InvalidInput, Unavailable, UsageError
 from helios.lockfile import LockFile
 from heliosfs.store.directory import DirectoryStore
@@ -51,7 +52,7 @@ class Memory:
         self.path = path
         self.known: _Known | None = None
         try:
-            self.known = msgspec.json.decode(path.read_bytes(), type=_Known)
+            self.known = from_json(path.read_bytes(), _Known)
         except FileNotFoundError:
             pass
         except (msgspec.DecodeError, OSError) as error:
@@ -195,7 +196,7 @@ def _is(root: Path, id_: str) -> bool:
 
 def _read(root: Path) -> _Marker | None:
     try:
-        return msgspec.json.decode((root / MARKER).read_bytes(), type=_Marker)
+        return from_json((root / MARKER).read_bytes(), _Marker)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from helios.decoding import converted, json_decoder
 from helios.errors import InvalidInput
 from helios.names import check_path, is_commit
 
@@ -107,7 +108,7 @@ class _CopyFile(msgspec.Struct):
     srcRevision: str | None = None  # noqa: N815
 
 
-_DECODER = msgspec.json.Decoder(_Line)
+_DECODER = json_decoder(_Line)
 
 
 class CommitBody:
@@ -176,7 +177,7 @@ class CommitBody:
 def _header(item: _Line) -> Header:
     if item.key != "header":
         raise InvalidInput(f"the header comes first, not {item.key[:40]!r}")
-    header = msgspec.convert(item.value, _Header)
+    header = converted(item.value, _Header)
     if max(len(header.summary), len(header.description)) > MAX_TEXT:
         raise InvalidInput(f"the summary or the description is longer than {MAX_TEXT} characters")
     if header.parentCommit is not None and not is_commit(header.parentCommit):
@@ -187,22 +188,22 @@ def _header(item: _Line) -> Header:
 def _operation(item: _Line) -> Operation:
     match item.key:
         case "file":
-            file = msgspec.convert(item.value, _File)
+            file = converted(item.value, _File)
             data = b64decode(file.content, validate=True) if file.encoding == "base64" else file.content.encode()
             if len(data) > MAX_REGULAR:
                 raise InvalidInput(f"{file.path[:200]!r} has {len(data)} bytes; from {MAX_REGULAR} on use LFS")
             return Content(check_path(file.path), data)
         case "lfsFile":
-            lfs = msgspec.convert(item.value, _LfsFile)
+            lfs = converted(item.value, _LfsFile)
             if not _SHA256.match(lfs.oid):
                 raise InvalidInput(f"oid {lfs.oid[:80]!r} is not a sha256: 64 lower-case hexadecimal digits")
             return Stored(check_path(lfs.path), lfs.oid, lfs.size)
         case "deletedFile":
-            return Delete(check_path(msgspec.convert(item.value, _Path).path), folder=False)
+            return Delete(check_path(converted(item.value, _Path).path), folder=False)
         case "deletedFolder":
-            return Delete(check_path(msgspec.convert(item.value, _Path).path.rstrip("/")), folder=True)
+            return Delete(check_path(converted(item.value, _Path).path.rstrip("/")), folder=True)
         case "copyFile":
-            copy = msgspec.convert(item.value, _CopyFile)
+            copy = converted(item.value, _CopyFile)
             return Copy(check_path(copy.path), check_path(copy.srcPath), copy.srcRevision)
         case key:
             raise InvalidInput(f"there is no operation {key[:40]!r}")

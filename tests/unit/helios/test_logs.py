@@ -1,6 +1,8 @@
 import io
 import json
 import logging
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -53,3 +55,18 @@ def test_a_pipe_gets_json_and_the_level_is_obeyed(root_logger):
     logging.getLogger("x").info("quiet")
     logging.getLogger("x").warning("loud")
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["loud"]
+
+
+def test_a_crash_says_where_it_was() -> None:
+    code = """
+import os, signal
+from helios import logs
+from helios.config import LogSettings
+logs.setup(LogSettings())
+def culprit():
+    os.kill(os.getpid(), signal.SIGSEGV)
+culprit()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
+    assert "in culprit" in done.stderr
