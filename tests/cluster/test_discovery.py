@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 import yaml
 from kubernetes import client, config
 
@@ -160,7 +161,8 @@ ENDING = {"ready": False, "serving": True, "terminating": True}
 
 def scenario(run: Scenario) -> Any:
     def test(site: tuple[Cluster, Router]) -> None:
-        asyncio.run(run(*site))  # type: ignore[arg-type]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the router has
+            runner.run(run(*site))  # type: ignore[arg-type]
 
     test.__name__ = run.__name__  # type: ignore[attr-defined]
     return test
