@@ -48,8 +48,8 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 1
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(text)}</text>'
 
 
-def draw(json_path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> Path:
-    """Write the plot beside a result and return where."""
-    out = json_path.with_suffix(".svg")
+def draw(json_path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]], part: str = "") -> Path:
+    """Write the plot beside a result and return where; ``part``: which one, of a result with several."""
+    out = json_path.with_name(f"{json_path.stem}{'-' if part else ''}{part}.svg")
     out.write_text(bars(title, unit, groups))
     return out

@@ -240,8 +240,33 @@ def report(rounds: list[dict[str, Figures]], processes: int, out: Path | None) -
         "median": {**ratios, "added_ms": added, "table": median},
     }
     where = save(document, out)
-    groups = {name: {"32 connections": row["rps_32"], "1 connection": row["rps_1"]} for name, row in median.items()}
-    print(f"written to {where} and {draw(where, 'Whole answers', 'requests/s', groups)}", file=sys.stderr)
+    drawn = [draw(where, *plot, part) for part, plot in plots_of(median).items()]
+    print(f"written to {where} and {', '.join(map(str, drawn))}", file=sys.stderr)
+
+
+Groups = dict[str, Figures]
+
+
+def plots_of(median: dict[str, Figures]) -> dict[str, tuple[str, str, Groups]]:
+    """What is drawn, by its part of the file's name: title, unit, and figures of each proxy that has them."""
+
+    def of(**columns: str) -> Groups:
+        """Figures of the columns, under the names of the parameters, in which a space is an underscore."""
+        shown = {name.replace("_", " ").strip(): column for name, column in columns.items()}
+        found = {proxy: {n: row[c] for n, c in shown.items() if c in row} for proxy, row in median.items()}
+        return {proxy: figures for proxy, figures in found.items() if figures}
+
+    plots = {
+        "": ("Whole answers", "requests/s", of(_32_connections="rps_32", _1_connection="rps_1")),
+        "cpu": ("CPU of the proxy", "us", of(a_request="cpu_us_32", an_event_of_a_stream="cpu_us_event")),
+        "memory": ("Memory with 64 streams", "MB", of(memory="memory_mb")),
+    }
+    for share in SHARES:
+        title = f"From when a request was due, at {share:g} of what the best peer can take"
+        waits = of(p50=f"p50_at_{share:g}", p99=f"p99_at_{share:g}", p999=f"p999_at_{share:g}")
+        if waits:
+            plots[f"at-{share:g}"] = title, "ms", waits
+    return plots
 
 
 def ratios_of(median: dict[str, Figures]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.common import memory_of, save
+from benchmarks.plots import draw
 from benchmarks.router import family, started
 from benchmarks.router_backend import BODY, STREAMED, whole_answers
 from benchmarks.router_load import request_of, wrk
@@ -110,7 +111,16 @@ def main() -> None:
                     row["requests"] = requests(where, key, args.requests, pid, work)
                 result[name] = row
                 report(name, row, args.streams)
-    print(f"written to {save(result, args.json)}", file=sys.stderr)
+    out = save(result, args.json)
+    groups = {
+        name: {
+            "idle": result[name]["before"] / 1e6,
+            f"{args.streams} streams": result[name]["during"] / 1e6,
+            **{f"{count:,} requests": held / 1e6 for count, held in (result[name]["requests"][n] for n in (0, -1))},
+        }
+        for name in proxies
+    }
+    print(f"written to {out} and {draw(out, 'Memory', 'MB', groups)}", file=sys.stderr)
 
 
 def report(name: str, row: dict[str, Any], count: int) -> None:

@@ -83,6 +83,7 @@ class Checks:
                 log.warning("a worker is down", extra={"worker": worker.url, "reason": failure})
                 self._decided(worker)
         elif worker.health.succeeded():
+            worker.begins_anew()
             self._workers.came_up(worker, was_down)
             log.info("a worker is up", extra={"worker": worker.url, "models": worker.models})
             self._decided(worker)

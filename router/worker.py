@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import getrandbits
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -77,7 +78,7 @@ class Worker:
         self.url, self.health, self.load, self.seed, self.guard = url, health, load, seed, guard
         self.address = address_of(url)
         self.home = seed & 0xFFFFFFFF or 1
-        """Its number where it is remembered who got which prompt."""
+        """Its number where it is remembered who got which prompt; another one after ``begins_anew``."""
         # What its sources say of it.
         self.role: Role = "both"
         self.models: list[str] = []
@@ -116,6 +117,10 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"Worker({self.url}, {self.health.state.value}, {self.in_flight} in flight)"
+
+    def begins_anew(self) -> None:
+        """It has come up: as far as anybody knows it was just started, and has nothing of what it got before."""
+        self.home = getrandbits(32) or 1
 
     @property
     def in_flight(self) -> int:

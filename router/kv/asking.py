@@ -16,9 +16,10 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import count
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from router.kv.dialogue import QUESTION_MAX, Answer, Question, answers, encode
+from router.kv.link import Link
 from router.kv.tokens import PATHS, prompt_of
 
 if TYPE_CHECKING:
@@ -158,41 +159,17 @@ class Lookups:
         return link
 
 
-class _Link(asyncio.Protocol):
+class _Link(Link[Answer]):
     """A connection to the owner."""
 
     def __init__(self, lookups: Lookups) -> None:
-        self._lookups, self._cutter = lookups, answers()
-        self._transport: asyncio.Transport | None = None
+        super().__init__(answers(), UNSENT, "the owner of the index of KV events sent what is no answer")
+        self._lookups = lookups
         self.over = asyncio.Event()
 
-    @property
-    def able(self) -> bool:
-        """Whether something can be sent."""
-        transport = self._transport
-        return transport is not None and not transport.is_closing() and transport.get_write_buffer_size() < UNSENT
-
-    def send(self, frame: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(frame)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            found = self._cutter.feed(data)
-        except ValueError as error:
-            log.error("the owner of the index of KV events sent what is no answer", extra={"reason": str(error)})
-            self.close()
-            return
+    def came(self, found: list[Answer]) -> None:
         self._lookups.answered(found)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def ended(self) -> None:
         self.over.set()
         self._lookups.lost()

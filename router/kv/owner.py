@@ -15,12 +15,13 @@ import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from helios.config import KvEventsSettings
 from router.kv.dialogue import Answer, Question, encode, questions
 from router.kv.feeds import Feeds
 from router.kv.index import Bounds, KvIndex
+from router.kv.link import Link
 from router.kv.publishers import Publisher, apart, publishers_of
 from router.kv.tokens import WorkerTokenizer
 from router.worker_keys import WorkerKeys
@@ -145,25 +146,20 @@ class Owner:
         return {} if worker is None else self._keys.headers(worker)
 
 
-class _Link(asyncio.Protocol):
+class _Link(Link[Question]):
     """A connection of a data process."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner, self._cutter = owner, questions()
-        self._transport: asyncio.Transport | None = None
+        super().__init__(questions(), UNREAD, "a process asked the index of KV events what is no question")
+        self._owner = owner
 
     def answer(self, answer: Answer) -> None:
         """Tell it, unless it is gone or reads nothing."""
-        transport = self._transport
-        if transport is not None and not transport.is_closing() and transport.get_write_buffer_size() < UNREAD:
-            transport.write(encode(answer))
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self.able:
+            self.send(encode(answer))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
         credentials = transport.get_extra_info("socket").getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
@@ -173,16 +169,9 @@ class _Link(asyncio.Protocol):
             return
         self._owner.joined(self)
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            found = self._cutter.feed(data)
-        except ValueError as error:
-            log.error("a process asked the index of KV events what is no question", extra={"reason": str(error)})
-            self.close()
-            return
+    def came(self, found: list[Question]) -> None:
         for question in found:
             self._owner.asked(question, self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def ended(self) -> None:
         self._owner.left(self)

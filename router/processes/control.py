@@ -304,7 +304,7 @@ class Process:
 
     def _decided(self, worker: Worker) -> None:
         health = worker.health
-        state = WorkerState(health.state.value, health.reason, worker.cards, worker.cordoned)
+        state = WorkerState(health.state.value, health.reason, worker.cards, worker.cordoned, worker.home)
         self._send(States({worker.url: state}))
 
     def _read(self, worker: Worker) -> None:
@@ -322,7 +322,7 @@ class Process:
                 continue
             if worker.health.state is State.UNKNOWN:
                 worker.health.judged(State(state.state), state.reason)
-                worker.cards = state.cards
+                worker.cards, worker.home = state.cards, state.home or worker.home
             if worker.cordoned is not state.cordoned:
                 (self._workers.cordon if state.cordoned else self._workers.uncordon)(url)
 

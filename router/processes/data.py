@@ -191,7 +191,7 @@ class Process:
             if worker is None:
                 continue
             before = worker.health.judged(now, state.reason)
-            worker.cards = state.cards
+            worker.cards, worker.home = state.cards, state.home or worker.home
             if now is State.UP and before is not State.UP:
                 workers.came_up(worker, before is State.DOWN)
                 if before is State.DOWN:  # a process that is new hears of all, of which nothing has come back

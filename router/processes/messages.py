@@ -67,13 +67,15 @@ class Applied(Message, frozen=True):
 class WorkerState(msgspec.Struct, frozen=True):
     """A worker's health as the control process judges it (``Health``), and its entries of ``/v1/models``.
 
-    ``cordoned``: an administrator gives it no new requests.
+    ``cordoned``: an administrator gives it no new requests; ``home``: its number where it is remembered who got which
+    prompt, the same in all processes; 0: the one that it has there.
     """
 
     state: str
     reason: str
     cards: dict[str, dict[str, Any]] = {}
     cordoned: bool = False
+    home: int = 0
 
 
 class States(Message, frozen=True):

@@ -121,7 +121,7 @@ class Course:
         if request is None:
             request = self.request = Request(
                 model, intake.fields, path=self.said.route.path, headers=self.said.headers, body=intake.content,
-                adapter=workers.adapter(model), known=self._indexed,
+                adapter=workers.adapter(model), known=self._indexed, alone=len(workers.of(model)) == 1,
             )  # fmt: skip
         return self._relay.policy.choose(request, candidates)
 

@@ -2,9 +2,10 @@
 
 RFC 9110, section 7.6.1: hop-by-hop headers, and those that ``Connection`` names, concern one connection only.
 ``Host``, ``Content-Length`` and ``Expect`` belong to the connection to the client too: the router has read the whole
-body and states its length anew. ``traceparent`` is replaced (``trace``). Everything else passes as it came,
-``Authorization`` and ``Accept-Encoding`` included, in order and with repetitions. What becomes of an answer's headers
-is in ``framing``.
+body and states its length anew. ``traceparent`` is replaced (``trace``). Headers that name hosts to llm-d's sidecar
+beside a worker are not a client's to send: it would connect to them, and take memory from there. Everything else passes
+as it came, ``Authorization`` and ``Accept-Encoding`` included, in order and with repetitions. What becomes of an
+answer's headers is in ``framing``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from router.relay.trace import Trace, digits
 Headers = Sequence[tuple[bytes, bytes]]
 """Names are in lower case."""
 
-_DROPPED: Final = frozenset(
+HOSTS: Final = frozenset(
+    {b"x-prefiller-host-port", b"x-encoder-hosts-ports", b"x-data-parallel-host-port", b"x-kv-cache-source-host-port"}
+)
+"""What llm-d's sidecar goes by (pkg/sidecar/proxy)."""
+_DROPPED: Final = HOSTS | frozenset(
     {
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
         b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings", b"host", b"content-length", b"expect",

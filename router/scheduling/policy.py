@@ -60,8 +60,11 @@ class Pipeline:
         for one in self._filters:
             candidates = one.keep(request, candidates)
         if len(candidates) == 1:
-            return candidates[0]  # nothing was chosen, so there is nothing to learn
-        worker = self._picker.pick(candidates, self._scores(request, candidates))
+            (worker,) = candidates
+            if request.alone:
+                return worker
+        else:
+            worker = self._picker.pick(candidates, self._scores(request, candidates))
         for learner in self._learners:
             learner.chosen(request, worker)
         return worker

@@ -10,7 +10,9 @@ it anew, and then it is in two places: llm-d's prefix and load scorers and SGLan
 with weights and thresholds; here both are tokens, and there is nothing to weigh.
 
 What was sent where is remembered (``homes``), not what is cached: a worker that has dropped it since costs one request
-its guess. All processes of a router remember the same, and see the same tokens waiting.
+its guess. Of one that was down nothing is remembered when it is up again: most likely it was started anew, and would
+draw all of its prompts away from those that have them now. All processes of a router remember the same, and see the
+same tokens waiting.
 """
 
 from __future__ import annotations

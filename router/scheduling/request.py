@@ -34,18 +34,19 @@ class Request:
     """One request for ``model``. ``body`` and ``fields`` are there until a worker answers."""
 
     __slots__ = (
-        "_begins", "_marks", "_sessions", "adapter", "body", "cached", "fields", "headers", "model", "output_tokens",
-        "path", "prefill", "prompt_tokens", "stream",
+        "_begins", "_marks", "_sessions", "adapter", "alone", "body", "cached", "fields", "headers", "model",
+        "output_tokens", "path", "prefill", "prompt_tokens", "stream",
     )  # fmt: skip
 
     def __init__(
         self, model: str, fields: Fields | None = None, *, path: str = "", headers: Headers = (), body: bytes = b"",
-        adapter: str | None = None, known: Answer | None = None,
+        adapter: str | None = None, known: Answer | None = None, alone: bool = False,
     ) -> None:  # fmt: skip
         """``fields``: what the body says, None for a form; ``headers`` have lower-case names; ``adapter``: the model's
-        name where it is that of a LoRA adapter; ``known``: what the index of KV events says of the prompt."""
+        name where it is that of a LoRA adapter; ``known``: what the index of KV events says of the prompt; ``alone``:
+        the model has one worker, so there is nothing to choose, nor to remember for the next choice."""
         self.model, self.fields, self.path, self.headers, self.body = model, fields, path, headers, body
-        self.adapter = adapter
+        self.adapter, self.alone = adapter, alone
         self.cached: Mapping[str, int] = known.cached if known is not None else {}
         """Tokens of the prompt that workers have cached, by URL; of those that are left out it is not known."""
         self.stream = fields is not None and bool(fields.stream)

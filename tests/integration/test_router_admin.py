@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,22 @@ def test_workers_of_a_file_come_go_and_are_drained(
         client.close()
     out = helios("router", "top", "--once", "--port", "9", code=1)
     assert "Is the router running?" in out.err
+
+
+def test_the_live_view_goes_on_until_ctrl_c_and_says_that_a_router_is_gone(
+    start_router: StartRouter, helios: Any, fake_vllm: Any
+) -> None:
+    worker = fake_vllm()
+    router = start_router(worker)
+    top = helios.start("router", "top", "--port", str(router.address[1]))
+    assert top.stdout is not None
+    shown = (line for line in top.stdout if line.startswith(worker.url.removeprefix("http://")))
+    assert "up" in next(shown)
+    assert "up" in next(shown)  # a second later
+    router.stop()
+    assert any("does not answer" in line for line in top.stdout)
+    top.send_signal(signal.SIGINT)
+    assert top.wait(20) == 130
 
 
 def test_after_the_answer_no_process_goes_by_what_was_before(

@@ -53,3 +53,9 @@ def test_what_answers_call_the_model(fake_vllm: Callable[..., Control], start_ro
     wrong = router.request("POST", "/v1/chat/completions", {**body, "max_tokens": -1})
     assert wrong.status == 400
     assert router.request("POST", "/tokenize", {"model": "fast", "prompt": "a b"}).json()["count"] == 3
+    with openai.OpenAI(base_url=f"{router.url}/v1", api_key="any", max_retries=0) as client:
+        assert client.audio.transcriptions.create(model="org/tiny", file=("a.wav", b"RIFF")).text
+        with pytest.raises(openai.BadRequestError) as form:  # it goes on as it came, where an alias means nothing
+            client.audio.transcriptions.create(model="fast", file=("a.wav", b"RIFF"))
+    assert (form.value.code, form.value.param) == ("alias_not_supported", "model")
+    assert len(worker.journal("/v1/audio/transcriptions")) == 1

@@ -273,6 +273,12 @@ def test_every_process_tells_the_sum_which_never_goes_back(
     assert {requests(router) for _ in range(10)} == {shown}  # whichever process is asked
 
 
+def test_one_process_for_each_core(fake_vllm: Start, start_router: StartRouter) -> None:
+    router = start_router(fake_vllm("tiny"), processes=0)
+    assert len(router.pids()) == len(os.sched_getaffinity(0))
+    assert router.chat().status == 200
+
+
 def test_wrong_settings_of_processes_exit_2(helios: Any) -> None:
     for number in ("-1", "1000"):
         result = helios("router", "--worker", "m=http://127.0.0.1:9", env={"HELIOS_ROUTER__PROCESSES": number}, code=2)

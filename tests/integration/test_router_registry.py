@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +89,19 @@ def test_an_alias_is_followed_to_the_workers_of_its_commit_also_while_the_regist
     assert router.in_flight() == 0
 
 
-def register(router: RouterProcess, home: Any, worker: Control, model: str, revision: str) -> None:
+@contextmanager
+def administration(router: RouterProcess, home: Any) -> Iterator[HttpClient]:
     client = HttpClient(f"unix:{home.run / f'router-{router.address[1]}.sock'}")
     try:
-        body = {"url": worker.url, "models": [model], "revision": revision, "lease_s": 60.0}
-        client.json("PUT", "/workers/woken", body=body)
+        yield client
     finally:
         client.close()
+
+
+def register(router: RouterProcess, home: Any, worker: Control, model: str, revision: str) -> None:
+    with administration(router, home) as client:
+        body = {"url": worker.url, "models": [model], "revision": revision, "lease_s": 60.0}
+        client.json("PUT", "/workers/woken", body=body)
 
 
 def test_requests_are_held_while_a_model_is_fetched_and_woken(
@@ -124,6 +134,51 @@ def test_requests_are_held_while_a_model_is_fetched_and_woken(
     assert len(worker.journal()) == 5
     wait_for(lambda: router.in_flight() == 0 and router.metric("helios_router_queued") == 0, timeout_s=60)
     site.hub.bytes_per_s = None
+
+
+def test_traffic_while_a_model_is_scaled_to_zero_and_back(
+    site: Site, start_router: StartRouter, fake_vllm: FakeVllm, hook: Hook, helios_home: Any, wait_for: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Nobody hears of it: who asks meanwhile waits."""
+    commit = push(site, tmp_path, "org/name", "one")
+    admission = json.dumps({"wake_url": hook.url})
+    router = start_router(discovery=discovery(hold=True), admission=admission, processes=2, wait_up=False)
+    worker = fake_vllm("org/name")
+    register(router, helios_home, worker, "org/name", commit)
+    wait_for(lambda: router.up() == 1, what="the worker to be up")
+    outcomes, over = Counter[Any](), threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                outcomes[router.chat("org/name", timeout_s=60).status] += 1
+            except (OSError, http.client.HTTPException) as error:
+                outcomes[repr(error)] += 1
+
+    asking = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    try:
+        for _ in range(2):
+            enough = outcomes.total() + 20
+            wait_for(lambda enough=enough: outcomes.total() > enough, timeout_s=60, what="requests to be served")
+            wishes = len(hook.documents)
+            with administration(router, helios_home) as client:
+                assert client.json("DELETE", "/workers/woken")["everywhere"]
+            wait_for(lambda: router.metric("helios_router_queued") == len(asking), timeout_s=60, what="all to wait")
+            wait_for(lambda n=wishes: len(hook.documents) > n, timeout_s=60, what="the model to be asked for")
+            assert worker.metric("vllm:num_requests_running") == 0
+            worker = fake_vllm("org/name")  # at another address
+            register(router, helios_home, worker, "org/name", commit)
+    finally:
+        enough = outcomes.total() + 20
+        wait_for(lambda: outcomes.total() > enough, timeout_s=60, what="requests to be served")
+        over.set()
+        for thread in asking:
+            thread.join(60)
+    assert set(outcomes) == {200}
+    assert (router.in_flight(), router.metric("helios_router_queued")) == (0, 0)
 
 
 def test_without_hold_the_answer_says_how_far_it_is(

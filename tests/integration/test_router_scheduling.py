@@ -37,6 +37,29 @@ def test_prompts_that_begin_alike_go_to_one_worker_in_every_router(fake_vllm: St
     assert all(asked(fakes))
 
 
+def test_a_prompt_stays_with_who_took_it_over_from_a_worker_that_was_down(
+    fake_vllm: Start, start_router: StartRouter, wait_for: Any
+) -> None:
+    """A worker that comes back has most likely been started anew, and has nothing in its cache."""
+    fakes = [fake_vllm("tiny", max_model_len=10_000) for _ in range(2)]
+    router = start_router(*fakes, processes=2, slow_start_s=0)
+    prompts = [f"{number}: " + "tell me a long story about a router " * 60 for number in range(6)]
+    for prompt in prompts * 2:
+        chat(router, prompt)
+    had = asked(fakes)
+    gone = had.index(max(had))
+    fakes[gone].refuse()
+    wait_for(lambda: router.up() == 1, what="one worker to be down")
+    for prompt in prompts:
+        chat(router, prompt)
+    fakes[gone].accept()
+    wait_for(lambda: router.up() == 2, what="it to be up again")
+    for prompt in prompts * 4:  # each process has some of them
+        chat(router, prompt)
+    had[1 - gone] += 5 * len(prompts)
+    assert asked(fakes) == had
+
+
 def test_sessions_by_header_and_a_table_on_the_command_line(fake_vllm: Start, start_router: StartRouter) -> None:
     fakes = [fake_vllm("tiny") for _ in range(3)]
     policy = json.dumps({"name": "session-affinity", "header": "X-Agent"})

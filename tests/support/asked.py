@@ -85,9 +85,9 @@ async def hello(request: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
-async def served(pieces: Sequence[bytes]) -> tuple[list[object], bytes, bool]:
+async def served(pieces: Sequence[bytes], patience_s: float = 0.0) -> tuple[list[object], bytes, bool]:
     """What a connection on which these bytes come makes of them: what exchanges were asked, what was answered, and
-    whether it was closed. ``protocol.Exchange`` has to be ``Asked``."""
+    whether it was closed, which is waited for ``patience_s``. ``protocol.Exchange`` has to be ``Asked``."""
     app = Starlette(routes=[Route("/hello", hello)])
     config = make_config(app, http=protocol.relaying(None, RAW_ROUTES), date_header=False)  # type: ignore[arg-type]
     config.load()
@@ -101,6 +101,9 @@ async def served(pieces: Sequence[bytes]) -> tuple[list[object], bytes, bool]:
             connection.data_received(piece)
         for _ in range(8):
             await asyncio.sleep(0)
+    end = asyncio.get_running_loop().time() + patience_s
+    while not client.closed and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.01)
     closed = client.closed
     connection.connection_lost(ConnectionResetError())
     return log, client.written, closed

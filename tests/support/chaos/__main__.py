@@ -120,7 +120,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="helios-chaos-", ignore_cleanup_errors=True) as work:
         root = Path(work)
         start = RouterStarter(Command(root / "home"), Home(root / "home"))
-        with scenario(start, root, arguments.seed, processes=PROCESSES, policy=POLICY) as chaos:
+        with scenario(start, root, arguments.seed, processes=PROCESSES, policy=POLICY, guarded=True) as chaos:
             soak = Soak(chaos, arguments.minutes, arguments.leavers)
             try:
                 soak.run()

@@ -246,13 +246,17 @@ class Load:
         client.close()
 
 
-def leave(address: tuple[str, int], count: int, at_once: int, seed: int, prefix: str = "l") -> list[Asked]:
-    """``count`` clients, ``at_once`` at a time, that go away inside a stream of many seconds."""
+def leave(
+    address: tuple[str, int], count: int, at_once: int, seed: int, prefix: str = "l", keys: Sequence[str] = ("",)
+) -> list[Asked]:  # fmt: skip
+    """``count`` clients, ``at_once`` at a time, that go away inside a stream of many seconds; ``keys``: theirs, in
+    turn."""
     rng, numbers, asked = random.Random(seed), iter(range(count)), list[Asked]()
 
     async def some() -> None:
         for number in numbers:
-            question = Question(f"{prefix}-{seed}-{number}", "stream", rng.randrange(1 << 31), 2000, 0.02)
+            key = keys[number % len(keys)]
+            question = Question(f"{prefix}-{seed}-{number}", "stream", rng.randrange(1 << 31), 2000, 0.02, key)
             asked.append(await Client(address).leave(question, rng))
 
     async def all_of_them() -> None:

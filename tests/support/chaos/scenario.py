@@ -184,7 +184,7 @@ class Scenario:
 
     def leave(self, count: int, at_once: int) -> None:
         """Clients that go away inside their streams."""
-        self.asked += leave(self.router.address, count, at_once, next(self._leavers))
+        self.asked += leave(self.router.address, count, at_once, next(self._leavers), keys=self._keys)
         self.done["clients that left"] += count
 
     # --- the end ---

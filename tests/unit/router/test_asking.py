@@ -28,12 +28,12 @@ class Server:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.text = READING
-        self.url = ""
+        self.url, self.well = "", True
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked[request.path] += 1
         if request.path.endswith("/health"):
-            return web.Response()
+            return web.Response(status=200 if self.well else 503)
         return web.Response(text=self.text) if request.path.endswith("/metrics") else web.Response(status=404)
 
     @asynccontextmanager
@@ -87,6 +87,28 @@ def test_a_worker_that_joins_is_checked_and_one_that_left_no_more() -> None:
                 lease.end()
             assert a in workers.all
             assert decided == [(a.url, True), (b.url, True)]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_is_known_for_what_it_got_since_it_came_up() -> None:
+    async def scenario() -> None:
+        server = Server()
+        async with server.running():
+            workers = Workers((), time.monotonic)
+            workers.apply("file", server.settings("a"))
+            (a,) = workers.all
+            async with Checks(workers, 0.05, 5, TLS, WorkerKeys(), lambda _: None).running():
+                await until(lambda: a.up, "it to be up")
+                home, before = a.home, server.asked["/a/health"]
+                await until(lambda: server.asked["/a/health"] > before + 2, "more checks")
+                assert a.home == home
+                server.well = False
+                await until(lambda: not a.up, "it to be down")
+                assert a.home == home
+                server.well = True
+                await until(lambda: a.up, "it to be up again")
+                assert a.home != home
 
     asyncio.run(scenario())
 

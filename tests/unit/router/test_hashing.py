@@ -39,3 +39,27 @@ def test_a_worker_that_goes_moves_only_its_own_keys() -> None:
     moved = Counter(new.url for new, old in zip(after, before, strict=True) if old is workers[3])
     assert len(moved) == 7
     assert max(moved.values()) < 2 * min(moved.values())
+
+
+@pytest.mark.parametrize("share", [1.0, 1.001])
+@pytest.mark.parametrize(
+    ("held", "others", "kept"),
+    [
+        (3, 0, True),  # more than twice its share of the requests, but fewer than four
+        (4, 0, False),  # both
+        (4, 20, True),  # four, but less than twice its share
+        (7, 7, True),  # one fewer than two quarters of 15, rounded up
+        (8, 7, False),  # as many as two quarters of 16
+    ],
+)
+def test_an_owner_is_passed_over_from_its_bound_on_and_not_before(
+    held: int, others: int, kept: bool, share: float
+) -> None:
+    """Shares that are not all the same are reckoned with in another way, and come to the same."""
+    workers, key = made("", "", "", ""), key_of("x")
+    mine = owner(key, workers, 2.0, 4)
+    workers[mine - 1].share = share
+    for number, count in ((mine, held), *(((mine + 1 + n % 3) % 4, 1) for n in range(others))):
+        for _ in range(count):
+            workers[number].load.begin(1)
+    assert (owner(key, workers, 2.0, 4) == mine) == kept

@@ -26,6 +26,13 @@ def test_requests_lose_what_concerns_the_connection_and_nothing_else(raw: list[t
     assert sent.split(b"\r\n") == [b"x-request-id: id", b"traceparent: " + TRACE.parent, *expected, b""]
 
 
+def test_no_client_tells_a_worker_s_sidecar_where_to_connect() -> None:
+    raw = [(name, b"10.0.0.9:22") for name in headers.HOSTS] + [(b"x-data-parallel-rank", b"1")]
+    sent = headers.to_worker([*raw, *raw], b"id", TRACE)
+    assert b"10.0.0.9" not in sent
+    assert sent.count(b"x-data-parallel-rank: 1\r\n") == 2
+
+
 def test_request_ids() -> None:
     assert headers.request_id([(b"x-request-id", b"a-b_c.1")]) == b"a-b_c.1"
     made = {headers.request_id(raw) for raw in ([], [(b"x-request-id", b"a b")], [(b"x-request-id", b"x" * 200)])}

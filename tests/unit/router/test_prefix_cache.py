@@ -48,7 +48,8 @@ class Site:
             roles = ["system"] + ["user", "assistant"] * len(texts)
             fields["messages"] = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
         body = json.dumps({"model": "m", "stream": streamed, **fields}).encode()
-        request = Request("m", read(body), path="/v1/chat/completions", body=body)
+        alone = len(self.workers.of("m")) == 1
+        request = Request("m", read(body), path="/v1/chat/completions", body=body, alone=alone)
         worker = self.policy.choose(request, self.workers.candidates("m", ()))
         return worker, self.workers.lease(worker, request.tokens, None, request.prefill, streamed=streamed)
 
@@ -78,6 +79,41 @@ def test_a_conversation_goes_on_where_it_is_and_not_where_its_system_prompt_is()
     for turn in range(5):
         said += [f"answer {turn} " * 50, f"question {turn}"]
         assert site.ask(*said) is home
+
+
+def test_of_a_worker_that_was_down_nothing_is_remembered_when_it_is_up_again() -> None:
+    site = Site(2)
+    home = site.ask(SYSTEM, "q")
+    (other,) = set(site.workers.all) - {home}
+    for _ in range(2):
+        home.health.failed("gone")
+    assert site.ask(SYSTEM, "q") is other
+    for _ in range(2):
+        home.health.succeeded()
+    home.begins_anew()
+    assert {site.ask(SYSTEM, f"question {n}") for n in range(20)} == {other}
+    while (sent := site.send(SYSTEM, f"{other.in_flight} " + "x" * 2000))[0] is not home:
+        assert other.in_flight < 10  # waiting there soon costs more
+    assert home.load.prefill > len(SYSTEM) // 4  # all of it has to be computed
+    sent[1].end()
+    assert site.ask(SYSTEM, "q") is home  # which has it from now on, and nothing waits there
+
+
+def test_what_the_only_one_got_that_could_serve_is_remembered_unless_the_model_has_no_other() -> None:
+    site = Site(2)
+    first, second = site.workers.all
+    for _ in range(2):
+        second.health.failed("gone")
+    prompts = [f"{number} {SYSTEM}" for number in range(20)]
+    for prompt in prompts:
+        assert site.ask(prompt) is first
+    for _ in range(2):
+        second.health.succeeded()
+    assert {site.ask(prompt, "more") for prompt in prompts} == {first}
+    one = Site(1, homes=(table := local(1024)))
+    one.ask(SYSTEM)
+    body = json.dumps({"model": "m", "messages": [{"role": "system", "content": SYSTEM}]}).encode()
+    assert not any(table.of(mark) for mark, _ in marks("m", read(body)))  # it would cost time, and be of no use
 
 
 def test_it_is_computed_elsewhere_once_waiting_costs_more() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from helios.http import protocol as below
 from router.relay import protocol
 from tests.support.asked import Asked, served
 
@@ -43,3 +44,16 @@ def test_a_request_is_the_same_wherever_it_is_cut(name: str, monkeypatch: pytest
             assert await served([piece for piece in pieces if piece]) == whole, cuts
 
     asyncio.run(every_cut())
+
+
+@pytest.mark.parametrize("before", ["nothing", "a length", "a pipeline"])
+@pytest.mark.parametrize("begun", [b"", b"P", LINE, LINE + b"Content-Length: 8\r\n"])
+def test_a_head_has_its_time_whatever_came_before(before: str, begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody keeps a connection with a head that does not end; one that was answered may be idle for longer."""
+    monkeypatch.setattr(protocol, "Exchange", Asked)
+    monkeypatch.setattr(below, "HEAD_S", 0.1)
+    monkeypatch.setattr(below, "SILENT_S", 0.1)
+    first = REQUESTS.get(before, b"")
+    log, written, closed = asyncio.run(served([first, begun], 30 if begun or not first else 0.3))
+    assert closed == bool(begun or not first)
+    assert (log, written) == asyncio.run(served([first]))[:2]
