@@ -38,6 +38,9 @@ def test_redirects_that_are_followed(here, location, leads_to):
         (HUB, "file:///etc/passwd", "http or https"),
         (HUB, "https://hf.co:x/", "no URL"),
         (HUB, "https://hf.co/a b", "malformed"),
+        (HUB, "http://[::1/", "no URL"),
+        (HUB, "//[x]/", "no URL"),
+        (HUB, "https://\u2100.hf.co/", "no URL"),
         ("http://10.0.0.1", "http://169.254.169.254/latest", "not allowed"),
         ("http://10.0.0.1", None, "never"),
     ],
@@ -57,6 +60,16 @@ def test_a_refused_host_names_the_setting():
     with pytest.raises(IntegrityError) as caught:
         origins.follow(origins.home, "https://s3.example/x")
     assert "'s3.example' to registry.upstream_redirects" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["https://bob:TellNobody@hf.co/x", "https://hf.co/a b?X-Amz-Signature=TellNobody",
+                                 "ftp://hf.co/a?sig=TellNobody", "https://hf.co:x/?sig=TellNobody"])  # fmt: skip
+def test_errors_tell_neither_credentials_nor_signatures(url):
+    """A signed address is a permission for whoever reads the log."""
+    with pytest.raises(IntegrityError) as caught:
+        target_of(url)
+    assert "hf.co" in caught.value.message
+    assert "TellNobody" not in caught.value.message
 
 
 def test_a_token_goes_to_the_very_origin_alone():
