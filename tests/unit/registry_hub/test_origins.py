@@ -1,11 +1,12 @@
 """Where an upstream may send us."""
 
+import base64
 import http.server
 import threading
 
 import pytest
 
-from helios.errors import IntegrityError
+from helios.errors import HeliosError, IntegrityError
 from helios.http.client import HttpClient
 from registry.pull.origins import Origins, target_of
 
@@ -96,15 +97,19 @@ def proxy():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            seen.append((self.command, self.path))
+            self.note()
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
             self.wfile.write(b"ok")
 
         def do_CONNECT(self):
-            seen.append((self.command, self.path))
+            self.note()
             self.send_error(403)
+
+        def note(self):
+            login = self.headers.get("proxy-authorization")
+            seen.append((self.command, self.path, *([login] if login else [])))
 
         def log_message(self, *args):
             """``seen`` is the log."""
@@ -128,4 +133,21 @@ def test_a_proxy_that_the_environment_names_is_used(proxy, monkeypatch):
     assert seen == [("GET", "http://hub.example/a?b"), ("CONNECT", "cdn.example:8443")]
     assert isinstance(origins.client("http://near.example"), HttpClient)
     assert origins.client("http://near.example")._proxy is None
+    origins.close()
+
+
+def test_a_proxy_gets_its_password_and_nobody_else(proxy, monkeypatch):
+    """Neither the hosts behind it nor who reads what went wrong."""
+    url, seen = proxy
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, url.replace("//", "//bob:Tell%2FNobody@"))
+    login = "Basic " + base64.b64encode(b"bob:Tell/Nobody").decode()
+    origins = Origins("http://hub.example", timeout_s=5)
+    with origins.client("http://hub.example").request("GET", "/a") as answer:
+        assert answer.read() == b"ok"
+    with pytest.raises(HeliosError, match="can't be reached") as caught:
+        origins.client("https://cdn.example").request("GET", "/x")
+    assert "Nobody" not in str(caught.value)
+    assert login not in str(caught.value)
+    assert seen == [("GET", "http://hub.example/a", login), ("CONNECT", "cdn.example:443", login)]
     origins.close()
