@@ -728,9 +728,30 @@ def load(
     for section, values in (overrides or {}).items():
         _merge(merged, {section: {k: v for k, v in values.items() if v is not None}}, "the command line")
     try:
-        return converted(merged, Config, strict=False)
+        found = converted(merged, Config, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"the configuration is wrong: {error}") from None
+    registry = found.registry
+    for url in registry.urls:
+        without_credentials(url, "registry.urls")
+    for peer in registry.peers:
+        without_credentials(peer.url, f"the url of the peer {peer.name}")
+    without_credentials(registry.upstream, "registry.upstream")
+    without_credentials(registry.advertise, "registry.advertise")
+    without_credentials(registry.store_options.endpoint, "registry.store_options.endpoint")
+    return found
+
+
+def without_credentials(url: str, what: str) -> str:
+    """The address, which errors and logs may show then. Raises UsageError, without a word of it, if it has a user's
+    name or a password in it: nobody would send them, and everybody would read them."""
+    if "@" in url.rpartition("://")[2].partition("/")[0]:
+        raise UsageError(
+            f"{what} has a user name or a password in it, which is not sent anywhere",
+            hint="Tokens come from HF_TOKEN, HELIOS_TOKEN and files (docs/registry-access.md), a store's credentials "
+            "from where its own tools look (docs/registry-stores.md).",
+        )
+    return url
 
 
 def _read_file(path: Path) -> dict[str, Any]:

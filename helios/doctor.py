@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from helios import native
-from helios.config import Config
-from helios.errors import HeliosError
+from helios.config import Config, without_credentials
+from helios.errors import HeliosError, UsageError
 from helios.home import Home
 from helios.mounts import MountEntry, mount_of
 
@@ -243,7 +243,11 @@ def check_upstream(config: Config, environ: Mapping[str, str]) -> Check:
     """The Hub that `pull` takes models from. Everything but `pull` works without it."""
     if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return Check("upstream Hub", "ok", "not used: HF_HUB_OFFLINE is set")
-    url = config.registry.upstream or environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        url = config.registry.upstream or without_credentials(environ.get("HF_ENDPOINT", ""), "HF_ENDPOINT")
+    except UsageError as error:
+        return Check("upstream Hub", "fail", error.message, error.hint or "")
+    url = url or "https://huggingface.co"
     fix = (
         "Only `helios pull` needs it. HF_ENDPOINT chooses another Hub, HTTPS_PROXY a proxy; HF_HUB_OFFLINE=1 says none."
     )

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios.errors import HeliosError
@@ -26,6 +26,7 @@ from registry.api.openapi import route as openapi
 from registry.api.support import Json
 from registry.fresh import Fresh
 from registry.services import Services
+from registry.shown import shown
 
 log = logging.getLogger("helios.registry")
 
@@ -79,18 +80,24 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if error.status >= 500:
         log.warning(
             "request failed",
-            extra={"code": error.code, "error": error.message, "request": request.scope.get("helios.request")},
+            extra={"code": error.code, "error": shown(error.message), "request": request.scope.get("helios.request")},
         )
     return error_response(error.status, error.code, error.message, error.hint)
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
-    """Starlette's own errors, such as an unknown path, in the same form."""
+    """Starlette's own errors, such as an unknown path, in the same form.
+
+    Each method of a path is a route of its own, and the error is that of the first: ``Allow`` names those of all.
+    """
     assert isinstance(error, HTTPException)
     code = {404: "NotFound", 405: "MethodNotAllowed"}.get(error.status_code, "InvalidInput")
     message = f"{request.method} {request.url.path}: {error.detail}"
     response = error_response(error.status_code, code, message, None)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        found = [r for r in request.app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
+        response.headers["allow"] = ", ".join(sorted(method for route in found for method in route.methods or ()))
     return response
 
 
@@ -159,7 +166,7 @@ class Boundary:
         except Exception as error:
             log.exception(
                 "a request broke the registry",
-                extra={"method": scope["method"], "path": scope["path"], "request": name},
+                extra={"method": scope["method"], "path": shown(scope["path"]), "request": name},
             )
             if status:
                 raise BrokenAnswer("the answer had begun") from error

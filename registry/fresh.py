@@ -12,6 +12,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from registry.catalog import Catalog
+from registry.threads import heard
 
 
 class Fresh:
@@ -29,7 +30,7 @@ class Fresh:
             return
         if self._next is None:
             self._next = asyncio.create_task(self._ask(self._asking))
-            self._next.add_done_callback(_seen)
+            self._next.add_done_callback(heard)
         await asyncio.shield(self._next)  # a caller that leaves leaves the others' question alone
 
     async def _ask(self, before: asyncio.Task[None] | None) -> None:
@@ -41,9 +42,3 @@ class Fresh:
 
     def close(self) -> None:
         self._thread.shutdown()
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Take note of an error, which nobody may be left to hear."""
-    if not task.cancelled():
-        task.exception()

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 LOOKUPS: Final = 32
 """Look-ups at a time: as many as there are connections to a SQLite database (registry/metadata/sqlite.py). More would
@@ -46,3 +46,9 @@ class Threads:
 def look_up_with(loop: asyncio.AbstractEventLoop) -> None:
     """Set the size of the loop's default threads. The loop ends them when it is closed by ``asyncio.run``."""
     loop.set_default_executor(ThreadPoolExecutor(LOOKUPS, thread_name_prefix="look-up"))
+
+
+def heard(future: asyncio.Future[Any]) -> None:
+    """Take note of an error that nobody may be left to hear: asyncio would log it, as one of ours."""
+    if not future.cancelled():
+        future.exception()

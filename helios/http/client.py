@@ -14,10 +14,11 @@ import socket
 import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable, from_code
 from helios.http.response import Answer, Deadline, Response, Watch
@@ -62,7 +63,8 @@ class HttpClient:
         token: Token = no_token,
         admits: Callable[[str], bool] | None = None,
     ) -> None:
-        """``proxy``: ``http://host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute targets.
+        """``proxy``: ``http://[user:password@]host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute
+        targets.
 
         ``token`` gives what every request is authorised with. ``admits`` tells of the address that a connection leads
         to whether it may (helios/http/places.py); else nothing is sent, and the request fails with Unavailable.
@@ -73,6 +75,7 @@ class HttpClient:
         self._idle: list[tuple[http.client.HTTPConnection, float]] = []
         self._parts = urlsplit("" if base.startswith("unix:") else base)
         self._proxy = None if proxy is None else urlsplit(proxy)
+        self._at_proxy = {} if self._proxy is None else _proxy_login(self._proxy)
         plain = self._proxy is not None and not self._secure
         self._prefix = base.rstrip("/") if plain else self._parts.path.rstrip("/")
 
@@ -128,8 +131,8 @@ class HttpClient:
         return self._admits is None or self._admits(sock.getpeername()[0])
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        token = self._token()
-        return {**headers} if token is None else {"authorization": f"Bearer {token}", **headers}
+        token, own = self._token(), {} if self._secure else self._at_proxy
+        return {**own, **headers} if token is None else {**own, "authorization": f"Bearer {token}", **headers}
 
     def warm(self, count: int) -> None:
         """Open connections until so many are idle, all at once; where that fails requests will find out why."""
@@ -234,7 +237,7 @@ class HttpClient:
         if self._proxy is not None:
             connection = kind(self._proxy.hostname or "", self._proxy.port or 3128, timeout=timeout_s, blocksize=BLOCK)
             if self._secure:
-                connection.set_tunnel(self._parts.hostname or "", self._parts.port or 443)
+                connection.set_tunnel(self._parts.hostname or "", self._parts.port or 443, self._at_proxy)
             return connection
         return kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s, blocksize=BLOCK)
 
@@ -333,6 +336,14 @@ class _Request:
         except BaseException:  # the body's own error: half a request has left
             self.drop()
             raise
+
+
+def _proxy_login(proxy: SplitResult) -> dict[str, str]:
+    """The header with the name and password in a proxy's address (RFC 7617), percent-encoded there; none without."""
+    if proxy.username is None:
+        return {}
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"proxy-authorization": f"Basic {b64encode(login.encode()).decode()}"}
 
 
 def _quiet(sock: socket.socket) -> bool:

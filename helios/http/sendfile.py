@@ -75,6 +75,7 @@ async def drive(executor: Executor, sock: int, move: Move, count: int) -> int:
             return sent
         except asyncio.CancelledError:
             await asyncio.wait([turn])  # a turn is short, and the descriptors must outlive it
+            turn.exception()  # of which nobody wants to hear any more
             raise
         sent += moved
         if not moved and not await _writable(loop, sock):

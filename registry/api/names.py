@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from helios.errors import InvalidInput
-from helios.names import is_commit
+from helios.names import check_ref, is_commit
 from registry.api.support import Json, access, governed, listed, parameter, pushable, read_json, repository, services
 from registry.metadata.repositories import Expected
 
@@ -74,7 +74,7 @@ async def refs(request: Request) -> Response:
 
 async def history(request: Request) -> Response:
     """Who moved which ref when; also of a repository that is gone."""
-    ref = request.query_params.get("ref")
+    ref = check_ref(parameter(request, "ref")) if "ref" in request.query_params else None
     limit = _limit(request)
     moves = await asyncio.to_thread(services(request).catalog.ref_history, await repository(request), ref, limit)
     return Json({"moves": moves})

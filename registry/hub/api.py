@@ -17,6 +17,7 @@ from registry.access import PUBLIC, Access, Tenants, TokenMissing
 from registry.hub.answers import error_answer, header_text, refusal
 from registry.hub.asked import Asked, Handler, Handlers, repo_of
 from registry.hub.paths import TENANTS, HubCall, parse, parse_tenant
+from registry.shown import shown
 
 log = logging.getLogger("helios.registry.hub")
 
@@ -108,7 +109,11 @@ class HubRoute(BaseRoute):
         return self._notice(asked.repo, asked.call.revision)
 
     def _translate(self, error: HeliosError, scope: Scope) -> HeliosError:
-        where = {"path": scope["path"], "error": error.message, "request": scope.get("helios.request")}
+        where = {
+            "path": shown(scope["path"]),
+            "error": shown(error.message),
+            "request": scope.get("helios.request"),
+        }
         if type(error) is NotFound:  # no repository, revision or path, but an object that should be there
             log.error("the store has a gap", extra=where)
             return IntegrityError(f"the registry's store has a gap: {error.message}")

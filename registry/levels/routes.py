@@ -31,6 +31,10 @@ def routes(levels: Levels) -> list[Route]:
     async def where(request: Request) -> Response:
         """Everything, or one revision. Changes nothing."""
         if "repo" not in request.query_params:
+            if "rev" in request.query_params:
+                raise InvalidInput(
+                    "rev names a revision, and no repository is named", hint="Add repo=, or leave it out."
+                )
             seen = await listed(request)
             found = await asyncio.to_thread(levels.all)
             return Json({"models": [row for row in found if seen.shows(row["repo"])]}, headers=NO_STORE)

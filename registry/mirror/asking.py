@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ from helios.errors import (
     NotFound,
     RateLimited,
     RepoNotFound,
+    Retired,
     Unavailable,
     UpstreamUnavailable,
 )
@@ -100,13 +102,14 @@ class Asking:
         rules: Sequence[MirrorRule],
         admission: Admission,
         learnt: Callable[[Snapshot, Token], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``learnt`` is told of each snapshot that is new, with a token that may read it."""
+        """``learnt`` is told of each snapshot that is new, with a token that may read it; ``clock`` is in seconds."""
         self._client, self._state, self._rules, self._learnt = client, state, rules, learnt
         self._admission = admission
         self.stop = threading.Event()
-        self._refused: Brief[tuple[str, ...], HeliosError] = Brief(REMEMBERED)
-        self._allowed: Brief[tuple[str, ...], bool] = Brief(REMEMBERED)
+        self._refused: Brief[tuple[str, ...], HeliosError] = Brief(REMEMBERED, clock)
+        self._allowed: Brief[tuple[str, ...], bool] = Brief(REMEMBERED, clock)
         self._histories: Brief[tuple[str, str, int, int], tuple[list[Past], bool]] = Brief(HISTORIES)
         self._shards: Brief[tuple[str, str, str], bytes] = Brief(SHARDS)
         self._changes: Brief[tuple[str, str, str], Past] = Brief(REMEMBERED)
@@ -283,7 +286,7 @@ class _Remembering:
         match error:
             case RateLimited():
                 return
-            case NotFound() | Forbidden() | IntegrityError():
+            case NotFound() | Forbidden() | Retired() | IntegrityError():
                 self._refused.put(self._key, again(error), NO_S)
             case DeadlineExceeded() | Unavailable():
                 failed = unavailable(self._endpoint, error.message)

@@ -86,7 +86,8 @@ class Mirror:
 
         The upstream is not asked whether a ``trusted`` caller may read what is here.
 
-        Raises RepoNotFound, RevisionNotFound, GatedRepo, Forbidden, RateLimited, UpstreamUnavailable, IntegrityError.
+        Raises RepoNotFound, RevisionNotFound, Retired, GatedRepo, Forbidden, RateLimited, UpstreamUnavailable,
+        IntegrityError.
         """
         if self._settled(readings):
             return None

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from helios.errors import HeliosError
 from registry.mirror.asking import NO_S, unavailable
 from registry.mirror.brief import Brief
+from registry.threads import heard
 
 log = logging.getLogger("helios.registry.mirror")
 
@@ -68,8 +69,9 @@ class Questions:
             question.waiting += 1
         try:
             async with asyncio.timeout(deadline_s):
-                found: T = await asyncio.shield(asyncio.wrap_future(question.future))
-                return found
+                answer: asyncio.Future[T] = asyncio.wrap_future(question.future)
+                answer.add_done_callback(heard)
+                return await asyncio.shield(answer)
         except TimeoutError:
             raise unavailable(self._endpoint, f"no answer within {deadline_s:g} s") from None
         finally:

@@ -13,6 +13,7 @@ from helios.errors import (
     GatedRepo,
     HeliosError,
     RepoNotFound,
+    Retired,
     RevisionNotFound,
     Unavailable,
 )
@@ -54,6 +55,8 @@ def of_status(status: int, headers: Headers, where: Where, now: float) -> Transi
         return GatedRepo(f"{where} is gated", hint=f"Accept its terms at {page}, then {TOKEN[0].lower()}{TOKEN[1:]}.")
     if status == 403 and message.strip() == DisabledRepo.WORDS:
         return DisabledRepo(hint=f"{where}: that is what the upstream says.")
+    if code == Retired.code:  # another registry: its message says why, and what to use instead
+        return Retired(f"{where} is not given any more: {message or 'it is retired'}"[:500])
     if code == "RevisionNotFound":
         return RevisionNotFound(f"there is no {where}", hint="Check the branch, tag or commit.")
     if code == "EntryNotFound":

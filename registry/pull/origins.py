@@ -41,17 +41,21 @@ class Target:
 
 
 def target_of(url: str) -> Target:
-    """The parts of an absolute http or https URL; raises IntegrityError for anything else."""
-    parts = urlsplit(url)
+    """The parts of an absolute http or https URL; raises IntegrityError for anything else.
+
+    Errors show neither a user's name and password nor the query, which in a signed address is a permission.
+    """
+    shown = repr(url.rpartition("@")[2].partition("?")[0][:200])
     try:
+        parts = urlsplit(url)
         parts.port  # noqa: B018 raises for one that is no number
     except ValueError:
-        raise IntegrityError(f"the upstream leads to {url[:200]!r}, which is no URL") from None
+        raise IntegrityError(f"the upstream leads to {shown}, which is no URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise IntegrityError(f"the upstream leads to {url[:200]!r}; http or https without credentials expected")
+        raise IntegrityError(f"the upstream leads to {shown}; http or https without credentials expected")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not path.isascii() or any(c <= " " for c in path):
-        raise IntegrityError(f"the upstream leads to a malformed URL: {url[:200]!r}")
+        raise IntegrityError(f"the upstream leads to a malformed URL: {shown}")
     return Target(f"{parts.scheme}://{parts.netloc.lower()}", path)
 
 
@@ -77,7 +81,11 @@ class Origins:
 
     def follow(self, at: Target, location: str | None) -> Target:
         """Where a redirect leads. Raises IntegrityError for a place that is not allowed."""
-        target = target_of(urljoin(at.url, location or ""))
+        try:
+            absolute = urljoin(at.url, location or "")
+        except ValueError:
+            raise IntegrityError(f"{at.origin} leads to what is no URL") from None
+        target = target_of(absolute)
         here, there, home = urlsplit(at.origin), urlsplit(target.origin), urlsplit(self.home.origin)
         host = there.hostname or ""
         if here.scheme == "https" and there.scheme == "http":

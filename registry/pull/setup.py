@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from helios.config import RegistrySettings
+from helios.config import RegistrySettings, without_credentials
 from helios.metrics import RegistryMetrics
 from heliosfs.store.objects import ObjectStore
 from registry.catalog import Catalog
@@ -58,7 +58,7 @@ def make_pulling(
 ) -> Pulling:
     """Downloads from the configured upstream, else from HF_ENDPOINT, else from huggingface.co. ``processes`` are
     the registry's others, with which downloads are shared."""
-    endpoint = settings.upstream or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    endpoint = settings.upstream or without_credentials(environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT, "HF_ENDPOINT")
     upstream = Upstream(
         endpoint,
         stall_s=settings.pull_stall_s,

@@ -74,8 +74,8 @@ class Upstream:
     ) -> Snapshot:
         """What the revision names now and which files it has, checked.
 
-        Raises RepoNotFound, RevisionNotFound, Forbidden, IntegrityError (an answer that makes no sense), Unavailable or
-        DeadlineExceeded.
+        Raises RepoNotFound, RevisionNotFound, Retired, Forbidden, IntegrityError (an answer that makes no sense),
+        Unavailable or DeadlineExceeded.
         """
         info, _ = self._info(repo, revision, "?blobs=true", Info, stop, token, retry)
         commit, siblings = info.sha, info.siblings or []

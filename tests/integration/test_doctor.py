@@ -173,6 +173,8 @@ def test_the_upstream_is_only_needed_for_pulls():
     assert doctor.check_upstream(Config(), {"HF_HUB_OFFLINE": "1"}).status == "ok"
     check = doctor.check_upstream(Config(), {"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert (check.status, "helios pull" in check.fix) == ("warn", True)
+    check = doctor.check_upstream(Config(), {"HF_ENDPOINT": "http://bob:TellNobody@127.0.0.1:9"})
+    assert (check.status, "TellNobody" in str(check)) == ("fail", False)
 
 
 def test_help_starts_fast_because_commands_are_imported_when_they_run():

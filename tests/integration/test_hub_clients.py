@@ -37,6 +37,9 @@ def site(tmp_path_factory, databases):
         many = {f"d{n % 3}/{n:04}": b"" for n in range(1200)}
         found.helios("push", str(write(root / "many", many)), "org/many")
         found.helios("push", str(root / "v1"), "org/m@refs/pr/1", "-m", "The first\n\nwith more to say")
+        for name, said, more in (("old/m", "slow", ()), ("old/gone", "it leaks", ("--retire",))):
+            found.helios("push", str(write(root / name, {"config.json": b"{}"})), name)
+            found.helios("deprecate", name, "-m", said, "--use", "org/m", *more)
         yield found
 
 

@@ -129,6 +129,22 @@ def test_a_registry_behind_a_registry(site, tmp_path, wait_for, databases):
     assert site.hub.sent("^/repos/") == len(site.files["model.safetensors"])
 
 
+def test_what_another_registry_has_retired_is_told_as_that(site, tmp_path, databases):
+    """With its reason, and what to use instead: nobody is to look for a fault of the network."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_bytes(b"{}")
+    old = site.helios("push", str(tmp_path / "m"), site.repo)
+    (tmp_path / "m" / "config.json").write_bytes(b'{"a": 1}')
+    site.helios("push", str(tmp_path / "m"), site.repo)
+    site.helios("deprecate", f"{site.repo}@{old}", "-m", "it leaks", "--use", "org/new", "--retire")
+    with mirror(tmp_path / "edge", site.registry.url, **databases()) as (_, near):
+        edge = replace(site, registry=near)
+        assert edge.get("config.json").body == b'{"a": 1}'
+        for answer in (edge.get("config.json", old), edge.head("config.json", old), edge.api(f"/tree/{old}")):
+            assert (answer.status, answer.code) == (410, "Retired")
+            assert "it leaks; use org/new" in answer.headers["x-error-message"]
+
+
 def test_xet_hashes_are_never_passed_on(site):
     for gated in (None, "hf_yes"):
         site = replace(site, repo=fresh_name(), files=fresh_files())

@@ -10,7 +10,18 @@ from dataclasses import replace
 import pytest
 
 from tests.support.hub_clients import run_client
-from tests.support.mirror_site import TTL_S, Site, ask, fresh_files, fresh_name, mirror, own_site, renewed, shared_site
+from tests.support.mirror_site import (
+    TTL_S,
+    Site,
+    ask,
+    fresh_files,
+    fresh_name,
+    log_of,
+    mirror,
+    own_site,
+    renewed,
+    shared_site,
+)
 from tests.support.upstream import Fault
 
 TOKEN, OTHER = "hf_right", "hf_wrong"
@@ -20,7 +31,8 @@ pytestmark = pytest.mark.both_databases
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, databases):
-    with shared_site(tmp_path_factory.mktemp("mirror"), **databases()) as found:
+    settings = {"HELIOS_LOG__LEVEL": "debug", **databases()}
+    with shared_site(tmp_path_factory.mktemp("mirror"), **settings) as found:
         yield found
 
 
@@ -118,6 +130,27 @@ def test_what_is_known_is_served_when_the_upstream_fails_with_a_warning(site):
     gone = other.get("config.json")
     assert (gone.status, gone.body) == (200, other.files["config.json"])
     assert "x-hf-warning" in gone.headers
+
+
+def test_what_a_commit_holds_never_changes_whatever_the_upstream_says_later(site):
+    """Clients keep the tree of a commit for ever, so it has to stay what they were told first."""
+    site = replace(site, repo=fresh_name("brief"))
+    first = site.commit(number(site.files, 1))
+    tree = json.loads(site.api(f"/tree/{first}?recursive=true").body)
+    other = site.commit(number({**site.files, "more.txt": b"more"}, 2))
+    time.sleep(TTL_S)
+    assert site.head("config.json").headers["x-repo-commit"] == other
+    # The upstream goes back to the first commit, and lists other files for it now.
+    commits = held(site).commits
+    commits[first] = commits[other]
+    site.hub.move(site.repo, "main", first)
+    time.sleep(TTL_S)
+    assert site.head("config.json").headers["x-repo-commit"] == first
+    for revision in ("main", first):
+        assert json.loads(site.api(f"/tree/{revision}?recursive=true").body) == tree
+        assert site.head("more.txt", revision).code == "EntryNotFound"
+    answer = site.get("config.json")
+    assert (answer.status, answer.code) == (502, "Integrity"), "other bytes than were listed are nobody's"
 
 
 def test_a_pinned_ref_is_never_asked_for_again(site):
@@ -230,15 +263,17 @@ def test_restricted_repositories_need_the_callers_own_token(site, how, wait_for)
     assert len(site.hub.seen) == asked, "a permission is believed for a while"
     assert json.loads(site.api(token=TOKEN).body)["gated"] == "auto"
     assert site.api(f"/xet-read-token/{commit}", token=TOKEN).status == 200
-    logs = "".join(path.read_text() for path in (site.helios.home / "logs").glob("*.log"))
+    log = log_of(site.helios).read_text()
+    assert f'"repo": "models/{site.repo}"' in log, "there is a log, and what was done is in it"
     database = b"".join(path.read_bytes() for path in (site.helios.home / "registry").glob("metadata.db*"))
     assert site.repo not in ask(site.registry.url, "/api/models?limit=1000").body.decode(), "nor is it listed"
     for token in (TOKEN, OTHER):
-        assert token not in logs
+        assert token not in log
         assert token.encode() not in database
 
 
-def test_permission_that_ends_upstream_ends_here(alone):
+def test_nobody_is_let_in_while_the_upstream_can_not_be_asked(alone):
+    """That a permission ends, and when: tests/unit/registry_mirror/test_permissions.py."""
     hub, open_ = alone
     site = open_()
     site.commit()

@@ -275,6 +275,7 @@ def test_a_mount_shows_its_token(site, tmp_path, prefix, who):
     finally:
         helios("umount", str(tmp_path / "mnt"))
     logs = [path.read_text() for path in (tmp_path / "home" / "logs").glob("**/*") if path.is_file()]
+    assert any(logs), "there is a log"
     assert not [text for text in logs if TOKENS[who] in text]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 import urllib.request
@@ -395,6 +396,33 @@ def an_entry_that_is_not_there(c: Client) -> None:
     assert "has no 'nope'" in str(error)
     c.raises(c.entry, lambda: list(c.api.list_repo_tree("org/m", "nope")))
     c.raises("LocalEntryNotFoundError", c.hub.hf_hub_download, "org/m", "nope", local_files_only=True)
+
+
+@case
+def what_is_retired_is_refused_with_the_reason(c: Client) -> None:
+    """Through a mirror, too: it is no fault of the network."""
+    for call, args in ((c.api.model_info, ("old/gone",)), (c.api.list_repo_refs, ("old/gone",))):
+        error = c.raises("HfHubHTTPError", call, *args)
+        assert error.response.status_code == 410
+        assert "it leaks; use org/m" in str(error)
+    assert not [m.id for m in c.api.list_models(search="old/gone")]
+
+
+@case
+@majors(1, 2)
+def what_is_deprecated_is_warned_of(c: Client) -> None:
+    """Where it was said; 0.36 has no warnings of a server."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addHandler(handler)
+    try:
+        found = c.hub.hf_hub_download("old/m", "config.json", cache_dir=c.cache)
+    finally:
+        logger.removeHandler(handler)
+    assert Path(found).read_text() == "{}"
+    assert [text for text in said if "old/m is deprecated: slow; use org/m" in text] or c.site.mirror
 
 
 @case

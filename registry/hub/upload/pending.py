@@ -31,7 +31,7 @@ from registry.metadata.database import Changes
 from registry.metadata.quotas import Amount
 from registry.quotas.quotas import Quotas
 from registry.sessions import Session, Sessions
-from registry.threads import Threads
+from registry.threads import Threads, heard
 
 log = logging.getLogger("helios.registry.hub")
 
@@ -126,6 +126,7 @@ class Pending:
             if len(self._entries) >= MAX_REPOS:
                 raise Unavailable(f"uploads to {MAX_REPOS} repositories are under way; try again later")
             opening = asyncio.ensure_future(asyncio.to_thread(self._sessions.open, repo, uploads=True))
+            opening.add_done_callback(heard)
             entry = self._entries[repo] = _Entry(repo, opening, self._clock())
         entry.busy += 1
         try:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from helios.errors import HeliosError, IntegrityError, InvalidInput, QuotaExceeded
+from helios.names import check_revision
 from registry.body import collect
 from registry.catalog import Catalog
 from registry.hub.answers import absolute, error_answer
@@ -63,6 +64,7 @@ class XetUploads:
         """Where to upload to, and the access token for it."""
         repo = asked.repo
         asked.access.check_writable(repo)
+        check_revision(asked.call.revision or "")
         await asyncio.to_thread(self._catalog.refs, repo)
         # What hf-xet is told later, people don't see: this is the last answer that they read.
         await asyncio.to_thread(self._catalog.quotas.check, repo, Amount(0, 1))

@@ -58,6 +58,24 @@ def test_lists_in_the_environment(tmp_path):
         load(environ(tmp_path, HELIOS_REGISTRY__URLS="[oops"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("URLS", "http://good:8470,http://bob:TellNobody@reg:8470"),
+        ("UPSTREAM", "https://bob:TellNobody@hub.example/x"),
+        ("UPSTREAM", "https://bob:Tell/Nobody@hub.example/x"),
+        ("ADVERTISE", "http://TellNobody@reg:8470"),
+        ("PEERS", '[{"name": "core", "url": "http://bob:TellNobody@core:8470"}]'),
+        ("STORE_OPTIONS", '{"endpoint": "http://key:TellNobody@minio:9000"}'),
+    ],
+)
+def test_addresses_with_credentials_are_refused_without_repeating_them(tmp_path, key, value):
+    """Whatever fails later would show the address; and what is in it would be sent nowhere."""
+    with pytest.raises(UsageError, match="has a user name or a password in it") as caught:
+        load(environ(tmp_path, **{f"HELIOS_REGISTRY__{key}": value}))
+    assert "Nobody" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_a_named_file_must_exist(tmp_path):
     with pytest.raises(UsageError, match=r"nothing\.toml"):
         load(environ(tmp_path, HELIOS_CONFIG=str(tmp_path / "nothing.toml")))

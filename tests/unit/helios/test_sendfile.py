@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +66,28 @@ def test_a_client_that_goes_ends_it(file: BinaryIO, pair: tuple[socket.socket, s
     pair[1].close()
     sent, _ = run(file, pair[0], 0, len(CONTENT), None)
     assert sent < len(CONTENT)
+
+
+def test_a_client_that_goes_while_it_is_ended_is_no_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The turn under way is waited for; that the client has gone in it is nothing that asyncio should log."""
+    begun, go = threading.Event(), threading.Event()
+
+    def move(_sock: int, _position: int, _most: int) -> int:
+        begun.set()
+        go.wait(20)
+        raise ConnectionResetError
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            sending = asyncio.ensure_future(sendfile.drive(threads, pair[0].fileno(), move, 10))
+            assert await asyncio.to_thread(begun.wait, 20)
+            sending.cancel()
+            asyncio.get_running_loop().call_later(0.05, go.set)
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+
+    asyncio.run(main())
+    gc.collect()
 
 
 def test_a_client_that_takes_nothing_is_given_up(

@@ -378,6 +378,21 @@ def test_damage_is_found_and_named(registry: Registry) -> None:
     assert look(registry, repo=REPO).damaged == 1
 
 
+def test_a_sample_reads_its_share_of_the_chunks_and_looks_at_every_object(registry: Registry) -> None:
+    publish(registry, "org/m", tuple(range(1, 61)))
+    publish(registry, "org/other", (90, 91))
+    whole = look(registry)
+    assert whole.chunks == 62
+    path_of(registry, blob_key("public", recipe_of((90, 91)).blob)).unlink()
+    flip(path_of(registry, blob_key("public", recipe_of(tuple(range(1, 61))).blob)), 7)
+    none = look(registry, sample=0.0)
+    assert (none.objects, none.chunks, none.bytes) == (whole.objects, 0, 0)
+    assert [d.kind for d in none.damage] == ["missing"], "that an object is gone shows without reading anything"
+    looks = [look(registry, sample=0.25) for _ in range(60)]
+    assert 700 < sum(found.chunks for found in looks) < 1100, "a quarter of 60, sixty times: 900, give or take 26"
+    assert {len(found.damage) for found in looks} == {1, 2}, "some saw the chunk that is wrong, and some did not"
+
+
 def test_a_damaged_record_is_found(registry: Registry) -> None:
     publish(registry, "org/m", (1, 2, 3))
     keys = [key for key in registry.objects() if "/recipes/" in key or "/manifests/" in key]

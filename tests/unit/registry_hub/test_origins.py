@@ -1,11 +1,12 @@
 """Where an upstream may send us."""
 
+import base64
 import http.server
 import threading
 
 import pytest
 
-from helios.errors import IntegrityError
+from helios.errors import HeliosError, IntegrityError
 from helios.http.client import HttpClient
 from registry.pull.origins import Origins, target_of
 
@@ -38,6 +39,9 @@ def test_redirects_that_are_followed(here, location, leads_to):
         (HUB, "file:///etc/passwd", "http or https"),
         (HUB, "https://hf.co:x/", "no URL"),
         (HUB, "https://hf.co/a b", "malformed"),
+        (HUB, "http://[::1/", "no URL"),
+        (HUB, "//[x]/", "no URL"),
+        (HUB, "https://\u2100.hf.co/", "no URL"),
         ("http://10.0.0.1", "http://169.254.169.254/latest", "not allowed"),
         ("http://10.0.0.1", None, "never"),
     ],
@@ -57,6 +61,16 @@ def test_a_refused_host_names_the_setting():
     with pytest.raises(IntegrityError) as caught:
         origins.follow(origins.home, "https://s3.example/x")
     assert "'s3.example' to registry.upstream_redirects" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["https://bob:TellNobody@hf.co/x", "https://hf.co/a b?X-Amz-Signature=TellNobody",
+                                 "ftp://hf.co/a?sig=TellNobody", "https://hf.co:x/?sig=TellNobody"])  # fmt: skip
+def test_errors_tell_neither_credentials_nor_signatures(url):
+    """A signed address is a permission for whoever reads the log."""
+    with pytest.raises(IntegrityError) as caught:
+        target_of(url)
+    assert "hf.co" in caught.value.message
+    assert "TellNobody" not in caught.value.message
 
 
 def test_a_token_goes_to_the_very_origin_alone():
@@ -83,15 +97,19 @@ def proxy():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            seen.append((self.command, self.path))
+            self.note()
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
             self.wfile.write(b"ok")
 
         def do_CONNECT(self):
-            seen.append((self.command, self.path))
+            self.note()
             self.send_error(403)
+
+        def note(self):
+            login = self.headers.get("proxy-authorization")
+            seen.append((self.command, self.path, *([login] if login else [])))
 
         def log_message(self, *args):
             """``seen`` is the log."""
@@ -115,4 +133,21 @@ def test_a_proxy_that_the_environment_names_is_used(proxy, monkeypatch):
     assert seen == [("GET", "http://hub.example/a?b"), ("CONNECT", "cdn.example:8443")]
     assert isinstance(origins.client("http://near.example"), HttpClient)
     assert origins.client("http://near.example")._proxy is None
+    origins.close()
+
+
+def test_a_proxy_gets_its_password_and_nobody_else(proxy, monkeypatch):
+    """Neither the hosts behind it nor who reads what went wrong."""
+    url, seen = proxy
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, url.replace("//", "//bob:Tell%2FNobody@"))
+    login = "Basic " + base64.b64encode(b"bob:Tell/Nobody").decode()
+    origins = Origins("http://hub.example", timeout_s=5)
+    with origins.client("http://hub.example").request("GET", "/a") as answer:
+        assert answer.read() == b"ok"
+    with pytest.raises(HeliosError, match="can't be reached") as caught:
+        origins.client("https://cdn.example").request("GET", "/x")
+    assert "Nobody" not in str(caught.value)
+    assert login not in str(caught.value)
+    assert seen == [("GET", "http://hub.example/a", login), ("CONNECT", "cdn.example:443", login)]
     origins.close()

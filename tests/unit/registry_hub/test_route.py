@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
 
 from helios.config import TenantSettings
+from helios.errors import Unavailable
+from helios.metrics import RegistryMetrics
 from helios.names import RepoId
 from registry.access import Tenants
+from registry.app import Boundary
 from registry.hub.api import HubRoute
+from registry.hub.asked import Asked
 from registry.hub.reads import Reads
 from tests.support.xet_site import xet_parts
 
@@ -65,3 +70,34 @@ def test_the_prefix_says_whose_call_it_is(app):
     assert ask(app, "/t/other/api/models/org/m")[0] == 404
     assert ask(app, "/t/acme/api/models/org/m", "PATCH")[1]["allow"] == "GET, HEAD"
     assert ask(app, "/t/acme/nothing")[0] == 404
+
+
+GRANT = "9cZzTellNobody_-0"
+PUSH = "5f" * 16
+
+
+def test_an_upload_that_fails_leaves_its_address_in_no_log(caplog):
+    """The address is the permission: whoever reads the log must not be able to go on with the upload."""
+    where = f"/org/m.git/info/lfs/objects/part.{GRANT}"
+
+    async def broken(_asked: Asked) -> Response:
+        raise Unavailable(f"http://10.0.0.2:8470 did not answer PUT {where} in time")
+
+    app = Starlette(routes=[HubRoute(Tenants({}), [{"lfs-object": {"PUT": broken}, "lfs": {"POST": broken}}])])
+    assert ask(app, where, "PUT")[0] == 503
+    assert ask(app, "/org/m.git/info/lfs/objects/batch", "POST")[0] == 503
+    first, second = caplog.records
+    assert GRANT not in repr(vars(first))
+    assert (first.path, second.path) == ("/org/m.git/info/lfs/objects/***", "/org/m.git/info/lfs/objects/batch")
+
+
+def test_a_push_that_breaks_the_registry_leaves_its_number_in_no_log(caplog, expected_log_errors):
+    expected_log_errors("a request broke the registry")
+
+    async def broken(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise ZeroDivisionError
+
+    assert ask(Boundary(broken, RegistryMetrics()), f"/api/v1/pushes/{PUSH}/commit", "POST")[0] == 500
+    (record,) = caplog.records
+    assert record.path == "/api/v1/pushes/***/commit"
+    assert PUSH not in repr(vars(record))

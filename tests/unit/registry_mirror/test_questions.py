@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -50,6 +51,32 @@ def test_errors_are_for_all_who_asked(questions: Questions) -> None:
         return await asyncio.gather(*(questions.ask(("a",), work, 20) for _ in range(3)), return_exceptions=True)
 
     assert [type(error) for error in asyncio.run(main())] == [RepoNotFound] * 3
+
+
+def test_an_error_that_comes_too_late_is_nobodys_and_no_error_of_the_registry(questions: Questions) -> None:
+    """An upstream that says no after everybody has gone: asyncio would log it, at ERROR, when it is forgotten."""
+    answer, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        answer.wait(20)
+        ended.set()
+        raise RepoNotFound("there is none, after all")
+
+    async def main() -> None:
+        with pytest.raises(UpstreamUnavailable):
+            await questions.ask(("a",), work, 0.1)
+        leaver = asyncio.create_task(questions.ask(("a",), work, 20))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        answer.set()
+        assert await asyncio.to_thread(ended.wait, 20)
+        with pytest.raises(RepoNotFound):
+            await questions.ask(("a",), work, 20)
+        gc.collect()
+
+    asyncio.run(main())
+    gc.collect()
 
 
 def test_what_has_begun_goes_on_and_what_has_not_is_forgotten_when_nobody_waits(questions: Questions) -> None:
