@@ -745,7 +745,7 @@ def load(
 def without_credentials(url: str, what: str) -> str:
     """The address, which errors and logs may show then. Raises UsageError, without a word of it, if it has a user's
     name or a password in it: nobody would send them, and everybody would read them."""
-    if "@" in url.rpartition("://")[2].partition("/")[0]:
+    if "@" in url:
         raise UsageError(
             f"{what} has a user name or a password in it, which is not sent anywhere",
             hint="Tokens come from HF_TOKEN, HELIOS_TOKEN and files (docs/registry-access.md), a store's credentials "
