@@ -261,8 +261,8 @@ BENCHMARKS = {
         {"200_us_to_p99": 1.0},
     ),
     "router": Benchmark(
-        ("--seconds", "5", "--rounds", "3"),
-        ("--seconds", "1", "--rounds", "1"),
+        ("--seconds", "5", "--rounds", "3", "--workers", "4"),
+        ("--seconds", "1", "--rounds", "1", "--workers", "4"),
         router_ratios,
         {
             "requests_to_plain": 0.7,
@@ -279,8 +279,8 @@ BENCHMARKS = {
         {"flat": 0.95, "64_kb_to_stream": 1.0},
     ),
     "router_request": Benchmark(
-        (),
-        ("--requests", "500", "--runs", "5"),
+        ("--workers", "4"),
+        ("--workers", "4", "--requests", "500", "--runs", "5"),
         lambda result: {"40_us_to_request": 40.0 / result["median"]["prefix-cache, keys and limits"]["request_us"]},
         {"40_us_to_request": 1.0},
     ),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.common import ROOT
@@ -63,11 +63,13 @@ def nginx(
 ) -> Iterator[str]:
     """nginx with these ``location`` blocks, one of which answers ``/readyz``; yields its URL.
 
+    ``locations`` may hold whatever else a ``server`` block may: more ports to listen on, above all.
+
     Port 0: a free one. ``http`` is what else its ``http`` block holds.
     """
     if shutil.which("nginx") is None:
         raise SystemExit("nginx is missing: apt install nginx-light")
-    port = port or _free_port(address)
+    port = port or free_ports(1, address)[0]
     config = work / "nginx.conf"
     config.write_text(
         CONFIG.format(work=work, address=address, port=port, workers=workers, http=http, locations=locations)
@@ -83,6 +85,8 @@ def nginx(
         yield url
 
 
-def _free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as found:
-        return int(found.getsockname()[1])
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+    """Ports that nobody listens on, no two the same."""
+    with ExitStack() as held:
+        found = [held.enter_context(socket.create_server((address, 0))) for _ in range(count)]
+        return [int(one.getsockname()[1]) for one in found]

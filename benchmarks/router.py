@@ -1,8 +1,10 @@
 """The router beside a direct run against the same backend, a plain Starlette + aiohttp proxy, and other routers.
 
-The proxy under test has a core of its own; backend and load share another (where there are two). Ours runs with its
-default policy, keys, limits, metrics and a trace of each request (benchmarks/router_peers.py, which also says how to
-install the peers). Measured:
+The proxy under test has a core of its own; workers, load and the collector of spans share another (where there are
+two). Behind each are ``--workers`` workers, and prompts differ (benchmarks/router_prompts.py), so that a policy has
+something to decide. Ours runs with its default policy, keys, limits, metrics and traces (benchmarks/router_peers.py,
+which also says how to install the peers): spans of a share ``--trace-ratio`` of the requests go to a collector on
+loopback; the share of these that it got is shown, since the router drops what it can't send in time. Measured:
 
 - whole answers from nginx, asked for by wrk at 1 and at 32 connections: requests a second, p50 and p99, CPU of the
   proxy for each request;
@@ -15,7 +17,7 @@ what is said of peers is said of that. What is added to the time of one request 
 connection. Absolute figures do not travel between machines; ratios of one run do. With ``--processes N`` a router of N
 processes stands beside one of one, both on all cores: CPU of all its processes for each request.
 
-    python -m benchmarks.router [--seconds 5] [--rounds 3] [--processes 2] [--json FILE]
+    python -m benchmarks.router [--seconds 5] [--rounds 3] [--workers 4] [--trace-ratio 1] [--processes 2] [--json FILE]
 
 Needs nginx and wrk (Debian: nginx-light, wrk).
 """
@@ -32,22 +34,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from benchmarks.common import memory_of, save
+from benchmarks.nginx import free_ports
 from benchmarks.plots import draw
-from benchmarks.router_backend import BODY, EVENTS, STREAMED, Backend, answers, whole_answers
-from benchmarks.router_load import at_rate, closed, wrk
-from benchmarks.router_peers import COMPILED, PEERS, Proxy, compiled, installed, ours, plain, version
+from benchmarks.router_backend import EVENTS, answers, backends, whole_answers
+from benchmarks.router_collector import metrics_of, sent_of, sink
+from benchmarks.router_load import TooMany, at_rate, closed, wrk
+from benchmarks.router_peers import COMPILED, PEERS, RATIO, Proxy, compiled, installed, ours, plain, version
+from benchmarks.router_prompts import bodies
 
 Figures = dict[str, float]
 STREAMS = 64
 SHARES = (0.25, 0.5, 0.75)
 """Of what the best peer can take: the rates of the open loop."""
 CORES = os.sched_getaffinity(0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is measured: seconds of each phase, workers behind each proxy, the share of the requests whose spans our
+    router sends, and how many processes a second router of ours has (1: there is none)."""
+
+    seconds: float = 5
+    workers: int = 4
+    trace_ratio: float = RATIO
+    processes: int = 1
+
+    def __str__(self) -> str:
+        few = "one worker" if self.workers == 1 else f"{self.workers} workers"
+        share = f"spans of {self.trace_ratio:.4g} of the requests go to a collector on loopback"
+        return f"{few} behind each; router: {share if self.trace_ratio else 'no spans are recorded'}"
 
 
 def core(number: int) -> None:
@@ -102,9 +124,11 @@ def started(
 class Round:
     """All of them one after the other, then those that can take it at given rates."""
 
-    def __init__(self, work: Path, seconds: float, processes: int) -> None:
-        self.work, self.seconds, self.processes = work, seconds, processes
-        router, self.key = ours(work)
+    def __init__(self, work: Path, scene: Scene) -> None:
+        self.work, self.scene = work, scene
+        (self.collector,) = free_ports(1)
+        spans_to = f"http://127.0.0.1:{self.collector}" if scene.trace_ratio else ""
+        router, self.key = ours(work, spans_to, scene.trace_ratio)
         self.proxies: dict[str, Proxy] = {"router": router, "plain proxy": plain}
         if COMPILED.is_dir():
             self.proxies["router, compiled"] = compiled(router)
@@ -112,18 +136,24 @@ class Round:
         self.rows: dict[str, Figures] = {}
 
     def run(self) -> dict[str, Figures]:
-        backend_command = [sys.executable, "-m", "benchmarks.router_backend"]
-        with whole_answers(self.work) as whole, started(backend_command, 1) as (streaming, _):
-            self.rows["direct"] = self.whole("direct", whole, None)
+        here = [sys.executable, "-m"]
+        streams_of = [*here, "benchmarks.router_backend", "--workers", str(self.scene.workers)]
+        collector = [*here, "benchmarks.router_collector", str(self.collector)]
+        with (
+            whole_answers(self.work, self.scene.workers) as whole,
+            started(streams_of, 1) as (streaming, _),
+            started(collector, 1),
+        ):
+            self.rows["direct"] = self.whole("direct", whole[0], None)
             for name, proxy in self.proxies.items():
                 command, url = proxy(whole)
                 with started(command, 0, url, self.key) as (where, pid):
                     row = self.whole(name, where, pid)
-                command, url = proxy(streaming)
+                command, url = proxy(streaming.split())
                 with started(command, 0, url, self.key) as (where, pid):
                     row |= self.streams(where, pid)
                 self.rows[name] = row
-            for count in (1, self.processes) if self.processes > 1 else ():  # both on all cores
+            for count in (1, self.scene.processes) if self.scene.processes > 1 else ():  # both on all cores
                 name = f"router, {count} pr."
                 command = [*self.proxies["router"](whole)[0], "--processes", str(count)]
                 with started(command, 0, pinned=False) as (where, pid):
@@ -133,72 +163,85 @@ class Round:
             rate = share * best
             for name in self.rows.keys() & {"direct", *self.proxies}:
                 if self.rows[name]["rps_32"] > 1.1 * rate:  # else it is too much for it
-                    waited = uvloop.run(self.waits(self.proxies.get(name), rate))
+                    try:
+                        waited = uvloop.run(self.waits(self.proxies.get(name), rate))
+                    except TooMany as error:  # a busy machine: the figures of all others are worth keeping
+                        print(f"  {name}: {error}", file=sys.stderr, flush=True)
+                        continue
                     self.rows[name] |= {f"{key}_at_{share:g}": ms for key, ms in waited.items()}
         return self.rows
 
     def whole(self, name: str, url: str, pid: int | None) -> Figures:
         out: Figures = {}
-        wrk(url, BODY, self.key, 8, 1, self.work)  # warm up
+        wrk(url, bodies(), self.key, 8, 1, self.work)  # warm up
         for connections in (1, 32):
             before = cpu_s(pid) if pid else 0.0
-            seen = wrk(url, BODY, self.key, connections, self.seconds, self.work)
+            seen = wrk(url, bodies(), self.key, connections, self.scene.seconds, self.work)
             out[f"rps_{connections}"] = seen.rate
             out[f"p50_ms_{connections}"] = seen.p50_s * 1e3
             out[f"p99_ms_{connections}"] = seen.p99_s * 1e3
             if pid:
                 out[f"cpu_us_{connections}"] = (cpu_s(pid) - before) / seen.requests * 1e6
+        if name.startswith("router") and (sent := sent_of(metrics_of(url))) is not None:
+            out["spans_sent"] = sent
         print(f"  {name}: {out['rps_32']:.0f} requests/s", file=sys.stderr, flush=True)
         return out
 
     def streams(self, url: str, pid: int) -> Figures:
-        uvloop.run(closed(url, STREAMED, 8, 0.5, self.key))
+        asked = bodies(stream=True)
+        uvloop.run(closed(url, asked, 8, 0.5, self.key))
         before = cpu_s(pid)
-        count = len(uvloop.run(closed(url, STREAMED, STREAMS, self.seconds, self.key)))
+        count = len(uvloop.run(closed(url, asked, STREAMS, self.scene.seconds, self.key)))
         memory = sum(map(memory_of, family(pid))) / 1e6
         return {"cpu_us_event": (cpu_s(pid) - before) / (count * EVENTS) * 1e6, "memory_mb": memory}
 
     async def waits(self, proxy: Proxy | None, rate: float) -> Figures:
         """What a request waits at a rate, in milliseconds; without a proxy where there is none.
 
-        The backend is in this process: two processes that share a core would wait for each other's turns.
+        Workers and collector are in this process: processes that share a core would wait for each other's turns.
         """
-        server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        process = None
-        try:
-            if proxy is not None:
-                command, where = proxy(url)
-                process = await asyncio.to_thread(spawned, command, 0, not where)
-                url = where or (await asyncio.to_thread(process.stdout.readline)).strip() if process.stdout else where
-            await answers(url, self.key)
-            await closed(url, BODY, 8, 0.5, self.key)
-            times = sorted(await at_rate(url, BODY, rate, self.seconds, self.key))
-        finally:
-            if process is not None:
-                process.terminate()
-                await asyncio.to_thread(process.wait)
-            server.close()
+        async with backends(self.scene.workers) as workers:
+            collector = await sink(self.collector)
+            process, url = None, workers[0]
+            try:
+                if proxy is not None:
+                    command, where = proxy(workers)
+                    process = await asyncio.to_thread(spawned, command, 0, not where)
+                    out = process.stdout
+                    url = where or (await asyncio.to_thread(out.readline)).strip() if out else where
+                await answers(url, self.key)
+                await closed(url, bodies(), 8, 0.5, self.key)
+                times = sorted(await at_rate(url, bodies(), rate, self.scene.seconds, self.key))
+            finally:
+                if process is not None:
+                    process.terminate()
+                    await asyncio.to_thread(process.wait)
+                collector.close()
         return {name: times[int(len(times) * q)] * 1e3 for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=Scene.seconds)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=Scene.workers, help="behind each proxy")
+    share = "share of the requests whose spans our router sends to a collector; 0: none"
+    parser.add_argument("--trace-ratio", type=float, default=RATIO, help=share)
+    parser.add_argument("--processes", type=int, default=Scene.processes)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     core(1)
+    scene = Scene(args.seconds, args.workers, args.trace_ratio, args.processes)
     rounds = []
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="helios-bench-") as work:
-            rounds.append(Round(Path(work), args.seconds, args.processes).run())
-    report(rounds, args.processes, args.json)
+            rounds.append(Round(Path(work), scene).run())
+    report(rounds, scene, args.json)
 
 
 COLUMNS = (
     "rps_1", "p50_ms_1", "p99_ms_1", "rps_32", "p50_ms_32", "p99_ms_32", "cpu_us_32", "cpu_us_event", "memory_mb",
+    "spans_sent",
 )  # fmt: skip
 
 
@@ -208,11 +251,12 @@ def table(rows: dict[str, Figures], columns: tuple[str, ...]) -> None:
         print(f"{name:16}" + "".join(f"{row[c]:14.2f}" if c in row else f"{'-':>14}" for c in columns))
 
 
-def report(rounds: list[dict[str, Figures]], processes: int, out: Path | None) -> None:
+def report(rounds: list[dict[str, Figures]], scene: Scene, out: Path | None) -> None:
     median = {
         name: {k: statistics.median(r[name][k] for r in rounds if k in r[name]) for k in rounds[0][name]}
         for name in rounds[0]
     }
+    print(scene)
     table(median, COLUMNS)
     for share in SHARES:
         if f"p50_at_{share:g}" in median["direct"]:
@@ -225,8 +269,8 @@ def report(rounds: list[dict[str, Figures]], processes: int, out: Path | None) -
         "requests_to_best_peer": 2, "event_cpu_to_best_peer": 0.8, "p99_to_best_peer": 1,
         "cpu_of_several_processes": 1.1,
     }  # fmt: skip
-    if processes > 1:
-        both = [(r[f"router, {processes} pr."], r["router, 1 pr."]) for r in rounds]  # one after the other
+    if scene.processes > 1:
+        both = [(r[f"router, {scene.processes} pr."], r["router, 1 pr."]) for r in rounds]  # one after the other
         ratios["cpu_of_several_processes"] = statistics.median(n["cpu_us_32"] / one["cpu_us_32"] for n, one in both)
     for name, ratio in ratios.items():
         target = f" (target {targets[name]:g})" if name in targets else ""
@@ -235,6 +279,7 @@ def report(rounds: list[dict[str, Figures]], processes: int, out: Path | None) -
         "benchmark": "router",
         "time": int(time.time()),
         "cores": len(CORES),
+        "scene": asdict(scene),
         "versions": {name: version(name) for name in installed()},
         "rounds": rounds,
         "median": {**ratios, "added_ms": added, "table": median},

@@ -1,7 +1,8 @@
 """What stands behind the proxies that are measured, and the plainest of them.
 
 The backend is a vLLM that answers at once: a protocol on uvloop with one fixed answer, or a stream of events at a fixed
-pace. Whole answers come from nginx instead, which takes less of the core that it shares with the load.
+pace. Whole answers come from nginx instead, which takes less of the core that it shares with the load. Several workers
+are one process that listens on several ports, so that their number takes nothing of that core.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from benchmarks.nginx import nginx
+from benchmarks.nginx import free_ports, nginx
 
 BODY = json.dumps(
     {"model": "m", "messages": [{"role": "user", "content": "x" * 500}], "max_tokens": 16, "temperature": 0}
@@ -92,22 +94,39 @@ class Backend(asyncio.Protocol):
         asyncio.get_running_loop().call_later(self.pace_s, self.step, left - 1)
 
 
-async def serve_backend(events: int, pace_s: float) -> None:
-    protocol = type("Paced", (Backend,), {"events": events, "pace_s": pace_s})
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0, backlog=4096)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
+@contextlib.asynccontextmanager
+async def backends(count: int, protocol: type[asyncio.Protocol] = Backend) -> AsyncIterator[list[str]]:
+    """So many workers in this process; their URLs."""
+    loop = asyncio.get_running_loop()
+    async with contextlib.AsyncExitStack() as stack:
+        urls = []
+        for _ in range(count):
+            server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=4096)
+            stack.callback(server.close)
+            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        yield urls
+
+
+async def serve_backends(count: int, events: int, pace_s: float) -> None:
+    """Until the process is ended; prints their URLs in one line."""
+    async with backends(count, type("Paced", (Backend,), {"events": events, "pace_s": pace_s})) as urls:
+        print(*urls, flush=True)
+        await asyncio.Event().wait()
 
 
 @contextlib.contextmanager
-def whole_answers(work: Path) -> Iterator[str]:
-    """nginx with the fixed answer for every path, one process on this process's cores; yields its URL."""
-    with nginx(work, LOCATIONS, workers=1) as url:
-        yield url
+def whole_answers(work: Path, count: int = 1) -> Iterator[list[str]]:
+    """nginx with the fixed answer for every path, one process on this process's cores, as so many workers; yields
+    their URLs."""
+    ports = free_ports(count)
+    others = "".join(f"listen 127.0.0.1:{port};\n" for port in ports[1:])
+    with nginx(work, others + LOCATIONS, port=ports[0], workers=1):
+        yield [f"http://127.0.0.1:{port}" for port in ports]
 
 
-def serve_plain(backend: str) -> None:
-    """What a proxy costs with the same libraries and nothing but copying: Starlette on uvicorn, and aiohttp."""
+def serve_plain(workers: Sequence[str]) -> None:
+    """What a proxy costs with the same libraries and nothing but copying, to the workers in turn: Starlette on uvicorn,
+    and aiohttp."""
     import aiohttp
     import uvicorn
     from starlette.applications import Starlette
@@ -124,10 +143,12 @@ def serve_plain(backend: str) -> None:
             print(url_of(sock, "127.0.0.1"), flush=True)
             yield
 
+    turns = itertools.cycle([f"{worker}/v1/chat/completions" for worker in workers])
+
     async def chat(request: Request) -> StreamingResponse:
         body = await request.body()
         headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "connection")}
-        answer = await request.app.state.session.post(backend + "/v1/chat/completions", data=body, headers=headers)
+        answer = await request.app.state.session.post(next(turns), data=body, headers=headers)
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
         return StreamingResponse(answer.content.iter_any(), answer.status, kept)
 
@@ -145,7 +166,7 @@ async def answers(url: str, key: str = "key", within_s: float = 120.0) -> None:
     until = time.monotonic() + within_s
     while True:
         try:
-            await closed(url, BODY, 1, 0, key)
+            await closed(url, (BODY,), 1, 0, key)
             return
         except (OSError, RuntimeError) as error:
             if time.monotonic() > until:
@@ -155,11 +176,12 @@ async def answers(url: str, key: str = "key", within_s: float = 120.0) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--plain", metavar="BACKEND", help="be the plain proxy of this backend")
+    parser.add_argument("--plain", metavar="WORKER", nargs="+", help="be the plain proxy of these workers")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--pace", type=float, default=PACE_S)
     args = parser.parse_args()
     if args.plain:
         serve_plain(args.plain)
     else:
-        uvloop.run(serve_backend(args.events, args.pace))
+        uvloop.run(serve_backends(args.workers, args.events, args.pace))

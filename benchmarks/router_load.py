@@ -1,12 +1,13 @@
 """Load on a proxy: in a closed loop (as fast as it answers; wrk for whole answers), and in an open one (at a rate).
 
 Only the open loop says what users wait: a closed one sends less while the proxy is slow. There a request's time begins
-when it was due, whether or not a connection was free.
+when it was due, whether or not a connection was free. ``bodies`` are sent one after the other, again and again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,15 +45,30 @@ class Hammered:
     p99_s: float
 
 
-def wrk(url: str, body: bytes, key: str, connections: int, seconds: float, work: Path) -> Hammered:
+def script_of(bodies: Sequence[bytes], key: str) -> str:
+    """For wrk, in Lua: its requests, made before the load begins. ``bodies`` are JSON in ASCII, without escapes."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", "Accept": "*/*"}
+    lines = ["local bodies = {", *(f"  {json.dumps(body.decode())}," for body in bodies), "}"]
+    lines += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+    lines += [
+        "local requests, turn = {}, 0",
+        "function init(args)",
+        '  for n, body in ipairs(bodies) do requests[n] = wrk.format("POST", nil, nil, body) end',
+        "end",
+        "function request()",
+        "  turn = turn % #requests + 1",
+        "  return requests[turn]",
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def wrk(url: str, bodies: Sequence[bytes], key: str, connections: int, seconds: float, work: Path) -> Hammered:
     """Whole answers as fast as they come, from one thread of wrk. Raises RuntimeError when any is not 2xx."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt install wrk")
     script = work / "request.lua"
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", "Accept": "*/*"}
-    lines = ['wrk.method = "POST"', f"wrk.body = {json.dumps(body.decode())}"]
-    lines += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
-    script.write_text("\n".join(lines) + "\n")
+    script.write_text(script_of(bodies, key))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script)]
     done = subprocess.run([*command, url + PATH], capture_output=True, text=True, timeout=seconds + 60, check=True)
     return parsed(done.stdout)
@@ -65,7 +82,13 @@ def parsed(text: str) -> Hammered:
     count, rate = re.search(r"(\d+) requests in", text), re.search(r"Requests/sec:\s+([\d.]+)", text)
     if count is None or rate is None or "50" not in times or "99" not in times:
         raise RuntimeError(f"wrk says nothing that is understood: {text}")
+    if count[1] == "0":
+        raise RuntimeError("nothing was answered: the proxy hangs, or gets no processor")
     return Hammered(int(count[1]), float(rate[1]), times["50"], times["99"])
+
+
+class TooMany(RuntimeError):
+    """A rate that cannot be held."""
 
 
 class Client(asyncio.Protocol):
@@ -82,7 +105,7 @@ class Client(asyncio.Protocol):
 
     def ask(self, began: float) -> None:
         self.began = began
-        self.transport.write(self.owner.request)
+        self.transport.write(next(self.owner.requests))
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
@@ -103,8 +126,8 @@ class Client(asyncio.Protocol):
 class Closed:
     """Each connection asks again as soon as it is answered."""
 
-    def __init__(self, request: bytes, seconds: float) -> None:
-        self.request, self.times = request, list[float]()
+    def __init__(self, requests: Sequence[bytes], seconds: float) -> None:
+        self.requests, self.times = itertools.cycle(requests), list[float]()
         self.until = time.perf_counter() + seconds
 
     def answered(self, client: Client, took: float) -> None:
@@ -119,8 +142,8 @@ class Closed:
 class Open:
     """Requests come at random moments, ``rate`` a second on average; who finds no connection free waits for one."""
 
-    def __init__(self, request: bytes) -> None:
-        self.request, self.times = request, list[float]()
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self.requests, self.times = itertools.cycle(requests), list[float]()
         self.free: deque[Client] = deque()
         self.due: deque[float] = deque()
 
@@ -144,9 +167,9 @@ async def _connect(url: str, owner: Closed | Open, count: int) -> list[Client]:
     return [(await loop.create_connection(lambda: Client(owner), host, int(port)))[1] for _ in range(count)]
 
 
-async def closed(url: str, body: bytes, connections: int, seconds: float, key: str = "key") -> list[float]:
+async def closed(url: str, bodies: Sequence[bytes], connections: int, seconds: float, key: str = "key") -> list[float]:
     """Seconds each request took."""
-    load = Closed(request_of(body, key), seconds)
+    load = Closed([request_of(body, key) for body in bodies], seconds)
     clients = await _connect(url, load, connections)
     for client in clients:
         client.ask(time.perf_counter())
@@ -155,10 +178,10 @@ async def closed(url: str, body: bytes, connections: int, seconds: float, key: s
 
 
 async def at_rate(
-    url: str, body: bytes, rate: float, seconds: float, key: str = "key", connections: int = 256
+    url: str, bodies: Sequence[bytes], rate: float, seconds: float, key: str = "key", connections: int = 256
 ) -> list[float]:
-    """Seconds each request took from when it was due."""
-    load, rng = Open(request_of(body, key)), random.Random(1)
+    """Seconds each request took from when it was due. Raises TooMany when some have no answer 10 s after the end."""
+    load, rng = Open([request_of(body, key) for body in bodies]), random.Random(1)
     clients = await _connect(url, load, connections)
     load.free.extend(clients)
     at = time.perf_counter()
@@ -172,7 +195,7 @@ async def at_rate(
     while len(load.free) < len(clients) and time.perf_counter() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     if load.due or len(load.free) < len(clients):
-        raise RuntimeError(f"{rate:.0f} requests a second are too many: {len(load.due)} still wait after 10 s")
+        raise TooMany(f"{rate:.0f} requests a second are too many: {len(load.due)} still wait after 10 s")
     for client in clients:
         client.transport.close()
     return load.times

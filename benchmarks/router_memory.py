@@ -2,8 +2,8 @@
 
 Streams bring an event a second each. What a stream takes is the growth of all the router's processes, divided; what is
 left when all clients have gone, all at once, is shown beside it. Then wrk asks for whole answers, as fast as they come;
-memory is looked at after each tenth. Ours runs as in benchmarks/router.py; peers stand beside it where they are
-installed.
+memory is looked at after each tenth. Ours runs as in benchmarks/router.py, but that it has one worker and no collector
+of its spans; peers stand beside it where they are installed.
 
     python -m benchmarks.router_memory [--streams 2000] [--requests 1000000] [--json FILE]
 
@@ -77,11 +77,11 @@ async def streams(url: str, key: str, count: int, pid: int) -> dict[str, float]:
 
 def requests(url: str, key: str, count: int, pid: int, work: Path) -> list[tuple[int, int]]:
     """Requests so far and memory in bytes, after each tenth of them."""
-    wrk(url, BODY, key, 32, 2, work)
-    rate = wrk(url, BODY, key, 32, 2, work).rate
+    wrk(url, (BODY,), key, 32, 2, work)
+    rate = wrk(url, (BODY,), key, 32, 2, work).rate
     done, rows = 0, list[tuple[int, int]]()
     while done < count:
-        done += wrk(url, BODY, key, 32, max(1.0, count / SLICES / rate), work).requests
+        done += wrk(url, (BODY,), key, 32, max(1.0, count / SLICES / rate), work).requests
         rows.append((done, memory(pid)))
     return rows
 
@@ -101,12 +101,12 @@ def main() -> None:
         router, key = ours(work)
         proxies = {"router": router} | {name: PEERS[name](work) for name in installed() if name != "litellm"}
         result["versions"] = {name: version(name) for name in proxies if name != "router"}
-        with started(backend, 1) as (streaming, _), whole_answers(work) as whole:
+        with started(backend, 1) as (streaming, _), whole_answers(work) as (whole,):
             for name, proxy in proxies.items():
-                command, url = proxy(streaming)
+                command, url = proxy([streaming])
                 with started(command, 0, url, key) as (where, pid):
                     row: dict[str, Any] = uvloop.run(streams(where, key, args.streams, pid))
-                command, url = proxy(whole)
+                command, url = proxy([whole])
                 with started(command, 0, url, key) as (where, pid):
                     row["requests"] = requests(where, key, args.requests, pid, work)
                 result[name] = row

@@ -1,10 +1,11 @@
 """What one relayed request costs in Python: the router's own code between two sockets that are none.
 
 Both ends are transports that keep nothing, so no kernel, no other process and no clock of theirs is in it: what is left
-is the work of parsing, admission, choosing, relaying and counting, in microseconds of this process's CPU. The fastest
-of many short runs counts: what disturbs only ever adds. With ``--profile`` it shows where the time goes.
+is the work of parsing, admission, choosing among ``--workers`` workers for prompts that differ
+(benchmarks/router_prompts.py), relaying and counting, in microseconds of this process's CPU. The fastest of many short
+runs counts: what disturbs only ever adds. With ``--profile`` it shows where the time goes.
 
-    python -m benchmarks.router_request [--requests 2000] [--runs 15] [--profile]
+    python -m benchmarks.router_request [--workers 4] [--requests 2000] [--runs 15] [--profile]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import itertools
 import pstats
 import ssl
 import statistics
@@ -24,8 +26,9 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks.common import save
-from benchmarks.router_backend import ANSWER, BODY, EVENT, STREAMED
+from benchmarks.router_backend import ANSWER, EVENT
 from benchmarks.router_load import request_of
+from benchmarks.router_prompts import bodies
 from helios.config import RouterSettings
 from helios.decoding import converted
 from helios.http.server import make_config
@@ -86,9 +89,22 @@ class Nowhere(asyncio.Transport):
     close = abort
 
 
-def settings_of(variant: str, work: Path) -> tuple[RouterSettings, str]:
+class ToWorker(Nowhere):
+    """A worker's end: says which one was asked last."""
+
+    def __init__(self, scene: Scene, connection: Connection) -> None:
+        super().__init__()
+        self.scene, self.connection = scene, connection
+
+    def write(self, data: Any) -> None:
+        self.scene.asked = self.connection
+        self.written += len(data)
+
+
+def settings_of(variant: str, work: Path, workers: int) -> tuple[RouterSettings, str]:
     """The settings and the key that clients send."""
-    given: dict[str, Any] = {"workers": [{"model": "m", "url": "http://127.0.0.1:1"}]}
+    urls = [f"http://127.0.0.1:{n + 1}" for n in range(workers)]
+    given: dict[str, Any] = {"workers": [{"model": "m", "url": url} for url in urls]}
     key = "key"
     if variant.startswith("round-robin"):
         given["policy"] = "round-robin"
@@ -102,7 +118,10 @@ def settings_of(variant: str, work: Path) -> tuple[RouterSettings, str]:
 
 
 class Scene:
-    """One client's connection and one worker's."""
+    """One client's connection and one of each worker."""
+
+    asked: Connection
+    """That of the worker that got the last request."""
 
     def __init__(self, settings: RouterSettings, key: str, processes: int = 1) -> None:
         async def gather() -> bytes | None:
@@ -113,41 +132,55 @@ class Scene:
             settings, ssl.create_default_context(), gather, lambda name: None, lambda model: None, lambda models: None,
             shared, lambda url: Health(time.monotonic), processes, say=None if processes == 1 else lambda word: None,
         )  # fmt: skip
-        (worker,) = router.workers.all
-        worker.health.judged(State.UP, "")
         config = make_config(router.app, http=relaying(router.relay, RAW_ROUTES), loop="uvloop", date_header=False)
         config.load()
         made: Any = config.http_protocol_class
         self.client = made(config, _server_state(), {}, asyncio.get_running_loop())
-        self.connection = Connection(router.relay.pool, worker)
-        self.to_client, self.to_worker = Nowhere(), Nowhere()
+        self.to_client, self.to_workers = Nowhere(), list[ToWorker]()
         self.client.connection_made(self.to_client)
-        self.connection.connection_made(self.to_worker)
-        router.relay.pool.keep(self.connection)
-        self.request, self.answer = request_of(BODY, key), HEAD + ANSWER
-        self.streamed = request_of(STREAMED, key)
+        for worker in router.workers.all:
+            worker.health.judged(State.UP, "")
+            connection = Connection(router.relay.pool, worker)
+            self.to_workers.append(ToWorker(self, connection))
+            connection.connection_made(self.to_workers[-1])
+            router.relay.pool.keep(connection)
+        self.requests = itertools.cycle([request_of(body, key) for body in bodies()])
+        self.streamed = itertools.cycle([request_of(body, key) for body in bodies(stream=True)])
+        self.answer = HEAD + ANSWER
 
     def one(self) -> None:
-        self.client.data_received(self.request)
-        self.connection.data_received(self.answer)
+        self.client.data_received(next(self.requests))
+        self.asked.data_received(self.answer)
 
     def stream(self) -> float:
         """A streamed answer; returns microseconds for each of its pieces."""
-        self.client.data_received(self.streamed)
-        self.connection.data_received(STREAM)
-        begin = time.process_time()
-        for _ in range(PIECES):
-            self.connection.data_received(PIECE)
-        took = time.process_time() - begin
-        self.connection.data_received(b"0\r\n\r\n")
+        self.client.data_received(next(self.streamed))
+        self.asked.data_received(STREAM)
+        took = self.passed(self.asked)
+        self.asked.data_received(b"0\r\n\r\n")
         return took / PIECES * 1e6
 
+    def passed(self, connection: Connection) -> float:
+        """Seconds that all pieces of one stream take."""
+        begin = time.process_time()
+        for _ in range(PIECES):
+            connection.data_received(PIECE)
+        return time.process_time() - begin
+
     def check(self) -> None:
-        before = self.to_client.written, self.to_worker.written
-        self.one()
-        got, sent = self.to_client.written - before[0], self.to_worker.written - before[1]
-        if got < len(ANSWER) + 100 or sent < len(BODY) + 100:
-            raise SystemExit(f"nothing was relayed: {got} bytes to the client, {sent} to the worker")
+        """Ask for every prompt once. Raises SystemExit where answers fail, or some worker is never asked."""
+        for body in bodies():
+            before = self.to_client.written, self.sent()
+            self.one()
+            got, sent = self.to_client.written - before[0], self.sent() - before[1]
+            if got < len(ANSWER) + 100 or sent < len(body) + 100:
+                raise SystemExit(f"nothing was relayed: {got} bytes to the client, {sent} to the workers")
+        if idle := sum(not end.written for end in self.to_workers):
+            raise SystemExit(f"{idle} of {len(self.to_workers)} workers were never asked: nothing is decided")
+
+    def sent(self) -> int:
+        """Bytes to all workers."""
+        return sum(end.written for end in self.to_workers)
 
 
 def _server_state() -> Any:
@@ -156,12 +189,13 @@ def _server_state() -> Any:
     return ServerState()
 
 
-async def measure(variant: str, requests: int, runs: int, profile: bool) -> tuple[list[float], list[float]]:
+async def measure(
+    variant: str, workers: int, requests: int, runs: int, profile: bool
+) -> tuple[list[float], list[float]]:
     """Microseconds a request, and a piece of a stream, for each run."""
     with tempfile.TemporaryDirectory(prefix="helios-bench-") as work:
-        scene = Scene(*settings_of(variant, Path(work)), 2 if variant.endswith("of two") else 1)
-        for _ in range(20):
-            scene.check()
+        scene = Scene(*settings_of(variant, Path(work), workers), 2 if variant.endswith("of two") else 1)
+        scene.check()
         if profile:
             shown(scene, requests)
         times, pieces = [], []
@@ -189,21 +223,23 @@ def shown(scene: Scene, requests: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--profile", action="store_true", help="of the last variant")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = {}
+    print(f"{args.workers} worker{'s' * (args.workers > 1)} behind the router")
     for variant in VARIANTS:
         profile = args.profile and variant == VARIANTS[-1]
-        times, pieces = uvloop.run(measure(variant, args.requests, args.runs, profile))
+        times, pieces = uvloop.run(measure(variant, args.workers, args.requests, args.runs, profile))
         rows[variant] = {"request_us": min(times), "median_us": statistics.median(times), "piece_us": min(pieces)}
         shown_as = (
             f"a request {min(times):6.1f} us (median {statistics.median(times):6.1f}), a piece {min(pieces):5.2f} us"
         )
         print(f"{variant:32} {shown_as}")
-    result = {"benchmark": "router_request", "time": int(time.time()), "median": rows}
+    result = {"benchmark": "router_request", "time": int(time.time()), "workers": args.workers, "median": rows}
     print(f"written to {save(result, args.json)}", file=sys.stderr)
 
 

@@ -30,9 +30,11 @@ def test_all_figures_are_in_table_json_and_plots(
     monkeypatch.setattr(router, "installed", lambda: ["peer"])
     monkeypatch.setattr(router, "version", lambda name: "1.0")
     rounds = [{name: row(name, n + number) for n, name in enumerate(NAMES)} for number in (1, 2, 3)]
-    router.report(rounds, 1, tmp_path / "out.json")
+    router.report(rounds, router.Scene(workers=3, trace_ratio=0.1), tmp_path / "out.json")
     said = capsys.readouterr()
     assert "p999_at_0.5" in said.out
+    assert "3 workers behind each; router: spans of 0.1 of the requests" in said.out
+    assert json.loads((tmp_path / "out.json").read_text())["scene"]["workers"] == 3
     assert "requests to best peer: " in said.out
     assert json.loads((tmp_path / "out.json").read_text())["median"]["table"]["router"] == row("router", 4)
     drawn = {path.name: "".join(ElementTree.parse(path).getroot().itertext()) for path in tmp_path.glob("*.svg")}
