@@ -111,6 +111,7 @@ async def test_a_damaged_object_in_the_store(
 ) -> None:
     """Bit rot under the registry: those bytes are never read, all others are; once they are right they are read."""
     expected_log_errors("a chunk is corrupt")
+    registry.expect_errors("a chunk in the store is damaged")
     wants = await trio.to_thread.run_sync(published, registry, models)
     want = wants[BASE, "model.safetensors"]
     data = (models[BASE] / "model.safetensors").read_bytes()
