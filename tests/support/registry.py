@@ -25,6 +25,9 @@ _CRASH = re.compile(
 )
 """What Python prints of an error that nobody caught, up to the next record."""
 
+UNWATCHED = ""
+"""For ``errors``, and found in every line: where nobody has yet seen what the registries of a module log."""
+
 
 @dataclass
 class Running:
