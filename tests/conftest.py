@@ -273,6 +273,10 @@ class Helios:
     environ: Mapping[str, str]
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
+    @property
+    def home(self) -> Path:
+        return Path(self.environ["HELIOS_HOME"])
+
     def __call__(
         self,
         *args: str | Path,

@@ -467,6 +467,7 @@ def test_a_corrupt_chunk_is_never_delivered(
     with heliosfs.client.connect(registry=site.registry.url, home=tmp_path / "own") as store:
         model = store.resolve("org/damaged")
         stored = next(p for p in site.home.store.rglob(model.files["w.bin"].sha256) if p.is_file())
+        site.registry.expect_errors(f"a chunk in the store is damaged.*{model.files['w.bin'].sha256}")
         flip(stored, 5 * MIB)
         with model.open("w.bin") as file:
             for call in (lambda: file.read(5 * MIB, 10), lambda: file.read(), lambda: model.warm()):

@@ -114,6 +114,7 @@ async def test_a_damaged_object_in_the_store(
     wants = await trio.to_thread.run_sync(published, registry, models)
     want = wants[BASE, "model.safetensors"]
     data = (models[BASE] / "model.safetensors").read_bytes()
+    registry.expect_errors(f"a chunk in the store is damaged.*{want.sha256}")
     stored = next(path for path in helios_home.store.rglob(want.sha256) if path.is_file())
     stored.chmod(0o644)
     at = 20 * MIB

@@ -16,7 +16,6 @@ from tests.support.mirror_site import (
     ask,
     fresh_files,
     fresh_name,
-    log_of,
     mirror,
     own_site,
     renewed,
@@ -263,7 +262,7 @@ def test_restricted_repositories_need_the_callers_own_token(site, how, wait_for)
     assert len(site.hub.seen) == asked, "a permission is believed for a while"
     assert json.loads(site.api(token=TOKEN).body)["gated"] == "auto"
     assert site.api(f"/xet-read-token/{commit}", token=TOKEN).status == 200
-    log = log_of(site.helios).read_text()
+    log = site.registry.log.read_text()
     assert f'"repo": "models/{site.repo}"' in log, "there is a log, and what was done is in it"
     database = b"".join(path.read_bytes() for path in (site.helios.home / "registry").glob("metadata.db*"))
     assert site.repo not in ask(site.registry.url, "/api/models?limit=1000").body.decode(), "nor is it listed"

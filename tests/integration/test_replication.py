@@ -38,6 +38,7 @@ class Other:
     """The ``helios`` command in a home of its own."""
 
     def __init__(self, helios, home, **environ):
+        self.home = home
         self._helios, self._environ = helios, {"HELIOS_HOME": str(home), **environ}
 
     def start(self, *args, **options):

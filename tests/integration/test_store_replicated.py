@@ -328,7 +328,7 @@ def test_a_registry_heals_what_nodes_and_clients_find(helios, helios_home, tmp_p
     other = random.Random(8).randbytes(5_000_000)
     environ = {"HELIOS_REGISTRY__REPLICAS": json.dumps([str(tmp_path / "copy")])}
     helios.environ = {**helios.environ, **environ}
-    with running_registry(helios) as registry:
+    with running_registry(helios, errors="a copy is damaged") as registry:
         urls = {"HELIOS_REGISTRY__URLS": registry.url, "HELIOS_HOME": str(tmp_path / "node")}
         model = write(tmp_path / "model", {"data.bin": data, "other.bin": other})
         commit = helios("push", model, "org/m").out.strip()
@@ -395,7 +395,7 @@ def test_a_verification_repairs_from_the_other_directory(
     keys = {name: blob_key("public", hashlib.sha256(content).hexdigest()) for name, content in data.items()}
     env = {"HELIOS_REGISTRY__STORE": str(one), "HELIOS_REGISTRY__REPLICAS": json.dumps([str(two)])}
     helios.environ |= env
-    with running_registry(helios) as registry:
+    with running_registry(helios, errors="a copy is damaged") as registry:
         urls = {"HELIOS_REGISTRY__URLS": registry.url}
         helios("push", write(tmp_path / "model", data), "org/m", env=urls)
         tampered(one / keys["a.bin"], 5)

@@ -85,13 +85,13 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 @contextlib.contextmanager
-def hub_site(root: Path, **env: str) -> Iterator[Site]:
-    """The site, for as long as the block runs; ``env`` are settings of the registry."""
+def hub_site(root: Path, errors: str | None = None, **env: str) -> Iterator[Site]:
+    """The site, for as long as the block runs; ``env`` are settings of the registry, ``errors`` what it may log."""
     helios = Command(root / "home", **env)
     old = {**FILES, "weights.safetensors": safetensors(1), "old.txt": b"only in v1"}
     new = {**FILES, "weights.safetensors": safetensors(2)}
     tiny = tiny_llama(root / "models", shape=TinyShape(hidden=64, layers=2, intermediate=128))
-    with running_registry(helios) as registry:
+    with running_registry(helios, errors=errors) as registry:
         v1 = helios("push", str(write(root / "v1", old)), "org/m@v1", "-m", "The first\n\nwith more to say")
         helios("push", str(write(root / "v1", old)), "org/m@main", "-m", "The first\n\nwith more to say")
         main = helios("push", str(write(root / "new", new)), "org/m", "-m", "The second")

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from helios.errors import RepoNotFound
 from helios.names import RepoId
-from tests.conftest import error_lines
 from tests.support.command import Command
 from tests.support.postgres import Databases
 from tests.support.registry import Running, running_registry
@@ -137,14 +136,8 @@ def mirror(root: Path, hub_url: str, **env: str) -> Iterator[tuple[Command, Runn
         "HELIOS_REGISTRY__MIRROR_RULES": json.dumps(RULES),
     }
     helios = Command(root, **(settings | env))
-    with log_of(helios).open("ab") as log, running_registry(helios, stderr=log.fileno()) as registry:
+    with running_registry(helios) as registry:
         yield helios, registry
-    assert error_lines(log_of(helios)) == []
-
-
-def log_of(helios: Command) -> Path:
-    """The log of all registries that ``mirror`` has run on this home."""
-    return helios.home.with_name(f"{helios.home.name}.log")
 
 
 def fresh_name(org: str = "org") -> str:
