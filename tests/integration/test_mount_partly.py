@@ -58,7 +58,16 @@ class Partly:
         return os.pread(self.fd, size, offset)
 
     def counts(self) -> tuple[float, float, float, float]:
-        """READs in all, those answered by the event loop, those answered without it, bytes from the disk."""
+        """READs in all, those answered by the event loop, those answered without it, bytes from the disk.
+
+        A READ is answered before it is counted, so they are looked at until they stay.
+        """
+        found = self._looked()
+        while found != (again := self._looked()):
+            found = again
+        return found
+
+    def _looked(self) -> tuple[float, float, float, float]:
         return (
             self.mount.reads(),
             self.mount.metric("helios_mount_operation_seconds_count", operation="read"),
