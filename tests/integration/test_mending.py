@@ -42,6 +42,8 @@ def pulled(site: Site) -> Path:
 
 
 def weights_of(site: Site) -> Path:
+    """The object that is the model's weights, to be damaged."""
+    site.registry.expect_errors(f"a chunk in the store is damaged.*{sha(MODEL)}")
     home = Path(site.helios.env["HELIOS_HOME"])
     (found,) = (home / "store/public/blobs").rglob(sha(MODEL))
     return found
