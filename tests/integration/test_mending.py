@@ -21,6 +21,7 @@ pytestmark = pytest.mark.both_databases
 MIB = 1 << 20
 FILES = {"config.json": b"{}", "model.safetensors": weights(21 * MIB)}
 MODEL = FILES["model.safetensors"]
+DAMAGED = f"a chunk in the store is damaged.*{sha(MODEL)}"
 DEEP = range(10 * MIB, 10 * MIB + 100)
 
 
@@ -43,7 +44,7 @@ def pulled(site: Site) -> Path:
 
 def weights_of(site: Site) -> Path:
     """The object that is the model's weights, to be damaged."""
-    site.registry.expect_errors(f"a chunk in the store is damaged.*{sha(MODEL)}")
+    site.registry.expect_errors(DAMAGED)
     home = Path(site.helios.env["HELIOS_HOME"])
     (found,) = (home / "store/public/blobs").rglob(sha(MODEL))
     return found
@@ -160,5 +161,6 @@ def test_offline_the_error_says_so(opened) -> None:
     flip(pulled(site), DEEP[0])
     site.registry.kill()
     site = open_(files=FILES, HELIOS_REGISTRY__OFFLINE="true")
+    site.registry.expect_errors(DAMAGED)
     assert "the registry is offline" in reason(site)
     assert hub.requests("/resolve/") == []
