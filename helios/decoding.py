@@ -9,15 +9,26 @@ also spares looking at the type for each call.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import msgspec
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 _lock = threading.RLock()
 _json: dict[Any, msgspec.json.Decoder[Any]] = {}
 _msgpack: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def _made(known: dict[Any, D], make: Callable[[Any], D], kind: Any) -> D:
+    """The decoder that is kept for ``kind``, made if nobody else has made it meanwhile."""
+    with _lock:
+        found = known.get(kind)
+        if found is None:
+            found = known[kind] = make(kind)
+        return found
 
 
 @overload
@@ -26,13 +37,7 @@ def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]: ...
 def json_decoder(kind: Any) -> msgspec.json.Decoder[Any]: ...
 def json_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     """The decoder of JSON as ``kind``; always the same one. Raises TypeError for what msgspec can't decode."""
-    found = _json.get(kind)
-    if found is None:
-        with _lock:
-            found = _json.get(kind)
-            if found is None:
-                found = _json[kind] = msgspec.json.Decoder(kind)
-    return found
+    return _json.get(kind) or _made(_json, msgspec.json.Decoder, kind)
 
 
 @overload
@@ -41,13 +46,7 @@ def msgpack_decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]: ...
 def msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]: ...
 def msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
     """The decoder of MessagePack as ``kind``; always the same one."""
-    found = _msgpack.get(kind)
-    if found is None:
-        with _lock:
-            found = _msgpack.get(kind)
-            if found is None:
-                found = _msgpack[kind] = msgspec.msgpack.Decoder(kind)
-    return found
+    return _msgpack.get(kind) or _made(_msgpack, msgspec.msgpack.Decoder, kind)
 
 
 @overload
