@@ -30,7 +30,7 @@ from tests.support.command import Command
 from tests.support.front import Asked, Front, Strike, nothing
 from tests.support.hub_site import write
 from tests.support.ingest import seeded
-from tests.support.registry import UNWATCHED, Running, running_registry
+from tests.support.registry import Running, running_registry
 
 MIB = 1 << 20
 MEMORY = 400 * MIB
@@ -83,9 +83,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     root = tmp_path_factory.mktemp("hostile")
     with contextlib.ExitStack() as stack:
-        core = stack.enter_context(
-            running_registry(Command(root / "core", HELIOS_REGISTRY__OFFLINE="true"), errors=UNWATCHED)
-        )
+        core = stack.enter_context(running_registry(Command(root / "core", HELIOS_REGISTRY__OFFLINE="true")))
         front = stack.enter_context(Front(core.url))
         settings = {"PEERS": json.dumps([{"name": "core", "url": front.url}]), "OFFLINE": "true"}
         edge = Command(root / "edge", **{f"HELIOS_REGISTRY__{k}": v for k, v in settings.items()})

@@ -22,7 +22,6 @@ from tests.support.hub_clients import ROOT, VERSIONS
 from tests.support.hub_matrix import cases, run_cases
 from tests.support.hub_site import expected_tree, hub_site, write
 from tests.support.mirror_site import mirror
-from tests.support.registry import UNWATCHED
 
 CASES = "hub_read_cases.py"
 TENANTS = {"acme": {"owns": ["acme/*"]}}
@@ -34,7 +33,7 @@ def site(tmp_path_factory, databases):
     root = tmp_path_factory.mktemp("hub-clients")
     settings = {"HELIOS_REGISTRY__ADMIN_TOKENS": _admins(root), "HELIOS_REGISTRY__TENANTS": json.dumps(TENANTS)}
     settings |= databases()
-    with hub_site(root, errors=UNWATCHED, **settings) as found:
+    with hub_site(root, **settings) as found:
         many = {f"d{n % 3}/{n:04}": b"" for n in range(1200)}
         found.helios("push", str(write(root / "many", many)), "org/many")
         found.helios("push", str(root / "v1"), "org/m@refs/pr/1", "-m", "The first\n\nwith more to say")

@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import pytest
 from tests.support.balancer import Balancer
 from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.kill_journal import block
-from tests.support.registry import Running
+from tests.support.registry import Registries, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = """
@@ -43,29 +42,22 @@ class Site:
 
 @pytest.fixture
 def site(helios: Any, helios_home: Any, tmp_path: Path, postgres_url: str) -> Iterator[Site]:
-    started: list[subprocess.Popen[str]] = []
-
     def start(name: str) -> Running:
         settings = {"STORE": str(tmp_path / "store"), "DATABASE": postgres_url, "PROCESS_LEASE_S": "1.5"}
         environ = {f"HELIOS_REGISTRY__{key}": value for key, value in settings.items()}
+        environ["HELIOS_HOME"] = str(helios_home.root / name)
         command = [sys.executable, "-c", SMALLER, "registry", "--port", "0", "--json"]
 
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "HELIOS_HOME": str(helios_home.root / name), **environ},
-        )  # fmt: skip
-        started.append(process)
-        assert process.stdout is not None
-        return Running(process, json.loads(process.stdout.readline()))
+        def process(log: int) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environ}
+            )
 
-    yield Site(start)
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in started:
-        assert process.wait(20) in (0, -signal.SIGKILL)
-        assert process.stdout is not None
-        process.stdout.close()
+        (found,) = registries.start(process)
+        return found
+
+    with Registries(helios_home.root) as registries:
+        yield Site(start)
 
 
 def ask(registry: Running, method: str, path: str, data: bytes | dict[str, Any] | None = None) -> tuple[int, Any]:

@@ -229,7 +229,7 @@ def test_bytes_stream_before_the_file_is_whole_and_leavers_stop_nobody(site, wai
     assert site.get("model.safetensors").body == data
 
 
-def test_a_file_that_nobody_wants_any_more_may_be_left(alone):
+def test_downloads_may_be_told_not_to_finish_what_nobody_wants(alone):
     """registry.mirror_finish = false is told to the downloads; what they do then is tested in test_flights.py."""
     _, open_ = alone
     site = open_(HELIOS_REGISTRY__MIRROR_FINISH="false")

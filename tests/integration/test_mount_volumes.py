@@ -17,6 +17,8 @@ import pytest
 from helios.errors import Conflict, InvalidInput, NotFound, RepoNotFound, RevisionNotFound
 from helios.home import Home
 from helios.http.client import HttpClient
+from helios.names import RepoId
+from tests.support.command import Command
 from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.mounts import MODES, Mount, fails, kill, mounted, push, run, write
 from tests.support.registry import running_registry
@@ -302,16 +304,36 @@ def test_volumes_made_while_the_daemon_is_killed_are_whole_or_not_there(helios_h
         assert (mnt / ".volumes" / acknowledged[-1] / "model/config.json").read_bytes() == OLD["config.json"]
 
 
-def test_the_registry_keeps_a_volumes_commit(helios, helios_home, tmp_path, wait_for):
-    with running_registry(helios) as registry:
+def test_the_registry_keeps_a_volumes_commit_through_collections(helios_home, tmp_path, wait_for):
+    """Nobody has read of it when its ref moves, and everything else goes at once."""
+    at_once = {
+        "HELIOS_REGISTRY__KEEP_HISTORY": "false",
+        "HELIOS_REGISTRY__KEEP_COMMITS_S": "0",
+        "HELIOS_REGISTRY__GC_GRACE_S": "0.5",
+        "HELIOS_REGISTRY__GC_EVERY_S": "0",
+        "HELIOS_REGISTRY__LEASE_S": "2",
+    }
+    helios = Command(tmp_path / "core", **at_once)
+    with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
         env = {"HELIOS_REGISTRY__URLS": registry.url}
+
+        def collect():
+            time.sleep(0.6)
+            *_, report = client.collect(dry_run=False, timeout_s=60)
+            return report["commits"]
+
         run(helios_home, "push", write(tmp_path / "old", OLD), "org/name", **env)
-        with mounted(helios_home, tmp_path / "mnt", **env) as mount, contextlib.closing(registry.client()) as client:
+        with mounted(helios_home, tmp_path / "mnt", **env) as mount:
             made = call(mount, "PUT", "v", {"model": "org/name"})
             wait_for(lambda: client.http.json("GET", "/api/v1/leases")["leases"], 20, what="the volume's lease")
             (lease,) = client.http.json("GET", "/api/v1/leases")["leases"]
             assert (lease["repo"], lease["commit"]) == ("models/org/name", made["commit"])
             assert lease["expires"] > time.time() + 24 * 3600
+            run(helios_home, "push", write(tmp_path / "new", NEW), "org/name", **env)
+            assert [collect() for _ in range(4)] == [2] * 4
+            assert contents(tmp_path / "mnt/.volumes/v/model") == OLD
+        client.lease(lease["holder"], RepoId.parse("org/name"), made["commit"], 0)
+        wait_for(lambda: collect() == 1, 30, what="the commit to go with the lease")
 
 
 def test_a_volume_is_readable_while_the_registry_is_down(helios, helios_home, tmp_path, wait_for):

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import pytest
 
 from helios.names import RepoId
 from tests.support.mirror_site import BLOCK, MB, Answer, ask, blob, sha
-from tests.support.registry import Running
+from tests.support.registry import Registries, Running
 from tests.support.upstream import Fault, Upstream
 
 REPO = "org/m"
@@ -57,7 +56,7 @@ class Site:
 
 @pytest.fixture
 def site(helios: Any, helios_home: Any, tmp_path: Path, postgres_url: str) -> Iterator[Site]:
-    with Upstream() as hub:
+    with Upstream() as hub, Registries(helios_home.root) as registries:
         data = blob(7, SIZE)
         hub.commit(REPO, {"model.bin": data, "config.json": b"{}"})
 
@@ -68,17 +67,13 @@ def site(helios: Any, helios_home: Any, tmp_path: Path, postgres_url: str) -> It
             }  # fmt: skip
             environ = {f"HELIOS_REGISTRY__{key}": value for key, value in (settings | env).items()}
             home = {"HELIOS_HOME": str(helios_home.root / name)}
-            process = helios.start(
-                "registry", "--port", "0", "--json", env=home | environ, stderr=subprocess.DEVNULL
-            )  # fmt: skip
-            return Running(process, json.loads(process.stdout.readline()))
+            env = home | environ
+            (found,) = registries.start(
+                lambda log: helios.start("registry", "--port", "0", "--json", env=env, stderr=log)
+            )
+            return found
 
         yield Site(hub, start, data)
-        for process in helios.started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in helios.started:
-            assert process.wait(20) in (0, -signal.SIGKILL)
         assert hub.violations == []
 
 

@@ -24,7 +24,7 @@ from helios.errors import Unavailable
 from helios.home import Home
 from helios.lockfile import held
 from helios.process import ProcessId
-from tests.support.registry import UNWATCHED, running_registry
+from tests.support.registry import running_registry
 
 ENDS_S = 15.0
 
@@ -133,7 +133,7 @@ def test_one_that_is_terminated_leaves_cleanly(helios_home: Home, ended: None) -
 
 
 def test_a_registry_of_its_own_is_used_and_guards_its_home(helios: Any, helios_home: Home) -> None:
-    with running_registry(helios, errors=UNWATCHED) as registry:
+    with running_registry(helios) as registry:
         with attached(helios_home) as found:
             assert found.urls == [registry.url]
         second = helios("registry", "--port", "0", code=1)
@@ -210,7 +210,7 @@ def test_when_it_dies_at_start_its_last_log_lines_are_shown(helios: Any, helios_
 
 def test_a_store_of_another_registry_is_refused(helios: Any, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    with running_registry(helios, "--store", store, errors=UNWATCHED):
+    with running_registry(helios, "--store", store):
         pass
     other = {"HELIOS_HOME": str(tmp_path / "other")}
     assert "belongs to another registry" in helios("registry", "--port", "0", "--store", store, env=other, code=1).err
@@ -224,7 +224,7 @@ def test_a_deep_home(helios: Any, tmp_path: Path, wait_for: Callable[..., None])
 
 
 def test_configured_urls_are_used_instead(helios: Any, helios_home: Home, tmp_path: Path) -> None:
-    with running_registry(helios, errors=UNWATCHED) as registry:
+    with running_registry(helios) as registry:
         other = Home(tmp_path / "elsewhere")
         config = Config(registry=RegistrySettings(urls=["http://127.0.0.1:9", registry.url]))
         with attach(config, other, os.environ) as found:

@@ -26,7 +26,7 @@ from heliosfs.store.content import CommitContent
 from heliosfs.store.manifest import Manifest
 from heliosfs.store.placement import PlacedBlob, Placement
 from heliosfs.store.recipe import Recipe
-from tests.support.registry import UNWATCHED, Running, running_registry
+from tests.support.registry import Running, running_registry
 
 pytestmark = pytest.mark.both_databases
 
@@ -36,7 +36,7 @@ WEIGHTS = random.Random(7).randbytes(9_000_001)
 
 @pytest.fixture
 def registry(helios: Any) -> Iterator[Running]:
-    with running_registry(helios, errors=UNWATCHED) as found:
+    with running_registry(helios) as found:
         yield found
 
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from registry.catalog import Catalog
 from registry.metadata.database import Database
 from registry.metadata.tables import processes
 from tests.support.postgres import running
-from tests.support.registry import Running
+from tests.support.registry import Registries, Running
 
 ONE = RepoId.parse("org/one")
 LEASE_S = "1.5"
@@ -47,23 +48,22 @@ class Group:
     url: str
     store: Path
     wait_for: Callable[..., None]
+    registries: Registries
 
     def start(self, *names: str) -> list[Running]:
         """Start processes, all at the same time; on an empty database they make its tables together."""
-        started = [
-            self.helios.start(
-                "registry", "--port", "0", "--json", "--store", self.store,
-                env={
-                    # Below the test's own home, where what is left behind is looked for.
-                    "HELIOS_HOME": str(self.root / name),
-                    "HELIOS_REGISTRY__DATABASE": self.url,
-                    "HELIOS_REGISTRY__PROCESS_LEASE_S": LEASE_S,
-                },
-                stderr=subprocess.DEVNULL,
-            )
-            for name in names
-        ]  # fmt: skip
-        return [Running(process, json.loads(process.stdout.readline())) for process in started]
+        return self.registries.start(*(partial(self._start, name) for name in names))
+
+    def _start(self, name: str, log: int) -> subprocess.Popen[str]:
+        environ = {
+            # Below the test's own home, where what is left behind is looked for.
+            "HELIOS_HOME": str(self.root / name),
+            "HELIOS_REGISTRY__DATABASE": self.url,
+            "HELIOS_REGISTRY__PROCESS_LEASE_S": LEASE_S,
+        }
+        command = ("registry", "--port", "0", "--json", "--store", self.store)
+        started: subprocess.Popen[str] = self.helios.start(*command, env=environ, stderr=log)
+        return started
 
     def check_whole(self, expected: set[str]) -> None:
         """These repositories are there, every commit reads back whole, and soon no object is unaccounted for."""
@@ -97,12 +97,8 @@ class Group:
 def group(
     helios: Any, helios_home: Any, tmp_path: Path, postgres_url: str, wait_for: Callable[..., None]
 ) -> Iterator[Group]:
-    yield Group(helios, helios_home.root, postgres_url, tmp_path / "store", wait_for)
-    for process in helios.started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in helios.started:
-        assert process.wait(20) in (0, -signal.SIGKILL)
+    with Registries(helios_home.root) as registries:
+        yield Group(helios, helios_home.root, postgres_url, tmp_path / "store", wait_for, registries)
 
 
 def files(directory: Path, seed: int, count: int = 3, size: int = 300_000) -> Path:

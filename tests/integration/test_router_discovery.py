@@ -17,7 +17,7 @@ from router.discovery.models import Name
 from router.discovery.progress import Phase
 from tests.support.hub_site import write
 from tests.support.mirror_site import MB, Site, own_site, shared_site
-from tests.support.registry import UNWATCHED, running_registry
+from tests.support.registry import running_registry
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_an_alias_is_resolved_followed_and_known_while_the_registry_is_away(tmp_
                     assert (await models.resolve(name)).commit == second
                 with pytest.raises(Unavailable):
                     await models.resolve(Name.parse("org/name@main"))
-                starting = running_registry(site.helios, "--port", port, errors=UNWATCHED)
+                starting = running_registry(site.helios, "--port", port)
                 await asyncio.to_thread(starting.__enter__)
                 try:
                     answer = await models.resolve(Name.parse(f"org/name@{first}"))

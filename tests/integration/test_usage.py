@@ -15,7 +15,7 @@ from tests.support.command import Command
 from tests.support.hub_clients import VERSIONS, run_client
 from tests.support.mirror_site import ask
 from tests.support.mounts import MODES, call, mounted, write
-from tests.support.registry import UNWATCHED, Running, running_registry
+from tests.support.registry import Running, running_registry
 
 pytestmark = pytest.mark.both_databases
 
@@ -26,7 +26,7 @@ SIZE = sum(map(len, FILES.values()))
 @pytest.fixture
 def site(tmp_path, databases):
     helios = Command(tmp_path / "home", **databases())
-    with running_registry(helios, errors=UNWATCHED) as registry:
+    with running_registry(helios) as registry:
         commit = helios("push", str(write(tmp_path / "model", FILES)), "org/m", "--registry", registry.url)
         yield helios, registry, commit
 
@@ -65,7 +65,7 @@ def test_downloads_of_the_hubs_clients_are_counted_and_survive_a_restart(site, t
     assert {row["node"] for row in told["rows"]} == {"127.0.0.1", "gpu-7"}
     registry.process.send_signal(signal.SIGTERM)
     registry.process.wait(15)
-    with running_registry(helios, errors=UNWATCHED) as again:
+    with running_registry(helios) as again:
         assert reads(again, "by=repo") == [{"repo": "models/org/m", "reads": 3, "bytes": SIZE + 200}]
 
 
@@ -83,7 +83,7 @@ def test_what_comes_to_an_older_client_over_xet_counts_for_its_revision(tmp_path
 def check_counts_of_xet(tmp_path: Path, version: str, settings: dict[str, str]) -> None:
     other = random.Random(2).randbytes(2_500_000)
     helios = Command(tmp_path / "home", HELIOS_REGISTRY__XET_MIN_GIB="0", **settings)
-    with running_registry(helios, errors=UNWATCHED) as registry:
+    with running_registry(helios) as registry:
         to = ("org/m", "--registry", registry.url)
         old = helios("push", str(write(tmp_path / "model", FILES)), *to)
         new = helios("push", str(write(tmp_path / "model", {**FILES, "weights.bin": other})), *to)
@@ -152,7 +152,7 @@ def test_a_question_that_is_wrong_is_refused(checked, query):
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory, databases):
-    with running_registry(Command(tmp_path_factory.mktemp("checked"), **databases()), errors=UNWATCHED) as registry:
+    with running_registry(Command(tmp_path_factory.mktemp("checked"), **databases())) as registry:
         yield registry
 
 
@@ -170,7 +170,7 @@ def post(registry: Running, body: bytes) -> tuple[int, str]:
 
 @pytest.mark.one_database
 @pytest.mark.fuse
-def test_a_node_evicts_by_the_class_that_the_registry_tells(site, tmp_path):
+def test_a_node_takes_over_the_class_that_the_registry_tells(site, tmp_path):
     helios, registry, _ = site
     url = ("--registry", registry.url)
     helios("priority", "org/m", "scratch", *url)

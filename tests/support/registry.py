@@ -8,9 +8,10 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -24,9 +25,6 @@ _CRASH = re.compile(
     re.MULTILINE,
 )
 """What Python prints of an error that nobody caught, up to the next record."""
-
-UNWATCHED = ""
-"""For ``errors``, and found in every line: where nobody has yet seen what the registries of a module log."""
 
 
 @dataclass
@@ -74,35 +72,66 @@ class Running:
         self.process.wait(10)
 
 
+Start = Callable[[int], "subprocess.Popen[str]"]
+"""Starts ``helios registry --json``, whose standard error is this descriptor."""
+
+
+class Registries:
+    """Registries that log to files beside ``home``, and end together: within 20 s of SIGTERM, with exit 0 unless they
+    were killed. In the end their logs may hold no error and no traceback, but for those in which the regular expression
+    ``errors`` is found, or one given to ``expect_errors``."""
+
+    def __init__(self, home: Path, errors: str | None = None) -> None:
+        self._home, self._errors = home, errors
+        self._running: list[Running] = []
+
+    def start(self, *starts: Start) -> list[Running]:
+        """Start processes, all at the same time."""
+        for start in starts:
+            log = _new_log(self._home)
+            with log.open("wb") as file:
+                process = start(file.fileno())
+            self._running.append(Running(process, {}, log, [] if self._errors is None else [self._errors]))
+        for one in self._running[-len(starts) :]:
+            assert one.process.stdout is not None
+            line = one.process.stdout.readline()
+            if not line:
+                code = one.process.wait(5)
+                pytest.fail(f"the registry did not start: exit {code}\n{one.log.read_text(errors='replace')}")
+            one.record = json.loads(line)
+        return self._running[-len(starts) :]
+
+    def __enter__(self) -> Registries:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        codes = self._end()
+        found = [f"{one.log.name}: {problem}" for one in self._running for problem in one.problems()]
+        if error is not None:
+            for problem in found:
+                error.add_note(problem)
+            return
+        assert all(code in (0, -signal.SIGKILL) for code in codes), codes
+        if found:
+            pytest.fail("registries have logged what no test expects:\n" + "\n".join(found), pytrace=False)
+
+    def _end(self) -> list[int]:
+        for one in self._running:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGTERM)
+        codes = []
+        for one in self._running:
+            codes.append(one.process.wait(20))
+            assert one.process.stdout is not None
+            one.process.stdout.close()
+        return codes
+
+
 @contextlib.contextmanager
 def running_registry(helios: Any, *args: str, errors: str | None = None) -> Iterator[Running]:
-    """Start one with a free port; at the end it must stop within 15 s of SIGTERM and exit 0, unless it was killed.
-
-    It logs to a file of its own beside ``helios.home``. In the end that may hold no error and no traceback, but for
-    those in which the regular expression ``errors`` is found, or one given to ``expect_errors``.
-    """
-    log = _new_log(helios.home)
-    with log.open("wb") as file:
-        process = helios.start("registry", "--port", "0", "--json", *args, stderr=file.fileno())
-    line = process.stdout.readline()
-    assert line, f"the registry did not start: exit {process.wait(5)}\n{log.read_text(errors='replace')}"
-    found = Running(process, json.loads(line), log, [] if errors is None else [errors])
-    try:
-        yield found
-    except Exception as error:
-        for problem in found.problems():
-            error.add_note(f"{log.name}: {problem}")
-        raise
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(15)
-        else:
-            code = process.returncode
-        process.stdout.close()
-    assert code in (0, -signal.SIGKILL)
-    if problems := found.problems():
-        pytest.fail(f"{log} has what no test expects:\n" + "\n".join(problems), pytrace=False)
+    """Start one with a free port, as ``Registries`` does."""
+    with Registries(helios.home, errors) as registries:
+        yield from registries.start(lambda log: helios.start("registry", "--port", "0", "--json", *args, stderr=log))
 
 
 def _new_log(home: Path) -> Path:
