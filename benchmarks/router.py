@@ -17,7 +17,8 @@ what is said of peers is said of that. What is added to the time of one request 
 connection. Absolute figures do not travel between machines; ratios of one run do. With ``--processes N`` a router of N
 processes stands beside one of one, both on all cores: CPU of all its processes for each request.
 
-    python -m benchmarks.router [--seconds 5] [--rounds 3] [--workers 4] [--trace-ratio 1] [--processes 2] [--json FILE]
+    python -m benchmarks.router [--seconds 5] [--rounds 3] [--workers 4] [--trace-ratio 1] [--processes 2]
+                                [--only PROXY]... [--json FILE]
 
 Needs nginx and wrk (Debian: nginx-light, wrk).
 """
@@ -65,6 +66,8 @@ class Scene:
     workers: int = 4
     trace_ratio: float = RATIO
     processes: int = 1
+    only: tuple[str, ...] = ()
+    """The proxies; none named: all there are."""
 
     def __str__(self) -> str:
         few = "one worker" if self.workers == 1 else f"{self.workers} workers"
@@ -133,6 +136,8 @@ class Round:
         if COMPILED.is_dir():
             self.proxies["router, compiled"] = compiled(router)
         self.proxies |= {name: PEERS[name](work) for name in installed()}
+        if scene.only:
+            self.proxies = {name: proxy for name, proxy in self.proxies.items() if name in scene.only}
         self.rows: dict[str, Figures] = {}
 
     def run(self) -> dict[str, Figures]:
@@ -158,7 +163,7 @@ class Round:
                 command = [*self.proxies["router"](whole)[0], "--processes", str(count)]
                 with started(command, 0, pinned=False) as (where, pid):
                     self.rows[name] = self.whole(name, where, pid)
-        best = max((self.rows[name]["rps_32"] for name in installed()), default=0.0)
+        best = max((self.rows[name]["rps_32"] for name in installed() if name in self.rows), default=0.0)
         for share in SHARES if best else ():
             rate = share * best
             for name in self.rows.keys() & {"direct", *self.proxies}:
@@ -228,10 +233,11 @@ def main() -> None:
     share = "share of the requests whose spans our router sends to a collector; 0: none"
     parser.add_argument("--trace-ratio", type=float, default=RATIO, help=share)
     parser.add_argument("--processes", type=int, default=Scene.processes)
+    parser.add_argument("--only", action="append", default=[], metavar="PROXY", help="measure these alone")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     core(1)
-    scene = Scene(args.seconds, args.workers, args.trace_ratio, args.processes)
+    scene = Scene(args.seconds, args.workers, args.trace_ratio, args.processes, tuple(args.only))
     rounds = []
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="helios-bench-") as work:
@@ -316,13 +322,13 @@ def plots_of(median: dict[str, Figures]) -> dict[str, tuple[str, str, Groups]]:
 
 def ratios_of(median: dict[str, Figures]) -> dict[str, float]:
     """What the targets are about."""
-    router, other = median.get("router, compiled", median["router"]), median["plain proxy"]
-    ratios = {
-        "requests_to_plain": other["cpu_us_32"] / router["cpu_us_32"],
-        "events_to_plain": other["cpu_us_event"] / router["cpu_us_event"],
-    }
-    peers = [median[name] for name in installed()]
-    if peers:
+    router, other = median.get("router, compiled", median.get("router")), median.get("plain proxy")
+    ratios = {}
+    if router and other:
+        ratios["requests_to_plain"] = other["cpu_us_32"] / router["cpu_us_32"]
+        ratios["events_to_plain"] = other["cpu_us_event"] / router["cpu_us_event"]
+    peers = [median[name] for name in installed() if name in median]
+    if router and peers:
         ratios["requests_to_best_peer"] = router["rps_32"] / max(row["rps_32"] for row in peers)
         ratios["event_cpu_to_best_peer"] = router["cpu_us_event"] / min(row["cpu_us_event"] for row in peers)
         half = [row["p99_at_0.5"] for row in peers if "p99_at_0.5" in row]

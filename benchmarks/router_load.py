@@ -35,6 +35,10 @@ def request_of(body: bytes, key: str = "key") -> bytes:
     ) + body
 
 
+PATIENCE_S: Final = 30
+"""How late an answer may be, in seconds: on a slow machine litellm takes longer than the 2 that wrk would wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hammered:
     """What wrk saw: requests in all and in a second; times in seconds."""
@@ -69,7 +73,10 @@ def wrk(url: str, bodies: Sequence[bytes], key: str, connections: int, seconds: 
         raise SystemExit("wrk is missing: apt install wrk")
     script = work / "request.lua"
     script.write_text(script_of(bodies, key))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script)]
+    command = [
+        "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", f"--timeout={PATIENCE_S}s", "--latency",
+        "-s", str(script),
+    ]  # fmt: skip
     done = subprocess.run([*command, url + PATH], capture_output=True, text=True, timeout=seconds + 60, check=True)
     return parsed(done.stdout)
 

@@ -22,14 +22,13 @@ from typing import Final
 
 from router.scheduling.hashing import draw
 from router.scheduling.homes import Homes
-from router.scheduling.marks import Mark
+from router.scheduling.marks import Marks
 from router.scheduling.request import BYTES_PER_TOKEN, Request
 from router.worker import Worker
 
 REQUEST_TOKENS: Final = 64
 """What a request in flight takes of a worker, in tokens to be computed: found with benchmarks/router_policies.py, where
 16 is too few and 256 changes little."""
-PREFIX_CHARS: Final = 1024
 
 
 class PrefixCache:
@@ -37,7 +36,7 @@ class PrefixCache:
 
     def __init__(self, homes: Homes, slack: float, now: Callable[[], float]) -> None:
         self._homes, self._slack, self._now = homes, slack, now
-        self._last: tuple[list[Mark], dict[int, int]] = ([], {})
+        self._last: tuple[Marks | None, dict[int, int]] = (None, {})
         """The marks that were looked up last, and what was found: a choice looks twice. Not the request itself, whose
         body may have many MiB: it would live on here where no worker is chosen after all."""
 
@@ -56,7 +55,7 @@ class PrefixCache:
         least = min(costs)
         near = [index for index, cost in enumerate(costs) if cost <= least + self._slack * prompt]
         scores = [(least + 1) / (cost + 1) for cost in costs]
-        if len(near) > 1 and (key := request.prefix_key(PREFIX_CHARS)) is not None:
+        if len(near) > 1 and (marks := request.marks()) is not None and (key := marks.own):
             owner = max(near, key=lambda index: draw(key, candidates[index].seed))
             scores = [score * 0.999 for score in scores]
             scores[owner] = 1.0
@@ -67,9 +66,10 @@ class PrefixCache:
         held = self.held(request).get(worker.home, 0)
         request.prefill = max(0, request.prompt_tokens - held)
         moment = int(self._now() * 1e6) or 1
-        for mark, _ in request.marks():
+        marks = request.marks()
+        for mark, _ in () if marks is None else marks.found:
             self._homes.add(mark, worker.home, moment)
-        self._last = ([], {})
+        self._last = (None, {})
 
     def held(self, request: Request) -> dict[int, int]:
         """The prompt's first tokens that workers have seen, by their homes."""
@@ -78,7 +78,7 @@ class PrefixCache:
         if last is marks:
             return found
         found = {}
-        for mark, size in marks:
+        for mark, size in () if marks is None else marks.found:
             homes = self._homes.of(mark)
             if not homes:
                 break  # nobody has more

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from router.relay.headers import Headers
 from router.relay.said import Fields
 from router.scheduling.keys import key_of
-from router.scheduling.marks import Mark, marks
+from router.scheduling.marks import Marks
 from router.scheduling.prompt import beginning
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Request:
         self.prefill = self.prompt_tokens
         """Tokens of the prompt that the chosen worker will have to compute, as far as the policy knows."""
         self._begins: dict[int, int | None] = {}
-        self._marks: list[Mark] | None = None
+        self._marks: Marks | None = None
         self._sessions: dict[tuple[bytes, str], int | None] = {}
 
     @property
@@ -71,10 +71,10 @@ class Request:
             self._begins[chars] = key_of(self.adapter or "", text) if text else None
         return self._begins[chars]
 
-    def marks(self) -> list[Mark]:
-        """What the prompt begins with, at several lengths, the shortest first; none where it has no text."""
-        if self._marks is None:
-            self._marks = [] if self.fields is None else marks(self.adapter or self.model, self.fields)
+    def marks(self) -> Marks | None:
+        """What the prompt begins with, at several lengths; None for a form."""
+        if self._marks is None and self.fields is not None:
+            self._marks = Marks(self.adapter or self.model, self.fields)
         return self._marks
 
     def session_key(self, header: bytes, field: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -10,7 +9,6 @@ from helios.config import TracingSettings
 from helios.errors import UsageError
 
 PATH: Final = "/v1/traces"
-NEEDED: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 def check(settings: TracingSettings) -> None:
@@ -23,11 +21,6 @@ def check(settings: TracingSettings) -> None:
     for name in ("queue", "interval_s", "timeout_s"):
         if getattr(settings, name) <= 0:
             raise UsageError(f"router.tracing.{name} must be more than 0, not {getattr(settings, name)}")
-    if not all(map(_is_there, NEEDED)):
-        raise UsageError(
-            "router.tracing.endpoint needs OpenTelemetry's SDK and its OTLP exporter, which are not installed",
-            hint="pip install 'helios-llm[otlp]'",
-        )
 
 
 def endpoint_of(settings: TracingSettings) -> str:
@@ -39,10 +32,3 @@ def endpoint_of(settings: TracingSettings) -> str:
             hint="Write http://HOST:4318, where it takes OTLP over HTTP.",
         )
     return settings.endpoint if url.path.strip("/") else settings.endpoint.rstrip("/") + PATH
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

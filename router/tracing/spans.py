@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Final
 from urllib.parse import urlsplit
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
-from opentelemetry.trace.status import Status, StatusCode
-
 from router.admission.usage import output_of, prompt_of
 from router.admission.usage_said import Usage
+from router.tracing.collector import pairs_of
+from router.tracing.otlp import CLIENT, SERVER, Envelope, Value, span
 from router.tracing.recorder import BROKEN_OFF, GONE, OTHER, Sending, Served, Spans
 
 OPERATIONS: Final = {
@@ -31,87 +27,88 @@ OPERATIONS: Final = {
 METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 """Those that OpenTelemetry knows: others are ``_OTHER``, so that clients can't make names."""
 VERSION: Final = metadata.version("helios-llm")
-SCOPE: Final = InstrumentationScope("helios.router", VERSION)
 RECONNECTED: Final = "stale_connection"
 """An event: the worker had closed the kept connection, and the same attempt went on with a new one."""
 _ERRORS: Final = 500
 _REFUSALS: Final = 400
 
-Attributes = dict[str, str | int | float | bool]
+Attributes = dict[str, Value]
 
 
-def resource() -> Resource:
+def envelope(environ: Mapping[str, str] = os.environ) -> Envelope:
     """This process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES count as everywhere."""
-    name = os.environ.get("OTEL_SERVICE_NAME", "helios-router")
+    said = pairs_of(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     instance = f"{socket.gethostname()}-{os.getpid()}"
-    return Resource.create({"service.name": name, "service.version": VERSION, "service.instance.id": instance})
+    own = {"service.name": "helios-router", "service.version": VERSION, "service.instance.id": instance}
+    name = environ.get("OTEL_SERVICE_NAME", "")
+    return Envelope({**own, **said, **({"service.name": name} if name else {})}, "helios.router", VERSION)
 
 
-def spans_of(request: Spans | Served, where: Resource, scheme: str) -> list[ReadableSpan]:
+def spans_of(request: Spans | Served, scheme: str) -> list[bytes]:
     """One for the request and one for each time that it was sent. ``scheme``: how clients speak to the router."""
     match request:
         case Spans():
-            return _relayed(request, where, scheme)
+            return _relayed(request, scheme)
         case Served():
-            return [_served(request, where, scheme)]
+            return [_served(request, scheme)]
 
 
-def _served(request: Served, where: Resource, scheme: str) -> ReadableSpan:
+def _served(request: Served, scheme: str) -> bytes:
     method = request.method if request.method in METHODS else OTHER
-    attributes: Attributes = {
-        "http.request.method": method, "url.path": request.path, "url.scheme": scheme,
-        "helios.request.id": request.identity.decode(),
-    }  # fmt: skip
+    attributes: Attributes = {"http.request.method": method, "url.scheme": scheme}
+    once: Attributes = {"url.path": request.path, "helios.request.id": request.identity.decode()}
     if method == OTHER:
-        attributes["http.request.method_original"] = request.method
+        once["http.request.method_original"] = request.method
     name = "HTTP" if method == OTHER else method
     if request.route:
         attributes["http.route"] = request.route
         name += f" {request.route}"
-    return _server(name, request, request.trace.id, request.trace.caller, where, attributes)
+    return _server(name, request, request.trace.id, request.trace.caller, attributes, once)
 
 
-def _relayed(request: Spans, where: Resource, scheme: str) -> list[ReadableSpan]:
+def _relayed(request: Spans, scheme: str) -> list[bytes]:
     answer, attempts = request.answer, request.attempts
     about = _about(request)
-    own = _context(request.trace, request.span)
     attributes: Attributes = {
         "http.request.method": "POST", "http.route": request.path, "url.path": request.path, "url.scheme": scheme,
-        "helios.request.id": request.identity.decode(), "helios.attempts": len(attempts),
-        **about, **_used(None if answer is None else answer.usage),
+        "helios.attempts": len(attempts), **about,
+    }  # fmt: skip
+    once: Attributes = {
+        "helios.request.id": request.identity.decode(), **_used(None if answer is None else answer.usage)
     }  # fmt: skip
     if request.whole_at and attempts:
-        attributes["helios.queue_wait"] = max(0.0, attempts[0].began - request.whole_at)
+        once["helios.queue_wait"] = max(0.0, attempts[0].began - request.whole_at)
     if answer is not None and answer.first_byte_at:
-        attributes["helios.time_to_first_byte"] = answer.first_byte_at - request.began
-    out = [_server(f"POST {request.path}", request, request.trace, request.caller, where, attributes)]
-    out.extend(_attempt(request, number, attempt, own, where, about) for number, attempt in enumerate(attempts))
+        once["helios.time_to_first_byte"] = answer.first_byte_at - request.began
+    out = [_server(f"POST {request.path}", request, request.trace, request.caller, attributes, once)]
+    out.extend(_attempt(request, number, attempt, about) for number, attempt in enumerate(attempts))
     return out
 
 
 def _server(
-    name: str, request: Spans | Served, trace: bytes, caller: bytes, where: Resource, attributes: Attributes
-) -> ReadableSpan:
+    name: str, request: Spans | Served, trace: bytes, caller: bytes, attributes: Attributes, once: Attributes
+) -> bytes:
     """``caller``: the client's span; empty where the trace is the router's."""
     if request.status:
         attributes["http.response.status_code"] = request.status
     error = GONE if request.gone else BROKEN_OFF if request.broken else ""
     if not error and request.status >= _ERRORS:
         error = str(request.status)
-    parent = _context(trace, caller, remote=True) if caller else None
+    if error:
+        attributes["error.type"] = error
     times = _ns(request, request.began), request.ended_ns
-    return _span(name, SpanKind.SERVER, _context(trace, request.span), parent, where, attributes, error, times)
+    return span(
+        name, SERVER, trace, request.span, caller, times, attributes, once, failed=bool(error), remote=bool(caller)
+    )
 
 
-def _attempt(
-    request: Spans, number: int, attempt: Sending, own: SpanContext, where: Resource, about: Attributes
-) -> ReadableSpan:
+def _attempt(request: Spans, number: int, attempt: Sending, about: Attributes) -> bytes:
     url = urlsplit(attempt.url)
     attributes: Attributes = {
         "http.request.method": "POST", "url.full": attempt.url + request.path, "server.address": url.hostname or "",
         "server.port": url.port or (443 if url.scheme == "https" else 80), **about,
-        **_used(attempt.usage),
     }  # fmt: skip
+    once: Attributes = _used(attempt.usage)
     if attempt.worker:
         attributes["gen_ai.provider.name"] = "vllm"
     if number:
@@ -122,29 +119,20 @@ def _attempt(
     if attempt.head is not None:
         attributes["http.response.status_code"] = attempt.status
         if attempt.first_byte_at and attempt.head.events:
-            attributes["gen_ai.response.time_to_first_chunk"] = attempt.first_byte_at - attempt.began
+            once["gen_ai.response.time_to_first_chunk"] = attempt.first_byte_at - attempt.began
         if attempt.status >= _REFUSALS:
             error = str(attempt.status)
-    events = []
-    if attempt.reconnected_at:
-        events.append(Event(RECONNECTED, timestamp=_ns(request, attempt.reconnected_at)))
-    operation = about.get("gen_ai.operation.name")
-    name = f"{operation} {request.model}" if operation else "POST"
-    times, span = (_ns(request, attempt.began), _ns(request, attempt.ended)), _context(request.trace, attempt.span)
-    return _span(name, SpanKind.CLIENT, span, own, where, attributes, error, times, events)
-
-
-def _span(
-    name: str, kind: SpanKind, own: SpanContext, parent: SpanContext | None, where: Resource, attributes: Attributes,
-    error: str, times: tuple[int, int], events: Sequence[Event] = (),
-) -> ReadableSpan:  # fmt: skip
-    """``times``: of its begin and its end, in nanoseconds."""
     if error:
         attributes["error.type"] = error
-    status = Status(StatusCode.ERROR) if error else Status(StatusCode.UNSET)
-    return ReadableSpan(
-        name, own, parent, where, attributes, events, kind=kind, status=status, start_time=times[0], end_time=times[1],
-        instrumentation_scope=SCOPE,
+    events = []
+    if attempt.reconnected_at:
+        events.append((RECONNECTED, _ns(request, attempt.reconnected_at)))
+    operation = about.get("gen_ai.operation.name")
+    name = f"{operation} {request.model}" if operation else "POST"
+    times = _ns(request, attempt.began), _ns(request, attempt.ended)
+    return span(
+        name, CLIENT, request.trace, attempt.span, request.span, times, attributes, once, failed=bool(error),
+        remote=False, events=events,
     )  # fmt: skip
 
 
@@ -164,10 +152,6 @@ def _used(usage: Usage | None) -> Attributes:
         return {}
     counts = {"gen_ai.usage.input_tokens": prompt_of(usage), "gen_ai.usage.output_tokens": output_of(usage)}
     return {name: count for name, count in counts.items() if count is not None}
-
-
-def _context(trace: bytes, span: bytes, *, remote: bool = False) -> SpanContext:
-    return SpanContext(int(trace, 16), int(span, 16), remote, TraceFlags(TraceFlags.SAMPLED))
 
 
 def _ns(request: Spans | Served, moment: float) -> int:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,7 +16,7 @@ from router import errors
 from router.answering import refusal
 from router.entrance import Entrance
 from router.tracing.recorder import Recorder
-from router.tracing.spans import resource, spans_of
+from router.tracing.spans import envelope, spans_of
 from tests.support.otlp import Collector, Span, take
 
 TRACE, CALLER = "7" * 32, "8" * 16
@@ -119,7 +118,7 @@ class Site:
         assert self.recorder is not None
         collector = Collector()
         for request in self.recorder.take(100):
-            take(collector, encode_spans(spans_of(request, resource(), "http")).SerializeToString())
+            take(collector, envelope().of(spans_of(request, "http")))
         assert collector.problems == []
         return collector.spans
 

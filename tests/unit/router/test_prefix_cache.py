@@ -17,7 +17,7 @@ from router.processes.sharing import Sharing
 from router.relay.fields import read
 from router.scheduling.configured import Tools, build
 from router.scheduling.homes import Homes, local
-from router.scheduling.marks import marks
+from router.scheduling.marks import Marks
 from router.scheduling.prefix_cache import PrefixCache
 from router.scheduling.request import Request
 from router.worker import Lease, Worker
@@ -113,7 +113,7 @@ def test_what_the_only_one_got_that_could_serve_is_remembered_unless_the_model_h
     one = Site(1, homes=(table := local(1024)))
     one.ask(SYSTEM)
     body = json.dumps({"model": "m", "messages": [{"role": "system", "content": SYSTEM}]}).encode()
-    assert not any(table.of(mark) for mark, _ in marks("m", read(body)))  # it would cost time, and be of no use
+    assert not any(table.of(mark) for mark, _ in Marks("m", read(body)).found)  # it would cost time, and be of no use
 
 
 def test_it_is_computed_elsewhere_once_waiting_costs_more() -> None:
@@ -219,11 +219,11 @@ def test_two_processes_remember_the_same_and_see_what_waits() -> None:
     ],
 )
 def test_prompts_that_differ_have_no_mark_in_common(one: dict[str, Any], other: dict[str, Any]) -> None:
-    found = [marks("m", read(json.dumps({"model": "m", **fields}).encode())) for fields in (one, other)]
+    found = [Marks("m", read(json.dumps({"model": "m", **fields}).encode())).found for fields in (one, other)]
     assert all(found)
     assert not set(found[0]) & set(found[1])
-    assert found[0] == marks("m", read(json.dumps({"model": "m", "user": "u", **one}).encode()))
-    assert not set(found[0]) & set(marks("adapter", read(json.dumps({"model": "m", **one}).encode())))
+    assert found[0] == Marks("m", read(json.dumps({"model": "m", "user": "u", **one}).encode())).found
+    assert not set(found[0]) & set(Marks("adapter", read(json.dumps({"model": "m", **one}).encode())).found)
 
 
 TEXTS = st.lists(st.text(max_size=40), min_size=1, max_size=5)
@@ -235,7 +235,7 @@ def test_marks_are_those_of_the_messages_that_are_the_same(
 ) -> None:
     def found(texts: list[str]) -> set[tuple[int, int]]:
         messages = [{"role": "user", "content": text * times} for text in texts]
-        return set(marks("m", read(json.dumps({"model": "m", "messages": messages}).encode())))
+        return set(Marks("m", read(json.dumps({"model": "m", "messages": messages}).encode())).found)
 
     whole, other = found(begin), found(begin[:shared] + rest)
     assert found(begin[:shared]) <= whole & other

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 from helios.config import HedgeSettings, HedgingSettings, RetrySettings, TracingSettings
 from helios.errors import UsageError
@@ -13,7 +12,7 @@ from router.relay.request_head import RequestHead
 from router.routes import ROUTES
 from router.tracing.recorder import Recorder
 from router.tracing.settings import check, endpoint_of
-from router.tracing.spans import resource, spans_of
+from router.tracing.spans import envelope, spans_of
 from tests.support.otlp import Collector, Span, take
 from tests.support.relaying import CHAT, EMBED, EVENT, EVENTS, LAST, FakeConnection, Scene
 
@@ -92,7 +91,7 @@ def seen(recorder: Recorder) -> list[Span]:
     """The spans of the one request that waits, as a collector sees them."""
     (request,) = recorder.take(2)
     collector = Collector()
-    take(collector, encode_spans(spans_of(request, resource(), "https")).SerializeToString())
+    take(collector, envelope().of(spans_of(request, "https")))
     assert collector.problems == []
     return collector.spans
 
