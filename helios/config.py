@@ -630,6 +630,22 @@ class TracingSettings(Section, frozen=True):
     """Longest that sending some takes, tries and pauses together, in seconds."""
 
 
+class DisaggregationSettings(Section, frozen=True):
+    """Prompts that workers with ``role = "prefill"`` compute for those with ``role = "decode"``
+    (docs/router-disaggregation.md)."""
+
+    connector: Literal["nixl"] = "nixl"
+    """vLLM's connector between the two."""
+    min_tokens: int = 256
+    """Prompts of which fewer tokens have to be computed, by the router's estimate, are computed where they are
+    answered."""
+    timeout_s: float = 30.0
+    """Longest wait for a prompt that is computed elsewhere, in seconds; then it is computed where it is answered."""
+    lease_s: float = 30.0
+    """How long a worker keeps what it has computed until somebody comes for it, in seconds: vLLM's
+    ``kv_lease_duration``."""
+
+
 class RouterSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8480
@@ -692,6 +708,7 @@ class RouterSettings(Section, frozen=True):
     admission: AdmissionSettings = AdmissionSettings()
     batches: BatchSettings = BatchSettings()
     tracing: TracingSettings = TracingSettings()
+    disaggregation: DisaggregationSettings = DisaggregationSettings()
 
 
 class LogSettings(Section, frozen=True):

@@ -26,6 +26,7 @@ from router.admission.line_words import ToOwner
 from router.admission.waking_elsewhere import WakingElsewhere
 from router.answering import refusal
 from router.catalog import Catalog
+from router.disaggregation.splits import Splits
 from router.drain import Drain
 from router.entrance import Entrance
 from router.errors import ApiError
@@ -88,6 +89,7 @@ class Router:
         )
         if self.scheduling.asks_index:
             self.relay.lookups = Lookups(index, settings.kv_events.wait_s, self.workers, self.metrics)
+        self.relay.splits = Splits(settings.disaggregation, self.relay)
         self._tracing: Exporter | None = None
         if settings.tracing.endpoint:
             from router.tracing.exporter import Exporter

@@ -314,6 +314,14 @@ class Workers:
         up = [worker for worker in able if worker.health.state is _UP]
         return admitted(up or [worker for worker in able if worker.health.usable])
 
+    def prefillers(self, model: str) -> list[Worker]:
+        """The workers that may compute prompts for others: those that are up and that nothing is held against."""
+        return [
+            worker for worker in self.of(model)
+            if worker.role == "prefill" and not (worker.cordoned or worker.unready)
+            and worker.health.state is _UP and worker.guard.admits()
+        ]  # fmt: skip
+
     def why_none(self, model: str) -> str:
         """Why no worker takes a request of the model."""
         reasons = {_why_not(worker) for worker in self.of(model) if worker.role != "prefill"}

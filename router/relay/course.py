@@ -21,6 +21,7 @@ from router.workers import Worker
 
 if TYPE_CHECKING:
     from router.admission.entry import Entry
+    from router.disaggregation.transfer import Transfer
     from router.kv.dialogue import Answer
     from router.relay.dispatch import Dispatch
     from router.relay.framing import Head
@@ -44,7 +45,7 @@ class Course:
 
     __slots__ = (
         "_fallbacks", "_give_up_at", "_indexed", "_placed", "_reason", "_relay", "_repeats", "_target", "_tried",
-        "body", "model", "request", "said", "spans",
+        "body", "model", "request", "said", "spans", "transfer",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, said: RequestHead) -> None:
@@ -58,6 +59,8 @@ class Course:
         """What a fallback's endpoint is sent."""
         self.request: Request | None = None
         """As scheduling sees it, from the first choice of a worker until an answer is here."""
+        self.transfer: Transfer | None = None
+        """What is known of its prompt's blocks, where another worker computes them."""
         self._tried: frozenset[Worker] = NOBODY
         self._repeats = 0
         self._give_up_at = 0.0
@@ -207,13 +210,13 @@ class Course:
 
     def answered(self, head: Head) -> None:
         """An answer has come that is passed on."""
-        self.request, self._indexed, self.body = None, None, b""  # they hold the request's body
+        self.over()
         if self._target is not None:
             self._target.mark(head)
 
     def over(self) -> None:
-        """The request is."""
-        self.request, self._indexed, self.body = None, None, b""
+        """Nothing of it is needed any more: these hold the request's body."""
+        self.request, self._indexed, self.body, self.transfer = None, None, b"", None
 
     # --- fallbacks ---
 
@@ -232,7 +235,7 @@ class Course:
         else:
             self.body = body
         self._target = target
-        self.request = self._indexed = None  # they are about the body that came
+        self.request = self._indexed = self.transfer = None  # they are about the body that came
         self._relay.resilience.fell_back(model, target)
         log.info("a request falls back", extra={"model": model, "to": target.name, **self.said.ids})
         return target

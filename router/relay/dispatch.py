@@ -1,11 +1,12 @@
 """One attempt at one worker, or at a fallback's endpoint, from the choice to the end of its answer.
 
-    CONNECTING -> WAITING -> RELAYING -> OVER
+    PREFILLING -> CONNECTING -> WAITING -> RELAYING -> OVER
 
-CONNECTING: a connection is being made. WAITING: the request was sent, no byte of the answer's body is here. RELAYING:
-it is. There is no task and no ``await`` in here: the connection drives it by calls, and ``Relay`` when its deadline
-has passed. What it holds (the count of the worker's load, its part of the guard's books, the connection) it holds from
-its making to ``end``, which gives all of it back once, whatever happened; every way out leads there.
+PREFILLING: another worker computes its prompt (``router.disaggregation``). CONNECTING: a connection is being made.
+WAITING: the request was sent, no byte of the answer's body is here. RELAYING: it is. There is no task and no ``await``
+in here: the connection drives it by calls, and ``Relay`` when its deadline has passed. What it holds (the count of the
+worker's load, its part of the guard's books, the connection) it holds from its making to ``end``, which gives all of it
+back once, whatever happened; every way out leads there.
 
 It decides nothing about the request: its owner is asked whether an answer's head counts (``begins``), and told of each
 failure. What the owner has taken goes on to the client from here, since that is done most often of all.
@@ -23,7 +24,7 @@ from router import errors
 from router.relay.ending import TAIL
 from router.relay.framing import Framing, Head
 from router.relay.race import Begun
-from router.relay.renaming import Renaming
+from router.relay.renaming import renamed
 from router.relay.upstream import Connecting, Connection, Taker
 from router.resilience.guard import Attempt
 from router.resilience.outcome import Outcome
@@ -32,6 +33,7 @@ from router.resilience.retry import Failure
 from router.workers import Lease, Worker
 
 if TYPE_CHECKING:
+    from router.disaggregation.prefill import Prefill
     from router.relay.course import Course
     from router.relay.delivery import Delivery
     from router.relay.exchange import Exchange
@@ -55,10 +57,11 @@ class Phase(Enum):
     WAITING = 1
     RELAYING = 2
     OVER = 3
+    PREFILLING = 4
 
 
 # Attributes of an Enum take as long to get as a method to call.
-CONNECTING, WAITING, RELAYING, OVER = Phase
+CONNECTING, WAITING, RELAYING, OVER, PREFILLING = Phase
 WELL: Final = Outcome.OK
 FAILED: Final = Outcome.FAILED
 GOOD: Final = int(HTTPStatus.OK)
@@ -69,8 +72,8 @@ class Dispatch:
 
     __slots__ = (
         "_attempt", "_connecting", "_connection", "_course", "_delivery", "_idle_s", "_intake", "_lease", "_owner",
-        "_relay", "_renewed", "_streamed", "deadline", "first_byte_at", "framing", "phase", "race", "sent_at", "span",
-        "to", "trace", "worker",
+        "_prefill", "_relay", "_renewed", "_streamed", "deadline", "first_byte_at", "framing", "phase", "race",
+        "sent_at", "span", "to", "trace", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +104,7 @@ class Dispatch:
         """The connection's; it stays when that is gone."""
         self._renewed = False
         """Whether a kept connection was stale, and a new one took its place."""
+        self._prefill: Prefill | None = None
         self.phase = CONNECTING
         self.race: Race | None = None
         """Where it may have another one beside it."""
@@ -133,7 +137,28 @@ class Dispatch:
         )  # fmt: skip
 
     def begin(self) -> None:
-        """Send the request, over a kept connection or a new one."""
+        """Send the request, when its prompt has been computed elsewhere if that is worth it."""
+        splits, worker = self._relay.splits, self.worker
+        if splits is not None and worker is not None and worker.role == "decode":
+            self.phase = PREFILLING
+            self._prefill = splits.begin(self._course, self._intake, worker, self._prefilled)
+            if self._prefill is not None:
+                self.deadline = self._prefill.deadline
+                if self._lease is not None:
+                    self._lease.computed()
+                return
+            self.phase = CONNECTING
+        self._go()
+
+    def _prefilled(self) -> None:
+        """What came of it is in ``course.transfer``."""
+        self._prefill, self.phase = None, CONNECTING
+        now = self.sent_at = self._relay.now()
+        self.deadline = now + self._relay.settings.first_byte_timeout_s
+        self._go()
+
+    def _go(self) -> None:
+        """Send it over a kept connection or a new one."""
         pool = self._relay.pool
         connection = pool.idle(self.to)
         if connection is None:
@@ -155,13 +180,17 @@ class Dispatch:
         else:
             relay = self._relay
             raw = relay.keys.in_place(said.headers, worker, ours=relay.authenticates)
+            content, transfer = intake.content, course.transfer
+            blocks = b"" if transfer is None else transfer.take(worker.revision)
             renames = relay.renames and said.route.named and not course.diverted
-            if delivery.held or renames:  # compressed, it would not fit its head, or hide the name
+            if delivery.held or renames or blocks:  # compressed, it would not fit its head, or hide the name
                 raw = [pair for pair in raw if pair[0] != b"accept-encoding"]
             if renames:
-                taker = Renaming(taker, intake.asked)
-            head = said.to_worker(worker, raw, intake.size, self.trace)
-            connection.ask(taker, head, intake.content, intake.spool, delivery.http11)
+                taker = renamed(taker, intake.asked)
+            if blocks and transfer is not None:
+                content, taker = blocks, transfer.passing(taker)
+            head = said.to_worker(worker, raw, len(blocks) or intake.size, self.trace)
+            connection.ask(taker, head, content, intake.spool, delivery.http11)
         if delivery.paused:
             connection.pause()
 
@@ -169,7 +198,12 @@ class Dispatch:
 
     def connected(self, connection: Connection) -> None:
         self._connecting = None
-        self._send(connection)
+        transfer = self._course.transfer
+        if transfer is not None and transfer.late:  # its prompt is computed once more
+            connection.abort()
+            self.begin()
+        else:
+            self._send(connection)
 
     def not_connected(self, reason: str) -> None:
         self._connecting = None
@@ -228,6 +262,8 @@ class Dispatch:
         if self.span is not None:
             self.span.reconnects(self._relay.now())
         self._course.once_more(self, "stale_connection", reason)
+        if self._course.transfer is not None:
+            self._course.transfer.give_back()
         self._connecting = self._relay.pool.connect(self.to, self)
 
     # --- what the relay says ---
@@ -236,7 +272,9 @@ class Dispatch:
         """The deadline has passed."""
         if self.phase is OVER:
             return
-        if self._delivery.paused:
+        if self._prefill is not None:
+            self._prefill.expire()
+        elif self._delivery.paused:
             self._owner.not_taken()
         elif self.phase is RELAYING:
             self._attempt.outcome = FAILED
@@ -294,6 +332,9 @@ class Dispatch:
         self.phase = OVER
         relay = self._relay
         relay.dispatches.discard(self)
+        if self._prefill is not None:
+            self._prefill.end()
+            self._prefill = None
         if self.span is not None:
             self.span.left(relay.now(), self.first_byte_at, self.whole)
         if self._connecting is not None:

@@ -23,6 +23,7 @@ from router.workers import Workers
 
 if TYPE_CHECKING:
     from router.admission.admission import Admission
+    from router.disaggregation.splits import Splits
     from router.kv.asking import Lookups
     from router.relay.dispatch import Dispatch
     from router.relay.exchange import Exchange
@@ -77,6 +78,8 @@ class Relay:
         """What a client is told of a model that no worker serves; None: nothing but that."""
         self.lookups: Lookups | None = None
         """Who is asked what workers have of a prompt, where the policy goes by that."""
+        self.splits: Splits | None = None
+        """Who has prompts computed elsewhere, where that is worth it."""
         self.tracing: Recorder | None = None
         """What notes requests for their spans, where these are exported."""
         self._requests: dict[tuple[str, str, int], Count] = {}

@@ -1,11 +1,9 @@
 """The model's name in answers, put back to what the client asked for (``router.answer_model = "asked"``).
 
-``Renaming`` stands between a worker's connection and the exchange of a request for which it is on, so other answers
-cost nothing more. It takes chunks apart, replaces the value of ``model``, and puts what it has into chunks of its own,
-or sets Content-Length anew. The name is the first own field ``model`` of a whole answer (JSON); in a stream, of each
+The name is the first own field ``model`` of a whole answer (JSON); in a stream, of each
 event, where it may also stand in ``response`` (/v1/responses) or ``message`` (/v1/messages). Only as much is held back
 as is needed to find it, at most ``MOST`` bytes of a document or line. What has none there goes on as it came, and so
-does every other answer: errors, compressed ones, other types.
+does every other answer (``rewriting``).
 
 What comes out does not depend on how the answer was cut into pieces: a line (or document) is looked at from its
 beginning, and no further than ``MOST``.
@@ -13,14 +11,12 @@ beginning, and no further than ``MOST``.
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
-from router.relay.ending import chunked
-from router.relay.framing import LAST_CHUNK, Head, Payload
 from router.relay.model_name import MODEL, PLACES, is_own
+from router.relay.rewriting import Rewriting
 from router.relay.upstream import Taker
 
 MOST: Final = 256 << 10
@@ -28,30 +24,6 @@ MOST: Final = 256 << 10
 DATA: Final = b"data:"
 INSIDE: Final = frozenset({"response", "message"})
 _WORD: Final = b'"model"'
-_BOUND: Final = (b"content-encoding:", b"content-digest:", b"repr-digest:", b"digest:", b"content-md5:")
-"""Headers that bind an answer to its bytes."""
-
-
-class Text(Protocol):
-    """Replaces the name in what it is fed."""
-
-    @property
-    def over(self) -> bool:
-        """Whether ``grown`` is decided."""
-        ...
-
-    @property
-    def grown(self) -> int:
-        """Bytes that the text has more for it."""
-        ...
-
-    def feed(self, data: bytes) -> bytes:
-        """The next bytes; returns those that go on now."""
-        ...
-
-    def end(self) -> bytes:
-        """That was all; returns what is still here."""
-        ...
 
 
 class Document:
@@ -155,61 +127,7 @@ class Events:
         return out
 
 
-class Renaming:
+def renamed(to: Taker, name: str) -> Rewriting:
     """Takes a worker's answer for a client that asked for ``name``, and hands it on."""
-
-    __slots__ = ("_head", "_name", "_payload", "_text", "_to")
-
-    def __init__(self, to: Taker, name: str) -> None:
-        self._to, self._name = to, msgspec.json.encode(name)
-        self._text: Text | None = None
-        """None: the answer goes on as it comes."""
-        self._payload: Payload | None = None
-        self._head: Head | None = None
-        """Held back while Content-Length is not known."""
-
-    def came(self, head: Head | None, piece: bytes, ended: bool) -> None:
-        if head is not None:
-            self._text = self._text_of(head)
-            self._payload = Payload() if self._text is not None and chunked(head) else None
-            self._head = head
-        text = self._text
-        if text is None:
-            self._to.came(head, piece, ended)
-            return
-        out = text.feed(piece if self._payload is None else self._payload.of(piece))
-        if ended:
-            out += text.end()
-        elif not text.over or (not out and self._head is None):
-            return
-        head, self._head = self._head, None
-        if head is not None and head.length:
-            _resize(head, text.grown)
-        if self._payload is not None:
-            out = (b"%x\r\n%b\r\n" % (len(out), out) if out else b"") + (LAST_CHUNK if ended else b"")
-        self._to.came(head, out, ended)
-
-    def malformed(self, reason: str) -> None:
-        self._to.malformed(reason)
-
-    def broke(self, reason: str, stale: bool) -> None:
-        self._to.broke(reason, stale)
-
-    def _text_of(self, head: Head) -> Text | None:
-        """What replaces the name in an answer; None where nothing can."""
-        if head.status != HTTPStatus.OK:
-            return None
-        if head.events:
-            return Events(self._name)
-        lines = [line.lower() for line in head.lines]
-        json = any(line.startswith(b"content-type: application/json") for line in lines)
-        bound = any(line.startswith(_BOUND) for line in lines)
-        return Document(self._name) if json and not bound else None
-
-
-def _resize(head: Head, grown: int) -> None:
-    """The answer has so many bytes more."""
-    for index, line in enumerate(head.lines):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            head.lines[index] = b"%b: %d" % (name, int(value) + grown)
+    encoded = msgspec.json.encode(name)
+    return Rewriting(to, lambda: Document(encoded), lambda: Events(encoded))

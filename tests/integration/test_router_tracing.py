@@ -200,6 +200,9 @@ def test_a_collector_that_is_slow_or_away_costs_spans_and_no_request(
 
 
 def test_without_an_endpoint_nothing_of_it_is_loaded() -> None:
-    code = "import router.processes.data, router.checked, sys; print([m for m in sys.modules if m.startswith('router.tracing.') and m != 'router.tracing.settings'])"
+    code = (
+        "import router.processes.data, router.checked, sys; "
+        "print([m for m in sys.modules if m.startswith('router.tracing.') and m != 'router.tracing.settings'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

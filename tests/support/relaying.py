@@ -93,6 +93,9 @@ class FakeConnection:
         head = self.framing.head
         self.asker, self.ended = None, "kept" if self.framing.ended and head and head.keep_alive else "aborted"
 
+    def abort(self) -> None:
+        self.asker, self.ended = None, "aborted"
+
     def pause(self) -> None:
         self.paused = True
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.relay import renaming
 from router.relay.ending import chunked
 from router.relay.framing import LAST_CHUNK, Framing, Head, Mode, Payload
-from router.relay.renaming import Document, Events, Renaming
+from router.relay.renaming import Document, Events, renamed
 
 NAME = "the-\xe4lias/of mine"
 JSON_NAME = json.dumps(NAME, ensure_ascii=False).encode()
@@ -55,7 +55,7 @@ class Client:
 def passed(answer: bytes, cuts: list[int], *, http11: bool = True, closes: bool = False) -> Client:
     """What a client gets of an answer that comes in these pieces; ``closes``: the connection ends then."""
     client, framing, told = Client(), Framing(), False
-    taker = Renaming(client, NAME)
+    taker = renamed(client, NAME)
     framing.begin(http11)
     at = [0, *cuts, len(answer)]
     for begin, end in pairwise(at):
@@ -91,7 +91,7 @@ def own(data: bytes) -> bytes:
     return data.replace(b'"@"', b'"served"')
 
 
-def renamed(data: bytes) -> bytes:
+def with_name(data: bytes) -> bytes:
     return data.replace(b'"@"', JSON_NAME)
 
 
@@ -108,7 +108,7 @@ OF_EVENTS = [
 """As lines that are whole."""
 TAILS = [b"", b'data: {"model":"ser', b"da", b'data: {"model":"@","a']
 STREAM = b"".join(OF_EVENTS[:8])
-RENAMED = renamed(STREAM)
+RENAMED = with_name(STREAM)
 STREAM = own(STREAM)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
 CHUNKED = STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunks(STREAM, 100)
@@ -143,7 +143,7 @@ def test_fragments_of_a_stream_make_no_difference(events: list[bytes], tail: byt
     at = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     text = Events(JSON_NAME)
     got = b"".join(text.feed(stream[begin:end]) for begin, end in pairwise(at)) + text.end()
-    assert got == renamed(told)
+    assert got == with_name(told)
 
 
 @given(st.integers(-60, 20), st.integers(1, 40), st.booleans())
@@ -187,7 +187,7 @@ def test_a_whole_answer(told: bytes) -> None:
     for cuts in ([], [1], [len(answer) - 1], list(range(70, 120)), [100, 101, 130]):
         client = passed(answer, [cut for cut in cuts if cut < len(answer)])
         assert client.ended
-        assert client.raw == renamed(told)
+        assert client.raw == with_name(told)
         assert client.header(b"content-length") == [b"%d" % len(client.raw)]
 
 
@@ -233,11 +233,11 @@ def test_other_answers_go_on_as_they_are(answer: bytes) -> None:
 
 def test_a_break_is_passed_on_and_what_was_held_back_is_not() -> None:
     client = Client()
-    taker, framing = Renaming(client, NAME), Framing()
+    taker, framing = renamed(client, NAME), Framing()
     framing.begin(True)
     two = own(event(CHUNK) * 2)
     piece = framing.feed(STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(two) + two[:-90])
     taker.came(framing.head, piece, framing.ended)
     taker.broke("it is gone", stale=False)
     assert client.told == "it is gone"
-    assert client.body == renamed(event(CHUNK))
+    assert client.body == with_name(event(CHUNK))
