@@ -303,9 +303,10 @@ class RouterMetrics(Metrics):
             "helios_router_prefills_total", "Prompts for workers that take blocks from others", ["model", "result"],
             registry=r,
         )  # fmt: skip
-        # result: remote (another worker computed it); of those computed where they are answered: short, no_worker, what
-        # about the request forbids it (route, several_answers, several_prompts, whole_prompt, kept_state, malformed),
-        # what happened at the other one (not_sent, refused, no_blocks, too_long, broke, late), failed (too often)
+        # result: remote (another worker computed it); of those computed where they are answered: short, no_worker, cold
+        # (no pair of workers has exchanged blocks yet); what about the request forbids it: route, several_answers,
+        # several_prompts, whole_prompt, kept_state, malformed; what happened at the other worker: not_sent, refused,
+        # no_blocks, too_long, broke, late; failed (too often)
         self.prefill_seconds = Histogram(
             "helios_router_prefill_seconds", "How long other workers took for prompts", ["model"], buckets=LATENCY_S,
             registry=r,

@@ -44,6 +44,7 @@ from router.workers import Workers
 
 if TYPE_CHECKING:
     from router.batches.service import BatchService
+    from router.disaggregation.warming import Warming
     from router.tracing.exporter import Exporter
 
 
@@ -89,7 +90,7 @@ class Router:
         )
         if self.scheduling.asks_index:
             self.relay.lookups = Lookups(index, settings.kv_events.wait_s, self.workers, self.metrics)
-        self.relay.splits = Splits(settings.disaggregation, self.relay)
+        self.splits = self.relay.splits = Splits(settings.disaggregation, self.relay)
         self._tracing: Exporter | None = None
         if settings.tracing.endpoint:
             from router.tracing.exporter import Exporter
@@ -119,10 +120,17 @@ class Router:
                 await asking.enter_async_context(self.relay.lookups.running())
             relaying = tasks.create_task(self.relay.run())
             looking_after = tasks.create_task(self.resilience.run(self.workers, self.relay))
+            warming = tasks.create_task(self._warming().run())
             async with self.batches.running() if self.batches is not None else nullcontext():
                 yield
             relaying.cancel()
             looking_after.cancel()
+            warming.cancel()
+
+    def _warming(self) -> Warming:
+        from router.disaggregation.warming import Warming
+
+        return Warming(self.splits.pairs, self.workers, self.splits.connector, self.relay.keys, self.relay.tls)
 
     def leave(self) -> None:
         """Asked to stop; see ``Drain.step``."""

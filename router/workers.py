@@ -61,17 +61,21 @@ class Watcher(Protocol):
 class _Served:
     """The workers of one name."""
 
-    __slots__ = ("able", "listed", "workers")
+    __slots__ = ("able", "listed", "prefill", "workers")
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.listed = False
         """Whether a worker names it; else it is a model's name with the commit that workers run."""
         self.able: list[Worker] = []
-        """Those that may take a client's request, if they are up."""
+        """Those that may take a client's request, if they are up..."""
+        self.prefill: list[Worker] = []
+        """...and those that may compute prompts for others."""
 
     def refresh(self) -> None:
-        self.able = [w for w in self.workers if w.role != "prefill" and not (w.cordoned or w.unready)]
+        able = [w for w in self.workers if not (w.cordoned or w.unready)]
+        self.able = [w for w in able if w.role != "prefill"]
+        self.prefill = [w for w in able if w.role == "prefill"]
 
 
 class Workers:
@@ -316,11 +320,9 @@ class Workers:
 
     def prefillers(self, model: str) -> list[Worker]:
         """The workers that may compute prompts for others: those that are up and that nothing is held against."""
-        return [
-            worker for worker in self.of(model)
-            if worker.role == "prefill" and not (worker.cordoned or worker.unready)
-            and worker.health.state is _UP and worker.guard.admits()
-        ]  # fmt: skip
+        served = self._served.get(model)
+        able = () if served is None else served.prefill
+        return [worker for worker in able if worker.health.state is _UP and worker.guard.admits()]
 
     def why_none(self, model: str) -> str:
         """Why no worker takes a request of the model."""

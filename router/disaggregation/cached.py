@@ -25,15 +25,17 @@ MOST: Final = 1 << 20
 """Longest document, or line of a stream, that is looked at, in bytes; a longer one goes on as it came."""
 DATA: Final = b"data:"
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
-_PLACES: Final = {
-    "/v1/chat/completions": ("usage", "prompt_tokens_details", "cached_tokens"),
-    "/v1/completions": ("usage", "prompt_tokens_details", "cached_tokens"),
-    "/inference/v1/generate": ("usage", "prompt_tokens_details", "cached_tokens"),
-    "/v1/responses": ("usage", "input_tokens_details", "cached_tokens"),
-    "/v1/messages": ("usage", "cache_read_input_tokens"),
+_DETAILS: Final = {
+    "/v1/chat/completions": "prompt_tokens_details",
+    "/v1/completions": "prompt_tokens_details",
+    "/inference/v1/generate": "prompt_tokens_details",
+    "/v1/responses": "input_tokens_details",
 }
-"""Where the number stands, by route."""
-_INSIDE: Final = ("response", "message")
+"""The object of ``usage`` in which the number stands, by route. In that of /v1/messages it stands itself, and is a part
+of what the prompt has in all: ``input_tokens`` are the others."""
+READ: Final = "cache_read_input_tokens"
+_NULL: Final = Raw(b"null")
+_INSIDE: Final = frozenset({"response", "message"})
 """Objects of an event that may have a ``usage`` (/v1/responses, /v1/messages)."""
 
 
@@ -46,31 +48,34 @@ def replaced(document: bytes, path: str, cached: int) -> bytes:
     """A JSON object of an answer with that number; as it came where it has no usage."""
     try:
         fields = document_of(document)
-        for name in ("", *_INSIDE):
-            if name and name in fields:
-                inner = document_of(bytes(fields[name]))
-                if _set(inner, _PLACES[path], cached):
-                    fields[name] = Raw(msgspec.json.encode(inner))
-                    return msgspec.json.encode(fields)
-            elif not name and _set(fields, _PLACES[path], cached):
+        if _set(fields, path, cached):
+            return msgspec.json.encode(fields)
+        for name in fields.keys() & _INSIDE:
+            inner = document_of(bytes(fields[name]))
+            if _set(inner, path, cached):
+                fields[name] = Raw(msgspec.json.encode(inner))
                 return msgspec.json.encode(fields)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # it is no object, or has others where objects should be
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        pass  # it is no object, or has others where objects, or numbers, should be
     return document
 
 
-def _set(fields: Document, place: tuple[str, ...], cached: int) -> bool:
+def _set(fields: Document, path: str, cached: int) -> bool:
     """Whether there is a place for the number, which it is put at."""
-    name, *rest = place
-    if not rest:
-        fields[name] = Raw(b"%d" % cached)
-        return True
-    found = bytes(fields.get(name, b"null"))
-    if found == b"null" and name == "usage":
+    if bytes(fields.get("usage", _NULL)) == b"null":
         return False
-    inner = {} if found == b"null" else document_of(found)
-    _set(inner, tuple(rest), cached)
-    fields[name] = Raw(msgspec.json.encode(inner))
+    usage = document_of(bytes(fields["usage"]))
+    details = _DETAILS.get(path)
+    if details is not None:
+        inner = usage.get(details, _NULL)
+        inside = {} if bytes(inner) == b"null" else document_of(bytes(inner))
+        usage[details] = Raw(msgspec.json.encode(inside | {"cached_tokens": Raw(b"%d" % cached)}))
+    elif READ in usage:
+        others = int(bytes(usage.get("input_tokens", Raw(b"0")))) + int(bytes(usage[READ])) - cached
+        usage |= {READ: Raw(b"%d" % cached), "input_tokens": Raw(b"%d" % max(0, others))}
+    else:
+        return False
+    fields["usage"] = Raw(msgspec.json.encode(usage))
     return True
 
 

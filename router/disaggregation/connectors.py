@@ -16,6 +16,8 @@ class Connector:
 
     name: str
     prefill: bytes
+    handshake: bool
+    """Whether two workers' first exchange takes seconds."""
 
 
 NIXL: Final = Connector(
@@ -23,5 +25,6 @@ NIXL: Final = Connector(
     "nixl",
     b'{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,'
     b'"remote_host":null,"remote_port":null}',
+    handshake=True,
 )
 CONNECTORS: Final = {one.name: one for one in (NIXL,)}

@@ -46,7 +46,16 @@ class Details(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
+    """That of any API."""
+
     prompt_tokens_details: Details | None = None
+    input_tokens_details: Details | None = None
+    cache_read_input_tokens: int | None = None
+
+    @property
+    def cached(self) -> int | None:
+        details = self.prompt_tokens_details or self.input_tokens_details
+        return self.cache_read_input_tokens if details is None else details.cached_tokens
 
 
 class Answer(msgspec.Struct):
@@ -170,8 +179,7 @@ class Prefill:
             self._fail("no_blocks", Outcome.OK)
             return
         self._attempt.outcome = Outcome.OK
-        details = None if answer.usage is None else answer.usage.prompt_tokens_details
-        cached = None if details is None else details.cached_tokens
+        cached = None if answer.usage is None else answer.usage.cached
         self._close(whole=True)
         self._then(params, cached, "")
 

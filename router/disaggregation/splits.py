@@ -14,6 +14,7 @@ import msgspec
 from helios.config import DisaggregationSettings
 from router.disaggregation.bodies import CAPS, document_of, why_whole
 from router.disaggregation.connectors import CONNECTORS
+from router.disaggregation.pairs import Pairs
 from router.disaggregation.prefill import Prefill
 from router.disaggregation.transfer import Transfer
 from router.worker import Worker
@@ -32,7 +33,8 @@ class Splits:
 
     def __init__(self, settings: DisaggregationSettings, relay: Relay) -> None:
         self._settings, self._relay = settings, relay
-        self._connector = CONNECTORS[settings.connector]
+        self.connector = CONNECTORS[settings.connector]
+        self.pairs = Pairs(relay.now)
 
     def begin(self, course: Course, intake: Intake, to: Worker, go: Callable[[], None]) -> Prefill | None:
         """Have the prompt computed elsewhere; ``go`` is called when that is over, however it ended.
@@ -55,6 +57,11 @@ class Splits:
         if not workers:
             self._count(course, "no_worker")
             return None
+        if self.connector.handshake:
+            workers = [one for one in workers if self.pairs.warm(one, to)]
+            if not workers:
+                self._count(course, "cold")
+                return None
         if transfer is None:
             transfer = self._transfer(course, intake)
         if transfer is None:
@@ -79,7 +86,7 @@ class Splits:
             self._count(course, why)
             return None
         relay = self._relay
-        course.transfer = Transfer(path, document, self._connector, self._settings.lease_s, relay.now)
+        course.transfer = Transfer(path, document, self.connector, self._settings.lease_s, relay.now)
         return course.transfer
 
     def _prefill(

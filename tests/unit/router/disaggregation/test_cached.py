@@ -99,13 +99,15 @@ def plain(body: bytes) -> bytes:
             {"type": "response.completed", "response": {"usage": {"input_tokens_details": {"cached_tokens": 5}}}},
         ),
         (
-            MESSAGES, {"usage": {"input_tokens": 9, "cache_read_input_tokens": 9}},
-            {"usage": {"input_tokens": 9, "cache_read_input_tokens": 5}},
+            MESSAGES, {"usage": {"input_tokens": 1, "cache_read_input_tokens": 9}},
+            {"usage": {"input_tokens": 5, "cache_read_input_tokens": 5}},
         ),
         (
             MESSAGES, {"type": "message_start", "message": {"usage": {"cache_read_input_tokens": 9}}},
-            {"type": "message_start", "message": {"usage": {"cache_read_input_tokens": 5}}},
+            {"type": "message_start", "message": {"usage": {"cache_read_input_tokens": 5, "input_tokens": 4}}},
         ),
+        (MESSAGES, {"usage": {"input_tokens": 9}}, {"usage": {"input_tokens": 9}}),
+        (MESSAGES, {"usage": {"cache_read_input_tokens": "odd"}}, {"usage": {"cache_read_input_tokens": "odd"}}),
         (CHAT, {"usage": None}, {"usage": None}),
         (CHAT, {"usage": "odd"}, {"usage": "odd"}),
         (CHAT, {"choices": []}, {"choices": []}),

@@ -31,12 +31,14 @@ ANSWER = answer({"choices": ["a"]})
 class Split(Scene):
     """A relay with a worker that answers and one that computes prompts."""
 
-    def __init__(self, *, workers: Any = WORKERS, lease_s: float = 30.0, **more: Any) -> None:
+    def __init__(self, *, workers: Any = WORKERS, lease_s: float = 30.0, warm: bool = True, **more: Any) -> None:
         super().__init__(workers=workers, **more)
         settings = DisaggregationSettings(min_tokens=256, timeout_s=20, lease_s=lease_s)
-        self.relay.splits = Splits(settings, self.relay)
+        splits = self.relay.splits = Splits(settings, self.relay)
         for worker in self.workers.all:
             worker.health.succeeded()
+        for prefill, decode, _ in splits.pairs.due(self.workers) if warm else ():
+            splits.pairs.done(prefill, decode)
 
     def asks(self, body: bytes = LONG) -> Split:
         self.exchange.begin()
@@ -124,6 +126,12 @@ def test_what_is_computed_where_it_is_answered(body: bytes, workers: Any, why: s
     decode.comes(ANSWER)
     assert scene.results() == ({why: 1} if why else {})
     scene.settled()
+
+
+def test_a_pair_gets_nothing_before_it_has_exchanged_blocks() -> None:
+    scene = Split(warm=False).asks()
+    assert asked(scene.connected())[1]["host"] == b"d:1"
+    assert scene.results() == {"cold": 1}
 
 
 def fails_to_connect(scene: Split) -> None:

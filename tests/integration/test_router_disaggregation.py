@@ -1,0 +1,230 @@
+"""A real router between fakes that mint, lease and claim KV blocks as vLLM's NIXL connector does: every prompt's blocks
+are fetched once, unchanged and in time, and whatever fails costs no request."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.fakes.vllm.client import Control
+from tests.fakes.vllm.fixtures import Allowed, allowed_violations, fake_vllm
+from tests.support.routing import RouterProcess, StartRouter, start_router, stream
+
+__all__ = ["allowed_violations", "fake_vllm", "start_router"]
+Start = Callable[..., Control]
+TEXT = "word " * 80
+"""400 tokens of a fake, whose tokens are bytes."""
+NUMBERS = itertools.count()
+
+
+def says() -> dict[str, str]:
+    """A message that nobody has seen before: of another one the decode worker would have the blocks itself."""
+    return {"role": "user", "content": f"{next(NUMBERS)} {TEXT}"}
+
+
+REQUESTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "/v1/chat/completions": lambda: {"messages": [says()], "max_tokens": 6, "min_tokens": 3},
+    "/v1/completions": lambda: {"prompt": says()["content"], "max_tokens": 6},
+    "/v1/responses": lambda: {"input": says()["content"], "max_output_tokens": 6},
+    "/v1/messages": lambda: {"messages": [says()], "max_tokens": 6},
+    "/inference/v1/generate": lambda: {
+        "token_ids": [next(NUMBERS), *range(400)], "sampling_params": {"max_tokens": 6, "min_tokens": 2},
+    },
+}  # fmt: skip
+SETTINGS = {"disaggregation": json.dumps({"min_tokens": 64, "timeout_s": 3})}
+
+
+@pytest.fixture
+def pair(fake_vllm: Start, start_router: StartRouter) -> tuple[RouterProcess, Control, Control]:
+    prefill, decode = fake_vllm(role="prefill", max_model_len=4096), fake_vllm(role="decode", max_model_len=4096)
+    return start_router(worker(prefill, "prefill"), worker(decode, "decode"), **SETTINGS), prefill, decode
+
+
+def worker(fake: Control, role: str, revision: str = "") -> str:
+    return f"tiny={fake.url},role={role}" + (f",revision={revision}" if revision else "")
+
+
+def said(path: str, answer: Any) -> Any:
+    """What an answer says, without what differs from request to request."""
+    match path:
+        case "/v1/responses":
+            return answer["output"][0]["content"], answer["usage"]
+        case "/v1/messages":
+            return answer["content"], answer["usage"]
+        case "/inference/v1/generate":
+            return answer["choices"]
+        case _:
+            return answer["choices"], answer["usage"]
+
+
+def texts(answer: Any) -> list[str]:
+    """A stream's events, without ids and times."""
+    keep = []
+    for line in answer.read().decode().splitlines():
+        if line.startswith("data: {"):
+            event = json.loads(line[6:])
+            for name in ("id", "created", "response", "message", "item_id", "item", "sequence_number"):
+                event.pop(name, None)
+            keep.append(json.dumps(event, sort_keys=True))
+    return keep
+
+
+def by_source(decode: Control) -> tuple[float, float]:
+    """Tokens of prompts that came from elsewhere, and that were computed here."""
+    name = "vllm:prompt_tokens_by_source_total"
+    return decode.metric(name, source="external_kv_transfer"), decode.metric(name, source="local_compute")
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_every_api_gets_the_answer_of_one_worker_and_its_prompt_is_computed_elsewhere(
+    path: str, pair: tuple[RouterProcess, Control, Control], fake_vllm: Start
+) -> None:
+    router, prefill, decode = pair
+    alone = fake_vllm(max_model_len=4096)
+    body = {"model": "tiny", **REQUESTS[path]()}
+    answer = router.request("POST", path, body, {"x-request-id": "mine"})
+    assert answer.status == 200, answer.body
+    expected = RouterProcess(alone.url, router.process, router.log).request("POST", path, body)
+    assert said(path, answer.json()) == said(path, expected.json())
+    external, local = by_source(decode)
+    assert (external >= 400, local) == (True, 0)
+    assert prefill.kv() == {"held": 0, "stranded": 0, "claimed": 1}
+    (first,), (second,) = prefill.journal(path), decode.journal(path)
+    ids = [dict(record["headers"])["x-request-id"] for record in (first, second)]
+    assert ids == ["mine", "mine"]
+    traces = {dict(record["headers"])["traceparent"][:35] for record in (first, second)}
+    assert len(traces) == 1
+    assert router.metric("helios_router_prefills_total", model="tiny", result="remote") == 1
+    assert router.metric("helios_router_prefill_seconds_count", model="tiny") == 1
+    if path != "/inference/v1/generate":
+        with_stream = {"model": "tiny", **REQUESTS[path](), "stream": True}
+        sock, streamed = stream(router.address, path, with_stream)
+        found = texts(streamed)
+        sock.close()
+        sock, streamed = stream(RouterProcess(alone.url, router.process, router.log).address, path, with_stream)
+        assert found == texts(streamed)
+        sock.close()
+        assert by_source(decode)[1] == 0
+    assert router.in_flight() == 0
+
+
+def test_what_a_client_says_of_blocks_is_refused(pair: tuple[RouterProcess, Control, Control]) -> None:
+    router, prefill, decode = pair
+    answer = router.chat(messages=[says()], kv_transfer_params={"do_remote_prefill": True, "remote_host": "10.0.0.1"})
+    assert answer.status == 400
+    assert answer.json()["error"]["param"] == "kv_transfer_params"
+    assert prefill.journal() == decode.journal() == []
+
+
+@pytest.mark.parametrize("kind", ["status", "garbage", "reset", "close", "stall", "slow"])
+def test_a_prefill_worker_that_fails_costs_no_request(
+    kind: str, pair: tuple[RouterProcess, Control, Control], wait_for: Any
+) -> None:
+    router, prefill, decode = pair
+    prefill.fault(kind, times=1, delay_s=30.0, after_bytes=20 if kind in ("reset", "close", "stall") else -1)
+    assert router.chat(messages=[says()], max_tokens=4).status == 200
+    assert by_source(decode)[0] == 0
+    assert router.chat(messages=[says()], max_tokens=4).status == 200
+    assert by_source(decode)[0] > 400
+    assert router.in_flight() == 0
+    prefill.skip_time(31)
+    wait_for(lambda: prefill.kv()["held"] == 0, what="blocks of the failed ones to go with their lease")
+
+
+def test_a_prefill_worker_killed_under_load_loses_no_request_and_is_used_again_when_it_is_back(
+    pair: tuple[RouterProcess, Control, Control], wait_for: Any
+) -> None:
+    router, prefill, decode = pair
+    stop, statuses = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            statuses.append(router.chat(messages=[says()], max_tokens=4).status)
+
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(6):
+            threads.submit(ask)
+        wait_for(lambda: len(statuses) > 30, what="requests")
+        prefill.refuse()
+        before = len(statuses)
+        wait_for(lambda: len(statuses) > before + 30, what="requests without it")
+        prefill.accept()
+        claimed = prefill.kv()["claimed"]
+        wait_for(lambda: prefill.kv()["claimed"] > claimed + 5, 30, what="the pair to heal")
+        stop.set()
+    assert set(statuses) == {200}
+    assert by_source(decode)[1] > 0, "meanwhile prompts were computed where they are answered"
+    assert router.in_flight() == 0
+
+
+def test_a_decode_worker_that_fails_before_its_first_byte_is_replaced_by_another(
+    fake_vllm: Start, start_router: StartRouter, wait_for: Any
+) -> None:
+    prefill = fake_vllm(role="prefill", max_model_len=4096)
+    one, two = (fake_vllm(role="decode", max_model_len=4096) for _ in range(2))
+    retries = json.dumps({"retry_generation": True, "budget_floor_per_s": 100})
+    workers = [worker(prefill, "prefill"), worker(one, "decode"), worker(two, "decode")]
+    router = start_router(*workers, args=("--policy", "round-robin"), retries=retries, **SETTINGS)
+    one.fault("reset", times=None)
+    for _ in range(4):
+        assert router.chat(messages=[says()], max_tokens=4).status == 200
+    assert by_source(two)[1] == 0, "each prompt was computed at the prefill worker, anew where it had to be"
+    assert router.in_flight() == 0
+
+
+def test_revisions_are_never_mixed(fake_vllm: Start, start_router: StartRouter) -> None:
+    old, new = (fake_vllm(role="prefill", max_model_len=4096) for _ in range(2))
+    decode = fake_vllm(role="decode", max_model_len=4096)
+    workers = [worker(old, "prefill", "a"), worker(new, "prefill", "b"), worker(decode, "decode", "b")]
+    router = start_router(*workers, **SETTINGS)
+    for _ in range(6):
+        assert router.chat(messages=[says()]).status == 200
+    assert old.journal() == []
+    assert new.kv()["claimed"] == 6
+
+
+def test_clients_that_leave_end_both_and_nothing_stays(
+    fake_vllm: Start, start_router: StartRouter, wait_for: Any
+) -> None:
+    prefill = fake_vllm(role="prefill", prefill_s=0.2, max_model_len=4096)
+    decode = fake_vllm(role="decode", token_s=0.05, max_model_len=4096)
+    router = start_router(worker(prefill, "prefill"), worker(decode, "decode"), **SETTINGS)
+
+    def leave(after_s: float) -> None:
+        body = {"model": "tiny", "messages": [says()], "max_tokens": 200, "stream": True, "ignore_eos": True}
+        content = json.dumps(body).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {len(content)}\r\n\r\n"
+        with socket.create_connection(router.address, timeout=10) as sock:
+            sock.sendall(head.encode() + content)
+            time.sleep(after_s)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(leave, [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4] * 3))
+    wait_for(lambda: router.in_flight() == 0, what="nothing under way")
+    wait_for(lambda: decode.metric("vllm:num_requests_running") == 0, what="nothing at the decode worker")
+    wait_for(lambda: prefill.metric("vllm:num_requests_running") == 0, what="nothing at the prefill worker")
+    prefill.skip_time(31)
+    assert prefill.kv()["held"] == 0
+
+
+def test_blocks_are_not_taken_when_their_lease_is_nearly_over(
+    fake_vllm: Start, start_router: StartRouter, allowed_violations: Allowed
+) -> None:
+    """The decode worker can't be reached for longer than the lease: its blocks are computed again."""
+    prefill = fake_vllm(role="prefill", lease_s=1.0, max_model_len=4096)
+    decode = fake_vllm(role="decode", max_model_len=4096)
+    settings = json.dumps({"min_tokens": 64, "lease_s": 1.0})
+    router = start_router(worker(prefill, "prefill"), worker(decode, "decode"), disaggregation=settings)
+    for _ in range(5):
+        assert router.chat(messages=[says()], max_tokens=4).status == 200
+        time.sleep(0.3)
+    counts = prefill.kv()
+    assert (counts["claimed"], counts["stranded"]) == (5, 0)
