@@ -307,6 +307,9 @@ class RouterMetrics(Metrics):
         # (no pair of workers has exchanged blocks yet); what about the request forbids it: route, several_answers,
         # several_prompts, whole_prompt, kept_state, malformed; what happened at the other worker: not_sent, refused,
         # no_blocks, too_long, broke, late; failed (too often)
+        self.warm_pairs = Gauge(
+            "helios_router_warm_pairs", "Pairs of workers that have exchanged blocks", registry=r
+        )  # fmt: skip
         self.prefill_seconds = Histogram(
             "helios_router_prefill_seconds", "How long other workers took for prompts", ["model"], buckets=LATENCY_S,
             registry=r,

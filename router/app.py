@@ -130,7 +130,10 @@ class Router:
     def _warming(self) -> Warming:
         from router.disaggregation.warming import Warming
 
-        return Warming(self.splits.pairs, self.workers, self.splits.connector, self.relay.keys, self.relay.tls)
+        return Warming(
+            self.splits.pairs, self.workers, self.splits.connector, self.relay.keys, self.relay.tls,
+            self.metrics.warm_pairs.set,
+        )  # fmt: skip
 
     def leave(self) -> None:
         """Asked to stop; see ``Drain.step``."""

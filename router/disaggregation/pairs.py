@@ -36,6 +36,11 @@ class Pairs:
         self._clock = clock
         self._pairs: dict[Key, _Pair] = {}
 
+    @property
+    def count(self) -> int:
+        """Pairs that are warm."""
+        return sum(pair.warm for pair in self._pairs.values())
+
     def warm(self, prefill: Worker, decode: Worker) -> bool:
         """Whether the pair may have requests."""
         pair = self._pairs.get(_key(prefill, decode))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from typing import Any, Final
 
 import aiohttp
@@ -44,10 +45,12 @@ class Warming:
     """``tls``: how workers with https are met; None: as the system's certificates say."""
 
     def __init__(
-        self, pairs: Pairs, workers: Workers, connector: Connector, keys: WorkerKeys, tls: ssl.SSLContext | None
-    ) -> None:
+        self, pairs: Pairs, workers: Workers, connector: Connector, keys: WorkerKeys, tls: ssl.SSLContext | None,
+        counted: Callable[[float], None],
+    ) -> None:  # fmt: skip
+        """``counted`` is told how many pairs are warm."""
         self._pairs, self._workers, self._connector = pairs, workers, connector
-        self._keys, self._tls = keys, tls
+        self._keys, self._tls, self._counted = keys, tls, counted
         self._slots = asyncio.Semaphore(AT_A_TIME)
 
     async def run(self) -> None:
@@ -61,6 +64,7 @@ class Warming:
             while True:
                 for prefill, decode, model in self._pairs.due(self._workers):
                     group.create_task(self._warm(prefill, decode, model, session))
+                self._counted(self._pairs.count)
                 await asyncio.sleep(LOOK_S)
 
     async def _warm(self, prefill: Worker, decode: Worker, model: str, session: aiohttp.ClientSession) -> None:

@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from router.disaggregation.warming import PROMPT
 from tests.fakes.vllm.client import Control
-from tests.fakes.vllm.fixtures import Allowed, allowed_violations, fake_vllm
+from tests.fakes.vllm.fixtures import allowed_violations, fake_vllm
 from tests.support.routing import RouterProcess, StartRouter, start_router, stream
 
 __all__ = ["allowed_violations", "fake_vllm", "start_router"]
 Start = Callable[..., Control]
 TEXT = "word " * 80
 """400 tokens of a fake, whose tokens are bytes."""
+WARMED = len(PROMPT)
+"""Tokens with which a pair was warmed."""
 NUMBERS = itertools.count()
 
 
@@ -42,10 +45,28 @@ REQUESTS: dict[str, Callable[[], dict[str, Any]]] = {
 SETTINGS = {"disaggregation": json.dumps({"min_tokens": 64, "timeout_s": 3})}
 
 
+Warm = Callable[..., RouterProcess]
+
+
 @pytest.fixture
-def pair(fake_vllm: Start, start_router: StartRouter) -> tuple[RouterProcess, Control, Control]:
+def start(start_router: StartRouter, wait_for: Any) -> Warm:
+    """``start(pairs, worker, …)`` starts a router and waits until so many pairs are warm."""
+
+    def begin(pairs: int, *workers: tuple[Control, str], **settings: Any) -> RouterProcess:
+        texts = [worker(fake, *about.split()) for fake, about in workers]
+        router = start_router(*texts, **({} if "disaggregation" in settings else SETTINGS), **settings)
+        wait_for(lambda: router.metric("helios_router_warm_pairs") == pairs, 20, what="pairs to be warm")
+        for fake, _ in workers:
+            fake.forget()
+        return router
+
+    return begin
+
+
+@pytest.fixture
+def pair(fake_vllm: Start, start: Warm) -> tuple[RouterProcess, Control, Control]:
     prefill, decode = fake_vllm(role="prefill", max_model_len=4096), fake_vllm(role="decode", max_model_len=4096)
-    return start_router(worker(prefill, "prefill"), worker(decode, "decode"), **SETTINGS), prefill, decode
+    return start(1, (prefill, "prefill"), (decode, "decode")), prefill, decode
 
 
 def worker(fake: Control, role: str, revision: str = "") -> str:
@@ -95,8 +116,8 @@ def test_every_api_gets_the_answer_of_one_worker_and_its_prompt_is_computed_else
     expected = RouterProcess(alone.url, router.process, router.log).request("POST", path, body)
     assert said(path, answer.json()) == said(path, expected.json())
     external, local = by_source(decode)
-    assert (external >= 400, local) == (True, 0)
-    assert prefill.kv() == {"held": 0, "stranded": 0, "claimed": 1}
+    assert (external - WARMED >= 400, local) == (True, 0)
+    assert prefill.kv() == {"held": 0, "stranded": 0, "claimed": 2}
     (first,), (second,) = prefill.journal(path), decode.journal(path)
     ids = [dict(record["headers"])["x-request-id"] for record in (first, second)]
     assert ids == ["mine", "mine"]
@@ -131,9 +152,9 @@ def test_a_prefill_worker_that_fails_costs_no_request(
     router, prefill, decode = pair
     prefill.fault(kind, times=1, delay_s=30.0, after_bytes=20 if kind in ("reset", "close", "stall") else -1)
     assert router.chat(messages=[says()], max_tokens=4).status == 200
-    assert by_source(decode)[0] == 0
+    assert by_source(decode)[0] == WARMED
     assert router.chat(messages=[says()], max_tokens=4).status == 200
-    assert by_source(decode)[0] > 400
+    assert by_source(decode)[0] > 400 + WARMED
     assert router.in_flight() == 0
     prefill.skip_time(31)
     wait_for(lambda: prefill.kv()["held"] == 0, what="blocks of the failed ones to go with their lease")
@@ -165,14 +186,12 @@ def test_a_prefill_worker_killed_under_load_loses_no_request_and_is_used_again_w
     assert router.in_flight() == 0
 
 
-def test_a_decode_worker_that_fails_before_its_first_byte_is_replaced_by_another(
-    fake_vllm: Start, start_router: StartRouter, wait_for: Any
-) -> None:
+def test_a_decode_worker_that_fails_before_its_first_byte_is_replaced_by_another(fake_vllm: Start, start: Warm) -> None:
     prefill = fake_vllm(role="prefill", max_model_len=4096)
     one, two = (fake_vllm(role="decode", max_model_len=4096) for _ in range(2))
     retries = json.dumps({"retry_generation": True, "budget_floor_per_s": 100})
-    workers = [worker(prefill, "prefill"), worker(one, "decode"), worker(two, "decode")]
-    router = start_router(*workers, args=("--policy", "round-robin"), retries=retries, **SETTINGS)
+    workers = (prefill, "prefill"), (one, "decode"), (two, "decode")
+    router = start(2, *workers, args=("--policy", "round-robin"), retries=retries)
     one.fault("reset", times=None)
     for _ in range(4):
         assert router.chat(messages=[says()], max_tokens=4).status == 200
@@ -180,23 +199,20 @@ def test_a_decode_worker_that_fails_before_its_first_byte_is_replaced_by_another
     assert router.in_flight() == 0
 
 
-def test_revisions_are_never_mixed(fake_vllm: Start, start_router: StartRouter) -> None:
+def test_revisions_are_never_mixed(fake_vllm: Start, start: Warm) -> None:
     old, new = (fake_vllm(role="prefill", max_model_len=4096) for _ in range(2))
     decode = fake_vllm(role="decode", max_model_len=4096)
-    workers = [worker(old, "prefill", "a"), worker(new, "prefill", "b"), worker(decode, "decode", "b")]
-    router = start_router(*workers, **SETTINGS)
+    router = start(1, (old, "prefill a"), (new, "prefill b"), (decode, "decode b"))
     for _ in range(6):
         assert router.chat(messages=[says()]).status == 200
     assert old.journal() == []
-    assert new.kv()["claimed"] == 6
+    assert new.kv()["claimed"] == 7
 
 
-def test_clients_that_leave_end_both_and_nothing_stays(
-    fake_vllm: Start, start_router: StartRouter, wait_for: Any
-) -> None:
+def test_clients_that_leave_end_both_and_nothing_stays(fake_vllm: Start, start: Warm, wait_for: Any) -> None:
     prefill = fake_vllm(role="prefill", prefill_s=0.2, max_model_len=4096)
     decode = fake_vllm(role="decode", token_s=0.05, max_model_len=4096)
-    router = start_router(worker(prefill, "prefill"), worker(decode, "decode"), **SETTINGS)
+    router = start(1, (prefill, "prefill"), (decode, "decode"))
 
     def leave(after_s: float) -> None:
         body = {"model": "tiny", "messages": [says()], "max_tokens": 200, "stream": True, "ignore_eos": True}
@@ -215,16 +231,34 @@ def test_clients_that_leave_end_both_and_nothing_stays(
     assert prefill.kv()["held"] == 0
 
 
-def test_blocks_are_not_taken_when_their_lease_is_nearly_over(
-    fake_vllm: Start, start_router: StartRouter, allowed_violations: Allowed
+def test_a_pair_that_is_cold_gets_no_request_and_one_that_was_down_is_warmed_anew(
+    fake_vllm: Start, start: Warm, wait_for: Any
 ) -> None:
-    """The decode worker can't be reached for longer than the lease: its blocks are computed again."""
+    prefill, decode = fake_vllm(role="prefill", max_model_len=4096), fake_vllm(role="decode", max_model_len=4096)
+    prefill.fault("status", path="/v1/completions", times=None)
+    router = start(0, (prefill, "prefill"), (decode, "decode"))
+    assert router.chat(messages=[says()]).status == 200
+    assert router.metric("helios_router_prefills_total", result="cold") == 1
+    assert prefill.journal("/v1/chat/completions") == []
+    prefill.clear_faults()
+    wait_for(lambda: router.metric("helios_router_warm_pairs") == 1, 20, what="the pair to be warm")
+    assert router.chat(messages=[says()]).status == 200
+    assert len(prefill.journal("/v1/chat/completions")) == 1
+    claimed = prefill.kv()["claimed"]
+    prefill.refuse()
+    wait_for(lambda: router.up() == 1, what="the worker to be down")
+    prefill.accept()
+    wait_for(lambda: prefill.kv()["claimed"] > claimed, 20, what="the pair to be warmed anew")
+    assert router.chat(messages=[says()]).status == 200
+
+
+def test_blocks_are_taken_within_their_lease(fake_vllm: Start, start: Warm) -> None:
     prefill = fake_vllm(role="prefill", lease_s=1.0, max_model_len=4096)
     decode = fake_vllm(role="decode", max_model_len=4096)
     settings = json.dumps({"min_tokens": 64, "lease_s": 1.0})
-    router = start_router(worker(prefill, "prefill"), worker(decode, "decode"), disaggregation=settings)
+    router = start(1, (prefill, "prefill"), (decode, "decode"), disaggregation=settings)
     for _ in range(5):
         assert router.chat(messages=[says()], max_tokens=4).status == 200
         time.sleep(0.3)
     counts = prefill.kv()
-    assert (counts["claimed"], counts["stranded"]) == (5, 0)
+    assert (counts["claimed"], counts["stranded"]) == (6, 0)

@@ -42,6 +42,10 @@ class Control:
             return [r for r in records if r["target"].partition("?")[0] == path]
         return [r for r in records if r["target"] not in ("/health", "/v1/models", "/metrics")]
 
+    def forget(self) -> None:
+        """Empty the journal."""
+        self._call("DELETE", "/journal")
+
     def violations(self) -> list[str]:
         return [v for record in self._call("GET", "/journal") for v in record["violations"]]
 
