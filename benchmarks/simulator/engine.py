@@ -57,6 +57,8 @@ class Sequence_:
     """Tokens of the answer."""
     cached: int = 0
     """Tokens of the prompt that were there already."""
+    loaded: int = 0
+    """Tokens of the prompt that another engine has computed, and that are here when it is let in."""
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -159,6 +161,7 @@ class Engine:
         one.done = held * BLOCK
         if not one.made:
             one.cached = one.done
+        one.done = max(one.done, min(one.loaded, one.prompt - 1))
         self.running.append(one)
         return True
 

@@ -62,6 +62,10 @@ class Splits:
             if not workers:
                 self._count(course, "cold")
                 return None
+        workers = [one for one in workers if one.load.prefill < self._settings.max_waiting_tokens]
+        if not workers:
+            self._count(course, "busy")
+            return None
         if transfer is None:
             transfer = self._transfer(course, intake)
         if transfer is None:

@@ -155,6 +155,7 @@ class Dispatch:
         self._prefill, self.phase = None, CONNECTING
         now = self.sent_at = self._relay.now()
         self.deadline = now + self._relay.settings.first_byte_timeout_s
+        self._attempt.begins(now)
         self._go()
 
     def _go(self) -> None:
@@ -335,6 +336,8 @@ class Dispatch:
         if self._prefill is not None:
             self._prefill.end()
             self._prefill = None
+            if self._course.transfer is not None:
+                self._course.transfer.failed()
         if self.span is not None:
             self.span.left(relay.now(), self.first_byte_at, self.whole)
         if self._connecting is not None:

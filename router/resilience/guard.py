@@ -186,6 +186,10 @@ class Attempt:
         if engine:
             guard.life.begin()
 
+    def begins(self, now: float) -> None:
+        """It is sent only now: until now something else was waited for."""
+        self._sent_at = now
+
     def heard(self, now: float, status: int) -> None:
         """Bytes of the answer's body came. An error says nothing about the engine."""
         guard = self._guard

@@ -222,6 +222,20 @@ def test_a_client_that_leaves_ends_both(when: str) -> None:
     assert all(connection.ended for connection in scene.pool.made)
 
 
+def test_what_the_prompt_took_is_not_counted_as_the_answering_workers() -> None:
+    scene = Split().asks()
+    prefill = scene.connected()
+    scene.now += 8
+    prefill.comes(PREFILLED)
+    decode = scene.connected()
+    scene.now += 0.5
+    decode.comes(ANSWER)
+    worker = scene.workers.at("http://d:1")
+    assert worker is not None
+    assert worker.first_byte[0].value(scene.now) == pytest.approx(0.5)
+    assert worker.guard.recent.quantile(0.5) < 1
+
+
 def test_blocks_that_nobody_has_read_go_to_the_next_worker() -> None:
     scene = Split(workers=(*WORKERS, "m=http://e:1,role=decode")).asks()
     scene.connected().comes(PREFILLED)
