@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -23,34 +22,42 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
     module = sys.modules.get(name)
     if module is not None and not getattr(module.__spec__, "_initializing", False):
         then(module)
-    else:
-        sys.meta_path.insert(0, _Waiting(name, then))
+        return
+    waiting = next((finder for finder in _waiting() if finder.name == name), None)
+    if waiting is None:
+        waiting = _Waiting(name)
+        sys.meta_path.insert(0, waiting)
+    waiting.then.append(then)
 
 
 class _Waiting(MetaPathFinder):
-    """Finds one module, once, by asking the finders after it."""
+    """Finds one module by asking the finders beside it, until it has been imported."""
 
-    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
-        self._name, self._then = name, then
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.then: list[Callable[[ModuleType], None]] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self.name:
             return None
-        if self in sys.meta_path:  # another thread may have been here
-            sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        others = (finder.find_spec for finder in sys.meta_path if finder not in _waiting())
+        spec = next((spec for find in others if (spec := find(fullname, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, self._then)
+            spec.loader = _Then(spec.loader, self)
         return spec
+
+
+def _waiting() -> list[_Waiting]:
+    return [finder for finder in sys.meta_path if isinstance(finder, _Waiting)]
 
 
 class _Then(Loader):
     """The module's own loader, and what comes after it."""
 
-    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
-        self._loader, self._then = loader, then
+    def __init__(self, loader: Loader, waiting: _Waiting) -> None:
+        self._loader, self._waiting = loader, waiting
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -60,4 +67,7 @@ class _Then(Loader):
             module.__spec__.loader = self._loader  # for all who look at it later
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        self._then(module)
+        if self._waiting in sys.meta_path:
+            sys.meta_path.remove(self._waiting)
+        for then in self._waiting.then:
+            then(module)
