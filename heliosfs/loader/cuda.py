@@ -30,7 +30,8 @@ class Cuda:
 
     def memory(self, nbytes: int) -> Any | None:
         try:
-            with self._torch.cuda.stream(self._stream):
+            # Threads that are in no inference mode write to it; they may not write to what was made in one.
+            with self._torch.cuda.stream(self._stream), self._torch.inference_mode(False):
                 return self._torch.empty(nbytes, dtype=self._torch.uint8, device=self._device)
         except self._torch.cuda.OutOfMemoryError:
             return None

@@ -172,41 +172,40 @@ class ModelFolder:
 
 
 @contextmanager
-def open_folder(
-    place: str, revision: str | None = None, subfolder: str = "", environ: Mapping[str, str] | None = None
-) -> Iterator[Folder]:
+def open_folder(place: str, revision: str | None = None, subfolder: str = "") -> Iterator[Folder]:
     """A model's files, for the block: ``place`` is a directory, or a name ``org/name`` with a revision.
 
-    Raises InvalidInput for what is neither, what heliosfs.client's ``connect`` and ``resolve`` raise for a name.
+    Configured as every command is. Raises InvalidInput for what is neither, UsageError for a wrong configuration, and
+    what heliosfs.client's ``connect`` and ``resolve`` raise for a name.
     """
-    environ = os.environ if environ is None else environ
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    settings, home = load(os.environ), Home.from_env(os.environ)
+    nobody = not settings.registry.urls and embedded.running(home) is None
     with ExitStack() as stack:
-        directory = Path(place, subfolder)
         if os.path.isdir(place):
-            yield _mounted(directory, environ, stack) or DiskFolder(directory)
+            directory = Path(place, subfolder)
+            yield _mounted(directory, home, nobody, stack) or DiskFolder(directory)
             return
-        home, urls = Home.from_env(environ), load(environ).registry.urls
-        if not urls and embedded.running(home) is None:
+        if nobody:
             raise InvalidInput(
                 f"{place} is no directory, and no registry is configured to look for it as a name",
                 hint="Give the directory of a mount or of a disk, or set registry.urls (HELIOS_REGISTRY__URLS).",
             )
-        yield ModelFolder(_resolve(stack, home, None, f"{place}@{revision or 'main'}"), prefix)
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        yield ModelFolder(_resolve(stack, None, f"{place}@{revision or 'main'}"), prefix)
 
 
-def _resolve(stack: ExitStack, home: Home, registry: list[str] | None, spec: str) -> client.Model:
+def _resolve(stack: ExitStack, registry: list[str] | None, spec: str) -> client.Model:
     from heliosfs import client  # trio and more: nothing that a plain directory needs
 
-    return stack.enter_context(client.connect(home=home.root, registry=registry)).resolve(spec)
+    return stack.enter_context(client.connect(registry=registry)).resolve(spec)
 
 
-def _mounted(directory: Path, environ: Mapping[str, str], stack: ExitStack) -> Folder | None:
-    """The directory as the client has it, where it lies in a mount of our home."""
+def _mounted(directory: Path, home: Home, nobody: bool, stack: ExitStack) -> Folder | None:
+    """The directory as the client has it, where it lies in a mount of our home. ``nobody``: there is no registry but
+    the one that the mount was told of when it was started."""
     entry = mounts.mount_of(mounts.canonical(directory))
     if entry is None or entry.fstype != mounts.FSTYPE:
         return None
-    home = Home.from_env(environ)
     state = mounts.state_of(home, entry.mountpoint)
     if state is None:
         log.info("%s is in a mount of another home: its files are read through that mount", directory)
@@ -215,9 +214,7 @@ def _mounted(directory: Path, environ: Mapping[str, str], stack: ExitStack) -> F
         repo, commit = (os.getxattr(directory, f"user.helios.{name}").decode() for name in ("repo", "commit"))
         inside = Path(os.path.realpath(directory)).relative_to(entry.mountpoint).parts
         prefix = "".join(f"{part}/" for part in inside[inside.index(commit) + 1 :])
-        # A mount whose registry was given by flags alone says where that is.
-        alone = not load(environ).registry.urls and embedded.running(home) is None
-        return ModelFolder(_resolve(stack, home, state.registry if alone else None, f"{repo}@{commit}"), prefix)
+        return ModelFolder(_resolve(stack, state.registry if nobody else None, f"{repo}@{commit}"), prefix)
     except (HeliosError, OSError, ValueError) as error:
         log.warning("the client can't be used, so the files are read through the mount: %s", error)
         return None

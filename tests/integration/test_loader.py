@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from helios.home import Home
 from heliosfs.loader.folders import open_folder
 from heliosfs.loader.load import load_tensors
 from tests.support.command import Command
-from tests.support.mounts import Mount, mounted, push
+from tests.support.mounts import Mount, mounted
 from tests.support.registry import Running, running_registry
+from tests.support.slow_link import SlowLink
 
 SETTINGS = LoaderSettings(threads=4, ahead_mib=8)
 ROOT = Path(__file__).parents[2]
@@ -91,10 +93,20 @@ def theirs(directory: Path) -> dict[str, torch.Tensor]:
     return out
 
 
+@contextlib.contextmanager
+def using(environ: dict[str, str]) -> Iterator[None]:
+    """This process is configured so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HELIOS_REGISTRY__URLS", raising=False)
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        yield
+
+
 def check(place: str | Path, like: Path, environ: dict[str, str], way: str, **where: str) -> None:
     """Load it, and compare every bit with what safetensors reads from the plain directory."""
     expected = theirs(like)
-    with open_folder(str(place), environ=environ, **where) as folder:
+    with using(environ), open_folder(str(place), **where) as folder:
         assert folder.way == way
         seen = set()
         for name, tensor in load_tensors(folder, SETTINGS):
@@ -121,7 +133,7 @@ def test_whole_files_are_read_where_the_mount_keeps_them(site, tmp_path):
         at = mount.path / "org/m" / site.commit
         call_warm(site, mount)
         before = mount.reads()
-        with open_folder(str(at), environ=site.environ) as folder:
+        with using(site.environ), open_folder(str(at)) as folder:
             sources = [folder.open(name) for name in folder.files if name.endswith(".safetensors")]
             found = [os.readlink(f"/proc/self/fd/{source.fileno()}") for source in sources]
             for source in sources:
@@ -158,36 +170,43 @@ def test_a_mount_whose_client_finds_no_registry_is_read_as_any_directory(site, t
 def test_a_name_is_looked_up_in_the_registry(site):
     check("org/m", site.directory, site.environ, "the client")
     check("org/m", site.directory, site.environ, "the client", revision=site.commit)
-    with open_folder("org/m", environ=site.environ) as folder:
+    with using(site.environ), open_folder("org/m") as folder:
         folder.fetch()
         assert folder.open("model-00001-of-00002.safetensors").fileno() is not None
 
 
 def test_a_name_nobody_knows_is_an_error(site):
-    with pytest.raises(RepoNotFound), open_folder("org/none", environ=site.environ):
+    with using(site.environ), pytest.raises(RepoNotFound), open_folder("org/none"):
         pass
 
 
 def test_a_name_without_a_registry_is_an_error(site):
     with (
+        using({"HELIOS_HOME": str(site.node.root)}),
         pytest.raises(InvalidInput, match=r"org/m is no directory(.|\n)*HELIOS_REGISTRY__URLS"),
-        open_folder("org/m", environ={"HELIOS_HOME": str(site.node.root)}),
+        open_folder("org/m"),
     ):
         pass
     assert not site.node.root.exists()  # none was started for it
 
 
+def load_until_it_stops(site: Site, environ: dict[str, str]) -> None:
+    """Load a name while the registry stops after the first tensor; what comes is compared."""
+    expected = theirs(site.directory)
+    with using(environ), open_folder("org/m") as folder:
+        for name, tensor in load_tensors(folder, LoaderSettings(threads=1, ahead_mib=1)):
+            assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8))
+            os.kill(site.registry.pid, signal.SIGSTOP)
+
+
 def test_a_registry_that_stops_meanwhile_is_an_error(site, monkeypatch):
     """Not one tensor with bytes that never came."""
     monkeypatch.setenv("HELIOS_MOUNT__REQUEST_DEADLINE_S", "1")
-    expected = theirs(site.directory)
-    with pytest.raises(HeliosError), open_folder("org/m", environ=site.environ) as folder:
+    at = urlsplit(site.registry.url)
+    with SlowLink(at.hostname or "", at.port or 0, 10e6) as link:  # all of it takes four seconds
         try:
-            for number, (name, tensor) in enumerate(load_tensors(folder, LoaderSettings(threads=1, ahead_mib=1))):
-                assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8))
-                if number == 0:
-                    os.kill(site.registry.pid, signal.SIGSTOP)
-            pytest.skip("all of it had come before the registry stopped")
+            with pytest.raises(HeliosError):
+                load_until_it_stops(site, {**site.environ, "HELIOS_REGISTRY__URLS": link.url})
         finally:
             os.kill(site.registry.pid, signal.SIGCONT)
 
