@@ -74,7 +74,10 @@ class HostMemory:
         """The whole file; the last one's mapping is kept, for its next range."""
         if self._last is None or self._last[0] is not source:
             # A private mapping is writable, as safetensors' are: nobody else sees what is written to it.
-            data = mmap.mmap(fd, source.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            try:
+                data = mmap.mmap(fd, source.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            except (OSError, ValueError) as error:  # ValueError: it has become shorter
+                raise Unavailable(f"{source.path} can't be mapped: {error}") from error
             self._last = source, torch.frombuffer(data, dtype=torch.uint8)
         return self._last[1]
 

@@ -74,7 +74,6 @@ class Ring:
         self.nbytes = nbytes
         self._stall_s, self._clock, self._sleep = stall_s, clock, sleep
         self._free: queue.Queue[Buffer] = queue.Queue()
-        self._count = count
         for _ in range(count):
             staging = device.staging(nbytes)
             self._free.put(Buffer(staging, device.view(staging)))
@@ -93,10 +92,16 @@ class Ring:
             self._free.put(buffer)
 
     def drain(self) -> None:
-        """Wait until no copy is under way, so that the buffers may go. Raises DeadlineExceeded."""
-        for _ in range(self._count):
-            with self.buffer():
-                pass
+        """The end: wait until no copy is under way, and let go of the buffers, but for those that a hung reader has.
+
+        Raises DeadlineExceeded.
+        """
+        while True:
+            try:
+                buffer = self._free.get_nowait()
+            except queue.Empty:
+                return
+            self._settle(buffer)
 
     def _settle(self, buffer: Buffer) -> None:
         until = self._clock() + self._stall_s
