@@ -20,8 +20,7 @@ from types import SimpleNamespace
 made = []
 
 class Config:
-    def __init__(self):
-        self.pthrDelay = None
+    pthrDelay = None
 
 def agent(name, config):
     made.append((name, config.pthrDelay))
