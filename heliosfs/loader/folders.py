@@ -194,10 +194,10 @@ def open_folder(place: str, revision: str | None = None, subfolder: str = "") ->
         yield ModelFolder(_resolve(stack, None, f"{place}@{revision or 'main'}"), prefix)
 
 
-def _resolve(stack: ExitStack, registry: list[str] | None, spec: str) -> client.Model:
+def _resolve(stack: ExitStack, registry: list[str] | None, spec: str, kind: str = "models") -> client.Model:
     from heliosfs import client  # trio and more: nothing that a plain directory needs
 
-    return stack.enter_context(client.connect(registry=registry)).resolve(spec)
+    return stack.enter_context(client.connect(registry=registry)).resolve(spec, kind=kind)
 
 
 def _mounted(directory: Path, home: Home, nobody: bool, stack: ExitStack) -> Folder | None:
@@ -214,7 +214,9 @@ def _mounted(directory: Path, home: Home, nobody: bool, stack: ExitStack) -> Fol
         repo, commit = (os.getxattr(directory, f"user.helios.{name}").decode() for name in ("repo", "commit"))
         inside = Path(os.path.realpath(directory)).relative_to(entry.mountpoint).parts
         prefix = "".join(f"{part}/" for part in inside[inside.index(commit) + 1 :])
-        return ModelFolder(_resolve(stack, state.registry if nobody else None, f"{repo}@{commit}"), prefix)
+        kind, _, name = repo.partition("/")
+        model = _resolve(stack, state.registry if nobody else None, f"{name}@{commit}", kind)
+        return ModelFolder(model, prefix)
     except (HeliosError, OSError, ValueError) as error:
         log.warning("the client can't be used, so the files are read through the mount: %s", error)
         return None

@@ -164,7 +164,7 @@ def test_a_mount_whose_client_finds_no_registry_is_read_as_any_directory(site, t
         (at / "config.json").read_bytes()
         away = {**site.environ, "HELIOS_REGISTRY__URLS": "http://127.0.0.1:9"}
         check(at, site.directory, away, "plain files")
-    assert "read through the mount: org/m" in caplog.text
+    assert "read through the mount: org/m@" in caplog.text
 
 
 def test_a_name_is_looked_up_in_the_registry(site):
