@@ -46,6 +46,7 @@ def median_of(*names: str) -> Callable[[Mapping[str, Any]], dict[str, float]]:
 WARM = tuple(f"{way}_{readers}" for way in ("seq", "rand4k", "rand1m", "mmap") for readers in (1, 8))
 VLLM_TARGETS = {"cold": 0.3, "disk": 0.95, "warm": 0.95}
 VLLM = tuple(f"{way}_{state}" for way in ("default", "lazy", "eager", "prefetch") for state in VLLM_TARGETS)
+FORMATS = ("plain_cold", "plain_warm", "mount_empty", "mount_cold", "mount_warm")
 LOADS = tuple(f"{way}_{state}" for way in ("mmap", "eager", "prefetch") for state in ("cold", "warm"))
 
 
@@ -180,6 +181,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*LOADS),
         dict.fromkeys(LOADS, 0.95),
+    ),
+    "load_formats": Benchmark(
+        full=("--gb", "2", "--rounds", "3"),
+        quick=("--gb", "0.3", "--rounds", "1"),
+        ratios=median_of(*FORMATS),
+        targets=dict.fromkeys(FORMATS, 0.95),
     ),
     "vllm_load": Benchmark(
         ("--gb", "3", "--rounds", "2"),

@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -720,12 +720,24 @@ class LogSettings(Section, frozen=True):
     """``auto``: text on a terminal, JSON lines elsewhere."""
 
 
+class LoaderSettings(Section, frozen=True):
+    """vLLM's ``--load-format helios`` (docs/loader.md)."""
+
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    """Threads that read; 0: half the cores, 8 at most, and 8 for files that are still to be fetched."""
+    ahead_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """What is read and not yet taken by the engine, in MiB; one tensor is always read."""
+    staging_mib: Annotated[int, msgspec.Meta(ge=1)] = 128
+    """Pinned host memory through which tensors go to a GPU, in MiB."""
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
     registry: RegistrySettings = RegistrySettings()
     mount: MountSettings = MountSettings()
     router: RouterSettings = RouterSettings()
+    loader: LoaderSettings = LoaderSettings()
     log: LogSettings = LogSettings()
 
 

@@ -19,7 +19,8 @@ ML_DTYPES: Final = {
 }  # fmt: skip
 """Types that NumPy has from the package ml_dtypes."""
 
-TORCH: Final = NUMPY | ML_DTYPES
+TORCH: Final = NUMPY | ML_DTYPES | {"F4": "float4_e2m1fn_x2"}
+"""Two 4-bit floats make one element of PyTorch's, so the last dimension is half as long: as safetensors has it."""
 
 
 def to_numpy(info: TensorInfo, data: bytearray) -> Any:
@@ -34,13 +35,23 @@ def to_numpy(info: TensorInfo, data: bytearray) -> Any:
 
 def to_torch(info: TensorInfo, data: bytearray) -> Any:
     """A tensor on the bytes. Raises Unavailable without PyTorch, InvalidInput for a type that it lacks."""
+    dtype, shape = torch_form(info)
     torch = _module("torch", info)
-    dtype = getattr(torch, TORCH.get(info.dtype, ""), None)
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def torch_form(info: TensorInfo) -> tuple[Any, tuple[int, ...]]:
+    """PyTorch's type and shape of a tensor. Raises what ``to_torch`` raises."""
+    dtype = getattr(_module("torch", info), TORCH.get(info.dtype, ""), None)
     if dtype is None:
         raise _unknown("PyTorch", info)
-    if not math.prod(info.shape):
-        return torch.empty(info.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+    if info.dtype != "F4":
+        return dtype, info.shape
+    if not info.shape or info.shape[-1] % 2:
+        raise _unknown("PyTorch", info)
+    return dtype, (*info.shape[:-1], info.shape[-1] // 2)
 
 
 def _module(name: str, info: TensorInfo) -> Any:
