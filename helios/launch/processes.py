@@ -177,7 +177,7 @@ class Children:
         log = self.home.logs / f"{name}.log"
         if any(record.log == str(log) and record.guard.alive() for _, record in records(self.home)):
             log = log.with_name(f"{name}-{os.getpid()}.log")
-        if log in self._written:
+        if log in self._written and log.exists():
             log.replace(log.with_name(f"{log.name}.1"))
         self._written.add(log)
         record = records_directory(self.home) / f"{name}-{os.getpid()}.json"

@@ -149,10 +149,15 @@ def runs(helios_home: Home, wait_for: Any) -> Iterator[Callable[..., Run]]:
         run.wait()
 
 
-def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any) -> None:
+def long(word: str) -> dict[str, Any]:
+    """A prompt that nobody has computed yet."""
+    return {"messages": [{"role": "user", "content": f"{word} " * 600}], "ignore_eos": True}
+
+
+def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any, wait_for: Any) -> None:
     run = runs(PREFILL, DECODE)
-    long = [{"role": "user", "content": "word " * 600}]
-    assert run.router.chat("org/name", messages=long, ignore_eos=True).status == 200
+    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
+    assert run.router.chat("org/name", **long("one")).status == 200
     assert run.router.chat("org/name").status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == 1
     run.stop()
@@ -162,19 +167,20 @@ def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any) -
 
 def test_a_worker_that_ends_is_started_again_at_its_port_and_the_others_go_on(runs: Any, wait_for: Any) -> None:
     run = runs(PREFILL, DECODE)
-    wait_for(lambda: run.router.up() == 2, what="both workers")
+    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
     os.kill(run.pid("vllm-prefill-1"), signal.SIGKILL)
-    long = [{"role": "user", "content": "word " * 600}]
+    asked = 0
     end = time.monotonic() + START_S
     while "vllm-prefill-1 answers again" not in run.out.getvalue():
-        assert run.router.chat("org/name", messages=long, ignore_eos=True).status == 200, "nobody notices"
+        asked += 1
+        assert run.router.chat("org/name", **long(f"word{asked}")).status == 200, "nobody notices"
         assert time.monotonic() < end
         time.sleep(0.05)
     assert "vllm-prefill-1 ended with status 137; it is started again in 1 s" in run.out.getvalue()
     assert run.fakes.started == ["vllm-prefill-1", "vllm-decode-1", "vllm-prefill-1"]
     before = run.router.metric("helios_router_prefills_total", result="remote")
-    wait_for(lambda: run.router.up() == 2, what="both workers again")
-    assert run.router.chat("org/name", messages=long, ignore_eos=True).status == 200
+    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers again")
+    assert run.router.chat("org/name", **long("again")).status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == before + 1
 
 
