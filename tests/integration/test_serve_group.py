@@ -21,7 +21,7 @@ import pytest
 from helios.config import Config, RouterSettings
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.home import Home
-from helios.launch import vllm
+from helios.launch import serving, vllm
 from helios.launch.plan import Placement, Wish
 from helios.launch.processes import records
 from helios.launch.progress import Progress
@@ -126,8 +126,9 @@ class Run:
 
 
 @pytest.fixture
-def runs(helios_home: Home, wait_for: Any) -> Iterator[Callable[..., Run]]:
+def runs(helios_home: Home, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     found: list[Run] = []
+    monkeypatch.setattr(serving, "ROUTER_START_S", START_S)
 
     def begin(
         *placements: Placement, up: bool = True, prepare: Callable[[Fakes], None] = lambda f: None, **options: Any
@@ -151,14 +152,14 @@ def runs(helios_home: Home, wait_for: Any) -> Iterator[Callable[..., Run]]:
 
 def long(word: str) -> dict[str, Any]:
     """A prompt that nobody has computed yet."""
-    return {"messages": [{"role": "user", "content": f"{word} " * 600}], "ignore_eos": True}
+    return {"messages": [{"role": "user", "content": f"{word} " * 300}], "ignore_eos": True}
 
 
 def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any, wait_for: Any) -> None:
     run = runs(PREFILL, DECODE)
     wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
-    assert run.router.chat("org/name", **long("one")).status == 200
-    assert run.router.chat("org/name").status == 200
+    assert run.router.chat("org/name", START_S, **long("one")).status == 200
+    assert run.router.chat("org/name", START_S).status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == 1
     run.stop()
     assert isinstance(run.wait(), Stopped)
@@ -173,14 +174,14 @@ def test_a_worker_that_ends_is_started_again_at_its_port_and_the_others_go_on(ru
     end = time.monotonic() + START_S
     while "vllm-prefill-1 answers again" not in run.out.getvalue():
         asked += 1
-        assert run.router.chat("org/name", **long(f"word{asked}")).status == 200, "nobody notices"
+        assert run.router.chat("org/name", START_S, **long(f"word{asked}")).status == 200, "nobody notices"
         assert time.monotonic() < end
         time.sleep(0.05)
     assert "vllm-prefill-1 ended with status 137; it is started again in 1 s" in run.out.getvalue()
     assert run.fakes.started == ["vllm-prefill-1", "vllm-decode-1", "vllm-prefill-1"]
     before = run.router.metric("helios_router_prefills_total", result="remote")
     wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers again")
-    assert run.router.chat("org/name", **long("again")).status == 200
+    assert run.router.chat("org/name", START_S, **long("again")).status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == before + 1
 
 
@@ -206,7 +207,7 @@ def test_a_worker_that_never_starts_ends_the_command_with_the_reason(runs: Any) 
 def test_one_that_fails_once_at_its_start_is_tried_again(runs: Any) -> None:
     run = runs(DECODE, prepare=lambda fakes: fakes.commands.append(["-c", "raise SystemExit(1)"]))
     assert run.fakes.started == ["vllm-decode-1"] * 2
-    assert run.router.chat("org/name").status == 200
+    assert run.router.chat("org/name", START_S).status == 200
 
 
 def test_wrong_arguments_are_not_tried_again_and_a_late_start_ends_the_command(runs: Any) -> None:
@@ -219,7 +220,8 @@ def test_wrong_arguments_are_not_tried_again_and_a_late_start_ends_the_command(r
 
 def test_answers_under_way_end_before_the_workers_do(runs: Any, wait_for: Any) -> None:
     run = runs(DECODE, prepare=lambda fakes: setattr(fakes, "token_s", 0.1))
-    connection = http.client.HTTPConnection(*run.router.address, timeout=30)
+    host, port = run.router.address
+    connection = http.client.HTTPConnection(host, port, timeout=START_S)
     body = {"model": "org/name", "max_tokens": 30, "stream": True, **CHAT}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     answer = connection.getresponse()
