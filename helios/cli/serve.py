@@ -19,6 +19,22 @@ from helios.cli.common import parse_spec
     help="Port of the router; 0 takes a free one (default: 8480).",
 )
 @click.option(
+    "--prefill",
+    type=click.IntRange(0, 64),
+    default=0,
+    metavar="N",
+    help="Workers that only compute prompts (default: none).",
+)
+@click.option(
+    "--decode",
+    type=click.IntRange(0, 64),
+    default=0,
+    metavar="M",
+    help="Workers that answer with them (default: none).",
+)
+@click.option("--gpu", "gpus", metavar="LIST", help="GPUs to use, such as 0,1, in equal parts (default: as needed).")
+@click.option("--logs", is_flag=True, help="Show the workers' logs on standard error.")
+@click.option(
     "--start-timeout", type=click.FloatRange(1), metavar="SECONDS", help="Longest start of vLLM (default: 900)."
 )
 @click.option("--on-demand", is_flag=True, help="Start the registry's models when clients ask for them.")
@@ -49,6 +65,10 @@ def serve(
     spec: str | None,
     host: str | None,
     port: int | None,
+    prefill: int,
+    decode: int,
+    gpus: str | None,
+    logs: bool,
     start_timeout: float | None,
     on_demand: bool,
     most: int,
@@ -59,7 +79,11 @@ def serve(
     """Serve a model of the registry with vLLM behind the router, until Ctrl-C.
 
     Mounts the filesystem at $HELIOS_HOME/mnt unless that is done, starts vLLM on the commit that REVISION (default:
-    main) names now, and prints the router's URL once the model answers. Arguments after -- go to vLLM.
+    main) names now, and prints the router's URL once the model answers. A worker that ends is started again.
+    Arguments after -- go to vLLM.
+
+    With --prefill and --decode there are several workers: some compute prompts, the others answer with what those have
+    computed.
 
     With --on-demand no model is named: the URL is printed at once, a request for a model of the registry starts its
     vLLM and waits for it.
@@ -67,7 +91,8 @@ def serve(
     from helios.config import load_from_process
     from helios.errors import UsageError
     from helios.home import Home
-    from helios.launch.serve import Wishes, serve_on_demand
+    from helios.launch.plan import Wish
+    from helios.launch.serve import Group, Wishes, serve_on_demand
     from helios.launch.serve import serve as run
     from helios.launch.serving import START_TIMEOUT_S
     from helios.launch.signals import stopped_by_signals
@@ -78,11 +103,26 @@ def serve(
     if on_demand:
         if spec is not None and not spec.startswith("-"):
             raise UsageError("--on-demand serves what clients ask for", hint=f"Leave {spec} out.")
+        if prefill or decode or gpus or logs:
+            raise UsageError(
+                "--prefill, --decode, --gpu and --logs are for a model that is named",
+                hint="Write helios serve ORG/NAME, or leave them out.",
+            )
         arguments = vllm_arguments if spec is None else (spec, *vllm_arguments)  # it came after --
         with stopped_by_signals():
             serve_on_demand(home, config, Wishes(most, idle_s, fetch, arguments, start_timeout_s))
     if spec is None:
         raise UsageError("no model is named", hint="Write helios serve ORG/NAME, or helios serve --on-demand.")
     repo, revision = parse_spec(spec, "models")
+    group = Group(Wish(prefill, decode, _numbers(gpus)), vllm_arguments, start_timeout_s, logs)
     with stopped_by_signals():
-        run(home, config, repo, revision, vllm_arguments, start_timeout_s)
+        run(home, config, repo, revision, group)
+
+
+def _numbers(gpus: str | None) -> tuple[int, ...]:
+    from helios.errors import UsageError
+
+    parts = [] if gpus is None else gpus.split(",")
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise UsageError(f"{gpus!r} is no list of GPUs", hint="Write --gpu 0,1 with the numbers that nvidia-smi shows.")
+    return tuple(map(int, parts))

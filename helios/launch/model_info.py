@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from helios.errors import InvalidInput
 
@@ -14,12 +14,14 @@ Task = Literal["chat", "completion", "embedding"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """``positions`` is the longest sequence in tokens, ``kv_bytes`` the KV cache of one token in bytes (0: none)."""
+    """``positions`` is the longest sequence in tokens, ``kv_bytes`` the KV cache of one token in bytes (0: none),
+    ``heads`` the number of attention heads (0: unknown)."""
 
     architecture: str
     task: Task
     positions: int
     kv_bytes: int
+    heads: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> ModelInfo:
@@ -45,7 +47,24 @@ class ModelInfo:
             task=_task(directory, architecture),
             positions=_count(sizes, "max_position_embeddings", "n_positions", "max_sequence_length") or 2048,
             kv_bytes=_kv_bytes(sizes),
+            heads=_count(sizes, "num_attention_heads", "n_head"),
         )
+
+
+WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+"""Files of weights, in the order in which vLLM prefers them."""
+
+
+def weight_bytes(directory: Path) -> int:
+    """Bytes of a model's weights on disk, of the kind of files that vLLM would load; 0 where there are none.
+
+    Mistral's ``consolidated*`` files are a second copy where others lie beside them.
+    """
+    for pattern in WEIGHTS:
+        if found := list(directory.glob(pattern)):
+            others = [path for path in found if not path.name.startswith("consolidated")]
+            return sum(path.stat().st_size for path in others or found)
+    return 0
 
 
 def _task(directory: Path, architecture: str) -> Task:

@@ -119,10 +119,14 @@ class Child:
             file.seek(max(0, self.log.stat().st_size - 64 * 1024))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
-    def stop(self) -> None:
-        """End it: SIGTERM, after the grace SIGKILL for its whole tree."""
+    def begin_stop(self) -> None:
+        """Have it end, without waiting for that: its guard sees that nobody holds the other end."""
         if self.guard.stdin is not None:
             self.guard.stdin.close()
+
+    def stop(self) -> None:
+        """End it: SIGTERM, after the grace SIGKILL for its whole tree."""
+        self.begin_stop()
         if self.guard.poll() is None:
             self.guard.terminate()
             try:
@@ -138,6 +142,7 @@ class Children:
     def __init__(self, home: Home) -> None:
         self.home = home
         self._children: list[Child] = []
+        self._written: set[Path] = set()
 
     def __enter__(self) -> Children:
         return self
@@ -165,12 +170,16 @@ class Children:
     ) -> Child:
         """Start a command; its output goes to ``$HELIOS_HOME/logs/<name>.log``, replacing that of the run before.
 
-        While another run writes to that file it goes to ``<name>-<pid>.log``.
+        While another run writes to that file it goes to ``<name>-<pid>.log``. What this run wrote there before is kept
+        once, as ``….log.1``.
         """
         self.home.logs.mkdir(parents=True, exist_ok=True)
         log = self.home.logs / f"{name}.log"
         if any(record.log == str(log) and record.guard.alive() for _, record in records(self.home)):
             log = log.with_name(f"{name}-{os.getpid()}.log")
+        if log in self._written and log.exists():
+            log.replace(log.with_name(f"{log.name}.1"))
+        self._written.add(log)
         record = records_directory(self.home) / f"{name}-{os.getpid()}.json"
         head = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(record), name, str(grace_s), "--"]
         with log.open("wb") as output:

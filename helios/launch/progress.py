@@ -62,8 +62,12 @@ class Stage:
 class Progress:
     """Shows stages one after another and keeps them, with their times, in ``stages``."""
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, *, plain: bool = False
+    ) -> None:
+        """``plain``: lines on a terminal, too, where others write there meanwhile."""
         self.stream = stream or sys.stderr
+        self._terminal = self.stream.isatty() and not plain
         self.stages: list[Stage] = []
         self._clock = clock
 
@@ -71,7 +75,7 @@ class Progress:
     def stage(self, title: str, *, shown: bool = True) -> Iterator[Stage]:
         """A stage; with ``shown`` false it is only timed, because it prints by itself."""
         started = self._clock()
-        kind = Nothing if not shown else Spinner if self.stream.isatty() else Lines
+        kind = Nothing if not shown else Spinner if self._terminal else Lines
         display: Display = kind(self.stream, title, self._clock)
         stage = Stage(title, display, self._clock)
         self.stages.append(stage)

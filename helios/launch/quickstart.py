@@ -57,7 +57,7 @@ def quickstart(home: Home, config: Config, wishes: Wishes) -> int:
         path = model_path(Path(mount.mountpoint), published.repo, published.commit)
         show_files(path, progress)
         worker, info = serving.start_vllm(path, published.repo, wishes.vllm_arguments, wishes.start_timeout_s)
-        router = serving.start_router(config.router.host, config.router.port, worker)
+        router = serving.start_router(config.router.host, config.router.port, [f"{worker.model}={worker.url}"])
         if wishes.model is None:
             progress.note("The tiny model's weights are random, so its words mean nothing.")
         text = sys.stderr if wishes.as_json else sys.stdout

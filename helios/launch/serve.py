@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,21 +20,39 @@ from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
 from helios.launch.demand import Demand, Model
+from helios.launch.fleet import Fleet, Starts
+from helios.launch.logs import Followers
+from helios.launch.machine import find_device
 from helios.launch.model_info import ModelInfo
 from helios.launch.on_demand import OnDemand, WakeServer
+from helios.launch.plan import Placement, Wish
 from helios.launch.progress import Progress
 from helios.launch.serving import Router, Serving, check_port, model_path
+from helios.launch.signals import signals_ignored
+from helios.launch.workers import Served, Workers, require_nixl
 from helios.names import RepoId
 
 
-def serve(
-    home: Home, config: Config, repo: RepoId, revision: str, arguments: Sequence[str], start_timeout_s: float
-) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the command line says of the workers of the model that it names. ``logs``: whether their logs are shown on
+    standard error."""
+
+    wish: Wish
+    arguments: Sequence[str]
+    start_timeout_s: float
+    logs: bool
+
+
+def serve(home: Home, config: Config, repo: RepoId, revision: str, group: Group) -> NoReturn:
     """Serve ``repo`` at ``revision`` (pinned to its commit now) until a signal raises Stopped.
 
-    Raises NotFound for a model that the registry lacks, Unavailable when vLLM or the router end.
+    Raises NotFound for a model that the registry lacks, Unavailable when the machine does not suffice, a worker can't
+    be started, or the router ends.
     """
-    with _begun(home, config) as (serving, registry):
+    if group.wish.apart:
+        require_nixl()
+    with _begun(home, config, plain=group.logs) as (serving, registry):
         try:
             commit = registry.client().resolve(repo, revision).commit
         except NotFound as error:
@@ -41,20 +60,42 @@ def serve(
                 error.hint or f"`helios pull {repo.id}` brings it from the Hub, `helios ls` lists what is here."
             )
             raise
-        mount = serving.mount()
-        path = model_path(Path(mount.mountpoint), repo, commit)
-        worker, _ = serving.start_vllm(path, repo, arguments, start_timeout_s)
-        router = serving.start_router(config.router.host, config.router.port, worker)
-        print(router.url, flush=True)
-        serving.progress.note(f"{repo.id}@{commit[:12]} answers at {router.url}/v1 until Ctrl-C.")
-        serving.watch()
+        path = model_path(Path(serving.mount().mountpoint), repo, commit)
+        followers = serving.enter_context(Followers(sys.stderr)) if group.logs else None
+        served = Served.read(repo.id, commit, path, group.arguments)
+        placements = served.placements(group.wish)
+        lease_s = config.router.disaggregation.lease_s
+        with Workers(served, placements, serving.children, lease_s, followers) as workers:
+            serve_group(serving, workers, placements, workers.options, f"{repo.id}@{commit[:12]}", group)
+
+
+def serve_group(
+    serving: Serving, starts: Starts, placements: Sequence[Placement], options: Sequence[str], name: str, group: Group
+) -> NoReturn:
+    """Serve with the workers that ``starts`` starts for ``placements``; ``options``: as the router takes them."""
+    config = serving.config.router
+    with Fleet(starts, placements, group.start_timeout_s, serving.progress.note) as fleet:
+        with serving.progress.stage("vLLM") as stage:
+            stage.doing("starting")
+            fleet.wait_ready(stage.doing)
+            stage.done(
+                ", ".join(f"{one.name} at {worker.url}" for one, worker in zip(placements, fleet.workers, strict=True))
+            )
+        router = serving.start_router(config.host, config.port, options)
+        try:
+            print(router.url, flush=True)
+            serving.progress.note(f"{name} answers at {router.url}/v1 until Ctrl-C.")
+            serving.watch(fleet.step)
+        finally:
+            with signals_ignored():
+                serving.children.stop(router.child)  # before its workers: what is under way may end
 
 
 @contextlib.contextmanager
-def _begun(home: Home, config: Config) -> Iterator[tuple[Serving, AttachedRegistry]]:
-    """What can't do without is found out first; then the registry is there."""
+def _begun(home: Home, config: Config, plain: bool = False) -> Iterator[tuple[Serving, AttachedRegistry]]:
+    """What can't do without is found out first; then the registry is there. ``plain``: no spinner among other lines."""
     vllm.require_vllm()
-    with Serving(home, config, Progress()) as serving:
+    with Serving(home, config, Progress(plain=plain)) as serving:
         serving.repair()
         check_port(config.router.host, config.router.port)
         yield serving, serving.registry()
@@ -147,7 +188,7 @@ class Launcher:
             yield self._start(model, path, port)
 
     def _start(self, model: Model, path: Path, port: int) -> vllm.Vllm:
-        info, device = ModelInfo.read(path), vllm.find_device()
+        info, device = ModelInfo.read(path), find_device()
         with self._lock:
             self._number += 1
             return vllm.start(

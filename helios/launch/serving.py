@@ -19,6 +19,7 @@ from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
+from helios.launch.machine import find_device
 from helios.launch.model_info import ModelInfo
 from helios.launch.processes import Child, Children, repair
 from helios.launch.progress import Progress
@@ -31,6 +32,8 @@ from helios.process import ProcessId
 START_TIMEOUT_S: Final = 900.0
 """Longest start of vLLM, in seconds: large models load for minutes."""
 ROUTER_START_S: Final = 30.0
+BEYOND_S: Final = 5.0
+"""What the router may take to end beyond the time that answers in flight have, in seconds."""
 REGISTRY_STOP_S: Final = 15.0
 WATCH_S: Final = 0.5
 
@@ -146,7 +149,7 @@ class Serving(contextlib.ExitStack):
         vllm.require_vllm()
         with self.progress.stage("vLLM") as stage:
             info = ModelInfo.read(path)
-            device = vllm.find_device()
+            device = find_device()
             with vllm.reserved_port() as port:
                 worker = vllm.start(self.children, path, repo.id, port=port, device=device, info=info, extra=extra)
                 self._watched.append(worker.child)
@@ -155,17 +158,18 @@ class Serving(contextlib.ExitStack):
         return worker, info
 
     def start_router(
-        self, host: str, port: int, worker: vllm.Vllm | None = None, env: Mapping[str, str] | None = None
+        self, host: str, port: int, workers: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> Router:
-        """Start the router, in front of a worker if there is one, and wait until it answers.
+        """Start the router in front of workers, as its ``--worker`` takes them, and wait until it answers.
 
         ``env``: settings of its own."""
         with self.progress.stage("Router") as stage:
             stage.doing("starting")
             command = [sys.executable, "-P", "-m", "helios", "router", "--host", host, "--port", str(port)]
-            if worker is not None:
-                command += ["--worker", f"{worker.model}={worker.url}"]
-            child = self.children.start("router", command, env=env)
+            for worker in workers:
+                command += ["--worker", worker]
+            grace_s = self.config.router.drain_s + BEYOND_S
+            child = self.children.start("router", command, env=env, grace_s=grace_s)
             self._watched.append(child)
             url = wait_for_router(child)
             stage.done(url)

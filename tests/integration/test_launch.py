@@ -242,10 +242,11 @@ def test_a_child_that_ends_is_named(helios_home, progress):
 
 
 def test_serving_an_unknown_model_says_how_to_get_it(helios_home):
-    from helios.launch.serve import serve
+    from helios.launch.plan import Wish
+    from helios.launch.serve import Group, serve
 
     settings = Config()
     with pytest.raises(NotFound) as caught:
-        serve(helios_home, settings, RepoId.parse("org/none"), "main", (), 10.0)
+        serve(helios_home, settings, RepoId.parse("org/none"), "main", Group(Wish(), (), 10.0, logs=False))
     assert "helios pull org/none" in str(caught.value)
     end_unused_registry(helios_home)

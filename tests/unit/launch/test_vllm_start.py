@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
-from helios.launch import vllm
-from helios.launch.model_info import ModelInfo
+from helios.launch import plan, vllm
+from helios.launch.model_info import ModelInfo, weight_bytes
 from helios.launch.phases import FIRST, Phases
 from helios.launch.processes import Children
 
@@ -36,7 +36,7 @@ LLAMA = {
 def test_a_chat_model(tmp_path):
     template = {"tokenizer_config__json": '{"chat_template": "x"}'}
     info = ModelInfo.read(write(tmp_path / "m", LLAMA, **template))
-    assert info == ModelInfo("LlamaForCausalLM", "chat", 131072, 2 * 2 * 32 * 8 * 128)
+    assert info == ModelInfo("LlamaForCausalLM", "chat", 131072, 2 * 2 * 32 * 8 * 128, 32)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,18 @@ def test_no_model(tmp_path, text, message):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_the_weights_are_those_that_vllm_would_load(tmp_path):
+    assert weight_bytes(tmp_path) == 0
+    for name, size in {"a.bin": 7, "model-1.safetensors": 3, "model-2.safetensors": 4, "x.json": 9}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    assert weight_bytes(tmp_path) == 7
+    (tmp_path / "consolidated.safetensors").write_bytes(bytes(7))
+    assert weight_bytes(tmp_path) == 7
+    for path in tmp_path.glob("model-*"):
+        path.unlink()
+    assert weight_bytes(tmp_path) == 7
+
+
 def flag(arguments, name):
     return int(arguments[arguments.index(name) + 1])
 
@@ -77,8 +89,8 @@ def test_on_a_cpu_the_cache_fits_the_memory_and_holds_a_sequence(tmp_path, memor
     info = ModelInfo.read(write(tmp_path / "m", LLAMA))
     arguments = vllm.arguments(info, "cpu", memory)
     cache, positions = flag(arguments, "--kv-cache-memory-bytes"), flag(arguments, "--max-model-len")
-    assert positions * info.kv_bytes <= cache <= max(memory // 4, vllm.CPU_KV_LEAST)
-    assert 0 < positions <= vllm.CPU_POSITIONS
+    assert positions * info.kv_bytes <= cache <= max(memory // 4, plan.KV_LEAST)
+    assert 0 < positions <= plan.POSITIONS
     assert "--enforce-eager" in arguments
 
 
