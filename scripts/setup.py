@@ -55,8 +55,8 @@ NO_WHEEL = ("No matching distribution", "ResolutionImpossible", "No solution fou
 constraint of the machine's pip names the same package."""
 XGRAMMAR = ("xgrammar==0.2.8", "apache-tvm-ffi==0.1.15.post2")
 NIXL = ("nixl==1.5.1", "nixl-cu12==1.5.1")
-"""What moves KV blocks between two vLLMs, for the tests of disaggregation. The wheel that is named after CUDA works on a
-CPU's memory, too; without its requirements, since those of `nixl` bring the build for another CUDA."""
+"""What moves KV blocks between two vLLMs, for the tests of disaggregation. The wheel that is named after CUDA works on
+a CPU's memory, too; without its requirements, since those of `nixl` bring the build for another CUDA."""
 
 PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
 
