@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 import re
 import shutil
 import socket
@@ -162,18 +163,16 @@ def start(
 
     ``also``: other names for it."""
     require_vllm()
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
-    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port)]
-    command += [*arguments(info, device, available_memory()), *extra]
-    cache = children.home.root / "vllm"  # what a second start reuses
-    env = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CACHE_ROOT": str(cache),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-    }
+    told = [*arguments(info, device, available_memory()), *extra]
+    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    url = f"http://127.0.0.1:{port}"
+    cache = children.caches.open(path, device, told, os.environ | env)
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
+    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *told]
     # Unset: the first overrides --kv-cache-memory-bytes, the second opens endpoints that run code.
     unset = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_SERVER_DEV_MODE")
-    child = children.start(log_name, command, env=env, unset=unset, grace_s=STOP_GRACE_S)
-    return Vllm(child, f"http://127.0.0.1:{port}", model)
+    child = children.start(
+        log_name, command, env=env | cache.env, unset=unset, grace_s=STOP_GRACE_S, cwd=cache.directory
+    )
+    cache.watch(child, url)
+    return Vllm(child, url, model)
