@@ -33,16 +33,14 @@ class View:
     why_copied: str
     _place: Path
     _lock: LockFile
-
-    @property
-    def scratch(self) -> Path:
-        """A directory beside it that goes with it."""
-        return self._place / "scratch"
+    _closed: bool = False
 
     def close(self) -> None:
         """Take it down; what was written is gone. Raises Unavailable or OSError; once more is no harm."""
-        _remove(self._place)
-        self._lock.release()
+        if not self._closed:
+            _remove(self._place)
+            self._lock.release()
+            self._closed = True
 
 
 def writable(lower: Path, base: Path, name: str) -> View:
@@ -54,7 +52,7 @@ def writable(lower: Path, base: Path, name: str) -> View:
     place = base / name
     try:
         _remove(place)
-        for each in ("upper", "work", "view", "scratch"):
+        for each in ("upper", "work", "view"):
             (place / each).mkdir(parents=True, mode=0o700)
         why = _overlay(lower, place)
         if why:
