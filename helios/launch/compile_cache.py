@@ -9,10 +9,12 @@ is new, and takes the directory down when the engine has ended.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +118,7 @@ class CompileCaches:
         self.home, self.settings, self.client, self.mountpoint, self.note = home, settings, client, mountpoint, note
         self.base = home.root / "vllm" / "compiled"
         self._numbers = itertools.count(1)
-        self._open: list[SharedCache] = []
+        self._open: set[SharedCache] = set()
 
     def __enter__(self) -> CompileCaches:
         with self.told("what an earlier run left of compiled kernels is still there"):
@@ -124,16 +126,20 @@ class CompileCaches:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        while self._open:
-            self._open.pop().close()
+        for cache in list(self._open):
+            cache.close()
 
     def open(self, path: Path, device: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Cache:
         if self.settings.mode != "off" and compiles(device, arguments) and path.is_relative_to(self.mountpoint):
             with self.told("compiled kernels are neither looked for nor published"):
                 cache = self._shared(path, device, arguments, environ)
-                self._open.append(cache)
+                self._open.add(cache)
                 return cache
         return LocalCache(self.home, path)
+
+    def closed(self, cache: SharedCache) -> None:
+        """A cache has been taken down."""
+        self._open.discard(cache)
 
     def _shared(self, path: Path, device: str, arguments: Sequence[str], environ: Mapping[str, str]) -> SharedCache:
         org, name, commit = path.relative_to(self.mountpoint).parts
@@ -142,10 +148,13 @@ class CompileCaches:
         key = cache_key(manifest, this_engine(), this_device(device), arguments, environ, fingerprint(secret))
         now = self.client.refs(repo).get(key.ref)
         good = self._good(repo, key, now, secret) if now is not None else None
+        made = self.base / "made" / key.name
+        view: overlay.View | Made
         if good is None:
-            cache, view = self.base / "made" / key.name, None  # stays: where nothing can be published it is found here
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            view = Made.use(made)
+            cache = view.path
         else:
+            Made.drop(made)
             view = overlay.writable(good.files, self.base / "views", f"{key.name}-{os.getpid()}-{next(self._numbers)}")
             cache = view.path
             how = f"copied, because {view.why_copied}" if view.why_copied else "overlayfs"
@@ -197,18 +206,49 @@ class CompileCaches:
             self.note(f"{what}: {error}")
 
 
+class Made:
+    """What engines compile while there is no artifact: it stays, and is found here where nothing can be published."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def use(cls, path: Path) -> Made:
+        """The directory, made if it is not there, until ``close``; several engines share it. Raises OSError."""
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # who drops it holds it for moments
+        return cls(path, lock)
+
+    @staticmethod
+    def drop(path: Path) -> None:
+        """Remove the directory, unless an engine uses it; an artifact has taken its place. Raises OSError."""
+        if path.exists():
+            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(lock)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
 class SharedCache:
     """One engine's; ends by itself when the engine has ended."""
 
     def __init__(
-        self, caches: CompileCaches, cache: Path, view: overlay.View | None, directory: Path, model: str,
+        self, caches: CompileCaches, cache: Path, view: overlay.View | Made, directory: Path, model: str,
         publisher: Publisher | None,
     ) -> None:  # fmt: skip
-        """``view``: what ``cache`` is in, if it goes with the engine; ``publisher``: None where nothing is to be."""
+        """``view``: what ``cache`` is in, closed with the engine; ``publisher``: None where nothing is to be."""
         self.directory: Path | None = directory
         self.model = model
         self.env: Mapping[str, str] = variables(cache)
-        self._caches, self._view, self._publisher = caches, view, publisher
+        self._caches, self._publisher = caches, publisher
+        self._view: overlay.View | Made | None = view
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -239,6 +279,7 @@ class SharedCache:
         if view is not None:
             with self._caches.told("a view of compiled kernels is not taken down"):
                 view.close()
+        self._caches.closed(self)
 
 
 def has_answered(url: str) -> bool:

@@ -127,7 +127,8 @@ def compiled_arguments(arguments: Sequence[str]) -> list[list[str]]:
 def compiles(device: str, arguments: Sequence[str]) -> bool:
     """Whether an engine compiles anything that is worth keeping: on a GPU kernels at least, on a CPU nothing where
     ``--enforce-eager`` says so."""
-    return device != "cpu" or "--enforce-eager" not in arguments
+    eager = [argument for argument in arguments if argument in ("--enforce-eager", "--no-enforce-eager")]
+    return device != "cpu" or eager[-1:] != ["--enforce-eager"]
 
 
 def _counts(name: str) -> bool:

@@ -166,13 +166,13 @@ def start(
     told = [*arguments(info, device, available_memory()), *extra]
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     url = f"http://127.0.0.1:{port}"
-    cache = children.caches.open(path, device, told, os.environ | env)
+    cache = children.caches.open(path, device, told, {**os.environ, **env})
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
     command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *told]
     # Unset: the first overrides --kv-cache-memory-bytes, the second opens endpoints that run code.
     unset = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_SERVER_DEV_MODE")
     child = children.start(
-        log_name, command, env=env | cache.env, unset=unset, grace_s=STOP_GRACE_S, cwd=cache.directory
+        log_name, command, env={**env, **cache.env}, unset=unset, grace_s=STOP_GRACE_S, cwd=cache.directory
     )
     cache.watch(child, url)
     return Vllm(child, url, model)

@@ -18,6 +18,7 @@ from helios.launch.compile_cache import CompileCaches, SharedCache
 from helios.launch.compile_key import REFS
 from helios.names import RepoId
 from helios.publish import LocalFile, publish
+from tests.conftest import Helios
 from tests.support.mounts import mounted, push, write
 from tests.support.registry import running_registry
 
@@ -105,7 +106,7 @@ def wait_for(what):
 def site(tmp_path_factory):
     base = tmp_path_factory.mktemp("compiled")
     home = Home(base / "one")
-    with running_registry(home) as registry:
+    with running_registry(Helios({"HELIOS_HOME": str(home.root)})) as registry:
         commit = push(home, write(base / "model", {"config.json": b"{}"}), "org/name")
         key = base / "key"
         key.write_text("ab" * 32)
@@ -121,7 +122,10 @@ def nodes(site):
     node = Node(*one, registry, key_file=key)
     for ref in node.refs():
         node.client.delete(REPO, ref)
-    yield commit, node, Node(*two, registry, key_file=key)
+    other = Node(*two, registry, key_file=key)
+    yield commit, node, other
+    node.client.close()
+    other.client.close()
 
 
 def test_what_one_node_compiles_another_finds_and_adds_to(nodes):

@@ -89,6 +89,7 @@ def test_the_ref_is_one():
 def test_an_eager_engine_on_a_cpu_compiles_nothing():
     assert not compiles("cpu", ["--enforce-eager"])
     assert compiles("cpu", [])
+    assert compiles("cpu", ["--enforce-eager", "--no-enforce-eager"])  # what a user adds comes last, and wins
     assert compiles("cuda", ["--enforce-eager"])  # kernels of Triton and FlashInfer
 
 
