@@ -148,6 +148,7 @@ class CompileCaches:
         key = cache_key(manifest, this_engine(), this_device(device), arguments, environ, fingerprint(secret))
         now = self.client.refs(repo).get(key.ref)
         good = self._good(repo, key, now, secret) if now is not None else None
+        directory, model = placed(self.base / "models", path, manifest)
         made = self.base / "made" / key.name
         view: overlay.View | Made
         if good is None:
@@ -160,7 +161,6 @@ class CompileCaches:
             how = f"copied, because {view.why_copied}" if view.why_copied else "overlayfs"
             count, size = len(good.index.files), good.index.bytes
             self.note(f"Compiled kernels of {repo.id}: {count} files, {size / 1e6:.1f} MB ({how}).")
-        directory, model = placed(self.base / "models", path, manifest)
         publisher = Publisher(
             self.client, repo, key, now, good, cache, self.base / "staging", secret, self.settings.limit_mib << 20
         )
@@ -217,7 +217,8 @@ class Made:
         """The directory, made if it is not there, until ``close``; several engines share it. Raises OSError."""
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # who drops it holds it for moments
+        fcntl.flock(lock, fcntl.LOCK_SH)  # who drops it holds it for moments...
+        path.mkdir(exist_ok=True, mode=0o700)  # ...and may have done so in this one
         return cls(path, lock)
 
     @staticmethod

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,6 +123,8 @@ def nodes(site):
     node = Node(*one, registry, key_file=key)
     for ref in node.refs():
         node.client.delete(REPO, ref)
+    for each in (one, two):
+        shutil.rmtree(each[0].root / "vllm", ignore_errors=True)
     other = Node(*two, registry, key_file=key)
     yield commit, node, other
     node.client.close()
@@ -225,7 +228,8 @@ def test_more_than_may_be_published_is_not_and_is_told(nodes):
         one.start(commit, {"a": b"x" * (1 << 20) + b"x"}, caches)
     assert one.refs() == {}
     assert any("limit_mib" in note for note in one.notes)
-    os.unlink(next((one.home.root / "vllm/compiled/made").glob("*/a")))
+    with one.caches() as caches:
+        assert one.start(commit, {}, caches)[0].keys() == {"a"}, "this node keeps it for itself"
 
 
 def test_without_the_registry_an_engine_starts_as_ever(nodes):
