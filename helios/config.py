@@ -714,6 +714,18 @@ class RouterSettings(Section, frozen=True):
     disaggregation: DisaggregationSettings = DisaggregationSettings()
 
 
+class CompileCacheSettings(Section, frozen=True):
+    """Compiled kernels that starts of an engine leave for later ones (docs/compile-caches.md)."""
+
+    mode: Literal["on", "read", "off"] = "on"
+    """``read``: what others have published is used, and nothing is published."""
+    limit_mib: int = 1024
+    """Most that is published for a model, an engine and a device, in MiB."""
+    key_file: str = ""
+    """File with the secret that nodes share which use each other's: 64 hexadecimal digits. Empty: one of this
+    HELIOS_HOME alone, ``$HELIOS_HOME/compile-cache.key``, which is made when it is needed."""
+
+
 class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
@@ -738,6 +750,7 @@ class Config(Section, frozen=True):
     mount: MountSettings = MountSettings()
     router: RouterSettings = RouterSettings()
     loader: LoaderSettings = LoaderSettings()
+    compile_cache: CompileCacheSettings = CompileCacheSettings()
     log: LogSettings = LogSettings()
 
 

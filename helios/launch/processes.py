@@ -23,6 +23,7 @@ from helios.decoding import from_json
 from helios.errors import Unavailable
 from helios.home import Home
 from helios.launch import guard
+from helios.launch.compile_cache import Caches, LocalCaches
 from helios.process import ProcessId
 
 GUARD_GRACE_S = 8.0
@@ -137,10 +138,12 @@ class Child:
 
 
 class Children:
-    """Owner of guarded commands; a context that ends them, newest first."""
+    """Owner of guarded commands; a context that ends them, newest first.
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    ``caches``: where engines among them find compiled kernels (None: below the home, and nobody else does)."""
+
+    def __init__(self, home: Home, caches: Caches | None = None) -> None:
+        self.home, self.caches = home, caches or LocalCaches(home)
         self._children: list[Child] = []
         self._written: set[Path] = set()
 
@@ -167,6 +170,7 @@ class Children:
         env: Mapping[str, str] | None = None,
         unset: Sequence[str] = (),
         grace_s: float = 10.0,
+        cwd: Path | None = None,
     ) -> Child:
         """Start a command; its output goes to ``$HELIOS_HOME/logs/<name>.log``, replacing that of the run before.
 
@@ -188,6 +192,7 @@ class Children:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
+                cwd=cwd,
                 env={k: v for k, v in os.environ.items() if k not in unset} | dict(env or {}),
                 start_new_session=True,  # a terminal's Ctrl-C is for the owner, which ends them in order
             )

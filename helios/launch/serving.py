@@ -19,6 +19,7 @@ from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
+from helios.launch.compile_cache import CompileCaches
 from helios.launch.machine import find_device
 from helios.launch.model_info import ModelInfo
 from helios.launch.processes import Child, Children, repair
@@ -116,6 +117,8 @@ class Serving(contextlib.ExitStack):
         super().__init__()
         self.home, self.config, self.progress = home, config, progress
         self._children: Children | None = None
+        self._registry: AttachedRegistry | None = None
+        self._mountpoint: Path | None = None
         self._watched: list[Child] = []
 
     def __exit__(
@@ -132,7 +135,8 @@ class Serving(contextlib.ExitStack):
     def registry(self) -> AttachedRegistry:
         """The registry to use; an embedded one ends with the last user."""
         self.callback(end_unused_registry, self.home)
-        return self.enter_context(attach(self.config, self.home))
+        self._registry = self.enter_context(attach(self.config, self.home))
+        return self._registry
 
     def mount(self) -> MountState:
         """The home's mount, made if it is not there."""
@@ -140,6 +144,7 @@ class Serving(contextlib.ExitStack):
             stage.doing("mounting")
             state = self.enter_context(shared_mount(self.home))
             stage.done(f"{state.mountpoint}, {state.mode} mode")
+        self._mountpoint = Path(state.mountpoint)
         return state
 
     def start_vllm(
@@ -190,5 +195,13 @@ class Serving(contextlib.ExitStack):
     def children(self) -> Children:
         """What this owns, made when it is needed first."""
         if self._children is None:
-            self._children = self.enter_context(Children(self.home))
+            caches: CompileCaches | None = None
+            if self._registry is not None and self._mountpoint is not None:
+                caches = self.enter_context(  # before the children: it is taken down after them
+                    CompileCaches(
+                        self.home, self.config.compile_cache, self._registry.client(), self._mountpoint,
+                        self.progress.note,
+                    )
+                )  # fmt: skip
+            self._children = self.enter_context(Children(self.home, caches))
         return self._children

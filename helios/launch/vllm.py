@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 import re
 import socket
 import sys
@@ -166,20 +167,17 @@ def start(
 
     ``also``: other names for it; ``told``: what follows from its placement, None: it has this machine for itself."""
     require_vllm()
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(path)]
-    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port)]
     told = told or Told(tuple(arguments(info, device, available_memory())), {})
-    command += [*told.arguments, *extra]
-    cache = children.home.root / "vllm"  # what a second start reuses
-    env = {
-        **told.env,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CACHE_ROOT": str(cache),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-    }
+    words = [*told.arguments, *extra]
+    env = {**told.env, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    url = f"http://127.0.0.1:{port}"
+    cache = children.caches.open(path, device, words, {**os.environ, **env})
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
+    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *words]
     # Unset: the first overrides --kv-cache-memory-bytes, the second opens endpoints that run code.
     unset = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_SERVER_DEV_MODE")
-    child = children.start(log_name, command, env=env, unset=unset, grace_s=STOP_GRACE_S)
-    return Vllm(child, f"http://127.0.0.1:{port}", model)
+    child = children.start(
+        log_name, command, env={**env, **cache.env}, unset=unset, grace_s=STOP_GRACE_S, cwd=cache.directory
+    )
+    cache.watch(child, url)
+    return Vllm(child, url, model)

@@ -1,0 +1,255 @@
+"""Compiled kernels travel with the model: a real registry and real mounts; the engine is an HTTP server that counts."""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from helios.config import CompileCacheSettings
+from helios.home import Home
+from helios.launch import overlay
+from helios.launch.compile_artifact import Entry, Index, seal
+from helios.launch.compile_cache import CompileCaches, SharedCache
+from helios.launch.compile_key import REFS
+from helios.names import RepoId
+from helios.publish import LocalFile, publish
+from tests.conftest import Helios
+from tests.support.mounts import mounted, push, write
+from tests.support.registry import running_registry
+
+pytestmark = pytest.mark.fuse
+
+REPO = RepoId.parse("org/name")
+ARGUMENTS = ["--max-model-len", "64"]
+DEADLINE_S = 60.0
+
+
+class Engine:
+    """Runs until it is told to end; ``answered`` is what its metrics say."""
+
+    def __init__(self):
+        self.answered, self.status = 0, None
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                content = f'vllm:request_success_total{{finished_reason="stop"}} {engine.answered}\n'.encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def poll(self):
+        return self.status
+
+    def end(self):
+        self.status = 0
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Node:
+    """A home with a mount, whose engines leave what they compile."""
+
+    def __init__(self, home, mount, registry, **settings):
+        self.home, self.mount, self.client, self.notes = home, mount, registry.client(), []
+        self.settings = CompileCacheSettings(**settings)
+
+    @contextlib.contextmanager
+    def caches(self):
+        with CompileCaches(self.home, self.settings, self.client, self.mount, self.notes.append) as caches:
+            yield caches
+
+    def start(self, commit, made, caches, arguments=ARGUMENTS):
+        """An engine that compiles ``made`` and answers one request; returns what it found, once it is published."""
+        cache = caches.open(self.mount / "org/name" / commit, "cpu", arguments, {})
+        assert isinstance(cache, SharedCache), self.notes
+        root = Path(cache.env["VLLM_CACHE_ROOT"])
+        found = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        write(root, made)
+        engine = Engine()
+        try:
+            cache.watch(engine, engine.url)
+            engine.answered = 1
+            wait_for(lambda: cache._publisher is None)
+        finally:
+            engine.end()
+        cache.close()
+        assert cache.directory is not None
+        assert (cache.directory / cache.model / "config.json").read_bytes() == b"{}"
+        return found, cache.model
+
+    def refs(self):
+        return {ref: at for ref, at in self.client.refs(REPO).items() if ref.startswith(REFS)}
+
+
+def wait_for(what):
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    base = tmp_path_factory.mktemp("compiled")
+    home = Home(base / "one")
+    with running_registry(Helios({"HELIOS_HOME": str(home.root)})) as registry:
+        commit = push(home, write(base / "model", {"config.json": b"{}"}), "org/name")
+        key = base / "key"
+        key.write_text("ab" * 32)
+        with mounted(home, base / "one/mnt") as mount:
+            two = Home(base / "two")
+            with mounted(two, base / "two/mnt", HELIOS_REGISTRY__URLS=registry.url) as other:
+                yield base, registry, commit, (home, mount.path), (two, other.path), str(key)
+
+
+@pytest.fixture
+def nodes(site):
+    _, registry, commit, one, two, key = site
+    node = Node(*one, registry, key_file=key)
+    for ref in node.refs():
+        node.client.delete(REPO, ref)
+    for each in (one, two):
+        shutil.rmtree(each[0].root / "vllm", ignore_errors=True)
+    other = Node(*two, registry, key_file=key)
+    yield commit, node, other
+    node.client.close()
+    other.client.close()
+
+
+def test_what_one_node_compiles_another_finds_and_adds_to(nodes):
+    commit, one, two = nodes
+    with one.caches() as caches:
+        found, model = one.start(commit, {"torch_compile_cache/a/model": b"kernel", "x.lock": b"1"}, caches)
+    assert found == {}
+    (first,) = one.refs().values()
+    with two.caches() as caches:
+        found, there = two.start(commit, {}, caches)
+        assert found == {"torch_compile_cache/a/model": b"kernel"}
+        assert there == model, "vLLM hashes the name by which it was told of the model"
+        assert list(two.refs().values()) == [first], "nothing new, nothing published"
+        found, _ = two.start(commit, {"torch_compile_cache/a/model": b"better", "b": b"more"}, caches)
+    assert os.listdir(two.home.root / "vllm/compiled/views") == []
+    with one.caches() as caches:
+        found, _ = one.start(commit, {}, caches)
+    assert found == {"torch_compile_cache/a/model": b"better", "b": b"more"}
+    assert sum("published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
+
+
+def test_it_is_the_same_where_no_overlayfs_can_be_mounted(nodes, monkeypatch):
+    monkeypatch.setattr(overlay, "_overlay", lambda lower, place: "an overlayfs can't be mounted: no")
+    commit, one, _ = nodes
+    with one.caches() as caches:
+        one.start(commit, {"a": b"1"}, caches)
+        one.start(commit, {"a": b"2"}, caches)
+        found, _ = one.start(commit, {}, caches)
+    assert found == {"a": b"2"}
+    assert any("copied, because an overlayfs can't be mounted" in note for note in one.notes)
+
+
+def test_other_arguments_have_an_artifact_of_their_own(nodes):
+    commit, one, _ = nodes
+    with one.caches() as caches:
+        one.start(commit, {"a": b"1"}, caches)
+        found, _ = one.start(commit, {"b": b"1"}, caches, ["--max-model-len", "128"])
+    assert found == {}
+    assert len(one.refs()) == 2
+
+
+def test_a_node_with_another_secret_neither_uses_nor_replaces_it(nodes, tmp_path):
+    commit, one, two = nodes
+    with one.caches() as caches:
+        one.start(commit, {"a": b"1"}, caches)
+    before = one.refs()
+    (tmp_path / "key").write_text("cd" * 32)
+    two.settings = CompileCacheSettings(key_file=str(tmp_path / "key"))
+    with two.caches() as caches:
+        assert two.start(commit, {"a": b"2"}, caches)[0] == {}
+    assert before.items() <= two.refs().items()
+
+
+@pytest.mark.parametrize("bad", ["forged", "unlisted", "no index"])
+def test_a_foreign_or_damaged_artifact_is_told_ignored_and_replaced(nodes, tmp_path, bad):
+    commit, one, _ = nodes
+    with one.caches() as caches:
+        one.start(commit, {"a": b"1"}, caches)
+        (ref,) = one.refs()
+        facts = json.loads((one.mount / "org/name" / one.refs()[ref] / "index").read_bytes().partition(b"\n")[2])[
+            "facts"
+        ]
+        secret = bytes.fromhex("00" * 32 if bad == "forged" else "ab" * 32)
+        content = {"index": seal(Index(facts, {"b": Entry("0" * 64, 4)}), secret), "files/evil.so": b"evil"}
+        if bad == "no index":
+            del content["index"]
+        write(tmp_path, content)
+        files = [LocalFile(path, tmp_path / path, len(data), False) for path, data in content.items()]
+        publish(one.client, tmp_path, REPO, ref, files=files)
+        (one.home.root / "vllm/compiled/made" / ref.removeprefix(REFS) / "a").unlink()
+        found, _ = one.start(commit, {"a": b"2"}, caches)
+        assert "files/evil.so" not in found
+        assert "evil.so" not in found
+        assert any("are ignored" in note for note in one.notes), one.notes
+        assert one.start(commit, {}, caches)[0] == {"a": b"2"}
+
+
+def test_nothing_is_published_before_a_request_was_answered_nor_in_read_mode(nodes):
+    commit, one, _ = nodes
+    with one.caches() as caches:
+        cache = caches.open(one.mount / "org/name" / commit, "cpu", ARGUMENTS, {})
+        write(Path(cache.env["VLLM_CACHE_ROOT"]), {"a": b"1"})
+        engine = Engine()
+        cache.watch(engine, engine.url)
+        time.sleep(2.5)
+        engine.end()
+    one.settings = CompileCacheSettings(key_file=one.settings.key_file, mode="read")
+    with one.caches() as caches:
+        one.start(commit, {"a": b"2"}, caches)
+    assert one.refs() == {}
+
+
+def test_more_than_may_be_published_is_not_and_is_told(nodes):
+    commit, one, _ = nodes
+    one.settings = CompileCacheSettings(key_file=one.settings.key_file, limit_mib=1)
+    with one.caches() as caches:
+        one.start(commit, {"a": b"x" * (1 << 20) + b"x"}, caches)
+    assert one.refs() == {}
+    assert any("limit_mib" in note for note in one.notes)
+    with one.caches() as caches:
+        assert one.start(commit, {}, caches)[0].keys() == {"a"}, "this node keeps it for itself"
+
+
+def test_without_the_registry_an_engine_starts_as_ever(nodes):
+    commit, one, _ = nodes
+
+    class Away:
+        def resolve(self, *_):
+            raise OSError("the registry is away")
+
+    with CompileCaches(one.home, one.settings, Away(), one.mount, one.notes.append) as caches:
+        cache = caches.open(one.mount / "org/name" / commit, "cpu", ARGUMENTS, {})
+    assert cache.model == str(one.mount / "org/name" / commit)
+    assert cache.directory is None
+    assert any("the registry is away" in note for note in one.notes)
+
+
+def test_a_home_makes_its_secret_once_and_keeps_it_to_itself(tmp_path, nodes):
+    home = Home(tmp_path)
+    secrets = {
+        CompileCaches(home, CompileCacheSettings(), nodes[1].client, tmp_path, print)._secret() for _ in range(3)
+    }
+    assert len(secrets) == 1
+    assert (tmp_path / "compile-cache.key").stat().st_mode & 0o777 == 0o600
