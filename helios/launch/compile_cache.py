@@ -169,13 +169,14 @@ class CompileCaches:
     def _good(self, repo: RepoId, key: Key, commit: str, secret: bytes) -> Artifact | None:
         """The artifact at a commit, every byte of it here and right; None for one that is not."""
         root = self.mountpoint / (repo.org or "_") / repo.name / commit
+        good: Artifact | None = None
         with self.told(f"the compiled kernels of {repo.id} at {commit[:12]} are ignored"):
             with (root / INDEX).open("rb") as file:
                 index = unseal(file.read(MAX_INDEX + 1), secret, key.facts)
             check(root / FILES, index, digest_of)
             read_all([root / FILES / path for path in index.files])
-            return Artifact(index, root / FILES)
-        return None
+            good = Artifact(index, root / FILES)
+        return good
 
     def _secret(self) -> bytes:
         """What this node seals artifacts with; raises InvalidInput or OSError."""
