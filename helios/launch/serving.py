@@ -32,7 +32,8 @@ from helios.process import ProcessId
 
 START_TIMEOUT_S: Final = 900.0
 """Longest start of vLLM, in seconds: large models load for minutes."""
-ROUTER_START_S: Final = 30.0
+ROUTER_START_S: Final = 120.0
+"""Longest start of the router, in seconds: one or two, unless the cores have other things to do."""
 BEYOND_S: Final = 5.0
 """What the router may take to end beyond the time that answers in flight have, in seconds."""
 REGISTRY_STOP_S: Final = 15.0

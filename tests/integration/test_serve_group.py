@@ -21,7 +21,7 @@ import pytest
 from helios.config import Config, RouterSettings
 from helios.errors import DeadlineExceeded, HeliosError, Unavailable
 from helios.home import Home
-from helios.launch import serving, vllm
+from helios.launch import vllm
 from helios.launch.plan import Placement, Wish
 from helios.launch.processes import records
 from helios.launch.progress import Progress
@@ -126,9 +126,8 @@ class Run:
 
 
 @pytest.fixture
-def runs(helios_home: Home, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+def runs(helios_home: Home, wait_for: Any) -> Iterator[Callable[..., Run]]:
     found: list[Run] = []
-    monkeypatch.setattr(serving, "ROUTER_START_S", START_S)
 
     def begin(
         *placements: Placement, up: bool = True, prepare: Callable[[Fakes], None] = lambda f: None, **options: Any
