@@ -58,6 +58,12 @@ def sources(url):
     return {source: float(count) for source, count in found}
 
 
+def warm_pairs(router):
+    """Pairs of workers that the router knows to have exchanged blocks."""
+    with urllib.request.urlopen(f"{router}/metrics", timeout=30) as response:
+        return float(re.search(r"^helios_router_warm_pairs (\S+)$", response.read().decode(), re.MULTILINE)[1])
+
+
 def test_one_process_computes_the_prompts_and_another_answers(helios_home, start, wait_for, nothing_left, tmp_path):
     assert run(helios_home, "push", str(tiny_llama(tmp_path / "models")), NAME).code == 0
     serving = start(helios_home, "serve", NAME, "--prefill", "1", "--decode", "1", "--port", "0", "--logs")
@@ -65,6 +71,7 @@ def test_one_process_computes_the_prompts_and_another_answers(helios_home, start
     wait_for(lambda: serving.out, what="the URL on standard output")
     (router,) = serving.out
     prefill, decode = re.search(r"vllm-prefill-1 at (\S+), vllm-decode-1 at (\S+) \(", serving.text()).groups()
+    wait_for(lambda: warm_pairs(router) == 1, 120, what="the two to have exchanged blocks")
     asked = [(path, stream) for path in ("/v1/chat/completions", "/v1/completions") for stream in (False, True)]
     for number, (path, stream) in enumerate(asked):
         prompt = " ".join(WORDS[number::2][:210] * 2)

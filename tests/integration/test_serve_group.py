@@ -151,12 +151,18 @@ def runs(helios_home: Home, wait_for: Any) -> Iterator[Callable[..., Run]]:
 
 def long(word: str) -> dict[str, Any]:
     """A prompt that nobody has computed yet."""
-    return {"messages": [{"role": "user", "content": f"{word} " * 300}], "ignore_eos": True}
+    return {"messages": [{"role": "user", "content": (f"{word} " * 1000)[:2800]}], "ignore_eos": True}
+
+
+def warm(run: Any, wait_for: Any) -> None:
+    """Wait until the two have exchanged blocks."""
+    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
+    wait_for(lambda: run.router.metric("helios_router_warm_pairs") == 1, timeout_s=START_S, what="the pair to be warm")
 
 
 def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any, wait_for: Any) -> None:
     run = runs(PREFILL, DECODE)
-    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
+    warm(run, wait_for)
     assert run.router.chat("org/name", START_S, **long("one")).status == 200
     assert run.router.chat("org/name", START_S).status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == 1
@@ -167,7 +173,7 @@ def test_a_prompt_is_computed_by_one_worker_and_answered_by_another(runs: Any, w
 
 def test_a_worker_that_ends_is_started_again_at_its_port_and_the_others_go_on(runs: Any, wait_for: Any) -> None:
     run = runs(PREFILL, DECODE)
-    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers")
+    warm(run, wait_for)
     os.kill(run.pid("vllm-prefill-1"), signal.SIGKILL)
     asked = 0
     end = time.monotonic() + START_S
@@ -178,8 +184,8 @@ def test_a_worker_that_ends_is_started_again_at_its_port_and_the_others_go_on(ru
         time.sleep(0.05)
     assert "vllm-prefill-1 ended with status 137; it is started again in 1 s" in run.out.getvalue()
     assert run.fakes.started == ["vllm-prefill-1", "vllm-decode-1", "vllm-prefill-1"]
+    warm(run, wait_for)
     before = run.router.metric("helios_router_prefills_total", result="remote")
-    wait_for(lambda: run.router.up() == 2, timeout_s=START_S, what="both workers again")
     assert run.router.chat("org/name", START_S, **long("again")).status == 200
     assert run.router.metric("helios_router_prefills_total", result="remote") == before + 1
 
