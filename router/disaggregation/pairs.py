@@ -35,11 +35,8 @@ class Pairs:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._pairs: dict[Key, _Pair] = {}
-
-    @property
-    def count(self) -> int:
-        """Pairs that are warm."""
-        return sum(pair.warm for pair in self._pairs.values())
+        self.count = 0
+        """Pairs that were warm, with both workers up, at the last look."""
 
     def warm(self, prefill: Worker, decode: Worker) -> bool:
         """Whether the pair may have requests."""
@@ -62,10 +59,12 @@ class Pairs:
                     if not (pair.warm or pair.asking) and pair.due_at <= now:
                         pair.asking = True
                         found.append((prefill, decode, model))
-        # One that can't be seen now may only be cordoned, or down for a moment.
-        for key, pair in self._pairs.items():
-            if key not in known and (pair.asking or any(_is(key, worker) for worker in workers.all)):
-                known[key] = pair
+        self.count = sum(pair.warm for pair in known.values())
+        if len(known) < len(self._pairs):  # one that can't be seen now may only be cordoned, or down for a moment
+            there = {(worker.url, worker.home) for worker in workers.all}
+            for key, pair in self._pairs.items():
+                if key not in known and (pair.asking or (key[:2] in there and key[2:] in there)):
+                    known[key] = pair
         self._pairs = known
         return found
 
@@ -82,8 +81,3 @@ class Pairs:
 
 def _key(prefill: Worker, decode: Worker) -> Key:
     return prefill.url, prefill.home, decode.url, decode.home
-
-
-def _is(key: Key, worker: Worker) -> bool:
-    """Whether the worker, as it runs now, is one of the pair."""
-    return (worker.url, worker.home) in ((key[0], key[1]), (key[2], key[3]))

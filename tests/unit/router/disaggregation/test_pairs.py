@@ -43,6 +43,7 @@ def test_each_pair_is_asked_for_once_until_it_is_warm() -> None:
     assert site.pairs.warm(site.at("p"), site.at("d"))
     assert not site.pairs.warm(site.at("q"), site.at("d"))
     assert site.due() == []
+    assert site.pairs.count == 1
     site.now += FIRST_PAUSE_S
     assert site.due() == ["qd"]
 
@@ -68,10 +69,12 @@ def test_a_worker_that_was_started_anew_is_cold() -> None:
     while not site.at("p").health.failed("gone"):
         pass
     assert site.due() == []
+    assert site.pairs.count == 0
     while not site.at("p").up:
         site.up(site.at("p"))
     assert not site.pairs.warm(site.at("p"), site.at("d"))
     assert site.due() == ["pd"]
+    assert site.pairs.count == 0
 
 
 def test_only_workers_of_one_revision_are_a_pair() -> None:
