@@ -1,12 +1,12 @@
-"""Getting a model's tensors with each loader that vLLM has: ours beside safetensors' strategies and runai_streamer.
+"""Getting a model's tensors in the ways that vLLM has: ours beside safetensors' strategies and runai_streamer.
 
-Each load is a process of its own that runs what the loader runs inside vLLM, without the engine around it, and copies
-every tensor into a parameter that was made before, as vLLM's weight loaders do; on the GPU where there is one.
+Each load is a process of its own that gets tensors as the loader does inside vLLM, without the engine around it, and
+copies every one into a parameter that was made before, as vLLM's weight loaders do; on the GPU where there is one.
 
 - ``helios``: ours (docs/loader.md): through heliosfs.client on the mount, as plain files beside it;
-- ``lazy``, ``eager``, ``prefetch``: vLLM's iterators for its `--safetensors-load-strategy`;
-- ``runai_streamer``: vLLM's iterator for it, where the package runai-model-streamer is installed;
-- ``fastsafetensors``: the same for that one, where it is installed and there is a GPU: it needs one.
+- ``lazy``, ``eager``, ``prefetch``: as vLLM's `--safetensors-load-strategy` has them;
+- ``runai_streamer``: where the package runai-model-streamer is installed;
+- ``fastsafetensors``: where that, vLLM and a GPU are there.
 
 States: ``cold``: the files (the plain ones; the local tier's and the mount's) are out of the page cache; ``warm``: they
 are in it. The local tier has the model whole. ``empty``: the mount has nothing yet, and the registry on loopback sends
@@ -14,11 +14,12 @@ everything (only for the mount). Which loader comes first changes from round to 
 
     python -m benchmarks.load_formats [--gb 1] [--rounds 3] [--way NAME ...] [--no-empty] [--directory DIR]
 
-Needs vLLM. Target: in each state, the best of the others' time or less (ratio >= 0.95x).
+Needs torch and safetensors. Target: in each state, the best of the others' time or less (ratio >= 0.95x).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +46,7 @@ OURS: Final = "helios"
 STRATEGIES: Final = ("lazy", "eager", "prefetch")
 PACKAGES: Final = {"runai_streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}
 SHARDS: Final = 4
+BLOCK, THREADS = 16 << 20, 8
 MODEL: Final = "bench/model"
 TARGET: Final = 0.95
 CHILD_S: Final = 900.0
@@ -63,41 +66,80 @@ def ways() -> list[str]:
 
 def tensors(way: str, directory: Path) -> Iterator[tuple[str, Any]]:
     """What the loader hands to the model."""
+    files = sorted(directory.glob("*.safetensors"))
     if way == OURS:
-        import torch
+        yield from helios_format(directory)
+    elif way == "runai_streamer":
+        from runai_model_streamer import SafetensorsStreamer
 
-        from helios.config import load
-        from heliosfs.loader.cuda import Cuda
-        from heliosfs.loader.folders import open_folder
-        from heliosfs.loader.load import load_tensors
-
-        device = Cuda(torch.cuda.current_device()) if torch.cuda.is_available() else None
-        with open_folder(str(directory)) as folder:
-            print(f"through {folder.way}", file=sys.stderr)
-            yield from load_tensors(folder, load(os.environ).loader, device=device)
-        return
-    from vllm.model_executor.model_loader import weight_utils
-
-    files = sorted(map(str, directory.glob("*.safetensors")))
-    if way == "runai_streamer":
-        yield from weight_utils.runai_safetensors_weights_iterator(files, False)
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files([str(path) for path in files])
+            for name, tensor in streamer.get_tensors():
+                yield name, tensor.clone()  # as vLLM does: the streamer uses the memory again
     elif way == "fastsafetensors":
-        yield from weight_utils.fastsafetensors_weights_iterator(files, False)
+        from vllm.model_executor.model_loader.weight_utils import fastsafetensors_weights_iterator
+
+        yield from fastsafetensors_weights_iterator([str(path) for path in files], False)
+    elif way == "eager":
+        from safetensors.torch import load
+
+        for path in files:
+            yield from load(path.read_bytes()).items()
     else:
-        yield from weight_utils.safetensors_weights_iterator(files, False, way)
+        if way == "prefetch":
+            read_ahead(files)
+        from safetensors import safe_open
+
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+
+
+def helios_format(directory: Path) -> Iterator[tuple[str, Any]]:
+    """Ours, as its loader for vLLM uses it."""
+    import torch
+
+    from helios.config import load
+    from heliosfs.loader.cuda import Cuda
+    from heliosfs.loader.folders import open_folder
+    from heliosfs.loader.load import load_tensors
+
+    device = Cuda(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    with open_folder(str(directory)) as folder:
+        yield from load_tensors(folder, load(os.environ).loader, device=device)
+
+
+def read_ahead(files: Sequence[Path]) -> None:
+    """Have 8 threads read blocks of 16 MiB of all files into the page cache, while the caller goes on."""
+    blocks = iter([(path, start) for path in files for start in range(0, path.stat().st_size, BLOCK)])
+    lock = threading.Lock()
+
+    def ahead() -> None:
+        buffer = bytearray(BLOCK)
+        while True:
+            with lock:
+                path, start = next(blocks, (None, 0))
+            if path is None:
+                return
+            with path.open("rb", buffering=0) as file:
+                os.preadv(file.fileno(), [buffer], start)
+
+    for _ in range(THREADS):
+        threading.Thread(target=ahead, daemon=True).start()
 
 
 def child(way: str, directory: Path, plain: Path) -> None:
     """The measured process: prints its seconds, bytes, CPU seconds and peak memory (in bytes, with what it has mapped)
     as JSON. ``plain`` tells the shapes: looking into ``directory`` would begin to fetch."""
     import torch
-
-    if way != OURS:
-        import vllm.model_executor.model_loader.weight_utils  # noqa: F401  # its start is not a part of the load
-    else:
-        import heliosfs.client
-        import heliosfs.loader.load  # noqa: F401
     from safetensors import safe_open
+
+    if way in PACKAGES:  # what is imported is no part of the load
+        importlib.import_module(PACKAGES[way])
+    else:
+        importlib.import_module("heliosfs.client")
+        importlib.import_module("heliosfs.loader.load")
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     parameters = {}
@@ -122,9 +164,8 @@ def child(way: str, directory: Path, plain: Path) -> None:
 def run_child(way: str, directory: Path, plain: Path, total: int, environ: dict[str, str]) -> dict[str, float]:
     """One load in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.load_formats", "--child", way, str(directory), str(plain)]
-    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, cwd=ROOT, check=True, timeout=CHILD_S, env={**os.environ, **quiet, **environ}
+        command, stdout=subprocess.PIPE, cwd=ROOT, check=True, timeout=CHILD_S, env={**os.environ, **environ}
     )
     row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if not 0 < total - row["bytes"] < 1 << 20:
@@ -246,8 +287,8 @@ def main() -> None:
     parser.add_argument("--no-empty", action="store_true", help="leave out the mount that has nothing yet")
     parser.add_argument("--child", nargs=3, help="the measured process: WAY DIRECTORY PLAIN; for this benchmark itself")
     args = parser.parse_args()
-    if find_spec("vllm") is None:
-        parser.error("this needs vLLM; `make setup` installs it")
+    if gone := [name for name in ("torch", "safetensors") if find_spec(name) is None]:
+        parser.error(f"this needs {' and '.join(gone)}: pip install {' '.join(gone)}")
     if args.child:
         child(args.child[0], *map(Path, args.child[1:]))
         return
