@@ -1,15 +1,16 @@
 """Starts of vLLM with compilation, without and with the kernels that another node has compiled.
 
 Two nodes are two HELIOS_HOMEs with mounts of their own on one registry, and share a key. Each start is a real
-``helios quickstart --once --no-enforce-eager`` until the first answer (CPU build, the tiny model; Inductor needs g++):
+``helios serve`` with ``--no-enforce-eager`` until the first answer (CPU build, the tiny model; Inductor needs g++):
 
 - ``empty``: on the first node, with nothing compiled; it stays until what it has compiled is published;
 - ``published``: on the second node, which has never started an engine.
 
     python -m benchmarks.compile_cache [--directory DIR]
 
-Printed are the seconds of the stage in which vLLM starts, with what its log tells of compiling, and the load of the
-machine. Needs vLLM.
+Printed are the seconds until the model is ready and until the first answer, those of the engine's own warm-up, in
+which it compiles, and the load of the machine before and after. Needs vLLM, and a machine that is not busy: the
+engine and the router give up after a while.
 """
 
 from __future__ import annotations

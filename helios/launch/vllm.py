@@ -171,6 +171,8 @@ def start(
     words = [*told.arguments, *extra]
     env = {**told.env, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     url = f"http://127.0.0.1:{port}"
+    if device == "cpu":  # vLLM 0.32 saves its trace of a model there, can't load it, and saves another at each start
+        env["VLLM_USE_AOT_COMPILE"] = os.environ.get("VLLM_USE_AOT_COMPILE", "0")
     cache = children.caches.open(path, device, words, {**os.environ, **env})
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
     command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *words]

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
+from helios.home import Home
 from helios.launch import plan, vllm
 from helios.launch.model_info import ModelInfo, weight_bytes
 from helios.launch.phases import FIRST, Phases
@@ -179,3 +180,22 @@ def test_the_deadline_says_what_it_was_doing(helios_home):
         with pytest.raises(DeadlineExceeded, match=r"not ready after 1 s \(it is loading weights\)"):
             worker.wait_ready(1.0, shown.append)
     assert shown == [FIRST, "loading weights"]
+
+
+@pytest.mark.parametrize(("device", "said", "told"), [("cpu", None, "0"), ("cpu", "1", "1"), ("cuda", None, None)])
+def test_on_a_cpu_vllm_saves_no_trace_that_it_could_not_load(tmp_path, monkeypatch, device, said, told):
+    monkeypatch.setattr(vllm, "require_vllm", lambda: None)
+    monkeypatch.delenv("VLLM_USE_AOT_COMPILE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("VLLM_USE_AOT_COMPILE", said)
+    info = ModelInfo.read(write(tmp_path / "m", LLAMA))
+    started = {}
+
+    class Recording(Children):
+        def start(self, name, command, **how):
+            started.update(how["env"])
+            raise Unavailable("enough")
+
+    with Recording(Home(tmp_path)) as children, pytest.raises(Unavailable, match="enough"):
+        vllm.start(children, tmp_path / "m", "org/name", port=1, device=device, info=info)
+    assert started.get("VLLM_USE_AOT_COMPILE") == told
