@@ -35,6 +35,9 @@ def check(settings: RouterSettings, registry: RegistrySettings) -> list[str]:
     ):  # fmt: skip
         if getattr(settings, name) <= 0:
             raise UsageError(f"router.{name} must be more than 0, not {getattr(settings, name)}")
+    for name in ("min_tokens", "max_waiting_tokens", "timeout_s", "lease_s"):
+        if (value := getattr(settings.disaggregation, name)) <= 0:
+            raise UsageError(f"router.disaggregation.{name} must be more than 0, not {value}")
     if settings.slow_start_s < 0:
         raise UsageError(f"router.slow_start_s must not be less than 0, not {settings.slow_start_s}")
     if not 0 <= settings.processes <= MAX_PROCESSES:

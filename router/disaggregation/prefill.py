@@ -77,7 +77,7 @@ class Prefill:
 
     __slots__ = (
         "_attempt", "_body", "_connecting", "_connection", "_head", "_lease", "_over", "_payload", "_pieces", "_relay",
-        "_renewed", "_said", "_size", "_span", "_then", "_trace", "deadline", "sent_at", "worker",
+        "_renewed", "_said", "_size", "_span", "_then", "_trace", "deadline", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -87,7 +87,7 @@ class Prefill:
         """The step that follows the choice of ``worker``, whose count is in ``lease``; ``trace``: its place there."""
         self._relay, self._said, self.worker, self._trace, self._then = relay, said, worker, trace, then
         self._lease, self._span = lease, span
-        now = self.sent_at = relay.now()
+        now = relay.now()
         self._attempt = Attempt(worker.guard, now, said.route.engine)
         self._body = b""
         self._connecting: Connecting | None = None

@@ -40,7 +40,10 @@ class Splits:
         """Have the prompt computed elsewhere; ``go`` is called when that is over, however it ended.
 
         None: the request goes to its worker now, by itself or with blocks that there are already."""
-        if to.role != "decode" or course.said.route.path not in CAPS or course.request is None:
+        if to.role != "decode" or course.request is None:
+            return None
+        if course.said.route.path not in CAPS:
+            self._count(course, "route")
             return None
         transfer = course.transfer
         if transfer is not None:

@@ -19,6 +19,7 @@ SHARED: Final = frozenset(
     for name in (
         "in_flight", "in_flight_tokens", "worker_up", "breaker_state", "worker_hung", "shared_limits_up",
         "discovered_workers", "discovery_problems", "discovery_fresh_timestamp_seconds", "models_awaited",
+        "warm_pairs",
     )
 )  # fmt: skip
 """Gauges that say the same in every process, or one thing of one worker: what is worst counts."""

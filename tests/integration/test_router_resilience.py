@@ -286,6 +286,7 @@ def test_ids_go_to_the_worker_and_stand_in_the_log(fake_vllm: Start, start: Star
     [
         ({"breaker": {"open_s": 0}}, "router.breaker.open_s must be more than 0"),
         ({"breaker": {"opens": 1}}, "unknown field"),
+        ({"disaggregation": {"lease_s": 0}}, "router.disaggregation.lease_s must be more than 0"),
         ({"retries": {"most": -1}}, "router.retries.most must not be less than 0"),
         ({"outliers": {"max_share": 2}}, "router.outliers.max_share is a share"),
         ({"fallbacks": [{"model": "m", "to": [{"model": "m"}]}]}, "its own fallback"),

@@ -56,6 +56,15 @@ def test_counters_and_histograms_are_summed_gauges_are_of_the_living() -> None:
     assert found["waiting"] == 4
 
 
+def test_pairs_that_each_process_knows_are_not_summed() -> None:
+    tally = Tally()
+    for process, count in ((1, 3), (2, 2)):
+        metrics = RouterMetrics()
+        metrics.warm_pairs.set(count)
+        tally.counted(process, snapshot(metrics.registry))
+    assert values(tally.render())["helios_router_warm_pairs"] == 3
+
+
 def test_one_process_looks_as_it_would_alone() -> None:
     metrics, tally = RouterMetrics(), Tally()
     metrics.requests.labels("/v1/chat/completions", "m", "200").inc()
