@@ -23,6 +23,7 @@ from router.descriptors import OutOfDescriptors, exhausted
 from router.health import State
 from router.per_worker import watching
 from router.relay.upstream import describe
+from router.worker_session import worker_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -56,12 +57,7 @@ class Checks:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Check while the context lasts."""
-        # A new connection each time: whether the worker accepts one is a part of the question.
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-        )
+        session = worker_session(self._tls, self._timeout_s)
         async with session, watching(self._workers, lambda worker: self._watch(worker, session)):
             yield
 

@@ -15,6 +15,7 @@ from router.per_worker import watching
 from router.worker import Worker
 from router.worker_keys import WorkerKeys
 from router.worker_metrics import WorkerMetrics, parse
+from router.worker_session import worker_session
 from router.workers import Workers
 
 log = logging.getLogger("helios.router")
@@ -42,11 +43,7 @@ class Scraper:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Ask while the context lasts."""
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True, ssl=self._tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._interval_s * STALE),
-        )
+        session = worker_session(self._tls, self._interval_s * STALE, CONNECTIONS)
 
         async def watch(worker: Worker) -> None:
             try:

@@ -19,6 +19,7 @@ from router.disaggregation.connectors import Connector
 from router.disaggregation.pairs import Pairs
 from router.worker import Worker
 from router.worker_keys import WorkerKeys
+from router.worker_session import worker_session
 from router.workers import Workers
 
 log = logging.getLogger("helios.router")
@@ -55,11 +56,7 @@ class Warming:
 
     async def run(self) -> None:
         """Until cancelled."""
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_S),
-        )
+        session = worker_session(self._tls, ANSWER_S)
         async with session, asyncio.TaskGroup() as group:
             while True:
                 for prefill, decode, model in self._pairs.due(self._workers):

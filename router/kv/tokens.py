@@ -158,13 +158,9 @@ class WorkerTokenizer:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Owns the questions; outside of it nothing is asked."""
-        import aiohttp
+        from router.worker_session import worker_session
 
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._most_asked, ssl=self._tls or True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._deadline_s),
-        )
+        self._session = worker_session(self._tls, self._deadline_s, self._most_asked, keeps=True)
         try:
             async with self._session:
                 yield

@@ -22,6 +22,7 @@ from helios.config import HangSettings
 from helios.metrics import RouterMetrics
 from router.descriptors import exhausted
 from router.worker_keys import WorkerKeys
+from router.worker_session import worker_session
 from router.workers import Worker, Workers
 
 log = logging.getLogger("helios.router")
@@ -58,11 +59,7 @@ class TokenChecks:
 
     async def run(self) -> None:
         """Until cancelled."""
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
-        )
+        session = worker_session(self._tls, self._settings.timeout_s)
         async with session, asyncio.TaskGroup() as group:
             while True:
                 for worker in list(self._workers.all):
