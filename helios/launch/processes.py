@@ -23,7 +23,6 @@ from helios.decoding import from_json
 from helios.errors import Unavailable
 from helios.home import Home
 from helios.launch import guard
-from helios.launch.compile_cache import Caches, LocalCaches
 from helios.process import ProcessId
 
 GUARD_GRACE_S = 8.0
@@ -138,12 +137,10 @@ class Child:
 
 
 class Children:
-    """Owner of guarded commands; a context that ends them, newest first.
+    """Owner of guarded commands; a context that ends them, newest first."""
 
-    ``caches``: where engines among them find compiled kernels (None: below the home, and nobody else does)."""
-
-    def __init__(self, home: Home, caches: Caches | None = None) -> None:
-        self.home, self.caches = home, caches or LocalCaches(home)
+    def __init__(self, home: Home) -> None:
+        self.home = home
         self._children: list[Child] = []
         self._written: set[Path] = set()
 

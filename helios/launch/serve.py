@@ -65,7 +65,8 @@ def serve(home: Home, config: Config, repo: RepoId, revision: str, group: Group)
         served = Served.read(repo.id, commit, path, group.arguments)
         placements = served.placements(group.wish)
         lease_s = config.router.disaggregation.lease_s
-        with Workers(served, placements, serving.children, lease_s, followers) as workers:
+        children = serving.children
+        with Workers(served, placements, children, lease_s, followers, serving.caches) as workers:
             serve_group(serving, workers, placements, workers.options, f"{repo.id}@{commit[:12]}", group)
 
 
@@ -191,9 +192,10 @@ class Launcher:
         info, device = ModelInfo.read(path), find_device()
         with self._lock:
             self._number += 1
+            children = self._serving.children
             return vllm.start(
-                self._serving.children, path, model.name, also=[model.pinned], port=port, device=device, info=info,
-                extra=self._arguments, log_name=f"vllm-{self._number}",
+                children, path, model.name, also=[model.pinned], port=port, device=device, info=info,
+                extra=self._arguments, caches=self._serving.caches, log_name=f"vllm-{self._number}",
             )  # fmt: skip
 
     def stop(self, worker: vllm.Vllm) -> None:

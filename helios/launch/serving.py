@@ -120,6 +120,8 @@ class Serving(contextlib.ExitStack):
         self._children: Children | None = None
         self._registry: AttachedRegistry | None = None
         self._mountpoint: Path | None = None
+        self.caches: CompileCaches | None = None
+        """Where engines among the children find compiled kernels, once there are children on a mount."""
         self._watched: list[Child] = []
 
     def __exit__(
@@ -157,7 +159,10 @@ class Serving(contextlib.ExitStack):
             info = ModelInfo.read(path)
             device = find_device()
             with vllm.reserved_port() as port:
-                worker = vllm.start(self.children, path, repo.id, port=port, device=device, info=info, extra=extra)
+                children = self.children
+                worker = vllm.start(
+                    children, path, repo.id, port=port, device=device, info=info, extra=extra, caches=self.caches
+                )
                 self._watched.append(worker.child)
                 worker.wait_ready(timeout_s, stage.doing)
             stage.done(f"{info.architecture} on {device}, {worker.url}")
@@ -196,13 +201,10 @@ class Serving(contextlib.ExitStack):
     def children(self) -> Children:
         """What this owns, made when it is needed first."""
         if self._children is None:
-            caches: CompileCaches | None = None
             if self._registry is not None and self._mountpoint is not None:
-                caches = self.enter_context(  # before the children: it is taken down after them
-                    CompileCaches(
-                        self.home, self.config.compile_cache, self._registry.client(), self._mountpoint,
-                        self.progress.note,
-                    )
-                )  # fmt: skip
-            self._children = self.enter_context(Children(self.home, caches))
+                caches = CompileCaches(
+                    self.home, self.config.compile_cache, self._registry.client(), self._mountpoint, self.progress.note
+                )
+                self.caches = self.enter_context(caches)  # before the children: it is taken down after them
+            self._children = self.enter_context(Children(self.home))
         return self._children

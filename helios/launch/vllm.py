@@ -19,6 +19,7 @@ from typing import Final
 
 from helios.errors import DeadlineExceeded, HeliosError, NotFound, Unavailable
 from helios.http.client import HttpClient
+from helios.launch.compile_cache import Caches, LocalCaches
 from helios.launch.machine import Device, available_memory
 from helios.launch.model_info import ModelInfo
 from helios.launch.phases import Phases
@@ -161,11 +162,13 @@ def start(
     info: ModelInfo,
     extra: Sequence[str] = (),
     told: Told | None = None,
+    caches: Caches | None = None,
     log_name: str = "vllm",
 ) -> Vllm:
     """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours.
 
-    ``also``: other names for it; ``told``: what follows from its placement, None: it has this machine for itself."""
+    ``also``: other names for it; ``told``: what follows from its placement, None: it has this machine for itself;
+    ``caches``: where it finds compiled kernels, None: below the home, and nobody else does."""
     require_vllm()
     told = told or Told(tuple(arguments(info, device, available_memory())), {})
     words = [*told.arguments, *extra]
@@ -173,7 +176,7 @@ def start(
     url = f"http://127.0.0.1:{port}"
     if device == "cpu":  # vLLM 0.32 saves its trace of a model there, can't load it, and saves another at each start
         env["VLLM_USE_AOT_COMPILE"] = os.environ.get("VLLM_USE_AOT_COMPILE", "0")
-    cache = children.caches.open(path, device, words, {**os.environ, **env})
+    cache = (caches or LocalCaches(children.home)).open(path, device, words, {**os.environ, **env})
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
     command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *words]
     # Unset: the first overrides --kv-cache-memory-bytes, the second opens endpoints that run code.

@@ -13,6 +13,7 @@ from typing import Final
 
 from helios.errors import NotFound, UsageError
 from helios.launch import roles, vllm
+from helios.launch.compile_cache import Caches
 from helios.launch.logs import Followers
 from helios.launch.machine import Device, find_device, read_machine
 from helios.launch.model_info import ModelInfo, weight_bytes
@@ -68,11 +69,12 @@ class Workers:
 
     def __init__(
         self, served: Served, placements: Sequence[Placement], children: Children, lease_s: float,
-        followers: Followers | None = None,
+        followers: Followers | None = None, caches: Caches | None = None,
     ) -> None:  # fmt: skip
-        """``lease_s``: see ``roles.told``; ``followers`` shows the logs, None: nobody wants them."""
+        """``lease_s``: see ``roles.told``; ``followers`` shows the logs, None: nobody wants them; ``caches``: see
+        ``vllm.start``."""
         self._served, self._placements, self._children = served, placements, children
-        self._lease_s, self._followers = lease_s, followers
+        self._lease_s, self._followers, self._caches = lease_s, followers, caches
         self._ports: dict[str, roles.Ports] = {}
         self._stack = contextlib.ExitStack()
 
@@ -101,7 +103,7 @@ class Workers:
         )
         worker = vllm.start(
             self._children, served.path, served.name, port=ports.api, device=served.device, info=served.info,
-            extra=served.arguments, told=told, log_name=placement.name,
+            extra=served.arguments, told=told, caches=self._caches, log_name=placement.name,
         )  # fmt: skip
         if self._followers is not None:
             self._followers.follow(worker.child)
