@@ -8,9 +8,9 @@ trace/v1/trace.proto and common/v1/common.proto; the numbers below are the field
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 Value = str | bool | int | float
 Attributes = Mapping[str, Value]
@@ -48,15 +48,16 @@ def field(number: int, payload: bytes) -> bytes:
 
 def attribute(name: str, value: Value) -> bytes:
     """``KeyValue``."""
-    if isinstance(value, str):
-        held = field(1, value.encode("utf-8", "replace"))
-    elif isinstance(value, bool):
-        held = b"\x10\x01" if value else b"\x10\x00"
-    elif isinstance(value, int):
-        held = b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
-    else:
-        held = b"\x21" + _DOUBLE.pack(value)
-    return field(1, name.encode()) + field(2, held)
+    return field(1, name.encode()) + field(2, _ANY_VALUE[type(value)](value))
+
+
+_ANY_VALUE: Final[Mapping[type, Callable[[Any], bytes]]] = {
+    str: lambda value: field(1, value.encode("utf-8", "replace")),
+    bool: lambda value: b"\x10\x01" if value else b"\x10\x00",
+    int: lambda value: b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF),
+    float: lambda value: b"\x21" + _DOUBLE.pack(value),
+}
+"""``AnyValue``, by what it holds."""
 
 
 @lru_cache(maxsize=4096, typed=True)
