@@ -261,6 +261,15 @@ BENCHMARKS = {
         lambda result: {where.replace(" ", "_"): ratio for where, ratio in result["ratios"].items()},
         {"shared_10": 2.0, "shared_20": 2.0, "distinct_25": 0.95, "distinct_38": 0.95},
     ),
+    "disaggregation": Benchmark(
+        (),
+        ("--seconds", "24", "--seeds", "1"),
+        lambda result: {
+            f"{where.partition(' ')[0]}_goodput": row["8+8"]["goodput"] / max(row["16"]["goodput"], 0.001)
+            for where, row in result["rows"].items()
+        },
+        {"long_goodput": 1.0, "chat_goodput": 1.0, "short_goodput": 0.9},
+    ),
     "router_decisions": Benchmark(
         (),
         ("--decisions", "4000"),

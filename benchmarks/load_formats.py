@@ -28,7 +28,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from typing import Any, Final
 from benchmarks.common import ROOT, BackedMemory, options, save
 from benchmarks.ingest import drop_cache, make_model
 from benchmarks.plots import draw
+from benchmarks.safetensors_load import read_ahead
 from benchmarks.scene import helios, local_file, mounted, read_through, registry, stoppable, wait_until_whole
 from helios.home import Home
 
@@ -46,7 +46,6 @@ OURS: Final = "helios"
 STRATEGIES: Final = ("lazy", "eager", "prefetch")
 PACKAGES: Final = {"runai_streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}
 SHARDS: Final = 4
-BLOCK, THREADS = 16 << 20, 8
 MODEL: Final = "bench/model"
 TARGET: Final = 0.95
 CHILD_S: Final = 900.0
@@ -108,25 +107,6 @@ def helios_format(directory: Path) -> Iterator[tuple[str, Any]]:
     device = Cuda(torch.cuda.current_device()) if torch.cuda.is_available() else None
     with open_folder(str(directory)) as folder:
         yield from load_tensors(folder, load(os.environ).loader, device=device)
-
-
-def read_ahead(files: Sequence[Path]) -> None:
-    """Have 8 threads read blocks of 16 MiB of all files into the page cache, while the caller goes on."""
-    blocks = iter([(path, start) for path in files for start in range(0, path.stat().st_size, BLOCK)])
-    lock = threading.Lock()
-
-    def ahead() -> None:
-        buffer = bytearray(BLOCK)
-        while True:
-            with lock:
-                path, start = next(blocks, (None, 0))
-            if path is None:
-                return
-            with path.open("rb", buffering=0) as file:
-                os.preadv(file.fileno(), [buffer], start)
-
-    for _ in range(THREADS):
-        threading.Thread(target=ahead, daemon=True).start()
 
 
 def child(way: str, directory: Path, plain: Path) -> None:

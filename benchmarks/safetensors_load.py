@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,15 @@ def eager(paths: list[Path]) -> int:
 
 def prefetch(paths: list[Path]) -> int:
     """The mmap loader while threads read ahead of it; returns the bytes copied."""
+    threads = read_ahead(paths)
+    done = lazy(paths)
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def read_ahead(paths: Sequence[Path]) -> list[threading.Thread]:
+    """Threads that read blocks of all files into the page cache, started."""
     blocks = iter([(path, start) for path in paths for start in range(0, path.stat().st_size, BLOCK)])
     lock = threading.Lock()
 
@@ -90,13 +99,10 @@ def prefetch(paths: list[Path]) -> int:
             with path.open("rb", buffering=0) as file:
                 os.preadv(file.fileno(), [buffer], start)
 
-    threads = [threading.Thread(target=ahead) for _ in range(THREADS)]
+    threads = [threading.Thread(target=ahead, daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
-    done = lazy(paths)
-    for thread in threads:
-        thread.join()
-    return done
+    return threads
 
 
 def _device() -> str:

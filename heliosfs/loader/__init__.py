@@ -1,8 +1,7 @@
 """A model loader for inference engines: tensors of a model's safetensors files, read in parallel, ahead of the engine.
 
     with open_folder(place) as folder:
-        shards = find(folder)
-        for name, tensor in load(shards, memory, limits):
+        for name, tensor in load_tensors(folder, settings):
             ...
 
 - ``folders``: where a model's files come from: the client of a registry or of a mount, or a plain directory;
