@@ -73,8 +73,9 @@ class Maker:
         self._stop.clear()
         with ThreadPoolExecutor(1, thread_name_prefix="xet", initializer=_low_priority) as thread:
             try:
-                await loop.run_in_executor(thread, shutil.rmtree, self._scratch, True)  # what a killed one left
                 while True:
+                    # What a killed one left; its hf-xet may go on writing there for a moment, so not only once.
+                    await loop.run_in_executor(thread, shutil.rmtree, self._scratch, True)
                     if not await loop.run_in_executor(thread, self.step):
                         await asyncio.sleep(POLL_S)
             finally:

@@ -22,6 +22,8 @@ from tests.support.routing import CHAT, RouterProcess, StartRouter, start_router
 
 __all__ = ["allowed_violations", "fake_vllm", "start_router"]
 Start = Callable[..., Control]
+CLIENTS = "/v1/chat/completions"
+"""Pairs are warmed elsewhere."""
 LONG: dict[str, Any] = {"model": "tiny", **CHAT, "max_tokens": 900, "stream": True}
 
 
@@ -65,11 +67,11 @@ def test_prefill_workers_get_no_requests_of_clients(fake_vllm: Start, start_rout
     router = start_router(f"tiny={prefill.url},role=prefill", f"tiny={decode.url},role=decode")
     for _ in range(6):
         assert router.chat().status == 200
-    assert (len(prefill.journal()), len(decode.journal())) == (0, 6)
+    assert (len(prefill.journal(CLIENTS)), len(decode.journal(CLIENTS))) == (0, 6)
     decode.refuse()
     answer = router.chat()
     assert (answer.status, answer.json()["error"]["code"]) == (503, "no_healthy_worker")
-    assert prefill.journal() == []
+    assert prefill.journal(CLIENTS) == []
     decode.accept()
 
 
