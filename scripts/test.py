@@ -12,19 +12,21 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 PYTHON = str(BIN / "python")
 CHECKS = {
+    "compiled": [PYTHON, "scripts/compiled_tests.py"],
     "lint": [str(BIN / "ruff"), "check", "."],
     "format": [str(BIN / "ruff"), "format", "--check", "."],
     "types": [str(BIN / "mypy")],
     "wheel": [PYTHON, "scripts/check_wheel.py"],
-    "compiled": [PYTHON, "scripts/compiled_tests.py"],
     "Hub clients": [PYTHON, "scripts/hub_venvs.py"],
 }
+"""Two at a time: the first takes as long as all the others."""
 WORKERS = "4"
 """On two cores, too: most tests wait for something most of the time. Several of them start vLLM, so no more."""
 TESTS = [PYTHON, "-m", "pytest", "-n", WORKERS, "--dist", "loadscope", "--no-loadscope-reorder", "--durations", "20"]
@@ -40,16 +42,24 @@ def why_not_all() -> str | None:
     return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
 
 
+def check(name: str, env: dict[str, str]) -> bool:
+    """Whether it is clean; what it printed is shown when it has ended."""
+    start, command = time.monotonic(), CHECKS[name]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    told = f"[{name}] {' '.join(command[1:])}\n{done.stdout}"
+    result = "FAILED" if done.returncode else "clean"
+    print(f"{told}[{name}] {result} in {time.monotonic() - start:.1f} s", flush=True)
+    return not done.returncode
+
+
 def main() -> int:
-    failed = []
     second_try = " ".join(filter(None, [os.environ.get("PYTEST_ADDOPTS"), SECOND_TRY]))
     env = {**os.environ, "PYTEST_ADDOPTS": second_try}
-    for name, command in CHECKS.items():
-        start = time.monotonic()
-        print(f"[{name}] {' '.join(command[1:])}", flush=True)
-        if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:
-            failed.append(name)
-        print(f"[{name}] {'FAILED' if name in failed else 'clean'} in {time.monotonic() - start:.1f} s", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        clean = list(pool.map(lambda name: check(name, env), CHECKS))
+    failed = [name for name, good in zip(CHECKS, clean, strict=True) if not good]
     reason = why_not_all()
     print(
         f"[tests] {f'some will be skipped: {reason}' if reason else 'all can run here, so none may be skipped'}",
