@@ -27,7 +27,7 @@ from helios.launch.plan import KV_SHARE, cpu_cache
 from helios.launch.processes import Child, Children
 from helios.launch.roles import Told, cpu_arguments
 
-POLL_S: Final = 0.2
+POLL_S: Final = 0.05
 STOP_GRACE_S: Final = 15.0
 """vLLM ends about 4 s after SIGTERM; after this it is killed."""
 LOG_LINES: Final = 100_000
