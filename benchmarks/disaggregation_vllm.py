@@ -5,7 +5,7 @@ nothing else differs:
 
 - ``together``: each computes prompts and answers;
 - ``apart``: one computes the prompts of ``router.disaggregation.min_tokens`` and more, the other answers: the default;
-- ``always``: the same with prompts of every length (``min_tokens`` 0): what the threshold avoids.
+- ``always``: the same with prompts of every length (``min_tokens`` 1): what the threshold avoids.
 
 They get the same requests in turn, ``--clients`` at a time, each as soon as its client has the answer before: ``long``
 prompts of some 1,200 tokens, ``short`` ones of some 60, and ``mixed``, which takes turns; all with answers of 48
@@ -47,7 +47,7 @@ from helios.launch.tiny_model import WORDS, tiny_llama
 TOKENS: Final = 48
 LONG, SHORT = 600, 30
 """Words of a prompt, of two tokens each."""
-WAYS: Final[Mapping[str, Mapping[str, int] | None]] = {"together": None, "apart": {}, "always": {"min_tokens": 0}}
+WAYS: Final[Mapping[str, Mapping[str, int] | None]] = {"together": None, "apart": {}, "always": {"min_tokens": 1}}
 """The routers, and their settings of ``router.disaggregation``; None: nothing is apart."""
 TRAFFIC: Final[Mapping[str, Callable[[int], int]]] = {
     "long": lambda number: LONG,

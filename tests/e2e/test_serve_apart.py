@@ -231,17 +231,18 @@ def test_a_second_request_goes_to_the_worker_that_has_its_prefix(pair, start, wa
         wait_for(lambda: followed(router) == 2, 60, what="both workers to be followed")
         with busy(router, pair, wait_for) as (it, other):
             for number, has, lacks in ((20, it, other), (21, other, it)):
-                known = metric(router, "helios_router_kv_events_total", 'type="stored"')
+                known = metric(router, "helios_router_kv_blocks")
                 first = ask(has, COMPLETIONS, prompt(number), tokens=1)  # past the router, which sees only the events
+                whole = first.prompt // BLOCK
                 wait_for(
-                    lambda known=known: metric(router, "helios_router_kv_events_total", 'type="stored"') > known,
+                    lambda least=known + whole: metric(router, "helios_router_kv_blocks") >= least,
                     what="its blocks to be in the index",
                 )
                 before, untouched = reused(has), reused(lacks)
                 second = ask(router, COMPLETIONS, prompt(number) + " and then", tokens=1)
                 hits, queries = (now - then for now, then in zip(reused(has), before, strict=True))
                 assert reused(lacks) == untouched, "the other one has not been asked"
-                assert (hits, queries) == (first.prompt // BLOCK * BLOCK, second.prompt), "all whole blocks of it"
+                assert (hits, queries) == (whole * BLOCK, second.prompt), "all whole blocks of it"
 
 
 def test_by_load_alone_it_would_have_gone_to_the_other_worker(pair, start, wait_for):
