@@ -114,6 +114,15 @@ def first_tensor_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def cold_start_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """The allowed 500 ms of a cold start to Helios' own, and the allowed 5 ms of a warm first token."""
+    median = result["median"]
+    return {
+        "500_ms_to_own_share": 0.5 / median["own_s"],
+        "5_ms_to_warm_token": 0.005 / max(median["warm_added_s"], 0.0005),  # it may be below what can be told apart
+    }
+
+
 def push_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     """Whole files to missing chunks: seconds over either link, and bytes."""
     near, far = result["median"]["loopback"], result["median"]["1000 Mbit/s"]
@@ -193,6 +202,12 @@ BENCHMARKS = {
         ("--gb", "0.3", "--rounds", "1"),
         median_of(*VLLM),
         {name: VLLM_TARGETS[name.rpartition("_")[2]] for name in VLLM},
+    ),
+    "cold_start": Benchmark(
+        (),
+        ("--rounds", "1", "--warm", "30"),
+        cold_start_ratios,
+        {"500_ms_to_own_share": 1.0, "5_ms_to_warm_token": 1.0},
     ),
     "shadow": Benchmark(
         (),

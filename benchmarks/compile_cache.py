@@ -20,73 +20,31 @@ import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common import save
+from benchmarks.live import START_S, require_vllm, run, serving, wait_for
 from benchmarks.scene import registry
 from helios.home import Home
 from helios.launch.source import TINY
 from helios.launch.tiny_model import tiny_llama
 
 ENGINE: Final = ("--no-enforce-eager", "--max-model-len", "1024")
-POLL_S: Final = 0.25
-STOP_S: Final = 120.0
-START_S: Final = 3600.0
-"""Longest start, in seconds."""
 PUBLISHED: Final = re.compile(r"Compiled kernels of \S+ are published: .*")
 FOUND: Final = re.compile(r"Compiled kernels of \S+: .*")
 COMPILED: Final = re.compile(r"init engine \(.*\) took ([\d.]+) s")
-
-
-def run(environ: Mapping[str, str], *arguments: str) -> str:
-    """``helios …``; its output."""
-    command = [sys.executable, "-m", "helios", *arguments]
-    return subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-@contextlib.contextmanager
-def serving(environ: Mapping[str, str], commit: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """``helios serve`` on the tiny model; ended in the end."""
-    command = [sys.executable, "-m", "helios", "serve", f"{TINY.id}@{commit}", "--port", "0"]
-    command += ["--start-timeout", str(START_S), "--", *ENGINE]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> re.Match[str]:
-    """The pattern's first place in a log; raises RuntimeError when the process ends or the time is over."""
-    deadline = time.monotonic() + START_S
-    while True:
-        if found := re.search(pattern, log.read_text(errors="replace"), re.MULTILINE):
-            return found
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"no {pattern!r} in time; {log} ends with:\n{log.read_text(errors='replace')[-4000:]}")
-        time.sleep(POLL_S)
 
 
 def start(node: Path, environ: Mapping[str, str], commit: str, publishes: bool) -> dict[str, Any]:
     """One start, from the command to the first answer; ``publishes``: it stays until what it compiled is published."""
     log = node / "serve.log"
     before, load = time.monotonic(), os.getloadavg()[0]
-    with serving(environ, commit, log) as process:
+    with serving(environ, log, f"{TINY.id}@{commit}", "--start-timeout", str(START_S), "--", *ENGINE) as process:
         url = wait_for(process, log, r"^(http://\S+)$")[1]
         ready = time.monotonic() - before
         ask(url)
@@ -117,8 +75,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work")
     parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
     wanted = parser.parse_args()
-    if find_spec("vllm") is None:
-        raise SystemExit("this needs vLLM: make setup")
+    require_vllm()
     with (
         tempfile.TemporaryDirectory(dir=wanted.directory, prefix="helios-compiled-") as text,
         contextlib.ExitStack() as stack,

@@ -12,6 +12,8 @@ of whose others within 60 ms), tokens a second, part of the prompts that were co
 
     python -m benchmarks.disaggregation [--seconds 60] [--seeds 2] [--min-tokens N] [--max-waiting N] [--json FILE]
 
+``benchmarks.disaggregation_vllm`` has a small pair of real workers.
+
 What is wanted: nothing here is worse apart by more than a tenth without the docs saying so.
 """
 

@@ -26,12 +26,14 @@ KV_ROLES: Final = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """A worker's ports on loopback: its API's; those of the others are 0 where it has none."""
+    """A worker's ports on loopback: its API's; those of the others are 0 where it has none. ``side_host``: the address
+    of its side channel."""
 
     api: int
     side_channel: int = 0
     events: int = 0
     replay: int = 0
+    side_host: str = HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def told(
         arguments += ["--kv-transfer-config", json.dumps(_transfer(placement, device, lease_s))]
         arguments += ["--kv-events-config", json.dumps(_events(placement, ports))]
         env |= {
-            "VLLM_NIXL_SIDE_CHANNEL_HOST": HOST,
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": ports.side_host,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(ports.side_channel),
             "HELIOS_NIXL_DELAY_US": str(DELAY_US),
         }

@@ -19,7 +19,7 @@ from helios.errors import NotFound
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
-from helios.launch.demand import Demand, Model
+from helios.launch.demand import Demand, Model, Told
 from helios.launch.fleet import Fleet, Starts
 from helios.launch.logs import Followers
 from helios.launch.machine import find_device
@@ -120,23 +120,33 @@ def serve_on_demand(home: Home, config: Config, wishes: Wishes) -> NoReturn:
     """
     with _begun(home, config) as (serving, registry):
         launcher = Launcher(serving, Path(serving.mount().mountpoint), wishes.arguments)
-        with on_demand(serving, registry.base, launcher, wishes) as (router, demand):
+        asked = threading.Event()
+        with on_demand(serving, registry.base, launcher, wishes, asked) as (router, demand):
             print(router.url, flush=True)
             serving.progress.note(
                 f"Models of the registry answer at {router.url}/v1 when they are asked for, until Ctrl-C."
             )
-            serving.watch(demand.step)
+            serving.watch(demand.step, asked)
 
 
 @contextlib.contextmanager
-def on_demand(serving: Serving, registry: str, launcher: Launches, wishes: Wishes) -> Iterator[tuple[Router, OnDemand]]:
-    """A router whose models ``launcher`` starts; ``OnDemand.step`` has to be called all the time."""
+def on_demand(
+    serving: Serving, registry: str, launcher: Launches, wishes: Wishes, asked: threading.Event
+) -> Iterator[tuple[Router, OnDemand]]:
+    """A router whose models ``launcher`` starts; ``OnDemand.step`` has to be called all the time, and soon once
+    ``asked`` is set: somebody waits."""
     config = serving.config
     models = OnDemand(
         Demand(wishes.most, wishes.idle_s), launcher.launch, launcher.stop, wishes.start_timeout_s,
         serving.progress.note,
     )  # fmt: skip
-    with models, WakeServer(models.ask) as wakes:
+
+    def ask(name: str, commit: str, revision: str) -> Told:
+        told = models.ask(name, commit, revision)
+        asked.set()
+        return told
+
+    with models, WakeServer(ask) as wakes:
         router = serving.start_router(
             config.router.host, config.router.port, env=_settings(config, registry, wakes.url, wishes.fetch)
         )

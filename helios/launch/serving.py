@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,16 +187,19 @@ class Serving(contextlib.ExitStack):
             stage.done(url)
         return Router(child, url)
 
-    def watch(self, step: Callable[[], None] = lambda: None) -> NoReturn:
-        """Stay until something ends that should not; raises Unavailable naming it. ``step`` is called all the time."""
+    def watch(self, step: Callable[[], None] = lambda: None, due: threading.Event | None = None) -> NoReturn:
+        """Stay until something ends that should not; raises Unavailable naming it. ``step`` is called all the time,
+        and as soon as ``due`` is set."""
+        due = due or threading.Event()
         while True:
+            due.clear()  # before the step: what is set from now on is for the next one
             step()
             for child in self._watched:
                 if (status := child.poll()) is not None:
                     raise Unavailable(
                         f"{child.name} ended with status {status}; the end of {child.log}:\n{child.tail()}"
                     )
-            time.sleep(WATCH_S)
+            due.wait(WATCH_S)
 
     @property
     def children(self) -> Children:

@@ -27,10 +27,14 @@ from helios.launch.plan import KV_SHARE, cpu_cache
 from helios.launch.processes import Child, Children
 from helios.launch.roles import Told, cpu_arguments
 
-POLL_S: Final = 0.2
+POLL_S: Final = 0.05
 STOP_GRACE_S: Final = 15.0
 """vLLM ends about 4 s after SIGTERM; after this it is killed."""
 LOG_LINES: Final = 100_000
+SIDE_CHANNEL: Final = 5600
+"""vLLM's own port for its side channel..."""
+SIDE_CHANNELS: Final = 16
+"""...and how many are tried from there, where somebody listens at it on all addresses."""
 
 
 def require_vllm() -> None:
@@ -52,6 +56,29 @@ def reserved_port() -> Iterator[int]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def reserved_side_channel() -> Iterator[tuple[str, int]]:
+    """An address on loopback and a port there that nobody else is given, nor listens at: the same port as long as one
+    of 127.0.0.0/24 has it free. Raises Unavailable where none has any.
+
+    vLLM hashes the number of its side channel's port with what it compiles, and not the address (0.32,
+    ``envs.compile_factors``): so workers differ by the address, and all find what one of them has compiled.
+    """
+    with socket.socket() as sock:
+        for port, host in itertools.product(range(SIDE_CHANNEL, SIDE_CHANNEL + SIDE_CHANNELS), range(1, 255)):
+            address = (f"127.0.0.{host}", port)
+            with contextlib.suppress(OSError):
+                sock.bind(address)  # refused where another is bound, listening or not, since SO_REUSEADDR is not set
+                break
+        else:
+            raise Unavailable(
+                f"no address of 127.0.0.0/24 has a port from {SIDE_CHANNEL} to {SIDE_CHANNEL + SIDE_CHANNELS - 1} free",
+                hint="A worker needs one of them to hand its KV blocks over; `ss -lnt` says who has them.",
+            )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # now vLLM may bind it, too
+        yield address
 
 
 def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:

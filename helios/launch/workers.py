@@ -81,8 +81,7 @@ class Workers:
     def __enter__(self) -> Workers:
         with contextlib.ExitStack() as stack:
             for one in self._placements:
-                count = 4 if one.side_channel else 1
-                self._ports[one.name] = roles.Ports(*(stack.enter_context(vllm.reserved_port()) for _ in range(count)))
+                self._ports[one.name] = _reserve(stack, apart=one.side_channel)
             self._stack = stack.pop_all()
         return self
 
@@ -115,3 +114,13 @@ class Workers:
             worker.child.begin_stop()
         for worker in workers:
             self._children.stop(worker.child)
+
+
+def _reserve(stack: contextlib.ExitStack, *, apart: bool) -> roles.Ports:
+    """A worker's ports for as long as the context lasts; ``apart``: it hands KV blocks over."""
+    api = stack.enter_context(vllm.reserved_port())
+    if not apart:
+        return roles.Ports(api)
+    events, replay = (stack.enter_context(vllm.reserved_port()) for _ in range(2))
+    host, side_channel = stack.enter_context(vllm.reserved_side_channel())
+    return roles.Ports(api, side_channel, events, replay, side_host=host)

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Final
 
 from helios.after_import import after_import
+from helios.nixl_cores import cores_named, keep_cores_when_imported
 from helios.nixl_delay import delay_from, delay_when_imported
 
 LOAD_FORMAT: Final = "helios"
@@ -18,11 +19,14 @@ LOADERS: Final = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
-    """Make ``--load-format helios`` known, and see to NIXL's pause. May be called again. Raises UsageError."""
+    """Make ``--load-format helios`` known, and see to NIXL's pause and cores. May be called again. Raises
+    UsageError."""
     delay_us = delay_from(os.environ)
     after_import(LOADERS, _add_loader)
     if delay_us is not None:
         delay_when_imported(delay_us)
+    if cores_named(os.environ):
+        keep_cores_when_imported()
 
 
 def _add_loader(loaders: ModuleType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from helios.launch.processes import records
 from helios.launch.progress import Progress
 from helios.launch.serve import Wishes, on_demand
 from helios.launch.serving import Serving
+from helios.launch.signals import Stopped
 from tests.support.hub_site import write
 from tests.support.mirror_site import Site, own_site
 from tests.support.routing import CHAT, RouterProcess, stream
@@ -57,19 +59,24 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def serving_on_demand(home: Home, registry: str, **wishes: Any) -> Iterator[tuple[RouterProcess, Fakes]]:
+def serving_on_demand(
+    home: Home, registry: str, every_s: float = 0.1, **wishes: Any
+) -> Iterator[tuple[RouterProcess, Fakes]]:
+    """``every_s``: how often what is due is done where nobody has asked for anything, in seconds."""
     queue = QueueSettings(comment_after_s=0.2)
     config = msgspec.structs.replace(
         Config(), router=RouterSettings(port=0, admission=AdmissionSettings(queue=queue))
     )  # fmt: skip
-    done = threading.Event()
+    done, asked = threading.Event(), threading.Event()
     wanted = Wishes(**{"most": 1, "idle_s": 0.0, "fetch": [], "arguments": [], "start_timeout_s": 60.0, **wishes})
     with Serving(home, config, Progress(io.StringIO())) as serving:
         fakes = Fakes(serving)
-        with on_demand(serving, registry, fakes, wanted) as (router, models):
+        with on_demand(serving, registry, fakes, wanted, asked) as (router, models):
 
             def steps() -> None:
-                while not done.wait(0.1):
+                while not done.is_set():
+                    asked.wait(every_s)
+                    asked.clear()
                     models.step()
 
             thread = threading.Thread(target=steps)
@@ -78,6 +85,7 @@ def serving_on_demand(home: Home, registry: str, **wishes: Any) -> Iterator[tupl
                 yield RouterProcess(router.url, router.child.guard, router.child.log), fakes  # type: ignore[arg-type]
             finally:
                 done.set()
+                asked.set()
                 thread.join()
 
 
@@ -112,6 +120,26 @@ def test_a_model_is_started_by_its_first_request_and_gives_way_to_another(
         assert router.chat("org/one", timeout_s=60).json()["model"] == "org/one", "and it comes again"
         assert fakes.started[2:] == [f"org/one@{one}"]
     assert running(helios_home) == []
+
+
+def test_who_asks_does_not_wait_for_the_next_look(site: Site, helios_home: Home, tmp_path: Path) -> None:
+    site.helios("push", str(write(tmp_path / "one", {"config.json": b"one"})), "org/one")
+    with serving_on_demand(helios_home, site.registry.url, every_s=3600.0) as (router, _):
+        assert router.chat("org/one", timeout_s=60).status == 200
+
+
+def test_what_is_due_is_done_before_the_next_look(helios_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helios.launch.serving.WATCH_S", 3600.0)
+    due, steps = threading.Event(), list[str]()
+
+    def step() -> None:
+        steps.append("step")
+        if len(steps) == 2:
+            raise Stopped(signal.SIGTERM)
+        threading.Timer(0.1, due.set).start()
+
+    with Serving(helios_home, Config(), Progress(io.StringIO())) as nothing, pytest.raises(Stopped):
+        nothing.watch(step, due)
 
 
 def test_what_nobody_uses_is_stopped_and_what_cannot_start_is_told(

@@ -13,7 +13,7 @@ from helios.launch.roles import Ports, Told
 from router.kv.publishers import publishers_of
 from router.membership import parse_worker, said_of
 
-PORTS = Ports(8001, 8002, 8003, 8004)
+PORTS = Ports(8001, 8002, 8003, 8004, side_host="127.0.0.7")
 PREFILL = Placement("prefill", "vllm-prefill-1", cores=(0, 1), kv=64 << 20)
 DECODE = Placement("decode", "vllm-decode-1", cores=(2,), kv=64 << 20, positions=512)
 
@@ -40,7 +40,7 @@ def test_prefill_and_decode_on_a_cpu():
     assert transfer["kv_connector_extra_config"] == {"kv_lease_duration": 13}
     assert prefill.env == {
         "VLLM_CPU_OMP_THREADS_BIND": "0,1",
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.7",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "8002",
         "HELIOS_NIXL_DELAY_US": "1000",
         "UCX_TLS": "tcp,self",

@@ -1,10 +1,15 @@
 """Starting vLLM: what a directory says, which arguments follow, what the log tells, how a death at start is shown."""
 
+import contextlib
 import json
+import re
 import socket
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import zmq
 
 from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
 from helios.home import Home
@@ -151,6 +156,50 @@ def test_a_reserved_port_can_be_listened_on_by_its_owner_to_be(tmp_path):
         server.bind(("127.0.0.1", port))
         server.listen()
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+@pytest.fixture
+def side_channel(monkeypatch):
+    """A port of the test's own in the place of vLLM's, so that no other test is in the way."""
+    with socket.socket() as sock:
+        sock.bind(("0.0.0.0", 0))
+        port = sock.getsockname()[1]
+    monkeypatch.setattr(vllm, "SIDE_CHANNEL", port)
+    return port
+
+
+def test_side_channels_have_one_port_at_addresses_of_their_own(side_channel):
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(vllm.reserved_side_channel()) for _ in range(3)]
+        assert len({host for host, _ in found}) == 3
+        assert {port for _, port in found} == {side_channel}, "vLLM hashes it with what it compiles"
+        host, port = found[1]
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as channel:
+            channel.bind(f"tcp://{host}:{port}")  # as vLLM does
+    with vllm.reserved_side_channel() as again:
+        assert again[1] == side_channel, "and at the next start"
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_real_vllm_hashes_the_port_of_its_side_channel_and_not_the_address():
+    """Read, not asked: importing vLLM takes seconds."""
+    envs = (Path(find_spec("vllm").submodule_search_locations[0]) / "envs.py").read_text()
+    ignored = envs[envs.index("ignored_factors: set[str] = {") :]
+    ignored = ignored[: ignored.index("}")]
+    assert '"VLLM_NIXL_SIDE_CHANNEL_HOST"' in ignored
+    assert '"VLLM_NIXL_SIDE_CHANNEL_PORT"' not in ignored
+    assert re.search(rf'"VLLM_NIXL_SIDE_CHANNEL_PORT", "{vllm.SIDE_CHANNEL}"', envs), "its own default"
+
+
+def test_a_side_channel_gets_another_port_where_somebody_listens_at_all_addresses(side_channel, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", side_channel))
+        other.listen()
+        with vllm.reserved_side_channel() as (_, port):
+            assert port > side_channel
+        monkeypatch.setattr(vllm, "SIDE_CHANNELS", 1)
+        with pytest.raises(Unavailable, match="free"), vllm.reserved_side_channel():
+            pass
 
 
 def start(children, code):
