@@ -126,7 +126,8 @@ def remote(url: str) -> float:
 def measured(urls: Mapping[str, str], wanted: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Figures by traffic and way."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for kind, words in TRAFFIC.items():
+    for kind in wanted.traffic:
+        words = TRAFFIC[kind]
         loads = {way: Load() for way in urls}
         for number in range(-1, wanted.rounds):
             for way, url in urls.items():
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each traffic through each router, in a round (8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds that count (2)")
     parser.add_argument("--clients", type=int, default=4, help="requests at a time (4)")
+    parser.add_argument("--traffic", nargs="+", choices=TRAFFIC, default=list(TRAFFIC))
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to work")
     parser.add_argument("--json", type=Path, help="where the result goes; default benchmarks/results/")
     wanted = parser.parse_args()
