@@ -64,7 +64,8 @@ def test_kv_events_are_published_where_the_router_is_told_to_listen():
 
 
 def test_one_worker_for_both_is_told_nothing_of_others():
-    found = told(Placement("both", "vllm", kv=64 << 20))
+    both = Placement("both", "vllm", kv=64 << 20)
+    found = roles.told(both, "cpu", Ports(8001), task="chat", lease_s=30.0, extra=())
     assert found.env == {}
     assert not [one for one in found.arguments if one.startswith("--kv-transfer") or one.startswith("--kv-events")]
     worker = parse_worker(roles.router_option("org/name", "c" * 40, Placement("both", "vllm"), Ports(8001)))
