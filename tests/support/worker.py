@@ -92,7 +92,12 @@ class WorkerProcess:
 
 
 def request(
-    url: str, method: str, path: str, body: Any = None, timeout_s: float = 30.0, headers: Mapping[str, str] | None = None
+    url: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    timeout_s: float = 30.0,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """One request on a connection of its own."""
     connection = http.client.HTTPConnection(*address_of(url), timeout=timeout_s)

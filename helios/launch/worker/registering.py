@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from helios.errors import HeliosError, NotFound, UsageError
+from helios.errors import DeadlineExceeded, HeliosError, NotFound, UsageError
 from helios.http.client import HttpClient
 from helios.http.hosts import bracketed
 from helios.tokens import Token
@@ -38,6 +39,16 @@ AT_ONCE: Final = 8
 CLOSE_S: Final = 10.0
 
 
+class Heard(Enum):
+    """What became of a call."""
+
+    YES = "yes"
+    NO = "no"
+    """It was refused, or the router could not be reached."""
+    PERHAPS = "perhaps"
+    """No answer came."""
+
+
 class Call(NamedTuple):
     """Something to be said to a router: that the worker is there, or (``there`` is false) that it goes."""
 
@@ -48,7 +59,7 @@ class Call(NamedTuple):
 @dataclass(slots=True)
 class _Router:
     held: bool = False
-    """It may have the registration: it was told, whether or not its answer came."""
+    """It has the registration, or may: of a call that had no answer nobody knows whether it arrived."""
     due_at: float = 0.0
     pause_s: float = FIRST_S
 
@@ -80,13 +91,14 @@ class Leases:
             if one.due_at <= now and (self._there or one.held)
         ]
 
-    def said(self, call: Call, ok: bool, now: float) -> None:
-        """The call was answered well, or not."""
+    def said(self, call: Call, heard: Heard, now: float) -> None:
+        """The call was made."""
         one = self._routers.get(call.router)
         if one is None:
             return
+        ok = heard is Heard.YES
         if call.there:
-            one.held = True
+            one.held = one.held or heard is not Heard.NO
         elif ok:
             one.held = False
         if call.there is not self._there:
@@ -146,6 +158,8 @@ class Registrar:
         self._known: dict[str, list[str]] = {}
         self._told: dict[str, str] = {}
         self._wanted = False
+        self._lock = threading.Lock()
+        """Over what is wanted and ``held``."""
         self._ending = threading.Event()
         self._changed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registrations", daemon=True)
@@ -165,28 +179,31 @@ class Registrar:
 
     def want(self, there: bool) -> None:
         """Whether it is to be registered."""
-        if there is not self._wanted:
-            self._wanted = there
-            if there and self._urls:
-                self.held = self.held or 1  # until it is known how many
-            self._changed.set()
+        with self._lock:
+            if there is not self._wanted:
+                self._wanted = there
+                self._changed.set()
 
     @property
     def withdrawn(self) -> bool:
         """Whether no router has it, for all that is known."""
-        return not self._urls or not (self._wanted or self.held)
+        with self._lock:
+            return not self._urls or not (self._wanted or self.held)
 
     def _run(self) -> None:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="registration") as threads:
             while not self._ending.is_set():
-                self._changed.clear()
-                self._leases.want(self._wanted)
                 if self._wanted:
                     self._look_up()
-                calls = self._leases.due(self._clock())
-                for call, ok in zip(calls, threads.map(self._say, calls), strict=True):
-                    self._leases.said(call, ok, self._clock())
-                if not self._changed.is_set():
+                with self._lock:
+                    self._changed.clear()
+                    self._leases.want(self._wanted)
+                    calls = self._leases.due(self._clock())
+                    # From now on these may have it.
+                    self.held = max(self._leases.held, sum(call.there for call in calls))
+                for call, heard in zip(calls, threads.map(self._say, calls), strict=True):
+                    self._leases.said(call, heard, self._clock())
+                with self._lock:
                     self.held = self._leases.held
                 self._changed.wait(self._pause_s())
 
@@ -209,23 +226,32 @@ class Registrar:
                 self._tell(url, f"it can't be looked up: {error.strerror}")
         self._leases.names({address for found in self._known.values() for address in found})
 
-    def _say(self, call: Call) -> bool:
+    def _say(self, call: Call) -> Heard:
         client = HttpClient(call.router, timeout_s=ANSWER_S, max_idle=0, token=self._token)
         try:
             if call.there:
                 client.json("PUT", self._path, body=self._body)
             else:
                 client.json("DELETE", self._path)
-        except NotFound:
-            return not call.there  # its lease had ended, or it was started anew
-        except (HeliosError, ValueError) as error:
-            self._tell(call.router, getattr(error, "message", str(error)))
-            return False
+        except NotFound as error:
+            if call.there:
+                self._tell(call.router, error.message)
+                return Heard.NO
+            return Heard.YES  # its lease had ended, or it was started anew
+        except DeadlineExceeded as error:
+            self._tell(call.router, error.message)
+            return Heard.PERHAPS
+        except HeliosError as error:
+            self._tell(call.router, error.message)
+            return Heard.NO
+        except ValueError as error:
+            self._tell(call.router, f"it answers no JSON: {error}")
+            return Heard.NO
         finally:
             client.close()
         if self._told.pop(call.router, None) is not None:
             log.info("a router hears of this worker again", extra={"router": call.router})
-        return True
+        return Heard.YES
 
     def _tell(self, router: str, reason: str) -> None:
         """Once for each reason: what fails is tried again soon."""

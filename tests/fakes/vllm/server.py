@@ -14,13 +14,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from helios.http.hosts import here
 from helios.http.server import listen_tcp
 from router.processes.accept import Acceptor
 from router.relay.places import Places
 from tests.fakes.vllm.app import Fake, control_app
 from tests.fakes.vllm.client import Control
-from tests.fakes.vllm.faults import Fault
 from tests.fakes.vllm.endpoint import CYCLE
+from tests.fakes.vllm.faults import Fault
 from tests.fakes.vllm.settings import Settings
 
 
@@ -104,7 +105,7 @@ async def run(
     fake: Fake
     worker = Listener(None, host, port, settings.keep_alive_s, lambda text: fake.journal.malformed(text))
     control = Listener(None, host, control_port, 75, lambda text: fake.journal.malformed(f"control: {text}"))
-    fake = Fake(settings, f"{host}:{worker.port}", host, control.port)
+    fake = Fake(settings, f"{here(host)}:{worker.port}", here(host), control.port)
     for fault in faults:
         fake.faults.add(fault)
     worker.mount(fake.app())
@@ -112,8 +113,8 @@ async def run(
     await control.open()
     await worker.open()
     events, replay = (0, 0) if fake.events is None else fake.events.ports
-    url = f"http://{host}:{worker.port}"
-    started(Control(url, f"http://{host}:{control.port}", settings.model, events, replay))
+    url = f"http://{here(host)}:{worker.port}"
+    started(Control(url, f"http://{here(host)}:{control.port}", settings.model, events, replay))
     try:
         await stop.wait()
     finally:

@@ -111,7 +111,9 @@ def test_all_types_of_the_client_pass_through():
     Summary("s", "S.", registry=registry).observe(1)
     text = generate_latest(registry).decode()
     after = Labels(OURS).add(text.encode()).decode()
-    assert [line for line in after.splitlines() if line[0] == "#"] == [line for line in text.splitlines() if line[0] == "#"]
+    assert [line for line in after.splitlines() if line[0] == "#"] == [
+        line for line in text.splitlines() if line[0] == "#"
+    ]
     before = samples(text)
     assert samples(after) == [(name, expected(labels, OURS), *rest) for name, labels, *rest in before]
 

@@ -12,7 +12,9 @@ LIMITS = Limits(settle_s=5.0, drain_s=60.0, hang_s=100.0)
 
 
 def good(at: float, requests: int = 0, counted: int | None = None, mark: bytes = b"") -> Look:
-    return Look(at, "", computing=requests, running=requests, counted=requests if counted is None else counted, mark=mark)
+    return Look(
+        at, "", computing=requests, running=requests, counted=requests if counted is None else counted, mark=mark
+    )
 
 
 def up(limits: Limits = LIMITS) -> Life:

@@ -1,9 +1,9 @@
 """``vllm serve`` with the fake inside: takes vLLM's own command line, so that what starts vLLM can be tested as it is.
 
-FAKE_VLLM names a directory. ``plan.json`` in it is a list with an object for each start, the first for the first, and the
-last for all later ones: ``{"ends": 1}`` ends with that status before it listens, ``{"faults": […], "token_s": …}`` serves
-with these faults and this pace, ``"deaf": true`` does not hear SIGTERM. ``start-N.json`` says how the Nth was started
-(arguments, environment, the control API).
+FAKE_VLLM names a directory. ``plan.json`` in it is a list with an object for each start, the last for all later ones,
+too: ``{"ends": 1}`` ends with that status before it listens, ``{"faults": […], "token_s": …}`` serves with these faults
+and at this pace, ``"deaf": true`` does not hear SIGTERM. ``start-N.json`` says how the Nth was started (arguments,
+environment, the control API).
 """
 
 from __future__ import annotations
