@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from helios.launch.tiny_model import tiny_llama
 from tests.e2e.conftest import VLLM_START_S
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAME, COMMIT = "helios/tiny-llama", "c" * 40
 
@@ -51,7 +51,7 @@ def test_a_pods_worker_from_its_volume_to_its_end(helios_home, start, wait_for, 
     worker.wait_for('"starting vLLM"')
     assert get(f"{front}/readyz")[0] == 503
     assert get(f"{front}/healthz") == (200, "ok\n")
-    worker.wait_for(f"http://127.0.0.1:{api}", VLLM_START_S)
+    worker.wait_for(f"http://127.0.0.1:{api}", 2 * VLLM_START_S)
     assert get(f"{front}/readyz") == (200, "ok\n")
 
     found = samples(front)

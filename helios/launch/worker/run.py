@@ -20,12 +20,13 @@ from typing import Final
 
 from helios.config import Config, ServedSettings
 from helios.embedded import attach
-from helios.errors import UsageError
+from helios.errors import InvalidInput, UsageError
 from helios.home import Home
 from helios.http.hosts import WILDCARDS
 from helios.http.server import listen_tcp, listen_unix, url_of
 from helios.launch import roles, vllm
 from helios.launch.compile_cache import Caches, CompileCaches, LocalCaches
+from helios.launch.compile_commits import Commits, FetchedCommits, MountedCommits
 from helios.launch.fleet import Fleet, Follows
 from helios.launch.logs import Followers, prefixed, recorded
 from helios.launch.model_info import Task
@@ -41,6 +42,7 @@ from helios.launch.worker.registering import Registrar, checked
 from helios.launch.worker.warming import WarmStart, key_of, request
 from helios.launch.workers import At, Served, Workers, require_nixl
 from helios.metrics import WorkerMetrics
+from helios.names import RepoId, is_commit
 from helios.tokens import TokenFile, no_token
 
 log = logging.getLogger("helios.worker")
@@ -157,12 +159,22 @@ def _ports(settings: ServedSettings, stack: contextlib.ExitStack) -> roles.Ports
 
 
 def _caches(home: Home, config: Config, found: Found, stack: contextlib.ExitStack) -> Caches:
-    """Compiled kernels are shared through the registry where the model is in a mount of this home; else they stay
-    below it."""
-    if found.mountpoint is None:
+    """Compiled kernels are shared through the registry where that is configured, or the model is in a mount of this
+    home; else they stay below the home."""
+    named = is_commit(found.revision) and bool(config.registry.urls)
+    if config.compile_cache.mode == "off" or not (named or found.mountpoint):
+        return LocalCaches(home)
+    try:
+        repo = RepoId.parse(found.name)
+    except InvalidInput:  # it is served under a name of its own
         return LocalCaches(home)
     registry = stack.enter_context(attach(config, home))
-    return stack.enter_context(CompileCaches(home, config.compile_cache, registry.client(), found.mountpoint, log.info))
+    commits: Commits
+    if found.mountpoint is not None:
+        commits = MountedCommits(found.mountpoint)
+    else:
+        commits = stack.enter_context(FetchedCommits(home, found.path, repo, found.revision, registry.urls))
+    return stack.enter_context(CompileCaches(home, config.compile_cache, registry.client(), commits, log.info))
 
 
 def _arguments() -> list[str]:
