@@ -51,8 +51,9 @@ def test_a_pods_worker_from_its_volume_to_its_end(helios_home, start, wait_for, 
     worker.wait_for('"starting vLLM"')
     assert get(f"{front}/readyz")[0] == 503
     assert get(f"{front}/healthz") == (200, "ok\n")
-    worker.wait_for(f"http://127.0.0.1:{api}", 2 * VLLM_START_S)
+    worker.wait_for('"message": "ready"', 2 * VLLM_START_S)
     assert get(f"{front}/readyz") == (200, "ok\n")
+    wait_for(lambda: worker.out == [f"http://127.0.0.1:{api}"], what="its URL on standard output")
 
     found = samples(front)
     ours = {"model": NAME, "revision": COMMIT, "role": "both"}

@@ -7,8 +7,9 @@ themselves what they hold (``user.helios.repo`` and ``.commit``, or the cache's 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,19 +38,26 @@ class Found:
     mountpoint: Path | None = None
 
 
+@contextlib.contextmanager
+def readable(model: str | Path) -> Iterator[None]:
+    """What can't be read of a model inside is an Unavailable outside."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"{model} can't be read: {error.strerror or error}",
+            hint="A mounted model answers so where its source can't be reached; `helios status` on the node says why.",
+        ) from None
+
+
 def find(model: str, name: str, revision: str, home: Home, environ: Mapping[str, str] = os.environ) -> Found:
     """The model that the command line names: a directory, or ``org/name[@revision]`` in the cache that HF_HUB_CACHE
     names or in the mount of this home. ``name`` and ``revision``, where they are not empty, win over what it says.
 
     Raises UsageError, InvalidInput or NotFound with what is missing, Unavailable for a directory that can't be read.
     """
-    try:
+    with readable(model):
         found = _in_directory(Path(model).expanduser(), name) if is_directory(model) else _by_name(model, home, environ)
-    except OSError as error:
-        raise Unavailable(
-            f"{model} can't be read: {error.strerror or error}",
-            hint="A mounted model answers so where its source can't be reached; `helios status` on the node says why.",
-        ) from None
     name, revision = name or found.name, revision or found.revision
     if not name:
         raise UsageError(

@@ -67,6 +67,7 @@ class Life:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._now = 0.0
         self._up = False
         self._doing = "starting"
         self._failures = 0
@@ -153,6 +154,7 @@ class Life:
         self._idle = self._idle + 1 if settled and (not self._under_way or leaked) else 0
 
     def _judge(self, now: float) -> None:
+        self._now = now = max(now, self._now)  # a look is told after it was made
         limit = self._limits.hang_s
         if self._up and limit:
             self._hung = ""

@@ -32,7 +32,7 @@ from helios.launch.logs import Followers, prefixed, recorded
 from helios.launch.model_info import Task
 from helios.launch.plan import Placement, Wish
 from helios.launch.processes import Children, repair
-from helios.launch.worker.found import Found, find
+from helios.launch.worker.found import Found, find, readable
 from helios.launch.worker.front import Board, Front
 from helios.launch.worker.labels import Labels
 from helios.launch.worker.life import Life, Limits, State
@@ -96,8 +96,9 @@ def run(home: Home, config: Config, model: str, arguments: Sequence[str], announ
         stack.callback(path.unlink, missing_ok=True)
         drain_socket = stack.enter_context(contextlib.closing(listen_unix(path)))
         ports = _ports(settings, stack)
-        served = Served.read(found.name, found.revision, found.path, arguments)
-        (placement,) = served.placements(Wish(alone=settings.role))
+        with readable(found.path):
+            served = Served.read(found.name, found.revision, found.path, arguments)
+            (placement,) = served.placements(Wish(alone=settings.role))
         caches = _caches(home, config, found, stack)
         as_json = config.log.format == "json" or (config.log.format == "auto" and not sys.stderr.isatty())
         followers = stack.enter_context(Followers(sys.stderr, recorded if as_json else prefixed))

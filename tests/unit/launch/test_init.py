@@ -16,6 +16,7 @@ import ctypes, os, signal, sys, time
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # as process 1 does it, orphans become its children
 from helios.launch.init import as_init
 as_init(1)
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # as the end of process 1 does it
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 if os.fork() == 0:
