@@ -145,14 +145,19 @@ def cpu_cache(info: ModelInfo, most: int) -> Cache:
     return Cache(kv, 0 if positions == info.positions or info.task == "embedding" else positions)
 
 
+def check_role(name: str, info: ModelInfo, wish: Wish) -> None:
+    """Raises UsageError for a model that has nothing to decode where prompts are to be computed apart."""
+    if (wish.apart or wish.alone != "both") and info.task == "embedding":
+        raise UsageError(
+            f"{name} ({info.architecture}) makes embeddings: it has nothing to decode",
+            hint="Leave --prefill and --decode out, or the role.",
+        )
+
+
 def plan(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...]:
     """A placement for each process that is wished for; raises Unavailable where the machine does not suffice, with
     what is needed and what there is, UsageError for a model that has nothing to decode."""
-    if (wish.apart or wish.alone != "both") and model.info.task == "embedding":
-        raise UsageError(
-            f"{model.name} ({model.info.architecture}) makes embeddings: it has nothing to decode",
-            hint="Leave --prefill and --decode out.",
-        )
+    check_role(model.name, model.info, wish)
     if machine.gpus:
         return _on_gpus(machine, model, wish)
     if wish.gpus:

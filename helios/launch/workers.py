@@ -16,7 +16,7 @@ from helios.launch.compile_cache import Caches
 from helios.launch.logs import Followers
 from helios.launch.machine import Device, find_device, read_machine
 from helios.launch.model_info import ModelInfo, weight_bytes
-from helios.launch.plan import Model, Placement, Wish, plan
+from helios.launch.plan import Model, Placement, Wish, check_role, plan
 from helios.launch.processes import Children
 
 
@@ -53,6 +53,7 @@ class Served:
                 "its KV events",
                 hint="Leave --data-parallel-size out, and ask for more workers with --prefill and --decode.",
             )
+        check_role(self.name, self.info, wish)
         if self.device == "cuda" and not wish.apart and not wish.gpus:
             return (Placement(wish.alone, "vllm"),)  # it has all GPUs, as vLLM uses them by itself
         wish = replace(wish, each=roles.gpus_each(self.arguments), positions=roles.longest(self.arguments))

@@ -186,7 +186,7 @@ def running(
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # two of one kind may come as one
             try:
                 process.wait(LATE)
             except subprocess.TimeoutExpired:

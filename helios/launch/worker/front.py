@@ -35,7 +35,8 @@ SCRAPE_S: Final = 5.0
 """Longest wait for vLLM's metrics, in seconds: Prometheus gives up after ten."""
 SCRAPES: Final = 2
 """Scrapes at a time; others wait for those."""
-CONNECTIONS: Final = 128
+CONNECTIONS: Final = 1024
+KEEP_ALIVE_S: Final = 5
 BEYOND_S: Final = 10.0
 """How much longer than the deadline for draining a caller waits, in seconds."""
 START_S: Final = 30.0
@@ -103,6 +104,7 @@ class Front:
         ]
         config = make_config(Starlette(routes=routes), grace_s=1)
         config.limit_concurrency = CONNECTIONS
+        config.timeout_keep_alive = KEEP_ALIVE_S
         self._server = _Quiet(config)
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 

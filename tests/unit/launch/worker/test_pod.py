@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from helios.cli.worker import worker
 from helios.config import Config, ServedSettings, load
+from helios.errors import UsageError
 from helios.launch.processes import GUARD_GRACE_S
 from helios.launch.worker.front import Front
 from helios.launch.worker.run import LATE_S
@@ -43,6 +45,13 @@ def test_its_settings_are_known():
     settings = load({"HELIOS_HOME": "/nowhere", **environ}).worker
     assert settings.advertise == settings.id == "10.0.0.7"
     assert settings.router_token_file.startswith(container()["volumeMounts"][2]["mountPath"])
+
+
+def test_several_routers_are_a_list():
+    found = load({"HELIOS_HOME": "/nowhere", "HELIOS_WORKER__ROUTERS": "http://a:8481, http://b:8481"})
+    assert found.worker.routers == ["http://a:8481", "http://b:8481"]
+    with pytest.raises(UsageError, match="user name or a password"):
+        load({"HELIOS_HOME": "/nowhere", "HELIOS_WORKER__ROUTERS": "http://me:secret@a:8481"})
 
 
 def test_its_ports_are_the_defaults():
