@@ -166,5 +166,5 @@ class Life:
             return
         if not self._up or self._idle >= IDLE:
             self._drained = True
-        elif now >= self._drain_at + self._limits.drain_s:
+        elif self._hung or now >= self._drain_at + self._limits.drain_s:  # one that hangs ends nothing any more
             self._drained, self._cut = True, self._under_way or 0

@@ -184,6 +184,20 @@ def test_without_a_vllm_there_is_nothing_to_wait_for(ended):
     assert (life.state.drained, life.state.cut) == (True, 0)
 
 
+def test_one_that_hangs_is_not_waited_for():
+    life = up()
+    for at in range(1, 110):
+        life.looked(good(float(at), requests=2, mark=b"same"))
+    assert not life.state.live
+    life.drain(110.0, "SIGTERM")
+    assert life.state.drained
+    life = up(Limits(settle_s=5.0, drain_s=60.0, hang_s=30.0))
+    life.drain(0.0, "SIGTERM")
+    for at in range(1, 40):
+        life.looked(good(float(at), requests=2, mark=b"same"))
+    assert (life.state.drained, life.state.cut) == (True, 2)
+
+
 class Lives(RuleBasedStateMachine):
     """Anything in any order: what may never be, is not."""
 
