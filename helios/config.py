@@ -714,6 +714,53 @@ class RouterSettings(Section, frozen=True):
     disaggregation: DisaggregationSettings = DisaggregationSettings()
 
 
+class ServedSettings(Section, frozen=True):
+    """`helios worker`: one vLLM of a pod (docs/worker.md)."""
+
+    role: Literal["both", "prefill", "decode"] = "both"
+    """``prefill`` computes prompts for others, ``decode`` answers with what those have computed; ``both`` alone."""
+    name: str = ""
+    """What the model is called in requests; empty: as the directory says."""
+    revision: str = ""
+    """The commit that the directory holds; empty: as the directory says."""
+    host: str = "127.0.0.1"
+    """Where vLLM and the front listen; in a pod ``0.0.0.0`` or ``::``."""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8490
+    """Port of the front: probes, metrics, draining; 0 takes a free one."""
+    vllm_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    """Port of vLLM, to which routers send requests; 0 takes a free one."""
+    advertise: str = ""
+    """The address at which routers and other workers reach this one: the pod's IP. Empty: ``host``."""
+    side_channel_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5600
+    """Where KV blocks are agreed on (NIXL), with the role ``prefill`` or ``decode``; a rank n has this port + n."""
+    kv_events_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 5557
+    """Where KV events are published, a rank n at this port + n; 0: nowhere..."""
+    kv_replay_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 5657
+    """...and where they can be asked for again; 0: nowhere."""
+    routers: list[str] = []
+    """Administrations of routers at which it registers, ``http://HOST:8481``; of a name all addresses are meant."""
+    router_token_file: str = ""
+    """File with the registrar's token for them."""
+    id: str = ""
+    """What it calls itself there; empty: the host's name, which is the pod's."""
+    lease_s: Annotated[float, msgspec.Meta(ge=3)] = 30.0
+    """How long a registration counts without being renewed, in seconds."""
+    warm_up: Literal["on", "off"] = "on"
+    """Whether a request has to be answered before it is ready; ``off`` for models that take no text."""
+    start_timeout_s: Annotated[float, msgspec.Meta(ge=1)] = 900.0
+    """Longest start of vLLM, warm-up included, in seconds."""
+    settle_s: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+    """How long after it began to drain requests may still come from routers that have not heard of it, in seconds."""
+    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 120.0
+    """How long requests under way may go on when it is to end, in seconds, ``settle_s`` included."""
+    stop_s: Annotated[float, msgspec.Meta(ge=0)] = 15.0
+    """How long vLLM may take to end after SIGTERM before it is killed, in seconds."""
+    hang_s: Annotated[float, msgspec.Meta(ge=0)] = 120.0
+    """After so long without a sign of life from vLLM the worker is no longer alive, in seconds; 0: never."""
+    remote_drain: bool = False
+    """Whether who is not on this machine may have it drain: for a preStop hook of the kind httpGet."""
+
+
 class CompileCacheSettings(Section, frozen=True):
     """Compiled kernels that starts of an engine leave for later ones (docs/compile-caches.md)."""
 
@@ -749,6 +796,7 @@ class Config(Section, frozen=True):
     registry: RegistrySettings = RegistrySettings()
     mount: MountSettings = MountSettings()
     router: RouterSettings = RouterSettings()
+    worker: ServedSettings = ServedSettings()
     loader: LoaderSettings = LoaderSettings()
     compile_cache: CompileCacheSettings = CompileCacheSettings()
     log: LogSettings = LogSettings()
@@ -781,6 +829,8 @@ def load(
         without_credentials(url, "registry.urls")
     for peer in registry.peers:
         without_credentials(peer.url, f"the url of the peer {peer.name}")
+    for url in found.worker.routers:
+        without_credentials(url, "worker.routers")
     without_credentials(registry.upstream, "registry.upstream")
     without_credentials(registry.advertise, "registry.advertise")
     without_credentials(registry.store_options.endpoint, "registry.store_options.endpoint")
@@ -820,7 +870,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 value = msgspec.json.decode(text)
             except msgspec.DecodeError as error:
                 raise UsageError(f"{name} is not valid JSON: {error}") from None
-        elif key in ("urls", "upstream_redirects"):
+        elif key in ("urls", "upstream_redirects", "routers"):
             value = [part.strip() for part in text.split(",") if part.strip()]
         out.setdefault(section, {})[key] = value
     return out

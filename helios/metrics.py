@@ -407,6 +407,44 @@ def rss_bytes() -> float:
     return float(total)
 
 
+class WorkerMetrics(Metrics):
+    """`helios worker`; model, revision and role are added to all of them, as to those of vLLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.ready = Gauge("helios_worker_ready", "1 while it takes requests", registry=r)
+        self.live = Gauge("helios_worker_live", "0 once vLLM shows no sign of life", registry=r)
+        self.draining = Gauge("helios_worker_draining", "1 from when it has to end", registry=r)
+        self.restarts = Counter("helios_worker_restarts_total", "Starts of vLLM after the first", registry=r)
+        self.start_seconds = Gauge(
+            "helios_worker_start_seconds",
+            "What the last start of vLLM that is known took, warm-up included",
+            registry=r,
+        )
+        self.phase_seconds = Gauge(
+            "helios_worker_start_phase_seconds", "...and its phases, by vLLM's log", ["phase"], registry=r
+        )
+        self.warm_ups = Counter(
+            "helios_worker_warm_ups_total", "Warm-up requests", ["result"], registry=r
+        )  # result: answered, failed
+        self.registrations = Gauge(
+            "helios_worker_registrations", "Routers that have its registration, or may", registry=r
+        )
+        self.registration_failures = Counter(
+            "helios_worker_registration_failures_total", "Routers could not be told of it", registry=r
+        )
+        self.engine_metrics = Gauge(
+            "helios_worker_engine_metrics", "1 where vLLM's own metrics are in this answer", registry=r
+        )
+        self.scrape_seconds = Histogram(
+            "helios_worker_scrape_seconds", "Time until vLLM gave its metrics", buckets=LATENCY_S, registry=r
+        )
+        self.scrape_failures = Counter(
+            "helios_worker_scrape_failures_total", "vLLM did not give its metrics", registry=r
+        )
+
+
 class _Rss:
     """``rss_bytes``, or what it was last while no descriptor is left to read it: the other figures say why then."""
 

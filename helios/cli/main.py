@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("helios.cli.control:verify", "Hash what a mount's cache holds, and fetch what is wrong again."),
     "drain": ("helios.cli.control:drain", "Have a mount begin nothing new, before it is stopped."),
     "serve": ("helios.cli.serve:serve", "Serve a model with vLLM behind the router."),
+    "worker": ("helios.cli.worker:worker", "Serve one mounted model with vLLM, in a pod."),
     "router": ("helios.cli.router:router", "Run the router in front of vLLM workers."),
     "registry": ("helios.cli.registry:registry", "Run the registry."),
     "csi": ("helios.cli.csi:csi", "Run the CSI driver."),

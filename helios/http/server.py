@@ -23,6 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from helios.errors import HeliosError, Unavailable
+from helios.http.hosts import here
 from helios.http.protocol import SENDFILE, Protocol
 from helios.http.sendfile import BodyPart, file_move
 
@@ -189,8 +190,7 @@ def listen_unix(path: Path) -> socket.socket:
 
 def url_of(sock: socket.socket, host: str, scheme: str = "http") -> str:
     """The URL of a listening TCP socket."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"{scheme}://{shown}:{sock.getsockname()[1]}"
+    return f"{scheme}://{here(host)}:{sock.getsockname()[1]}"
 
 
 class Server(uvicorn.Server):

@@ -17,7 +17,6 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
@@ -27,7 +26,8 @@ from helios.errors import HeliosError, InvalidInput
 from helios.home import Home, hash_text
 from helios.http.client import HttpClient
 from helios.launch import overlay
-from helios.launch.compile_artifact import FILES, INDEX, MAX_INDEX, check, fingerprint, unseal
+from helios.launch.compile_artifact import fingerprint, unseal
+from helios.launch.compile_commits import Commits
 from helios.launch.compile_key import Key, cache_key, compiles, this_device, this_engine
 from helios.launch.compile_publish import Artifact, Publisher
 from helios.names import RepoId
@@ -38,7 +38,6 @@ ANSWER_S: Final = 5.0
 """Longest wait for an engine's metrics, in seconds."""
 CLOSE_S: Final = 60.0
 """Longest that giving a publish up takes, in seconds."""
-READERS: Final = 8
 _SECRET: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
 _ANSWERED: Final = re.compile(rb"^vllm:request_success_total(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
 
@@ -112,10 +111,11 @@ class CompileCaches:
     """A context: leaving it, after the engines have ended, takes all caches down. ``note`` tells people."""
 
     def __init__(
-        self, home: Home, settings: CompileCacheSettings, client: RegistryClient, mountpoint: Path,
+        self, home: Home, settings: CompileCacheSettings, client: RegistryClient, commits: Commits,
         note: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.home, self.settings, self.client, self.mountpoint, self.note = home, settings, client, mountpoint, note
+        self.home, self.settings, self.client, self.note = home, settings, client, note
+        self._commits = commits
         self.base = home.root / "vllm" / "compiled"
         self._numbers = itertools.count(1)
         self._open: set[SharedCache] = set()
@@ -130,9 +130,12 @@ class CompileCaches:
             cache.close()
 
     def open(self, path: Path, device: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Cache:
-        if self.settings.mode != "off" and compiles(device, arguments) and path.is_relative_to(self.mountpoint):
+        if self.settings.mode != "off" and compiles(device, arguments):
             with self.told("compiled kernels are neither looked for nor published"):
-                cache = self._shared(path, device, arguments, environ)
+                of = self._commits.of(path)
+                if of is None:
+                    return LocalCache(self.home, path)
+                cache = self._shared(path, *of, device, arguments, environ)
                 self._open.add(cache)
                 return cache
         return LocalCache(self.home, path)
@@ -141,9 +144,9 @@ class CompileCaches:
         """A cache has been taken down."""
         self._open.discard(cache)
 
-    def _shared(self, path: Path, device: str, arguments: Sequence[str], environ: Mapping[str, str]) -> SharedCache:
-        org, name, commit = path.relative_to(self.mountpoint).parts
-        repo = RepoId("models", None if org == "_" else org, name)
+    def _shared(
+        self, path: Path, repo: RepoId, commit: str, device: str, arguments: Sequence[str], environ: Mapping[str, str]
+    ) -> SharedCache:
         manifest, secret = self.client.resolve(repo, commit).manifest, self._secret()
         key = cache_key(manifest, this_engine(), this_device(device), arguments, environ, fingerprint(secret))
         now = self.client.refs(repo).get(key.ref)
@@ -168,14 +171,10 @@ class CompileCaches:
 
     def _good(self, repo: RepoId, key: Key, commit: str, secret: bytes) -> Artifact | None:
         """The artifact at a commit, every byte of it here and right; None for one that is not."""
-        root = self.mountpoint / (repo.org or "_") / repo.name / commit
         good: Artifact | None = None
         with self.told(f"the compiled kernels of {repo.id} at {commit[:12]} are ignored"):
-            with (root / INDEX).open("rb") as file:
-                index = unseal(file.read(MAX_INDEX + 1), secret, key.facts)
-            check(root / FILES, index, digest_of)
-            read_all([root / FILES / path for path in index.files])
-            good = Artifact(index, root / FILES)
+            index = unseal(self._commits.index(repo, commit), secret, key.facts)
+            good = Artifact(index, self._commits.files(repo, commit, index))
         return good
 
     def _secret(self) -> bytes:
@@ -306,22 +305,3 @@ def placed(base: Path, path: Path, manifest: str) -> tuple[Path, str]:
     fresh.symlink_to(path)
     fresh.replace(directory / name)
     return directory, name
-
-
-def digest_of(path: Path) -> str:
-    """The sha256 by which a mount knows a file, and against which it checks what is read; raises OSError."""
-    return os.getxattr(path, "user.helios.sha256").decode()
-
-
-def read_all(paths: Sequence[Path]) -> None:
-    """Have a mount fetch and check all of these files now: an engine may not survive an error in the midst of one.
-    Raises OSError."""
-    with ThreadPoolExecutor(READERS, thread_name_prefix="compile cache") as threads:
-        for done in [threads.submit(_read, path) for path in paths]:
-            done.result()
-
-
-def _read(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        while file.read(1 << 20):
-            pass

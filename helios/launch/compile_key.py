@@ -37,6 +37,7 @@ SAME_CODE: Final = frozenset({
     "--otlp-traces-endpoint", "--kv-cache-memory-bytes", "--gpu-memory-utilization", "--kv-transfer-config",
     "--kv-events-config", "--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser", "--load-format",
     "--safetensors-load-strategy", "--download-dir", "--seed", "--api-server-count", "--data-parallel-rpc-port",
+    "--disable-uvicorn-access-log", "--enable-server-load-tracking", "--shutdown-timeout",
 })  # fmt: skip
 """vLLM's arguments that change no compiled code: where it listens, who may ask, how weights get into memory."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol
 
+from helios.errors import HeliosError
 from helios.launch.plan import Placement
 from helios.launch.restarts import Restarts
 from helios.launch.vllm import POLL_S, Starting, Vllm
@@ -32,11 +33,36 @@ class Starts(Protocol):
         ...
 
 
+class Follows(Protocol):
+    """Follows the start of a worker, as ``vllm.Starting`` does."""
+
+    @property
+    def doing(self) -> str:
+        """What it is doing now, for people."""
+        ...
+
+    def look(self, show: Callable[[str], None]) -> bool:
+        """Whether it takes requests; ``show`` hears what it is doing if that has changed."""
+        ...
+
+    def ended(self, status: int) -> HeliosError:
+        """The error of one that ended with an exit status before it was ready."""
+        ...
+
+    def late(self, timeout_s: float) -> HeliosError:
+        """The error of one that was not ready in time."""
+        ...
+
+    def close(self) -> None:
+        """Stop following."""
+        ...
+
+
 @dataclass(slots=True)
 class _Member:
     placement: Placement
     worker: Vllm
-    starting: Starting | None
+    starting: Follows | None
     """None: it has been ready since, or has ended."""
     late_at: float
     restarts: Restarts = field(default_factory=Restarts)
@@ -50,9 +76,11 @@ class Fleet:
 
     def __init__(
         self, starts: Starts, placements: Sequence[Placement], start_timeout_s: float, note: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, follow: Callable[[Vllm], Follows] = Starting,
     ) -> None:  # fmt: skip
-        """``start_timeout_s``: longest start of one; ``note`` tells people what happens later."""
+        """``start_timeout_s``: longest start of one; ``note`` tells people what happens later; ``follow`` says when a
+        worker that was started takes requests."""
+        self._follow = follow
         self._starts, self._placements = starts, placements
         self._start_timeout_s, self._note, self._clock = start_timeout_s, note, clock
         self._members: list[_Member] = []
@@ -62,7 +90,7 @@ class Fleet:
             for placement in self._placements:
                 worker = self._starts.start(placement)
                 late_at = self._clock() + self._start_timeout_s
-                self._members.append(_Member(placement, worker, Starting(worker), late_at))
+                self._members.append(_Member(placement, worker, self._follow(worker), late_at))
         except BaseException:
             self._end()
             raise
@@ -82,12 +110,22 @@ class Fleet:
         """As they were started last, in the order of the placements."""
         return [member.worker for member in self._members]
 
+    @property
+    def up(self) -> bool:
+        """Whether all take requests now, as far as was seen at the last step."""
+        return all(member.starting is None and member.again_at is None for member in self._members)
+
+    @property
+    def doing(self) -> str:
+        """What those do that do not take requests now, for people."""
+        return self._doing(lambda member: member.starting is not None or member.again_at is not None)
+
     def wait_ready(self, show: Callable[[str], None]) -> None:
         """Wait until each has been ready once, telling ``show`` what they are doing. Raises what ``step`` raises."""
         shown = ""
         while not all(member.was_up for member in self._members):
             self.step()
-            doing = self._doing()
+            doing = self._doing(lambda member: not member.was_up)
             if doing not in ("", shown):
                 shown = doing
                 show(doing)
@@ -105,7 +143,7 @@ class Fleet:
             elif member.starting is not None:
                 self._look(member, member.starting)
 
-    def _look(self, member: _Member, starting: Starting) -> None:
+    def _look(self, member: _Member, starting: Follows) -> None:
         if starting.look(lambda text: None):
             starting.close()
             member.starting = None
@@ -141,14 +179,14 @@ class Fleet:
     def _start_again(self, member: _Member) -> None:
         member.again_at = None
         member.worker = self._starts.start(member.placement)
-        member.starting = Starting(member.worker)
+        member.starting = self._follow(member.worker)
         member.late_at = self._clock() + self._start_timeout_s
 
-    def _doing(self) -> str:
-        """What those do that are not ready yet, for people."""
+    def _doing(self, these: Callable[[_Member], bool]) -> str:
+        """What ``these`` do, which are not ready, for people."""
         found: dict[str, list[str]] = {}
         for member in self._members:
-            if not member.was_up:
+            if these(member):
                 doing = "starting again" if member.starting is None else member.starting.doing
                 found.setdefault(doing, []).append(member.placement.name.removeprefix("vllm-"))
         if len(self._members) == 1:

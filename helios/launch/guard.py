@@ -6,8 +6,8 @@ A parent that is killed can't clean up, and vLLM is a tree of processes. So a lo
 
 with a pipe from the parent as standard input. The guard is the tree's subreaper: whatever detaches inside the tree
 becomes its child. When the command ends, SIGTERM or SIGINT comes, or the pipe closes because the parent is gone, the
-command gets SIGTERM, and after GRACE_S seconds every process left in the tree gets SIGKILL. The guard then exits with
-the command's status (128 + signal for a signal).
+command gets SIGTERM, and after GRACE_S seconds every process left in the tree gets SIGKILL; SIGUSR1 has that done at
+once. The guard then exits with the command's status (128 + signal for a signal).
 
 RECORD is a JSON file that exists while the guard runs and says what runs: what a later start needs to clean up after a
 guard that was itself killed. Standard library only; it imports nothing of Helios, so that it stays small (about
@@ -42,7 +42,7 @@ def main() -> int:
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
-    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(sig, lambda *_: None)
     parent = os.getppid()
 
@@ -70,16 +70,21 @@ def supervise(child: int, wake: int, grace_s: float) -> int:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         events = dict(poller.poll(left))
-        stop = False
+        stop = now = False
         if 0 in events and not os.read(0, 4096):
             poller.unregister(0)
             stop = True
         if wake in events:
-            stop = stop or any(sig != signal.SIGCHLD for sig in os.read(wake, 256))
+            signals = os.read(wake, 256)
+            stop = stop or any(sig != signal.SIGCHLD for sig in signals)
+            now = signal.SIGUSR1 in signals
         status = reap(child)
         if status is not None:
             return status
-        if stop and deadline is None:
+        if now:
+            kill_tree()
+            deadline = time.monotonic() + ORPHAN_GRACE_S
+        elif stop and deadline is None:
             os.kill(child, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
         elif deadline is not None and time.monotonic() >= deadline:

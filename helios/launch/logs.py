@@ -1,4 +1,4 @@
-"""The workers' logs as they grow, each line behind the worker's name: ``vllm-prefill-1 | ...``.
+"""The workers' logs as they grow, each line behind the worker's name, ``vllm-prefill-1 | ...``, or as a JSON record.
 
 Workers write to files, and threads read those: however slowly somebody takes the lines, no worker waits for it. A
 thread ends when its worker has and all that it wrote is told.
@@ -6,9 +6,12 @@ thread ends when its worker has and all that it wrote is told.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import BinaryIO, Final, TextIO
 
@@ -24,6 +27,8 @@ PIECE: Final = 1 << 16
 LOOK_S: Final = 0.2
 END_S: Final = 10.0
 """Longest wait at the end for whoever takes the lines, in seconds."""
+
+_LEVEL: Final = re.compile(r"(?:\([^()]*\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 
 class Lines:
@@ -52,11 +57,36 @@ class Lines:
         return [text[:LINE] + CUT * cut] if text.strip() else []
 
 
+def prefixed(name: str, line: str) -> str:
+    """The line behind the worker's name."""
+    return f"{name} | {line}"
+
+
+def recorded(name: str, line: str) -> str:
+    """The line as a record of our own JSON logs (``helios.logs``), with the level that vLLM gives it; one that is a
+    JSON object already stays as it is."""
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError):
+            if isinstance(json.loads(line), dict):
+                return line
+    found = _LEVEL.match(line)
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    record = {
+        "time": f"{stamp}.{int(now % 1 * 1000):03d}Z",
+        "level": found[1].lower() if found else "info",
+        "logger": name,
+        "message": line,
+    }
+    return json.dumps(record)
+
+
 class Followers:
     """Shows logs on ``stream``; leaving the context waits until all is shown of workers that have ended."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, form: Callable[[str, str], str] = prefixed) -> None:
+        """``form`` makes what is shown of a worker's name and a line."""
+        self._stream, self._form = stream, form
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -93,5 +123,5 @@ class Followers:
     def _show(self, name: str, lines: list[str]) -> None:
         if lines:
             with self._lock:
-                self._stream.write("".join(f"{name} | {line}\n" for line in lines))
+                self._stream.write("".join(f"{self._form(name, line)}\n" for line in lines))
                 self._stream.flush()

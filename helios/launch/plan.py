@@ -72,13 +72,15 @@ class Model:
 class Wish:
     """How many processes of each role; none of both: one process that does both. ``gpus``: those to use, empty: any.
     ``each``: GPUs of one process, 0: as many as it needs, or its part of ``gpus``. ``positions``: the longest sequence
-    that has to fit, in tokens, 0: nobody says."""
+    that has to fit, in tokens, 0: nobody says. ``alone``: the role of the one process, whose counterparts are on other
+    machines."""
 
     prefill: int = 0
     decode: int = 0
     gpus: tuple[int, ...] = ()
     each: int = 0
     positions: int = 0
+    alone: Role = "both"
 
     def __post_init__(self) -> None:
         """Raises UsageError for a wish that no machine can fulfil."""
@@ -99,7 +101,7 @@ class Wish:
     def roles(self) -> list[tuple[Role, str]]:
         """Each process' role and its name."""
         if not self.apart:
-            return [("both", "vllm")]
+            return [(self.alone, "vllm")]
         wanted: list[tuple[Role, int]] = [("prefill", self.prefill), ("decode", self.decode)]
         return [(role, f"vllm-{role}-{n}") for role, count in wanted for n in range(1, count + 1)]
 
@@ -143,14 +145,19 @@ def cpu_cache(info: ModelInfo, most: int) -> Cache:
     return Cache(kv, 0 if positions == info.positions or info.task == "embedding" else positions)
 
 
+def check_role(name: str, info: ModelInfo, wish: Wish) -> None:
+    """Raises UsageError for a model that has nothing to decode where prompts are to be computed apart."""
+    if (wish.apart or wish.alone != "both") and info.task == "embedding":
+        raise UsageError(
+            f"{name} ({info.architecture}) makes embeddings: it has nothing to decode",
+            hint="Leave --prefill and --decode out, or the role.",
+        )
+
+
 def plan(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...]:
     """A placement for each process that is wished for; raises Unavailable where the machine does not suffice, with
     what is needed and what there is, UsageError for a model that has nothing to decode."""
-    if wish.apart and model.info.task == "embedding":
-        raise UsageError(
-            f"{model.name} ({model.info.architecture}) makes embeddings: it has nothing to decode",
-            hint="Leave --prefill and --decode out.",
-        )
+    check_role(model.name, model.info, wish)
     if machine.gpus:
         return _on_gpus(machine, model, wish)
     if wish.gpus:

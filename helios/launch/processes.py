@@ -124,6 +124,11 @@ class Child:
         if self.guard.stdin is not None:
             self.guard.stdin.close()
 
+    def kill(self) -> None:
+        """End its whole tree now, with SIGKILL, without waiting for that."""
+        if self.guard.poll() is None:
+            self.guard.send_signal(signal.SIGUSR1)
+
     def stop(self) -> None:
         """End it: SIGTERM, after the grace SIGKILL for its whole tree."""
         self.begin_stop()
@@ -150,6 +155,11 @@ class Children:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         while self._children:
             self._children.pop().stop()
+
+    def kill(self) -> None:
+        """End all now, without waiting for that; a signal's handler may call it."""
+        for child in list(self._children):
+            child.kill()
 
     def stop(self, child: Child) -> None:
         """End one before the others; nothing for one that somebody has ended, or is about to."""

@@ -1,7 +1,7 @@
 """What vLLM is told for its place in a group of workers, and the router of each. No I/O.
 
 Prefill workers compute prompts and keep their KV blocks until a decode worker has read them over NIXL
-(``router/disaggregation``); both publish KV events. All of it stays on loopback.
+(``router/disaggregation``); both publish KV events. On one machine all of it stays on loopback.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Final
 
+from helios.http.hosts import bracketed
 from helios.launch.machine import Device
 from helios.launch.model_info import Task
 from helios.launch.plan import SEQUENCES, Placement
@@ -26,14 +28,20 @@ KV_ROLES: Final = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """A worker's ports on loopback: its API's; those of the others are 0 where it has none. ``side_host``: the address
-    of its side channel."""
+    """A worker's ports: its API's; those of the others are 0 where it has none. ``host``: the address at which routers
+    and other workers reach them, one of IPv6 without brackets; ``side_host``: that of its
+    side channel, empty: the same."""
 
     api: int
     side_channel: int = 0
     events: int = 0
     replay: int = 0
-    side_host: str = HOST
+    host: str = HOST
+    side_host: str = ""
+
+    def at(self, scheme: str, port: int) -> str:
+        """The address of one of them."""
+        return f"{scheme}://{bracketed(self.host)}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +81,15 @@ def told(
         env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, placement.gpus))}
     if placement.side_channel:
         arguments += ["--kv-transfer-config", json.dumps(_transfer(placement, device, lease_s))]
-        arguments += ["--kv-events-config", json.dumps(_events(placement, ports))]
         env |= {
-            "VLLM_NIXL_SIDE_CHANNEL_HOST": ports.side_host,
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": ports.side_host or ports.host,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(ports.side_channel),
             "HELIOS_NIXL_DELAY_US": str(DELAY_US),
         }
         if device == "cpu":
             env["UCX_TLS"] = "tcp,self"  # without it UCX looks for devices that a container may not have
+    if ports.events and task != "embedding":
+        arguments += ["--kv-events-config", json.dumps(_events(placement, ports))]
     return Told(tuple(arguments), env)
 
 
@@ -99,23 +108,34 @@ def _transfer(placement: Placement, device: Device, lease_s: float) -> dict[str,
 
 
 def _events(placement: Placement, ports: Ports) -> dict[str, Any]:
-    # vLLM binds only what has "*" or "::" in it, and "*" is every interface: this is 127.0.0.1, as IPv6 writes it.
-    loopback = f"tcp://[::ffff:{HOST}]"
-    return {
+    address = bound(ports.host)
+    out = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "endpoint": f"{loopback}:{ports.events}",
-        "replay_endpoint": f"{loopback}:{ports.replay}",
+        "endpoint": f"tcp://{address}:{ports.events}",
         "topic": f"kv@{placement.name}",
     }
+    return out | ({"replay_endpoint": f"tcp://{address}:{ports.replay}"} if ports.replay else {})
+
+
+def bound(host: str) -> str:
+    """The address as vLLM's publisher of KV events binds it and no other: it binds only what has "*" or "::" in it, and
+    "*" is every interface. One of IPv4 is written as IPv6 does it; an IPv6 address that can't be, and a name, are "*".
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return "*"
+    text = str(address) if address.version == 6 else f"::ffff:{address}"
+    return f"[{text}]" if "::" in text else "*"
 
 
 def router_option(model: str, commit: str, placement: Placement, ports: Ports) -> str:
     """The worker as ``helios router --worker`` takes it."""
-    options = [f"{model}=http://{HOST}:{ports.api}", f"revision={commit}"]
+    options = [f"{model}={ports.at('http', ports.api)}", f"revision={commit}"]
     if placement.side_channel:
-        options += [f"role={placement.role}", f"kv_events=tcp://{HOST}:{ports.events}"]
-        options += [f"kv_replay=tcp://{HOST}:{ports.replay}"]
+        options += [f"role={placement.role}", f"kv_events={ports.at('tcp', ports.events)}"]
+        options += [f"kv_replay={ports.at('tcp', ports.replay)}"]
     return ",".join(options)
 
 

@@ -21,6 +21,7 @@ from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
 from helios.launch.compile_cache import CompileCaches
+from helios.launch.compile_commits import MountedCommits
 from helios.launch.machine import find_device
 from helios.launch.model_info import ModelInfo
 from helios.launch.processes import Child, Children, repair
@@ -207,7 +208,11 @@ class Serving(contextlib.ExitStack):
         if self._children is None:
             if self._registry is not None and self._mountpoint is not None:
                 caches = CompileCaches(
-                    self.home, self.config.compile_cache, self._registry.client(), self._mountpoint, self.progress.note
+                    self.home,
+                    self.config.compile_cache,
+                    self._registry.client(),
+                    MountedCommits(self._mountpoint),
+                    self.progress.note,
                 )
                 self.caches = self.enter_context(caches)  # before the children: it is taken down after them
             self._children = self.enter_context(Children(self.home))

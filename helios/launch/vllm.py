@@ -19,13 +19,14 @@ from typing import Final
 
 from helios.errors import DeadlineExceeded, HeliosError, NotFound, Unavailable
 from helios.http.client import HttpClient
+from helios.http.hosts import here
 from helios.launch.compile_cache import Caches, LocalCaches
 from helios.launch.machine import Device, available_memory
 from helios.launch.model_info import ModelInfo
 from helios.launch.phases import Phases
 from helios.launch.plan import KV_SHARE, cpu_cache
 from helios.launch.processes import Child, Children
-from helios.launch.roles import Told, cpu_arguments
+from helios.launch.roles import HOST, Told, cpu_arguments
 
 POLL_S: Final = 0.05
 STOP_GRACE_S: Final = 15.0
@@ -79,6 +80,11 @@ def reserved_side_channel() -> Iterator[tuple[str, int]]:
             )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # now vLLM may bind it, too
         yield address
+
+
+def url_at(host: str, port: int) -> str:
+    """Where one that listens at ``host`` is asked from its own machine."""
+    return f"http://{here(host)}:{port}"
 
 
 def arguments(info: ModelInfo, device: Device, memory: int) -> list[str]:
@@ -184,6 +190,7 @@ def start(
     model: str,
     *,
     also: Sequence[str] = (),
+    host: str = HOST,
     port: int,
     device: Device,
     info: ModelInfo,
@@ -191,25 +198,27 @@ def start(
     told: Told | None = None,
     caches: Caches | None = None,
     log_name: str = "vllm",
+    grace_s: float = STOP_GRACE_S,
 ) -> Vllm:
-    """Start ``vllm serve`` on a directory, serving it as ``model`` on loopback. ``extra`` arguments win over ours.
+    """Start ``vllm serve`` on a directory, serving it as ``model``. ``extra`` arguments win over ours.
 
-    ``also``: other names for it; ``told``: what follows from its placement, None: it has this machine for itself;
+    ``also``: other names for it; ``host``: where it listens; ``grace_s``: how long it may take to end after SIGTERM, in
+    seconds; ``told``: what follows from its placement, None: it has this machine for itself;
     ``caches``: where it finds compiled kernels, None: below the home, and nobody else does."""
     require_vllm()
     told = told or Told(tuple(arguments(info, device, available_memory())), {})
     words = [*told.arguments, *extra]
     env = {**told.env, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    url = f"http://127.0.0.1:{port}"
+    url = url_at(host, port)
     if device == "cpu":  # vLLM 0.32 saves its trace of a model there, can't load it, and saves another at each start
         env["VLLM_USE_AOT_COMPILE"] = os.environ.get("VLLM_USE_AOT_COMPILE", "0")
     cache = (caches or LocalCaches(children.home)).open(path, device, words, {**os.environ, **env})
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", cache.model]
-    command += ["--served-model-name", model, *also, "--host", "127.0.0.1", "--port", str(port), *words]
+    command += ["--served-model-name", model, *also, "--host", host, "--port", str(port), *words]
     # Unset: the first overrides --kv-cache-memory-bytes, the second opens endpoints that run code.
     unset = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_SERVER_DEV_MODE")
     child = children.start(
-        log_name, command, env={**env, **cache.env}, unset=unset, grace_s=STOP_GRACE_S, cwd=cache.directory
+        log_name, command, env={**env, **cache.env}, unset=unset, grace_s=grace_s, cwd=cache.directory
     )
     cache.watch(child, url)
     return Vllm(child, url, model)

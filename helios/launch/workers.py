@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
 
 from helios.errors import NotFound, UsageError
 from helios.launch import roles, vllm
@@ -17,11 +16,8 @@ from helios.launch.compile_cache import Caches
 from helios.launch.logs import Followers
 from helios.launch.machine import Device, find_device, read_machine
 from helios.launch.model_info import ModelInfo, weight_bytes
-from helios.launch.plan import Model, Placement, Wish, plan
+from helios.launch.plan import Model, Placement, Wish, check_role, plan
 from helios.launch.processes import Children
-
-TO_VLLM: Final = Placement("both", "vllm")
-"""One process that has all GPUs, as vLLM uses them by itself."""
 
 
 def require_nixl() -> None:
@@ -57,11 +53,25 @@ class Served:
                 "its KV events",
                 hint="Leave --data-parallel-size out, and ask for more workers with --prefill and --decode.",
             )
+        check_role(self.name, self.info, wish)
         if self.device == "cuda" and not wish.apart and not wish.gpus:
-            return (TO_VLLM,)
+            return (Placement(wish.alone, "vllm"),)  # it has all GPUs, as vLLM uses them by itself
         wish = replace(wish, each=roles.gpus_each(self.arguments), positions=roles.longest(self.arguments))
         model = Model(self.name, weight_bytes(self.path), self.info)
         return plan(read_machine(self.device, os.environ), model, wish)
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where workers listen, and for how long they may end.
+
+    ``host``: of their APIs; ``ports``: those of a worker, by its name, that has no free ones on loopback;
+    ``arguments``: for vLLM, before those that users give; ``grace_s``: between SIGTERM and SIGKILL, in seconds."""
+
+    host: str = roles.HOST
+    ports: Mapping[str, roles.Ports] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    grace_s: float = vllm.STOP_GRACE_S
 
 
 class Workers:
@@ -69,10 +79,11 @@ class Workers:
 
     def __init__(
         self, served: Served, placements: Sequence[Placement], children: Children, lease_s: float,
-        followers: Followers | None = None, caches: Caches | None = None,
+        followers: Followers | None = None, caches: Caches | None = None, at: At | None = None,
     ) -> None:  # fmt: skip
         """``lease_s``: see ``roles.told``; ``followers`` shows the logs, None: nobody wants them; ``caches``: see
-        ``vllm.start``."""
+        ``vllm.start``; ``at``: None: on loopback."""
+        self._at = at or At()
         self._served, self._placements, self._children = served, placements, children
         self._lease_s, self._followers, self._caches = lease_s, followers, caches
         self._ports: dict[str, roles.Ports] = {}
@@ -80,7 +91,8 @@ class Workers:
 
     def __enter__(self) -> Workers:
         with contextlib.ExitStack() as stack:
-            for one in self._placements:
+            self._ports.update(self._at.ports)
+            for one in [placement for placement in self._placements if placement.name not in self._ports]:
                 self._ports[one.name] = _reserve(stack, apart=one.side_channel)
             self._stack = stack.pop_all()
         return self
@@ -100,9 +112,11 @@ class Workers:
         told = roles.told(
             placement, served.device, ports, task=served.info.task, lease_s=self._lease_s, extra=served.arguments
         )
+        told = replace(told, arguments=(*told.arguments, *self._at.arguments))
         worker = vllm.start(
-            self._children, served.path, served.name, port=ports.api, device=served.device, info=served.info,
-            extra=served.arguments, told=told, caches=self._caches, log_name=placement.name,
+            self._children, served.path, served.name, host=self._at.host, port=ports.api, device=served.device,
+            info=served.info, extra=served.arguments, told=told, caches=self._caches, log_name=placement.name,
+            grace_s=self._at.grace_s,
         )  # fmt: skip
         if self._followers is not None:
             self._followers.follow(worker.child)

@@ -16,6 +16,7 @@ from helios.home import Home
 from helios.launch import overlay
 from helios.launch.compile_artifact import Entry, Index, seal
 from helios.launch.compile_cache import CompileCaches, SharedCache
+from helios.launch.compile_commits import FetchedCommits, MountedCommits
 from helios.launch.compile_key import REFS
 from helios.names import RepoId
 from helios.publish import LocalFile, publish
@@ -68,14 +69,23 @@ class Node:
         self.home, self.mount, self.client, self.notes = home, mount, registry.client(), []
         self.settings = CompileCacheSettings(**settings)
 
+    def commits(self):
+        return contextlib.nullcontext(MountedCommits(self.mount))
+
+    def path(self, commit):
+        return self.mount / "org/name" / commit
+
     @contextlib.contextmanager
     def caches(self):
-        with CompileCaches(self.home, self.settings, self.client, self.mount, self.notes.append) as caches:
+        with (
+            self.commits() as commits,
+            CompileCaches(self.home, self.settings, self.client, commits, self.notes.append) as caches,
+        ):
             yield caches
 
     def start(self, commit, made, caches, arguments=ARGUMENTS):
         """An engine that compiles ``made`` and answers one request; returns what it found, once it is published."""
-        cache = caches.open(self.mount / "org/name" / commit, "cpu", arguments, {})
+        cache = caches.open(self.path(commit), "cpu", arguments, {})
         assert isinstance(cache, SharedCache), self.notes
         root = Path(cache.env["VLLM_CACHE_ROOT"])
         found = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
@@ -94,6 +104,22 @@ class Node:
 
     def refs(self):
         return {ref: at for ref, at in self.client.refs(REPO).items() if ref.startswith(REFS)}
+
+
+class Pod(Node):
+    """A home without a mount, and a directory that holds a commit's files."""
+
+    def __init__(self, base, commit, registry, **settings):
+        super().__init__(Home(base / "home"), None, registry, **settings)
+        self.url = registry.url
+        write(base / "model", {"config.json": b"{}"})
+        self._path, self._commit = base / "model", commit
+
+    def commits(self):
+        return FetchedCommits(self.home, self._path, REPO, self._commit, [self.url])
+
+    def path(self, commit):
+        return self._path
 
 
 def wait_for(what):
@@ -148,6 +174,35 @@ def test_what_one_node_compiles_another_finds_and_adds_to(nodes):
         found, _ = one.start(commit, {}, caches)
     assert found == {"torch_compile_cache/a/model": b"better", "b": b"more"}
     assert sum("published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
+
+
+def test_a_pod_without_a_mount_finds_what_nodes_compiled_and_adds_to_it(nodes, site, tmp_path):
+    commit, node, _ = nodes
+    pod = Pod(tmp_path / "pod", commit, site[1], key_file=site[-1])
+    with pod.caches() as caches:
+        found, model = pod.start(commit, {"a/kernel": b"1"}, caches)
+        assert found == {}
+    with node.caches() as caches:
+        found, there = node.start(commit, {"b": b"2"}, caches)
+        assert (found, there) == ({"a/kernel": b"1"}, model)
+    other = Pod(tmp_path / "other", commit, site[1], key_file=site[-1])
+    with other.caches() as caches:
+        assert other.start(commit, {"c": b"3"}, caches)[0] == {"a/kernel": b"1", "b": b"2"}
+        assert other.start(commit, {}, caches)[0] == {"a/kernel": b"1", "b": b"2", "c": b"3"}
+    fetched = other.home.root / "vllm/compiled/fetched"
+    (last,) = node.refs().values()
+    assert (fetched / last / "c").read_bytes() == b"3"
+
+    (fetched / last / "c").write_bytes(b"4")
+    with other.caches() as caches:
+        cache = caches.open(other.path(commit), "cpu", ARGUMENTS, {})
+        assert not (Path(cache.env["VLLM_CACHE_ROOT"]) / "c").exists(), "nothing that is wrong is run"
+    assert any("are ignored" in note for note in other.notes)
+    with other.caches() as caches:
+        assert other.start(commit, {}, caches)[0].keys() == {"a/kernel", "b", "c"}, "it is fetched again"
+        assert [path.name for path in fetched.iterdir() if path.is_dir()] == [last]
+    for one in (pod, other):
+        one.client.close()
 
 
 def test_it_is_the_same_where_no_overlayfs_can_be_mounted(nodes, monkeypatch):
@@ -239,7 +294,7 @@ def test_without_the_registry_an_engine_starts_as_ever(nodes):
         def resolve(self, *_):
             raise OSError("the registry is away")
 
-    with CompileCaches(one.home, one.settings, Away(), one.mount, one.notes.append) as caches:
+    with CompileCaches(one.home, one.settings, Away(), MountedCommits(one.mount), one.notes.append) as caches:
         cache = caches.open(one.mount / "org/name" / commit, "cpu", ARGUMENTS, {})
     assert cache.model == str(one.mount / "org/name" / commit)
     assert cache.directory is None
@@ -248,8 +303,9 @@ def test_without_the_registry_an_engine_starts_as_ever(nodes):
 
 def test_a_home_makes_its_secret_once_and_keeps_it_to_itself(tmp_path, nodes):
     home = Home(tmp_path)
-    secrets = {
-        CompileCaches(home, CompileCacheSettings(), nodes[1].client, tmp_path, print)._secret() for _ in range(3)
-    }
+    made = [
+        CompileCaches(home, CompileCacheSettings(), nodes[1].client, MountedCommits(tmp_path), print) for _ in range(3)
+    ]
+    secrets = {one._secret() for one in made}
     assert len(secrets) == 1
     assert (tmp_path / "compile-cache.key").stat().st_mode & 0o777 == 0o600

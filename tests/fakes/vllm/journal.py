@@ -57,5 +57,9 @@ class Journal:
         record = Record("?", "?", [], 0, "", outcome="malformed", violations=[f"malformed HTTP: {message}"])
         self.records.append(record)
 
+    def under_way(self) -> int:
+        """Requests with a body that are not answered to their end."""
+        return sum(record.method == "POST" and record.ended_at is None for record in self.records)
+
     def as_json(self) -> list[dict[str, Any]]:
         return [asdict(record) for record in self.records]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
 from typing import Any
@@ -14,12 +14,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from helios.http.hosts import here
 from helios.http.server import listen_tcp
 from router.processes.accept import Acceptor
 from router.relay.places import Places
 from tests.fakes.vllm.app import Fake, control_app
 from tests.fakes.vllm.client import Control
 from tests.fakes.vllm.endpoint import CYCLE
+from tests.fakes.vllm.faults import Fault
 from tests.fakes.vllm.settings import Settings
 
 
@@ -96,19 +98,23 @@ async def run(
     host: str = "127.0.0.1",
     port: int = 0,
     control_port: int = 0,
+    faults: Sequence[Fault] = (),
 ) -> None:
-    """Serve until ``stop`` is set; ``started`` gets the client of the control API."""
+    """Serve until ``stop`` is set; ``started`` gets the client of the control API. ``faults`` are in force from the
+    beginning."""
     fake: Fake
     worker = Listener(None, host, port, settings.keep_alive_s, lambda text: fake.journal.malformed(text))
     control = Listener(None, host, control_port, 75, lambda text: fake.journal.malformed(f"control: {text}"))
-    fake = Fake(settings, f"{host}:{worker.port}", host, control.port)
+    fake = Fake(settings, f"{here(host)}:{worker.port}", here(host), control.port)
+    for fault in faults:
+        fake.faults.add(fault)
     worker.mount(fake.app())
     control.mount(control_app(fake, worker))
     await control.open()
     await worker.open()
     events, replay = (0, 0) if fake.events is None else fake.events.ports
-    url = f"http://{host}:{worker.port}"
-    started(Control(url, f"http://{host}:{control.port}", settings.model, events, replay))
+    url = f"http://{here(host)}:{worker.port}"
+    started(Control(url, f"http://{here(host)}:{control.port}", settings.model, events, replay))
     try:
         await stop.wait()
     finally:

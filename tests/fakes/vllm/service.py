@@ -66,7 +66,8 @@ async def version(call: Call) -> Answer:
 
 
 async def load(call: Call) -> Answer:
-    return Json({"server_load": 0})  # vLLM counts only with --enable-server-load-tracking
+    fake = call.fake  # vLLM counts only with --enable-server-load-tracking
+    return Json({"server_load": fake.journal.under_way() if fake.settings.load_tracking else 0})
 
 
 async def metrics(call: Call) -> Answer:

@@ -33,5 +33,7 @@ class Settings:
     """The key that is wanted (vLLM's ``--api-key``) on the paths that vLLM asks it on; empty: none."""
     block_tokens: int = 16
     """Tokens in a KV block."""
+    load_tracking: bool = False
+    """It counts the requests that are not answered to their end (vLLM's ``--enable-server-load-tracking``)."""
     kv_events: bool = False
     """It publishes KV events (vLLM's ``--kv-events-config``)."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helios.home import Home
-from helios.launch.logs import CUT, KEPT, LINE, Followers, Lines
+from helios.launch.logs import CUT, KEPT, LINE, Followers, Lines, recorded
 from helios.launch.processes import Children
 
 
@@ -91,3 +93,24 @@ def test_a_second_start_keeps_the_log_of_the_first(helios_home: Home, wait_for: 
     assert child.log.read_text() == "second\n"
     assert (helios_home.logs / "vllm.log.1").read_text() == "first\n"
     assert sorted(out.getvalue().splitlines()) == ["vllm | first", "vllm | second"]
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("INFO 11-30 22:38:39 [core.py:402] init engine", "info"),
+        ("(EngineCore pid=412) WARNING 11-30 [x.py:1] slow", "warning"),
+        ("(EngineCore pid=412) ERROR 11-30 [x.py:1] broken", "error"),
+        ("Traceback (most recent call last):", "info"),
+        ("{not json", "info"),
+    ],
+)
+def test_a_line_becomes_a_record_with_its_level(line: str, level: str) -> None:
+    record = json.loads(recorded("vllm", line))
+    assert (record["level"], record["logger"], record["message"]) == (level, "vllm", line)
+    assert record["time"].endswith("Z")
+
+
+def test_a_line_that_is_a_record_already_stays_as_it_is() -> None:
+    line = '{"level": "INFO", "msg": "x"}'
+    assert recorded("vllm", line) == line

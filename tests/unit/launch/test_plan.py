@@ -199,3 +199,11 @@ def test_a_model_for_embeddings_decodes_nothing():
         plan(Machine(CORES, 64 * GB), bert, Wish(1, 1))
     (one,) = plan(Machine(CORES, 64 * GB), bert, Wish())
     assert one.kv == cpu_cache(bert.info, 16 * GB).kv
+
+
+def test_one_process_may_have_its_counterparts_elsewhere():
+    (one,) = plan(Machine(CORES, 64 * GB), SMALL, Wish(alone="decode"))
+    assert (one.role, one.name, one.cores, one.side_channel) == ("decode", "vllm", (), True)
+    embedding = Model("a/b", GB, ModelInfo("BertModel", "embedding", 512, 0, 12))
+    with pytest.raises(UsageError, match="nothing to decode"):
+        plan(Machine(CORES, 64 * GB), embedding, Wish(alone="prefill"))

@@ -136,3 +136,15 @@ def test_a_damaged_record_is_removed(helios_home, tmp_path):
     (directory / "x.json").write_text(json.dumps({"name": "x"}))
     assert repair(helios_home) == []
     assert list(Path(directory).iterdir()) == []
+
+
+@pytest.mark.parametrize("manner", ["deaf", "detached"])
+def test_a_kill_does_not_wait_for_the_grace(helios_home, tree, wait_for, manner):
+    command, grandchild = tree
+    with Children(helios_home) as children:
+        child = children.start("tree", [*command, manner], grace_s=60.0)
+        lives = grandchild()
+        children.kill()
+        wait_for(lambda: child.poll() is not None, what="the end")
+        assert child.poll() == 128 + signal.SIGKILL
+        assert not lives.alive()

@@ -64,7 +64,8 @@ def test_kv_events_are_published_where_the_router_is_told_to_listen():
 
 
 def test_one_worker_for_both_is_told_nothing_of_others():
-    found = told(Placement("both", "vllm", kv=64 << 20))
+    both = Placement("both", "vllm", kv=64 << 20)
+    found = roles.told(both, "cpu", Ports(8001), task="chat", lease_s=30.0, extra=())
     assert found.env == {}
     assert not [one for one in found.arguments if one.startswith("--kv-transfer") or one.startswith("--kv-events")]
     worker = parse_worker(roles.router_option("org/name", "c" * 40, Placement("both", "vllm"), Ports(8001)))
@@ -96,3 +97,39 @@ def test_gpus():
 def test_what_users_tell_vllm_counts(arguments, gpus, length, ranks):
     words = arguments.split()
     assert (roles.gpus_each(words), roles.longest(words), roles.ranks(words)) == (gpus, length, ranks)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("10.0.0.7", "[::ffff:10.0.0.7]"),
+        ("fd00::7", "[fd00::7]"),
+        ("fd00:1:2:3:4:5:6:7", "*"),
+        ("0.0.0.0", "[::ffff:0.0.0.0]"),
+        ("::", "[::]"),
+        ("pod-1.models.svc", "*"),
+    ],
+)
+def test_events_are_bound_to_the_pods_address_where_vllm_can(host, address):
+    assert roles.bound(host) == address
+    assert "::" in address or address == "*", "vLLM would connect otherwise"
+
+
+def test_a_worker_of_a_pod_is_told_its_address():
+    ports = Ports(8000, 5600, 5557, 5657, "fd00::7")
+    found = roles.told(Placement("decode", "vllm"), "cuda", ports, task="chat", lease_s=30.0, extra=())
+    assert found.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "fd00::7"
+    assert json.loads(option(found, "--kv-events-config"))["endpoint"] == "tcp://[fd00::7]:5557"
+    worker = parse_worker(roles.router_option("org/name", "c" * 40, Placement("decode", "vllm"), ports))
+    assert (worker.url, worker.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5557")
+
+
+def test_one_worker_for_both_publishes_events_where_it_has_a_port_for_them():
+    found = roles.told(Placement("both", "vllm"), "cuda", Ports(8000, events=5557), task="chat", lease_s=30.0, extra=())
+    events = json.loads(option(found, "--kv-events-config"))
+    assert "replay_endpoint" not in events
+    assert "--kv-transfer-config" not in found.arguments
+    found = roles.told(
+        Placement("both", "vllm"), "cuda", Ports(8000, events=5557), task="embedding", lease_s=30.0, extra=()
+    )
+    assert "--kv-events-config" not in found.arguments

@@ -1,0 +1,1 @@
+"""Stands for vLLM where this directory is first in PYTHONPATH."""
