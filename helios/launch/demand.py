@@ -146,7 +146,7 @@ class Demand:
         """It was to be taken out, and is in use all the same."""
         model.up(now)
 
-    def slept(self, model: Model, now: float) -> None:
+    def slept(self, model: Model) -> None:
         """It sleeps. Who has asked for it meanwhile has it woken."""
         model.slept()
 

@@ -110,11 +110,13 @@ def _on_gpus(budget: Budget, model: Model, wish: Wish, sleeps: bool) -> tuple[Ne
 
 def _group(model: Model, group: Sequence[Gpu], least: int, sleeps: bool) -> Need:
     """A model leaves room for others: on each GPU its KV cache takes a quarter of what may be taken, if not ``least``.
-    vLLM is told its part in hundredths of a GPU, not more than that."""
+
+    The share is what vLLM makes sure to find free (it looks when it has taken some of its own) before it loads weights;
+    its cache has to be told to it in bytes."""
     free = min(gpu.free for gpu in group)
     fixed = GPU_PROCESS + _part(model.weights, len(group))
     cache = min(max(least, int(KV_SHARE * free)), free - fixed)
-    share = min((fixed + cache) * HUNDREDTHS // gpu.total for gpu in group) / HUNDREDTHS
+    share = max(1, min((fixed + cache - GPU_PROCESS) * HUNDREDTHS // gpu.total for gpu in group)) / HUNDREDTHS
     awake = {MAIN: PROCESS} | {gpu_pool(gpu.index): fixed + cache for gpu in group}
     rest = {gpu_pool(gpu.index): GPU_ASLEEP for gpu in group}
     asleep = ({MAIN: PROCESS + model.weights} | rest, {MAIN: PROCESS} | rest) if sleeps else ()

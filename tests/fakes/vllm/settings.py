@@ -35,3 +35,5 @@ class Settings:
     """Tokens in a KV block."""
     kv_events: bool = False
     """It publishes KV events (vLLM's ``--kv-events-config``)."""
+    sleep_mode: bool = False
+    """It can be put to sleep (vLLM's ``--enable-sleep-mode`` and ``VLLM_SERVER_DEV_MODE=1``)."""

@@ -187,13 +187,13 @@ def test_two_models_take_turns_on_one_gpu_and_sleep_meanwhile():
     two = wanted(demand, "org/b", on_gpu(8), 20.0)
     assert acts(demand, 20.0) == [("org/a", Act.LULL, 1)]
     assert demand.held == {MAIN: 5, GPU: 8}, "it holds what it will need asleep, and what it needs awake"
-    demand.slept(one, 21.0)
+    demand.slept(one)
     assert demand.held == {MAIN: 5, GPU: 1}
     assert acts(demand, 21.0) == [("org/b", Act.START, 0)]
     demand.up(two, 22.0)
     ask(demand, "org/a", 40.0)
     assert acts(demand, 40.0) == [("org/b", Act.LULL, 1)]
-    demand.slept(two, 41.0)
+    demand.slept(two)
     assert acts(demand, 41.0) == [("org/a", Act.WAKE, 0)]
     demand.up(one, 42.0)
     assert demand.held == {MAIN: 10, GPU: 9}, "main memory stays with who has slept there"
@@ -219,12 +219,12 @@ def test_sleepers_are_stopped_for_main_memory_and_stay_where_others_make_enough_
     one = up(demand, "org/a", on_gpu(8), 0.0)
     two = wanted(demand, "org/b", on_gpu(8), 20.0)
     demand.step(20.0)
-    demand.slept(one, 21.0)
+    demand.slept(one)
     demand.step(21.0)
     demand.up(two, 22.0)
     wanted(demand, "org/c", on_gpu(8), 40.0)
     assert acts(demand, 40.0) == [("org/b", Act.LULL, 1)], "a lies in main memory, and that has room for b"
-    demand.slept(two, 41.0)
+    demand.slept(two)
     assert acts(demand, 41.0) == [("org/c", Act.START, 0)]
     wanted(demand, "org/plain", main(5), 42.0)
     assert acts(demand, 42.0) == [("org/a", Act.STOP, 0)], "it sleeps, and is the least recently used"
@@ -235,11 +235,11 @@ def test_who_is_not_used_sleeps_and_is_woken_when_asked_for():
     model = up(demand, "org/a", on_gpu(8), 0.0)
     assert acts(demand, 30.0) == [("org/a", Act.LULL, 1)]
     ask(demand, "org/a", 30.5)
-    demand.slept(model, 31.0)
+    demand.slept(model)
     assert acts(demand, 31.0) == [("org/a", Act.WAKE, 0)]
     demand.up(model, 32.0)
     assert acts(demand, 62.0) == [("org/a", Act.LULL, 1)]
-    demand.slept(model, 63.0)
+    demand.slept(model)
     assert demand.step(1000.0) == [], "it sleeps on"
 
 
@@ -249,7 +249,7 @@ def test_who_can_not_be_woken_is_stopped_and_started_and_sleeps_no_more(asked: b
     model = up(demand, "org/a", on_gpu(8), 0.0)
     demand.step(30.0)
     if asked:
-        demand.slept(model, 31.0)
+        demand.slept(model)
         ask(demand, "org/a", 31.0)
         assert acts(demand, 31.0) == [("org/a", Act.WAKE, 0)]
     demand.broke(model, 32.0)
@@ -351,7 +351,7 @@ class Anything(RuleBasedStateMachine):
         elif act is Act.STOP:
             demand.stopped(model, now)
         elif well:
-            (demand.up if act is Act.WAKE else demand.slept)(model, now)
+            (demand.up(model, now) if act is Act.WAKE else demand.slept(model))
         else:
             demand.broke(model, now)
             self.busy[pinned] = model, Act.STOP
