@@ -117,9 +117,10 @@ def _group(model: Model, group: Sequence[Gpu], least: int, sleeps: bool) -> Need
     fixed = GPU_PROCESS + _part(model.weights, len(group))
     cache = min(max(least, int(KV_SHARE * free)), free - fixed)
     share = max(1, min((fixed + cache - GPU_PROCESS) * HUNDREDTHS // gpu.total for gpu in group)) / HUNDREDTHS
-    awake = {MAIN: PROCESS} | {gpu_pool(gpu.index): fixed + cache for gpu in group}
+    main = len(group) * PROCESS
+    awake = {MAIN: main} | {gpu_pool(gpu.index): fixed + cache for gpu in group}
     rest = {gpu_pool(gpu.index): GPU_ASLEEP for gpu in group}
-    asleep = ({MAIN: PROCESS + model.weights} | rest, {MAIN: PROCESS} | rest) if sleeps else ()
+    asleep = ({MAIN: main + model.weights} | rest, {MAIN: main} | rest) if sleeps else ()
     indexes = tuple(gpu.index for gpu in group)
     return Need(Placement("both", "vllm", gpus=indexes, kv=cache * len(group), share=share), awake, asleep)
 
