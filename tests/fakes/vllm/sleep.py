@@ -58,7 +58,7 @@ async def is_sleeping(call: Call) -> Answer:
 
 
 async def collective_rpc(call: Call) -> Answer:
-    if json.loads(call.body) != {"method": "reload_weights"} or "weights" in call.fake.sleep.asleep:
+    if json.loads(call.body).get("method") != "reload_weights" or "weights" in call.fake.sleep.asleep:
         raise VllmError(f"refused by the fake: {call.body!r}")
     call.fake.sleep.emptied = False
     return Raw(b"")

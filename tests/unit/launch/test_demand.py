@@ -73,11 +73,12 @@ def test_the_one_that_is_unused_for_the_longest_time_gives_its_memory():
     assert demand.step(6.0) == [], "each keeps its memory for a while"
     told = demand.ask("org/c", COMMIT, "main", 6.0).text
     assert told == "waiting for 4 B of memory: of 10 B of memory 2 B of memory are free, the rest have org/a, org/b"
-    ask(demand, "org/c", 1.0 + LEAST_S)
-    assert acts(demand, 1.0 + LEAST_S) == [("org/b", Act.STOP, 0)]
-    assert demand.step(1.0 + LEAST_S) == [], "one goes for one that waits, which has to wait until it is gone"
-    demand.stopped(second, 2.0 + LEAST_S)
-    assert acts(demand, 2.0 + LEAST_S) == [("org/c", Act.START, 0)]
+    late = 5.0 + LEAST_S
+    ask(demand, "org/c", late)
+    assert acts(demand, late) == [("org/b", Act.STOP, 0)], "both are idle"
+    assert demand.step(late) == [], "one goes for one that waits, which has to wait until it is gone"
+    demand.stopped(second, late)
+    assert acts(demand, late) == [("org/c", Act.START, 0)]
 
 
 def test_as_many_go_as_a_large_one_needs_and_no_more():
@@ -207,6 +208,16 @@ def test_weights_go_nowhere_where_main_memory_has_no_room_for_them(memory: int, 
     assert acts(demand, 20.0) == [("org/a", expected, 1 if memory >= 6 else 2)]
 
 
+def test_main_memory_that_is_not_free_yet_takes_no_weights() -> None:
+    demand = demand_of({MAIN: 9, GPU: 10}, idle_s=15.0)
+    plain = up(demand, "org/plain", main(6), 0.0)
+    up(demand, "org/a", on_gpu(8), 10.0)
+    assert acts(demand, 15.0) == [("org/plain", Act.STOP, 0)]
+    wanted(demand, "org/b", on_gpu(8), 20.0)
+    assert acts(demand, 20.0) == [("org/a", Act.LULL, 2)], "there will be room for its weights, too late"
+    assert plain.state is State.STOPPING
+
+
 def test_one_that_would_keep_too_much_of_the_gpu_is_stopped():
     demand = demand_of({MAIN: 20, GPU: 10})
     up(demand, "org/a", on_gpu(8), 0.0)
@@ -295,7 +306,7 @@ SIZES = {
     "a": on_gpu(3), "b": on_gpu(8, weights=6), "c": on_gpu(5, pools=(GPU, SECOND)), "d": main(6), "e": main(2),
     "f": on_gpu(10), "huge": main(99),
 }  # fmt: skip
-POOLS = {MAIN: 16, GPU: 10, SECOND: 6}
+POOLS = {MAIN: 12, GPU: 10, SECOND: 6}
 DRAINED_S = 60.0
 
 
@@ -322,6 +333,7 @@ class Anything(RuleBasedStateMachine):
     @rule()
     def act(self) -> None:
         before = {one: (one.state, one.used_at) for one in self.demand.models}
+        held = {one: one.holds for one in self.demand.models}
         steps = self.demand.step(self.now)
         for step in steps:
             assert step.model.pinned not in self.busy, "one does one thing at a time"
@@ -332,6 +344,10 @@ class Anything(RuleBasedStateMachine):
             state, used_at = before[model]
             idle = self.now - used_at >= LEAST_S
             assert state is State.ASLEEP or idle or waits, "who was used a moment ago stays"
+            for other in self.up():
+                older = other.used_at < used_at and self.now - other.used_at >= LEAST_S
+                enough = all(other.holds.get(pool, 0) >= size for pool, size in held[model].items())
+                assert not (older and enough), "the least recently used goes first"
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), well=st.booleans())
