@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -66,6 +67,23 @@ def size_text(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} PB"
+
+
+SIZES: Final = {"": 1} | {f"{unit}b": 1000**n for n, unit in enumerate(["", *"kmgt"])} | {
+    f"{unit}ib": 1024**n for n, unit in enumerate("kmgt", 1)
+}  # fmt: skip
+
+
+def parse_size(option: str, text: str | None) -> int:
+    """Bytes that an option says: ``24GB``, ``24GiB`` or a plain number; 0 where it is not given. Raises UsageError."""
+    if text is None:
+        return 0
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([a-zA-Z]*)", text.strip(), re.ASCII)
+    unit = None if found is None else SIZES.get(found[2].lower())
+    size = 0 if found is None or unit is None else int(float(found[1]) * unit)
+    if size <= 0:
+        raise UsageError(f"{option} {text!r} is no size", hint=f"Write {option} 24GB, or 24GiB, or a number of bytes.")
+    return size
 
 
 def time_text(seconds: float) -> str:

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from helios.cli.common import parse_spec
+from helios.cli.common import parse_size, parse_spec
 
 
 @click.command()
@@ -38,21 +38,24 @@ from helios.cli.common import parse_spec
     "--start-timeout", type=click.FloatRange(1), metavar="SECONDS", help="Longest start of vLLM (default: 900)."
 )
 @click.option("--on-demand", is_flag=True, help="Start the registry's models when clients ask for them.")
-@click.option(
-    "--most",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Models at a time (--on-demand).",
-)
+@click.option("--memory", metavar="SIZE", help="Main memory of all models together, such as 24GB (--on-demand).")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of each GPU for all models together (--on-demand).")
 @click.option(
     "--idle",
     "idle_s",
     type=click.FloatRange(0),
     default=0,
     metavar="SECONDS",
-    help="Stop a model that nobody has used for so long; 0: never (--on-demand).",
+    help="Put a model to sleep, or stop it, that nobody has used for so long; 0: never (--on-demand).",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(1),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest wait of requests for memory that models in use hold (--on-demand).",
 )
 @click.option(
     "--fetch",
@@ -71,8 +74,10 @@ def serve(
     logs: bool,
     start_timeout: float | None,
     on_demand: bool,
-    most: int,
+    memory: str | None,
+    gpu_memory: str | None,
     idle_s: float,
+    wait_s: float,
     fetch: tuple[str, ...],
     vllm_arguments: tuple[str, ...],
 ) -> None:
@@ -86,7 +91,7 @@ def serve(
     computed.
 
     With --on-demand no model is named: the URL is printed at once, a request for a model of the registry starts its
-    vLLM and waits for it.
+    vLLM and waits for it. What all of them take together is bounded, the least recently used one goes first.
     """
     from helios.config import load_from_process
     from helios.errors import UsageError
@@ -109,8 +114,14 @@ def serve(
                 hint="Write helios serve ORG/NAME, or leave them out.",
             )
         arguments = vllm_arguments if spec is None else (spec, *vllm_arguments)  # it came after --
+        sizes = parse_size("--memory", memory), parse_size("--gpu-memory", gpu_memory)
         with stopped_by_signals():
-            serve_on_demand(home, config, Wishes(most, idle_s, fetch, arguments, start_timeout_s))
+            serve_on_demand(home, config, Wishes(*sizes, idle_s, wait_s, fetch, arguments, start_timeout_s))
+    if memory or gpu_memory or idle_s or fetch:
+        raise UsageError(
+            "--memory, --gpu-memory, --idle and --fetch are for models that clients name",
+            hint="Write helios serve --on-demand, or leave them out.",
+        )
     if spec is None:
         raise UsageError("no model is named", hint="Write helios serve ORG/NAME, or helios serve --on-demand.")
     repo, revision = parse_spec(spec, "models")

@@ -1,54 +1,35 @@
-"""Which models run on this machine when clients decide: started when asked for, stopped when nobody uses them.
+"""Which models run on this machine when clients decide: started when asked for, taken out when nobody uses them.
 
-    asked -> starting -> up -> stopping -> gone, or asked again
-    starting, up -> failed, for FAILED_S
-
-At most ``most`` have a place at a time. Who is asked for while all are taken gets the place of the one that has been
-unused for the longest time, ``LEAST_S`` at least. Who asks says so again every few seconds: a model that nobody has
-asked for in ``ASKED_S`` needs no place any more. No I/O and no clock of its own: ``helios.launch.on_demand`` acts.
+Together they hold no more than the machine's pools of memory have (``resident`` says who holds what, and when). Who is
+asked for gets memory in the order of asking: what is free, else that of the models that have been unused for the
+longest time, ``LEAST_S`` at least (``room``). Where that is not enough, it waits. Others may overtake it for
+``TURN_S``; then nobody gets the memory that it lacks, and models that are used without a pause have to give way, too:
+whoever stops them lets their requests end first, and they stay if that takes too long. After the patience that somebody
+has configured those who wait are told why. Who asks says so again every few seconds: a model that nobody has asked for
+in ``ASKED_S`` is not wanted any more. No I/O and no clock of its own: ``helios.launch.on_demand`` acts.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, TypeVar
+
+from helios.launch.needs import Need
+from helios.launch.pools import Pools, lacks, minus, plus, text
+from helios.launch.resident import Act, Model, State
+from helios.launch.room import Room, Step, gentle
 
 FAILED_S: Final = 30.0
 """A model that could not be started is not tried again for so long, in seconds."""
 ASKED_S: Final = 10.0
 LEAST_S: Final = 10.0
-"""How long a model keeps its place at least, from its last use, in seconds."""
+"""How long a model stays up at least, from its last use, in seconds."""
+TURN_S: Final = 30.0
+"""After so long a model that waits is not overtaken, and gets the memory of those that are in use, in seconds."""
 REMEMBERED: Final = 1_000
-"""Models whose last commit, or failure, is remembered."""
-
-
-class State(Enum):
-    ASKED = "asked"
-    STARTING = "starting"
-    UP = "up"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-@dataclass(eq=False, slots=True)
-class Model:
-    """A model at a commit. ``names``: those by which clients have asked for it."""
-
-    name: str
-    commit: str
-    names: set[str] = field(default_factory=set)
-    state: State = State.ASKED
-    asked_at: float = 0.0
-    used_at: float = 0.0
-    failed_at: float = 0.0
-    progress: str = ""
-    """What it is doing, or why it failed, in words."""
-
-    @property
-    def pinned(self) -> str:
-        return f"{self.name}@{self.commit}"
+"""Models whose last commit, failure, or trouble with sleeping is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +40,36 @@ class Told:
     text: str
 
 
-class Demand:
-    """The models of one machine. ``idle_s``: stopped when unused for so long, 0: never. All times in seconds."""
+T = TypeVar("T")
 
-    def __init__(self, most: int, idle_s: float) -> None:
-        self._most, self._idle_s = most, idle_s
+
+class _Taken(NamedTuple):
+    """What was done so that a model gets its memory, and what of it is left for others."""
+
+    steps: list[Step]
+    free: Pools
+    coming: Pools
+
+
+class Demand:
+    """The models of one machine. ``idle_s``: taken out when unused for so long, 0: never; ``patience_s``: longest wait
+    for memory. All times in seconds."""
+
+    def __init__(self, pools: Pools, idle_s: float, patience_s: float) -> None:
+        self._pools, self._idle_s, self._patience_s = pools, idle_s, patience_s
         self._models: dict[str, Model] = {}
         self._commits: OrderedDict[str, str] = OrderedDict()
+        self._sleepless: OrderedDict[str, None] = OrderedDict()
 
     @property
     def models(self) -> list[Model]:
         """All that are known, the failed ones included."""
         return list(self._models.values())
+
+    @property
+    def held(self) -> Pools:
+        """What they hold together."""
+        return plus(*(model.holds for model in self._models.values()))
 
     def ask(self, name: str, commit: str, revision: str, now: float) -> Told:
         """Somebody wants the model. ``commit`` "": the one in its name, or that it had last; ``revision``: what clients
@@ -81,7 +80,7 @@ class Demand:
         commit = commit or self._commits.get(name, "")
         if not commit:
             return Told(False, f"nobody has said which commit of {name} is to be served")
-        self._remember(name, commit)
+        _remember(self._commits, name, commit)
         pinned = f"{name}@{commit}"
         model = self._models.get(pinned)
         if model is not None and model.state is State.FAILED:
@@ -92,66 +91,167 @@ class Demand:
         if model is None:
             self._forget_failed()
             model = self._models[pinned] = Model(name, commit)
-        model.asked_at = now
         model.names.add(pinned if revision == commit else name)
-        if model.state is State.ASKED:
-            taken = sum(one.state in _TAKES_PLACE for one in self._models.values())
-            model.progress = f"waiting for a place: {taken} of {self._most} are taken" if taken >= self._most else ""
+        if model.waits and model.wanted_since is not None and now - model.wanted_since > self._patience_s:
+            self._not_wanted(model)
+            return Told(False, f"memory for it was not free within {self._patience_s:g} s: {model.progress}")
+        model.asked_at = now
+        if model.wanted_since is None and model.state is not State.UP:
+            model.wanted_since = now
         return Told(True, model.progress)
 
-    def to_start(self, now: float) -> list[Model]:
-        """Those that have got a place: start them."""
+    def step(self, now: float) -> list[Step]:
+        """What has to be done from now on; what comes of each is reported."""
         for model in self.models:
-            if model.state is State.ASKED and now - model.asked_at > ASKED_S:
-                del self._models[model.pinned]
-        free = self._most - sum(one.state in _TAKES_PLACE for one in self._models.values())
-        chosen = [one for one in self._models.values() if one.state is State.ASKED][: max(0, free)]
-        for model in chosen:
-            model.state, model.progress = State.STARTING, "starting"
-        return chosen
+            if model.waits and now - model.asked_at > ASKED_S:
+                self._not_wanted(model)
+        steps = [Step(model, Act.SIZE) for model in self._models.values() if model.state is State.NEW]
+        for step in steps:
+            step.model.begin(Act.SIZE)
+        free: Pools = minus(self._pools, self.held)
+        coming: Pools = self._coming()
+        for model in sorted((one for one in self.models if one.waits), key=lambda one: one.wanted_since or 0.0):
+            taken = self._taken_for(model, now, free, coming)
+            steps += taken.steps
+            free, coming = taken.free, taken.coming
+        for model in self._spare(now, self._idle_s) if self._idle_s else []:
+            if model.state is State.UP:
+                step = gentle(model, free=free, there=plus(free, coming))
+                free = minus(free, model.takes(step.level)) if step.act is Act.LULL else free
+                steps.append(step)
+                self._leave(step)
+        return steps
 
-    def to_stop(self, now: float) -> list[Model]:
-        """Those that have to give up their place: stop them."""
-        up = sorted((one for one in self._models.values() if one.state is State.UP), key=lambda one: one.used_at)
-        chosen = [one for one in up if self._idle_s and now - one.used_at >= self._idle_s]
-        stopping = sum(one.state is State.STOPPING for one in self._models.values())
-        taken = sum(one.state in _TAKES_PLACE for one in self._models.values())
-        wanted = sum(one.state is State.ASKED for one in self._models.values())
-        needed = min(wanted, taken + wanted - self._most) - stopping - len(chosen)
-        spare = [one for one in up if one not in chosen and now - one.used_at >= LEAST_S]
-        chosen += spare[: max(0, needed)]
-        for model in chosen:
-            model.state, model.progress = State.STOPPING, "stopping, since nobody used it"
-        return chosen
+    # --- reports ---
+
+    def sized(self, model: Model, needs: Sequence[Need], now: float) -> None:
+        """It is known what it takes. It is refused if it would not fit alone."""
+        fit = tuple(need for need in needs if not lacks(need.awake, self._pools))
+        if not fit:
+            pools = needs[0].awake
+            self.failed(model, f"it needs {text(pools)}; models may take {text(self._pools, pools)} together", now)
+            return
+        model.needs = _sleepless(fit) if model.pinned in self._sleepless else fit
+        model.state = State.ASKED
 
     def up(self, model: Model, now: float) -> None:
         """It serves."""
-        model.state, model.used_at, model.progress = State.UP, now, ""
+        model.up(now)
 
     def used(self, model: Model, now: float) -> None:
         """It is being used."""
         model.used_at = now
 
     def keeps(self, model: Model, now: float) -> None:
-        """It was to be stopped, and is in use all the same."""
-        self.up(model, now)
+        """It was to be taken out, and is in use all the same."""
+        model.up(now)
+
+    def slept(self, model: Model) -> None:
+        """It sleeps. Who has asked for it meanwhile has it woken."""
+        model.slept()
+
+    def broke(self, model: Model, now: float) -> None:
+        """It could not be put to sleep or woken, and is being stopped; from now on it is not put to sleep."""
+        _remember(self._sleepless, model.pinned, None)
+        model.needs = _sleepless(model.needs)
+        model.state = State.STOPPING
+        model.wanted_since = None if model.wanted_since is None else now
 
     def failed(self, model: Model, reason: str, now: float) -> None:
         """It could not be started, or ended by itself."""
-        model.state, model.failed_at, model.progress = State.FAILED, now, reason
+        model.ended()
+        model.state, model.failed_at, model.progress, model.wanted_since = State.FAILED, now, reason, None
 
     def stopped(self, model: Model, now: float) -> None:
-        """Its place is free. Who has asked for it meanwhile gets it again."""
-        if now - model.asked_at <= ASKED_S and model.asked_at > model.used_at:
+        """Its memory is free. Who has asked for it meanwhile gets it again."""
+        model.ended()
+        if model.wanted_since is not None and now - model.asked_at <= ASKED_S:
             model.state, model.progress = State.ASKED, ""
         else:
             del self._models[model.pinned]
 
-    def _remember(self, name: str, commit: str) -> None:
-        self._commits[name] = commit
-        self._commits.move_to_end(name)
-        if len(self._commits) > REMEMBERED:
-            self._commits.popitem(last=False)
+    # --- who gets what ---
+
+    def _taken_for(self, model: Model, now: float, free: Pools, coming: Pools) -> _Taken:
+        """Memory for one that waits, where it can be had."""
+        for place in model.places:
+            more = model.more(place)
+            if not lacks(more, free):
+                act = Act.START if model.state is State.ASKED else Act.WAKE
+                model.begin(act, place)
+                model.progress = "starting" if act is Act.START else "waking"
+                return _Taken([Step(model, act)], minus(free, more), coming)
+        for place in model.places:
+            more = model.more(place)
+            if not lacks(more, plus(free, coming)):
+                model.progress = "others make room for it"
+                return _claimed([], more, free, coming)
+        turn = now - (model.wanted_since or now) >= TURN_S
+        spare = self._spare(now, LEAST_S, turn=turn)
+        found: list[tuple[float, Pools, list[Step]]] = []
+        for place in model.places:
+            more = model.more(place)
+            steps = Room(more, free, coming, [one for one in spare if one is not model]).made()
+            if steps is not None:
+                found.append((max(step.model.used_at for step in steps), more, steps))
+        if not found:
+            model.progress = self._why(model)
+            return _Taken([], self._kept_for(model, free, coming) if turn else free, coming)
+        _, more, steps = min(found, key=lambda one: one[0])
+        model.progress = "others make room for it"
+        for step in steps:
+            coming = plus(coming, step.model.frees(step.act, step.level))
+            taken = step.model.takes(step.level) if step.act is Act.LULL else {}
+            free, coming = minus(free, taken), plus(coming, taken)
+            self._leave(step)
+        return _claimed(steps, more, free, coming)
+
+    def _spare(self, now: float, idle_s: float, turn: bool = False) -> list[Model]:
+        """Those that may be taken out, the least recently used first. ``turn``: those that are in use, too, but for
+        those that have just come."""
+        found = []
+        for model in self._models.values():
+            goes = now - model.used_at >= idle_s or (turn and now - model.up_since >= TURN_S)
+            if (model.state is State.UP and goes) or (model.state is State.ASLEEP and not model.waits):
+                found.append(model)
+        return sorted(found, key=lambda one: one.used_at)
+
+    def _kept_for(self, model: Model, free: Pools, coming: Pools) -> Pools:
+        """What is free for others when one that waits is not overtaken, negative where that is nothing."""
+        left = free
+        for place in model.places:
+            more = model.more(place)
+            left = minus(left, {pool: more[pool] for pool in lacks(more, plus(free, coming))})
+        return left
+
+    def _leave(self, step: Step) -> None:
+        """A model gives up its place."""
+        step.model.begin(step.act, level=step.level)
+        step.model.progress = "stopping, since nobody used it" if step.act is Act.STOP else "falling asleep"
+
+    def _coming(self) -> Pools:
+        """What will be free when those are gone that go."""
+        going = [
+            one.frees(Act.LULL if one.state is State.LULLING else Act.STOP, one.level)
+            for one in self._models.values()
+            if one.state in (State.LULLING, State.STOPPING)
+        ]
+        return plus(*going)
+
+    def _why(self, model: Model) -> str:
+        """Why there is no memory for it."""
+        place = model.places[0]
+        more = model.more(place)
+        holders = sorted(one.name for one in self._models.values() if one is not model and any(one.holds.values()))
+        return (
+            f"waiting for {text(more)}: of {text(self._pools, more)} {text(minus(self._pools, self.held), more)} "
+            f"are free, the rest have {', '.join(holders)}"
+        )
+
+    def _not_wanted(self, model: Model) -> None:
+        model.wanted_since = None
+        if model.state is State.ASKED:
+            del self._models[model.pinned]
 
     def _forget_failed(self) -> None:
         failed = [one for one in self._models.values() if one.state is State.FAILED]
@@ -159,4 +259,18 @@ class Demand:
             del self._models[min(failed, key=lambda one: one.failed_at).pinned]
 
 
-_TAKES_PLACE: Final = frozenset({State.STARTING, State.UP, State.STOPPING})
+def _claimed(steps: list[Step], more: Pools, free: Pools, coming: Pools) -> _Taken:
+    """Memory that one waits for is nobody else's: what is free first, the rest of what is coming."""
+    now = {pool: min(size, max(0, free.get(pool, 0))) for pool, size in more.items()}
+    return _Taken(steps, minus(free, now), minus(coming, minus(more, now)))
+
+
+def _sleepless(needs: Sequence[Need]) -> tuple[Need, ...]:
+    return tuple(replace(need, asleep=()) for need in needs)
+
+
+def _remember(known: OrderedDict[str, T], key: str, value: T) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)

@@ -165,7 +165,7 @@ def plan(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...]:
     return _on_cpu(machine, model, wish)
 
 
-def _kv_needed(info: ModelInfo, positions: int) -> int:
+def kv_needed(info: ModelInfo, positions: int) -> int:
     """The smallest KV cache with which the model is of use, in bytes; ``positions`` is the wish's."""
     if info.task == "embedding":
         return KV_LEAST
@@ -174,7 +174,7 @@ def _kv_needed(info: ModelInfo, positions: int) -> int:
 
 def _on_cpu(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...]:
     roles = wish.roles
-    kv = _kv_needed(model.info, wish.positions)
+    kv = kv_needed(model.info, wish.positions)
     _memory_suffices(machine, model, len(roles), kv)
     shares: list[tuple[int, ...]] = [()] if len(roles) == 1 else _cores(machine, model, len(roles))
     spare = machine.memory - len(roles) * (PROCESS + model.weights)
@@ -224,9 +224,9 @@ def _cores(machine: Machine, model: Model, count: int) -> list[tuple[int, ...]]:
 def _on_gpus(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...]:
     roles = wish.roles
     gpus = _usable(machine, wish)
-    sizes = _sizes(model, wish, len(roles), len(gpus))
-    needed = _kv_needed(model.info, wish.positions)
-    for size in sizes:
+    found = sizes(model, wish, len(roles), len(gpus))
+    needed = kv_needed(model.info, wish.positions)
+    for size in found:
         taken = gpus[: len(roles) * size] if wish.gpus else sorted(gpus[: len(roles) * size], key=lambda gpu: gpu.index)
         groups = [taken[n * size : (n + 1) * size] for n in range(len(roles))]
         caches = [_gpu_cache(model, group) for group in groups]
@@ -235,10 +235,10 @@ def _on_gpus(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...
                 Placement(role, name, gpus=tuple(gpu.index for gpu in group), kv=kv, share=_share(group))
                 for (role, name), group, kv in zip(roles, groups, caches, strict=True)
             )
-    each = GPU_PROCESS + _ceil(model.weights + needed, sizes[-1])
+    each = GPU_PROCESS + _ceil(model.weights + needed, found[-1])
     free = ", ".join(f"{size_text(_share([gpu]) * gpu.total)} on GPU {gpu.index}" for gpu in gpus)
     raise Unavailable(
-        f"{model.name} needs {size_text(each)} on each GPU for {_processes(len(roles))} of {sizes[-1]} "
+        f"{model.name} needs {size_text(each)} on each GPU for {_processes(len(roles))} of {found[-1]} "
         f"({size_text(GPU_PROCESS)} of vLLM's own, its part of {size_text(model.weights)} of weights and of "
         f"{size_text(needed)} of KV cache), available are {free}",
         hint="Stop what else uses the GPUs, ask for fewer processes, or serve a smaller model.",
@@ -259,7 +259,7 @@ def _usable(machine: Machine, wish: Wish) -> list[Gpu]:
     return [found[index] for index in wish.gpus]
 
 
-def _sizes(model: Model, wish: Wish, count: int, gpus: int) -> list[int]:
+def sizes(model: Model, wish: Wish, count: int, gpus: int) -> list[int]:
     """How many GPUs one process may get, to be tried in this order. A tensor-parallel model's attention heads are
     shared out evenly, so their number must be a multiple."""
     most = gpus // count
@@ -276,11 +276,11 @@ def _sizes(model: Model, wish: Wish, count: int, gpus: int) -> list[int]:
             f"{gpus} GPUs can't be shared out evenly among {_processes(count)}",
             hint=f"List a multiple of {count} with --gpu.",
         )
-    sizes = [most] if wish.gpus else [1 << n for n in range(most.bit_length())]
-    fits = [size for size in sizes if not model.info.heads % size]
+    tried = [most] if wish.gpus else [1 << n for n in range(most.bit_length())]
+    fits = [size for size in tried if not model.info.heads % size]
     if not fits:
         raise Unavailable(
-            f"{model.name} has {model.info.heads} attention heads, which {sizes[0]} GPUs can't share evenly",
+            f"{model.name} has {model.info.heads} attention heads, which {tried[0]} GPUs can't share evenly",
             hint="List another number of GPUs with --gpu.",
         )
     return fits

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 
@@ -19,13 +18,15 @@ from helios.errors import NotFound
 from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import vllm
-from helios.launch.demand import Demand, Model, Told
+from helios.launch.demand import Demand
 from helios.launch.fleet import Fleet, Starts
+from helios.launch.launcher import Launcher
 from helios.launch.logs import Followers
-from helios.launch.machine import find_device
-from helios.launch.model_info import ModelInfo
-from helios.launch.on_demand import OnDemand, WakeServer
+from helios.launch.machine import find_device, read_machine
+from helios.launch.needs import Budget
+from helios.launch.on_demand import Launches, OnDemand, WakeServer
 from helios.launch.plan import Placement, Wish
+from helios.launch.pools import Pools, text
 from helios.launch.progress import Progress
 from helios.launch.serving import Router, Serving, check_port, model_path
 from helios.launch.signals import signals_ignored
@@ -104,10 +105,14 @@ def _begun(home: Home, config: Config, plain: bool = False) -> Iterator[tuple[Se
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the command line says of models that are started on demand. ``idle_s``: 0 is never."""
+    """What the command line says of models that are started on demand. ``memory`` and ``gpu_memory`` (of each GPU):
+    what they may take together, in bytes, 0: what is available; ``idle_s``: 0 is never; ``wait_s``: longest wait for
+    memory that others hold."""
 
-    most: int
+    memory: int
+    gpu_memory: int
     idle_s: float
+    wait_s: float
     fetch: Sequence[str]
     arguments: Sequence[str]
     start_timeout_s: float
@@ -116,37 +121,32 @@ class Wishes:
 def serve_on_demand(home: Home, config: Config, wishes: Wishes) -> NoReturn:
     """Serve the registry's models as clients ask for them, until a signal raises Stopped.
 
-    Raises Unavailable when the router ends.
+    Raises Unavailable when the machine has less memory than is allowed, and when the router ends.
     """
+    device = find_device()
     with _begun(home, config) as (serving, registry):
-        launcher = Launcher(serving, Path(serving.mount().mountpoint), wishes.arguments)
-        asked = threading.Event()
-        with on_demand(serving, registry.base, launcher, wishes, asked) as (router, demand):
+        mountpoint = Path(serving.mount().mountpoint)
+        budget = Budget.of(read_machine(device, os.environ), wishes.memory, wishes.gpu_memory)
+        launcher = Launcher(serving, mountpoint, wishes.arguments, device, budget)
+        with on_demand(serving, registry.base, launcher, budget.pools, wishes) as (router, demand):
             print(router.url, flush=True)
             serving.progress.note(
-                f"Models of the registry answer at {router.url}/v1 when they are asked for, until Ctrl-C."
+                f"Models of the registry answer at {router.url}/v1 when they are asked for, until Ctrl-C. Together "
+                f"they take at most {text(budget.pools)}."
             )
-            serving.watch(demand.step, asked)
+            serving.watch(demand.step, demand.due)
 
 
 @contextlib.contextmanager
 def on_demand(
-    serving: Serving, registry: str, launcher: Launches, wishes: Wishes, asked: threading.Event
+    serving: Serving, registry: str, launches: Launches, pools: Pools, wishes: Wishes
 ) -> Iterator[tuple[Router, OnDemand]]:
-    """A router whose models ``launcher`` starts; ``OnDemand.step`` has to be called all the time, and soon once
-    ``asked`` is set: somebody waits."""
+    """A router whose models ``launches`` starts, which together take no more than ``pools``; ``OnDemand.step`` has to
+    be called all the time, and soon once ``OnDemand.due`` is set."""
     config = serving.config
-    models = OnDemand(
-        Demand(wishes.most, wishes.idle_s), launcher.launch, launcher.stop, wishes.start_timeout_s,
-        serving.progress.note,
-    )  # fmt: skip
-
-    def ask(name: str, commit: str, revision: str) -> Told:
-        told = models.ask(name, commit, revision)
-        asked.set()
-        return told
-
-    with models, WakeServer(ask) as wakes:
+    demand = Demand(pools, wishes.idle_s, wishes.wait_s)
+    models = OnDemand(demand, launches, wishes.start_timeout_s, serving.progress.note)
+    with models, WakeServer(models.ask) as wakes:
         router = serving.start_router(
             config.router.host, config.router.port, env=_settings(config, registry, wakes.url, wishes.fetch)
         )
@@ -170,43 +170,3 @@ def _settings(config: Config, registry: str, wake_url: str, fetch: Sequence[str]
         "HELIOS_ROUTER__DISCOVERY": msgspec.json.encode(discovery).decode(),
         "HELIOS_ROUTER__ADMISSION": msgspec.json.encode(admission).decode(),
     }
-
-
-class Launches(Protocol):
-    """Starts workers and ends them; threads share it."""
-
-    def launch(self, model: Model) -> AbstractContextManager[vllm.Vllm]:
-        """See ``on_demand.Launch``."""
-        ...
-
-    def stop(self, worker: vllm.Vllm) -> None:
-        """End what ``launch`` has started; once more is no harm."""
-        ...
-
-
-class Launcher:
-    """Starts vLLM on models of the mount; threads may share it."""
-
-    def __init__(self, serving: Serving, mountpoint: Path, arguments: Sequence[str]) -> None:
-        self._serving, self._mountpoint, self._arguments = serving, mountpoint, arguments
-        self._lock = threading.Lock()
-        self._number = 0
-
-    @contextlib.contextmanager
-    def launch(self, model: Model) -> Iterator[vllm.Vllm]:
-        path = model_path(self._mountpoint, RepoId.parse(model.name), model.commit)
-        with vllm.reserved_port() as port:
-            yield self._start(model, path, port)
-
-    def _start(self, model: Model, path: Path, port: int) -> vllm.Vllm:
-        info, device = ModelInfo.read(path), find_device()
-        with self._lock:
-            self._number += 1
-            children = self._serving.children
-            return vllm.start(
-                children, path, model.name, also=[model.pinned], port=port, device=device, info=info,
-                extra=self._arguments, caches=self._serving.caches, log_name=f"vllm-{self._number}",
-            )  # fmt: skip
-
-    def stop(self, worker: vllm.Vllm) -> None:
-        self._serving.children.stop(worker.child)

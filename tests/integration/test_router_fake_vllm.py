@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from openai import OpenAI
 
+from helios.http.client import HttpClient
 from tests.fakes.vllm.capture import ask
 from tests.fakes.vllm.cases import Case
 from tests.fakes.vllm.client import Control
@@ -139,6 +141,48 @@ def test_what_a_proxy_must_not_send_is_found(fake_vllm: Start, post: Any, allowe
         assert post(fake, path, {})[0] == 400
     allowed_violations("kv_transfer_params on a worker that takes no part")
     assert post(fake, "/v1/completions", {"prompt": "x", "kv_transfer_params": {"do_remote_prefill": True}})[0] == 500
+
+
+def owner_asks(control: Control, path: str, body: Any = None) -> int:
+    """What whoever started it hears: no proxy is between them."""
+    client = HttpClient(control.url, timeout_s=10)
+    try:
+        content = json.dumps(body or {}).encode()
+        with client.request("POST", path, body=content, headers={"content-type": "application/json"}) as answer:
+            answer.read()
+            return answer.status
+    finally:
+        client.close()
+
+
+def test_one_that_sleeps_takes_no_requests_and_no_orders_of_a_proxy(
+    fake_vllm: Start, post: Any, allowed_violations: Allowed
+) -> None:
+    fake = fake_vllm(sleep_mode=True)
+    assert owner_asks(fake, "/sleep?level=2") == 200
+    allowed_violations("for a model that sleeps")
+    assert post(fake, "/v1/completions", {"prompt": "x"})[0] == 503
+    assert owner_asks(fake, "/collective_rpc", {"method": "reload_weights"}) == 400, "there is nowhere to read them to"
+    assert owner_asks(fake, "/wake_up") == 200
+    allowed_violations("for a model that has no weights")
+    assert post(fake, "/v1/completions", {"prompt": "x"})[0] == 503
+    assert owner_asks(fake, "/collective_rpc", {"method": "reload_weights"}) == 200
+    assert post(fake, "/v1/completions", {"prompt": "x"})[0] == 200
+    for path in ("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc"):
+        allowed_violations(f"{path} must never be reached")
+        assert post(fake, path, {}, {"x-request-id": "1"})[0] == 400
+
+
+def test_one_that_is_in_use_is_not_put_to_sleep(
+    fake_vllm: Start, post: Any, wait_for: Any, allowed_violations: Allowed
+) -> None:
+    fake = fake_vllm(sleep_mode=True, token_s=0.05)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(post, fake, "/v1/completions", {"prompt": "x", "max_tokens": 60, "ignore_eos": True})
+        wait_for(lambda: fake.metric("vllm:num_requests_running") == 1.0, what="a request under way")
+        allowed_violations("while 1 requests are under way")
+        assert owner_asks(fake, "/sleep") == 400
+        assert asked.result()[0] == 200
 
 
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}

@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--lease-s", type=float, default=30.0)
     parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--sleep-mode", action="store_true")
     given = parser.parse_args()
     settings = Settings(
         given.model, given.role, prefill_s=given.prefill_s, token_s=given.token_s, lease_s=given.lease_s,
-        max_model_len=given.max_model_len,
+        max_model_len=given.max_model_len, sleep_mode=given.sleep_mode,
     )  # fmt: skip
 
     def started(control: Control) -> None:

@@ -21,6 +21,7 @@ from tests.fakes.vllm.journal import Journal, Record
 from tests.fakes.vllm.kv import KvError, Ledger
 from tests.fakes.vllm.metrics import Metrics
 from tests.fakes.vllm.settings import Settings
+from tests.fakes.vllm.sleep import HANDLERS, Sleep
 from tests.fakes.vllm.verify import ADMINISTRATION
 
 GENERATE: dict[str, Handler] = {
@@ -64,6 +65,7 @@ class Fake:
         self.journal = Journal()
         self.metrics = Metrics(settings.model)
         self.ledger = Ledger(settings, self.clock, control_host, control_port)
+        self.sleep = Sleep()
         self.engine = Engine(settings, self.metrics, self.ledger)
         self.engine.rejected = self._rejected
         self.events = Events(settings.block_tokens) if settings.kv_events else None
@@ -100,8 +102,9 @@ class Fake:
             routes.append(Route(path, endpoint, methods=["POST"]))
         for path, handler in GET.items():
             routes.append(Route(path, Endpoint(self, handler), methods=["GET"]))
+        owned = HANDLERS if self.settings.sleep_mode else {}
         for path in ADMINISTRATION:
-            routes.append(Route(path, Endpoint(self, service.forbidden)))
+            routes.append(Route(path, Endpoint(self, owned.get(path, service.forbidden), owned=path in owned)))
         app = Starlette(routes=routes)
         app.router.redirect_slashes = False
         app.router.default = Endpoint(self, service.not_found)

@@ -77,13 +77,17 @@ Handler = Callable[[Call], Awaitable[Answer]]
 class Endpoint:
     """The ASGI application of one route."""
 
-    def __init__(self, fake: Fake, handler: Handler, *, anthropic: bool = False, json_only: bool = False) -> None:
+    def __init__(
+        self, fake: Fake, handler: Handler, *, anthropic: bool = False, json_only: bool = False, owned: bool = False
+    ) -> None:
+        """``owned``: its owner calls it, and nobody else may."""
         self._fake, self._handler, self._anthropic, self._json_only = fake, handler, anthropic, json_only
+        self._owned = owned
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = await read(receive)
         record = self._fake.journal.open(scope, body)
-        record.violations += problems(record, self._fake.own_host)
+        record.violations += problems(record, self._fake.own_host, owned=self._owned)
         cycle = scope["extensions"][CYCLE]
         fault = self._fake.faults.take(scope["path"])
         reply = Reply(send, cycle, record, fault, hashlib.sha256())
@@ -121,6 +125,8 @@ class Endpoint:
                 raise VllmError(f"refused by the fake: {call.record.violations}")
             if self._json_only:
                 check_content_type(call.record)
+            if call.record.method == "POST" and not self._owned:
+                call.fake.sleep.usable(call.record)
             answer = await self._handler(call)
         except VllmError as error:
             answer = Json(error.anthropic() if self._anthropic else error.openai(), error.status)

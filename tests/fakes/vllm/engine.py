@@ -63,6 +63,8 @@ class Engine:
 
     def __init__(self, settings: Settings, metrics: Metrics, ledger: Ledger) -> None:
         self.settings, self.metrics, self.ledger = settings, metrics, ledger
+        self.jobs = 0
+        """Under way."""
         self.computed: Callable[[list[int]], None] = lambda prompt: None
         """Called with each prompt that is in the KV cache from now on."""
         self.rejected: Callable[[str], None] = lambda reason: None
@@ -168,11 +170,13 @@ class Engine:
             reason = how
 
         self.metrics.running.inc()
+        self.jobs += 1
         try:
             yield end
         except VllmError:
             reason = "error"
             raise
         finally:
+            self.jobs -= 1
             self.metrics.running.dec()
             self.metrics.ended(reason)

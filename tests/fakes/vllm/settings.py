@@ -37,3 +37,5 @@ class Settings:
     """It counts the requests that are not answered to their end (vLLM's ``--enable-server-load-tracking``)."""
     kv_events: bool = False
     """It publishes KV events (vLLM's ``--kv-events-config``)."""
+    sleep_mode: bool = False
+    """It can be put to sleep (vLLM's ``--enable-sleep-mode`` and ``VLLM_SERVER_DEV_MODE=1``)."""

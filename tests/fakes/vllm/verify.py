@@ -21,8 +21,13 @@ ADMINISTRATION: Final = (
 """Paths that vLLM serves (some with VLLM_SERVER_DEV_MODE=1) and that users must never reach."""
 
 
-def problems(record: Record, own_host: str) -> list[str]:
-    """What is wrong with a request's head; ``own_host`` is the host and port it should name."""
+PROXIED: Final = ("x-request-id", "traceparent", "x-forwarded-for", "via")
+"""Headers by which a request is known that came through a proxy."""
+
+
+def problems(record: Record, own_host: str, *, owned: bool = False) -> list[str]:
+    """What is wrong with a request's head; ``own_host`` is the host and port it should name; ``owned``: the path is for
+    the worker's owner, who calls it without a proxy."""
     found = []
     for name, value in record.headers:
         if name in HOP_BY_HOP:
@@ -36,6 +41,6 @@ def problems(record: Record, own_host: str) -> list[str]:
         found.append(f"host is {record.header('host')}, not {own_host}")
     if record.method == "POST" and record.header("content-length") != [str(record.body_bytes)]:
         found.append(f"content-length is {record.header('content-length')} for {record.body_bytes} bytes")
-    if record.target.partition("?")[0] in ADMINISTRATION:
+    if record.target.partition("?")[0] in ADMINISTRATION and not (owned and not any(map(record.header, PROXIED))):
         found.append(f"{record.target} must never be reached")
     return found
