@@ -1,106 +1,26 @@
 """Compiled kernels travel with the model: a real registry and real mounts; the engine is an HTTP server that counts."""
 
-import contextlib
 import json
 import os
 import shutil
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from helios.config import CompileCacheSettings
 from helios.home import Home
-from helios.launch import overlay
+from helios.launch import compile_cache, compile_publish, overlay
 from helios.launch.compile_artifact import Entry, Index, seal
-from helios.launch.compile_cache import CompileCaches, SharedCache
+from helios.launch.compile_cache import CompileCaches
 from helios.launch.compile_key import REFS
-from helios.names import RepoId
 from helios.publish import LocalFile, publish
 from tests.conftest import Helios
+from tests.support.compiled import ARGUMENTS, REPO, Engine, Node
 from tests.support.mounts import mounted, push, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
-
-REPO = RepoId.parse("org/name")
-ARGUMENTS = ["--max-model-len", "64"]
-DEADLINE_S = 60.0
-
-
-class Engine:
-    """Runs until it is told to end; ``answered`` is what its metrics say."""
-
-    def __init__(self):
-        self.answered, self.status = 0, None
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                content = f'vllm:request_success_total{{finished_reason="stop"}} {engine.answered}\n'.encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def poll(self):
-        return self.status
-
-    def end(self):
-        self.status = 0
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class Node:
-    """A home with a mount, whose engines leave what they compile."""
-
-    def __init__(self, home, mount, registry, **settings):
-        self.home, self.mount, self.client, self.notes = home, mount, registry.client(), []
-        self.settings = CompileCacheSettings(**settings)
-
-    @contextlib.contextmanager
-    def caches(self):
-        with CompileCaches(self.home, self.settings, self.client, self.mount, self.notes.append) as caches:
-            yield caches
-
-    def start(self, commit, made, caches, arguments=ARGUMENTS):
-        """An engine that compiles ``made`` and answers one request; returns what it found, once it is published."""
-        cache = caches.open(self.mount / "org/name" / commit, "cpu", arguments, {})
-        assert isinstance(cache, SharedCache), self.notes
-        root = Path(cache.env["VLLM_CACHE_ROOT"])
-        found = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-        write(root, made)
-        engine = Engine()
-        try:
-            cache.watch(engine, engine.url)
-            engine.answered = 1
-            wait_for(lambda: cache._publisher is None)
-        finally:
-            engine.end()
-        cache.close()
-        assert cache.directory is not None
-        assert (cache.directory / cache.model / "config.json").read_bytes() == b"{}"
-        return found, cache.model
-
-    def refs(self):
-        return {ref: at for ref, at in self.client.refs(REPO).items() if ref.startswith(REFS)}
-
-
-def wait_for(what):
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +38,16 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def nodes(site):
+def nodes(site, monkeypatch):
+    monkeypatch.setattr(compile_publish, "QUIET_S", 0.0)
+    monkeypatch.setattr(compile_cache, "POLL_S", 0.05)
     _, registry, commit, one, two, key = site
-    node = Node(*one, registry, key_file=key)
+    node = Node(*one, registry.client(), key_file=key)
     for ref in node.refs():
         node.client.delete(REPO, ref)
     for each in (one, two):
         shutil.rmtree(each[0].root / "vllm", ignore_errors=True)
-    other = Node(*two, registry, key_file=key)
+    other = Node(*two, registry.client(), key_file=key)
     yield commit, node, other
     node.client.close()
     other.client.close()
@@ -147,7 +69,7 @@ def test_what_one_node_compiles_another_finds_and_adds_to(nodes):
     with one.caches() as caches:
         found, _ = one.start(commit, {}, caches)
     assert found == {"torch_compile_cache/a/model": b"better", "b": b"more"}
-    assert sum("published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
+    assert sum("are published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
 
 
 def test_it_is_the_same_where_no_overlayfs_can_be_mounted(nodes, monkeypatch):
@@ -213,7 +135,7 @@ def test_nothing_is_published_before_a_request_was_answered_nor_in_read_mode(nod
         write(Path(cache.env["VLLM_CACHE_ROOT"]), {"a": b"1"})
         engine = Engine()
         cache.watch(engine, engine.url)
-        time.sleep(2.5)
+        time.sleep(0.5)
         engine.end()
     one.settings = CompileCacheSettings(key_file=one.settings.key_file, mode="read")
     with one.caches() as caches:
@@ -244,12 +166,3 @@ def test_without_the_registry_an_engine_starts_as_ever(nodes):
     assert cache.model == str(one.mount / "org/name" / commit)
     assert cache.directory is None
     assert any("the registry is away" in note for note in one.notes)
-
-
-def test_a_home_makes_its_secret_once_and_keeps_it_to_itself(tmp_path, nodes):
-    home = Home(tmp_path)
-    secrets = {
-        CompileCaches(home, CompileCacheSettings(), nodes[1].client, tmp_path, print)._secret() for _ in range(3)
-    }
-    assert len(secrets) == 1
-    assert (tmp_path / "compile-cache.key").stat().st_mode & 0o777 == 0o600
