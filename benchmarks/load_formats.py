@@ -6,7 +6,7 @@ copies every one into a parameter that was made before, as vLLM's weight loaders
 - ``helios``: ours (docs/loader.md): through heliosfs.client on the mount, as plain files beside it;
 - ``lazy``, ``eager``, ``prefetch``: as vLLM's `--safetensors-load-strategy` has them;
 - ``runai_streamer``: where the package runai-model-streamer is installed;
-- ``fastsafetensors``: where that, vLLM and a GPU are there.
+- ``fastsafetensors``: where that is installed (on the CPU as vLLM would use it, which does so for GPUs only).
 
 States: ``cold``: the files (the plain ones; the local tier's and the mount's) are out of the page cache; ``warm``: they
 are in it. The local tier has the model whole. ``empty``: the mount has nothing yet, and the registry on loopback sends
@@ -53,12 +53,10 @@ CHILD_S: Final = 900.0
 
 def ways() -> list[str]:
     """The loaders that can run here."""
-    import torch
-
     found = [OURS, *STRATEGIES]
     if find_spec(PACKAGES["runai_streamer"]):
         found.append("runai_streamer")
-    if find_spec(PACKAGES["fastsafetensors"]) and torch.cuda.is_available():
+    if find_spec(PACKAGES["fastsafetensors"]):
         found.append("fastsafetensors")
     return found
 
@@ -76,9 +74,7 @@ def tensors(way: str, directory: Path) -> Iterator[tuple[str, Any]]:
             for name, tensor in streamer.get_tensors():
                 yield name, tensor.clone()  # as vLLM does: the streamer uses the memory again
     elif way == "fastsafetensors":
-        from vllm.model_executor.model_loader.weight_utils import fastsafetensors_weights_iterator
-
-        yield from fastsafetensors_weights_iterator([str(path) for path in files], False)
+        yield from fastsafetensors([str(path) for path in files])
     elif way == "eager":
         from safetensors.torch import load
 
@@ -93,6 +89,22 @@ def tensors(way: str, directory: Path) -> Iterator[tuple[str, Any]]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     yield name, file.get_tensor(name)
+
+
+def fastsafetensors(files: list[str]) -> Iterator[tuple[str, Any]]:
+    """As vLLM's iterator uses it, which has no place for a device but a GPU; so the CPU's is put together here."""
+    import torch
+    from fastsafetensors import SingleGroup
+    from fastsafetensors.parallel_loader import ParallelLoader
+
+    place = "cuda:0" if torch.cuda.is_available() else "cpu"
+    loader = ParallelLoader(
+        pg=SingleGroup(), hf_weights_files=files, use_tqdm_on_load=False, device=place, nogds=place == "cpu"
+    )
+    try:
+        yield from loader.iterate_weights()
+    finally:
+        loader.close()
 
 
 def helios_format(directory: Path) -> Iterator[tuple[str, Any]]:
