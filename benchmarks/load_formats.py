@@ -40,6 +40,7 @@ from benchmarks.ingest import drop_cache, make_model
 from benchmarks.plots import draw
 from benchmarks.safetensors_load import read_ahead
 from benchmarks.scene import helios, local_file, mounted, read_through, registry, stoppable, wait_until_whole
+from helios.config import load as settings
 from helios.home import Home
 
 OURS: Final = "helios"
@@ -111,14 +112,13 @@ def helios_format(directory: Path) -> Iterator[tuple[str, Any]]:
     """Ours, as its loader for vLLM uses it."""
     import torch
 
-    from helios.config import load
     from heliosfs.loader.cuda import Cuda
     from heliosfs.loader.folders import open_folder
     from heliosfs.loader.load import load_tensors
 
     device = Cuda(torch.cuda.current_device()) if torch.cuda.is_available() else None
     with open_folder(str(directory)) as folder:
-        yield from load_tensors(folder, load(os.environ).loader, device=device)
+        yield from load_tensors(folder, settings(os.environ).loader, device=device)
 
 
 def child(way: str, directory: Path, plain: Path) -> None:
@@ -130,8 +130,9 @@ def child(way: str, directory: Path, plain: Path) -> None:
     if way in PACKAGES:  # what is imported is no part of the load
         importlib.import_module(PACKAGES[way])
     else:
-        importlib.import_module("heliosfs.client")
+        importlib.import_module("heliosfs.loader.folders")
         importlib.import_module("heliosfs.loader.load")
+        settings(os.environ)  # nor is what vLLM's loader is made of
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     parameters = {}

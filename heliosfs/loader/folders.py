@@ -76,14 +76,12 @@ def open_folder(place: str, revision: str | None = None, subfolder: str = "") ->
     Configured as every command is. Raises InvalidInput for what is neither, UsageError for a wrong configuration, and
     what heliosfs.client's ``connect`` and ``resolve`` raise for a name.
     """
-    settings, home = load(os.environ), Home.from_env(os.environ)
-    nobody = not settings.registry.urls and embedded.running(home) is None
     with ExitStack() as stack:
         if os.path.isdir(place):
             directory = Path(place, subfolder)
-            yield _mounted(directory, settings, home, nobody, stack) or DiskFolder(directory)
+            yield _mounted(directory, stack) or DiskFolder(directory)
             return
-        if nobody:
+        if _nobody(load(os.environ), Home.from_env(os.environ)):
             raise InvalidInput(
                 f"{place} is no directory, and no registry is configured to look for it as a name",
                 hint="Give the directory of a mount or of a disk, or set registry.urls (HELIOS_REGISTRY__URLS).",
@@ -92,25 +90,31 @@ def open_folder(place: str, revision: str | None = None, subfolder: str = "") ->
         yield ModelFolder(_resolve(stack, None, f"{place}@{revision or 'main'}"), prefix)
 
 
+def _nobody(config: Config, home: Home) -> bool:
+    """Whether there is no registry but the one that a mount was told of when it was started."""
+    return not config.registry.urls and embedded.running(home) is None
+
+
 def _resolve(stack: ExitStack, registry: list[str] | None, spec: str, kind: str = "models") -> client.Model:
     from heliosfs import client  # trio and more: nothing that a plain directory needs
 
     return stack.enter_context(client.connect(registry=registry)).resolve(spec, kind=kind)
 
 
-def _mounted(directory: Path, config: Config, home: Home, nobody: bool, stack: ExitStack) -> Folder | None:
-    """The directory as its mount has it, where that is one of our home. ``nobody``: there is no registry but the one
-    that the mount was told of when it was started."""
+def _mounted(directory: Path, stack: ExitStack) -> Folder | None:
+    """The directory as its mount has it, where that is one of our home."""
     entry = mounts.mount_of(mounts.canonical(directory))
     if entry is None or entry.fstype != mounts.FSTYPE:
         return None
+    config, home = load(os.environ), Home.from_env(os.environ)
     state = mounts.state_of(home, entry.mountpoint)
     if state is None:
         log.info("%s is in a mount of another home: its files are read through that mount", directory)
         return None
-    registry, mountpoint = state.registry if nobody else None, entry.mountpoint
+    mountpoint = entry.mountpoint
 
     def by_client() -> ModelFolder:
+        registry = state.registry if _nobody(config, home) else None
         repo, commit = (os.getxattr(directory, f"user.helios.{name}").decode() for name in ("repo", "commit"))
         inside = Path(os.path.realpath(directory)).relative_to(mountpoint).parts
         prefix = "".join(f"{part}/" for part in inside[inside.index(commit) + 1 :])
