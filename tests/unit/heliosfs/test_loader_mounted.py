@@ -12,6 +12,7 @@ import pytest
 
 from helios.errors import Unavailable
 from heliosfs.loader import mounted
+from heliosfs.loader.memory import in_memory
 from heliosfs.loader.mounted import MountFolder
 
 SHA = "ab" * 32
@@ -151,6 +152,21 @@ def test_where_the_client_is_of_no_use_either_both_are_named(scene, monkeypatch)
     with pytest.raises(Unavailable, match=r"the client can't be used .* no such attribute"):
         scene.read(file, 50, 150)
     file.close()
+
+
+def test_what_is_in_the_page_cache_is_told_from_what_is_not(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(DATA)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert not in_memory(fd, 0, SIZE)
+        os.pread(fd, SIZE, 0)
+        assert in_memory(fd, 0, SIZE)
+        assert not in_memory(fd, 0, SIZE + 1), "it is shorter than that"
+    finally:
+        os.close(fd)
 
 
 def test_a_file_that_is_none_of_a_mounts_is_an_error(scene):
