@@ -6,7 +6,7 @@ copies every one into a parameter that was made before, as vLLM's weight loaders
 - ``helios``: ours (docs/loader.md): through heliosfs.client on the mount, as plain files beside it;
 - ``lazy``, ``eager``, ``prefetch``: as vLLM's `--safetensors-load-strategy` has them;
 - ``runai_streamer``: where the package runai-model-streamer is installed;
-- ``fastsafetensors``: where that, vLLM and a GPU are there.
+- ``fastsafetensors``: where that is installed (on the CPU as vLLM would use it, which does so for GPUs only).
 
 States: ``cold``: the files (the plain ones; the local tier's and the mount's) are out of the page cache; ``warm``: they
 are in it. The local tier has the model whole. ``empty``: the mount has nothing yet, and the registry on loopback sends
@@ -40,6 +40,7 @@ from benchmarks.ingest import drop_cache, make_model
 from benchmarks.plots import draw
 from benchmarks.safetensors_load import read_ahead
 from benchmarks.scene import helios, local_file, mounted, read_through, registry, stoppable, wait_until_whole
+from helios.config import load as settings
 from helios.home import Home
 
 OURS: Final = "helios"
@@ -53,12 +54,10 @@ CHILD_S: Final = 900.0
 
 def ways() -> list[str]:
     """The loaders that can run here."""
-    import torch
-
     found = [OURS, *STRATEGIES]
     if find_spec(PACKAGES["runai_streamer"]):
         found.append("runai_streamer")
-    if find_spec(PACKAGES["fastsafetensors"]) and torch.cuda.is_available():
+    if find_spec(PACKAGES["fastsafetensors"]):
         found.append("fastsafetensors")
     return found
 
@@ -76,9 +75,7 @@ def tensors(way: str, directory: Path) -> Iterator[tuple[str, Any]]:
             for name, tensor in streamer.get_tensors():
                 yield name, tensor.clone()  # as vLLM does: the streamer uses the memory again
     elif way == "fastsafetensors":
-        from vllm.model_executor.model_loader.weight_utils import fastsafetensors_weights_iterator
-
-        yield from fastsafetensors_weights_iterator([str(path) for path in files], False)
+        yield from fastsafetensors([str(path) for path in files])
     elif way == "eager":
         from safetensors.torch import load
 
@@ -95,18 +92,33 @@ def tensors(way: str, directory: Path) -> Iterator[tuple[str, Any]]:
                     yield name, file.get_tensor(name)
 
 
+def fastsafetensors(files: list[str]) -> Iterator[tuple[str, Any]]:
+    """As vLLM's iterator uses it, which has no place for a device but a GPU; so the CPU's is put together here."""
+    import torch
+    from fastsafetensors import SingleGroup
+    from fastsafetensors.parallel_loader import ParallelLoader
+
+    place = "cuda:0" if torch.cuda.is_available() else "cpu"
+    loader = ParallelLoader(
+        pg=SingleGroup(), hf_weights_files=files, use_tqdm_on_load=False, device=place, nogds=place == "cpu"
+    )
+    try:
+        yield from loader.iterate_weights()
+    finally:
+        loader.close()
+
+
 def helios_format(directory: Path) -> Iterator[tuple[str, Any]]:
     """Ours, as its loader for vLLM uses it."""
     import torch
 
-    from helios.config import load
     from heliosfs.loader.cuda import Cuda
     from heliosfs.loader.folders import open_folder
     from heliosfs.loader.load import load_tensors
 
     device = Cuda(torch.cuda.current_device()) if torch.cuda.is_available() else None
     with open_folder(str(directory)) as folder:
-        yield from load_tensors(folder, load(os.environ).loader, device=device)
+        yield from load_tensors(folder, settings(os.environ).loader, device=device)
 
 
 def child(way: str, directory: Path, plain: Path) -> None:
@@ -118,8 +130,9 @@ def child(way: str, directory: Path, plain: Path) -> None:
     if way in PACKAGES:  # what is imported is no part of the load
         importlib.import_module(PACKAGES[way])
     else:
-        importlib.import_module("heliosfs.client")
+        importlib.import_module("heliosfs.loader.folders")
         importlib.import_module("heliosfs.loader.load")
+        settings(os.environ)  # nor is what vLLM's loader is made of
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     parameters = {}

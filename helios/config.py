@@ -768,6 +768,8 @@ class CompileCacheSettings(Section, frozen=True):
     """``read``: what others have published is used, and nothing is published."""
     limit_mib: int = 1024
     """Most that is published for a model, an engine and a device, in MiB."""
+    wait_s: Annotated[float, msgspec.Meta(ge=1)] = 60.0
+    """Longest that a start waits for the registry and until the artifact is here, in seconds; then it does without."""
     key_file: str = ""
     """File with the secret that nodes share which use each other's: 64 hexadecimal digits. Empty: one of this
     HELIOS_HOME alone, ``$HELIOS_HOME/compile-cache.key``, which is made when it is needed."""

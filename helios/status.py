@@ -26,6 +26,8 @@ ASKED = ("volumes", "tiers", "activity", "pool", "shadow")
 
 def collect(config: Config, home: Home) -> dict[str, Any]:
     """The document that ``helios status --json`` prints; sizes in bytes, times in unix seconds."""
+    from helios.launch.compile_cache import base_of
+    from helios.launch.compile_state import starts
     from helios.launch.processes import records
 
     record = None if config.registry.urls else running(home)
@@ -63,6 +65,7 @@ def collect(config: Config, home: Home) -> dict[str, Any]:
             }
             for _, entry in records(home)
         ],
+        "compiled": [msgspec.to_builtins(start) | {"found": start.found} for start in starts(base_of(home))],
     }
 
 

@@ -62,6 +62,8 @@ def _print(document: dict[str, Any]) -> None:
         print_table(["WHAT", "PID", "STATE", "WHERE"], rows)
     elif not document["mounts"]:
         click.echo("no mount, router or vLLM runs")
+    for line in _compiled(document):
+        click.echo(line)
 
 
 def _watch(config: Config, home: Home) -> None:
@@ -101,7 +103,16 @@ def _view(document: dict[str, Any], width: int) -> RenderableType:
     for process in document["processes"]:
         state = ("up", "green") if process["alive"] else ("dead", "red")
         shown.append(Text.assemble(f"{process['name']}  ", state, (f"  pid {process['pid']}", "dim")))
+    shown += [Text(line) for line in _compiled(document)]
     return Group(grid, Text(), *(shown or [Text("no mount, router or vLLM runs")]))
+
+
+def _compiled(document: dict[str, Any]) -> list[str]:
+    return [
+        f"compiled kernels of {start['model']}: {start['found']}"
+        + (f"; published as {start['published'][:12]}" if start["published"] else "")
+        for start in document["compiled"]
+    ]
 
 
 def _heading(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ def _mac(body: bytes, secret: bytes) -> str:
 
 def check(files: Path, index: Index, digest: Callable[[Path], str]) -> None:
     """Raise IntegrityError unless a directory holds exactly the index's files, of which ``digest`` gives the sha256."""
-    there = dict(walk(files))
+    there = dict(walk(files, strict=True))
     for path in index.files.keys() ^ there.keys():
         raise IntegrityError(f"{path} is {'missing' if path in index.files else 'in it and not in its index'}")
     for path, entry in index.files.items():
@@ -106,25 +106,27 @@ def check(files: Path, index: Index, digest: Callable[[Path], str]) -> None:
             raise IntegrityError(f"{path} is not what its index says")
 
 
-def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path, *, strict: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """The regular files below a directory, by their relative paths. What vanishes meanwhile is left out; raises
-    IntegrityError for more than MAX_FILES and OSError."""
-    for count, found in enumerate(_walk(root, prefix)):
+    IntegrityError for more than MAX_FILES, and with ``strict`` for links, pipes and the like; OSError."""
+    for count, found in enumerate(_walk(root, "", strict)):
         if count >= MAX_FILES:
             raise IntegrityError(f"it has more than {MAX_FILES} files")
         yield found
 
 
-def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(directory: Path, prefix: str, strict: bool) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(directory) as entries:
         names = sorted(entries, key=lambda entry: entry.name)
     for entry in names:
         try:
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", strict)
             elif stat.S_ISREG(status.st_mode):
                 yield prefix + entry.name, status
+            elif strict:
+                raise IntegrityError(f"{prefix}{entry.name} is neither a file nor a directory")
         except FileNotFoundError:
             continue
 
@@ -140,11 +142,17 @@ def worth_keeping(path: str, status: os.stat_result) -> bool:
     return status.st_size > 0 and not name.endswith(LEFT_OUT) and not name.startswith(".nfs") and ".tmp." not in name
 
 
+def settled(cache: Path, since: float) -> bool:
+    """Whether nothing that belongs into an artifact has been written since then (unix seconds)."""
+    return not any(status.st_mtime > since and worth_keeping(path, status) for path, status in walk(cache))
+
+
 def snapshot(
-    cache: Path, before: Index | None, lower: Path | None, facts: str, staging: Path, most: int
+    cache: Path, before: Index | None, lower: Path | None, facts: str, staging: Path, most: int, since: float
 ) -> Index | None:
     """Copy what an artifact of at most ``most`` bytes holds of ``cache`` to ``staging``, because the engine goes on
-    writing; None where nothing is new since ``before``, whose files are in ``lower``.
+    writing; None where nothing is new since ``before``, whose files are in ``lower``. What was written after ``since``
+    (unix seconds) may be half of a file and is left out.
 
     Where old and new together are too much the old ones are dropped: they are of other arguments, ports or versions of
     the engine's own keys more often than not. Raises IntegrityError when the new ones alone are, and OSError.
@@ -153,7 +161,7 @@ def snapshot(
     new: dict[str, int] = {}
     old: dict[str, int] = {}
     for path, status in walk(cache):
-        if worth_keeping(path, status):
+        if worth_keeping(path, status) and status.st_mtime <= since:
             same = lower is not None and path in known and _same(status, lower / path)
             (old if same else new)[path] = status.st_size
     if not new:

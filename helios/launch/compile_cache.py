@@ -1,35 +1,37 @@
 """Compiled kernels that are there before an engine starts, and are published once it works (docs/compile-caches.md).
 
-``open`` finds the artifact of a start's key (``compile_key``), checks it (``compile_artifact``) and shows its files in
-a directory that the engine may write to (``overlay``). Nothing that goes wrong with it keeps an engine from starting:
-it is told, and the engine compiles. One thread for each engine waits until it has answered a request, publishes what
-is new, and takes the directory down when the engine has ended.
+``open`` finds the artifact of a start's key (``compile_key``, ``compile_find``) and shows its files in a directory that
+the engine may write to (``overlay``). Nothing that goes wrong with it keeps an engine from starting: it is told, and
+the engine compiles. One thread for each engine waits until it has answered a request, publishes what is new
+(``compile_publish``), and takes the directory down when the engine has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
-import secrets
-import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from helios.config import CompileCacheSettings
-from helios.errors import HeliosError, InvalidInput
-from helios.home import Home, hash_text
+from helios.errors import HeliosError
+from helios.home import Home
 from helios.http.client import HttpClient
 from helios.launch import overlay
-from helios.launch.compile_artifact import fingerprint, unseal
+from helios.launch.compile_artifact import fingerprint
 from helios.launch.compile_commits import Commits
+from helios.launch.compile_find import Artifact, artifact_at, ask, reason, secret_of
 from helios.launch.compile_key import Key, cache_key, compiles, this_device, this_engine
-from helios.launch.compile_publish import Artifact, Publisher
+from helios.launch.compile_made import HERE, Bad, Made, placed, sweep
+from helios.launch.compile_publish import Publisher
+from helios.launch.compile_state import Shown, Start, forget_dead
 from helios.names import RepoId
 from helios.registry_client import RegistryClient
 
@@ -37,8 +39,9 @@ POLL_S: Final = 1.0
 ANSWER_S: Final = 5.0
 """Longest wait for an engine's metrics, in seconds."""
 CLOSE_S: Final = 60.0
-"""Longest that giving a publish up takes, in seconds."""
-_SECRET: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
+"""Longest that giving all publishes up takes, in seconds."""
+NOT_ITS_FAULT: Final = frozenset({0, 2, *(128 + each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))})
+"""Statuses of engines that were ended, or did not take their arguments: no compiled kernel has done that."""
 _ANSWERED: Final = re.compile(rb"^vllm:request_success_total(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
 
 
@@ -112,22 +115,28 @@ class CompileCaches:
 
     def __init__(
         self, home: Home, settings: CompileCacheSettings, client: RegistryClient, commits: Commits,
-        note: Callable[[str], None],
+        note: Callable[[str], None], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.home, self.settings, self.client, self.note = home, settings, client, note
         self._commits = commits
-        self.base = home.root / "vllm" / "compiled"
+        self.base = base_of(home)
+        self._bad = Bad(self.base)
+        self._clock = clock
         self._numbers = itertools.count(1)
         self._open: set[SharedCache] = set()
 
     def __enter__(self) -> CompileCaches:
-        with self.told("what an earlier run left of compiled kernels is still there"):
-            overlay.repair(self.base / "views")
+        for clean in (overlay.repair, sweep, forget_dead):
+            with self.told("what an earlier run left of compiled kernels is still there"):
+                clean(self.base / "views" if clean is overlay.repair else self.base)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for cache in list(self._open):
-            cache.close()
+        caches, until = list(self._open), self._clock() + CLOSE_S
+        for cache in caches:
+            cache.begin_close()
+        for cache in caches:
+            cache.close(until - self._clock())
 
     def open(self, path: Path, device: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Cache:
         if self.settings.mode != "off" and compiles(device, arguments):
@@ -144,164 +153,178 @@ class CompileCaches:
         """A cache has been taken down."""
         self._open.discard(cache)
 
+    def up(self, start: Start) -> None:
+        """An engine listens: what it had works."""
+        with self.told("what is known of an artifact is not forgotten"):
+            self._bad.forget(start.key, start.had)
+
+    def failed(self, start: Start, status: int) -> None:
+        """An engine has ended before it listened: what it had of compiled kernels may be why."""
+        if status not in NOT_ITS_FAULT and start.had:
+            with self.told("kernels with which an engine did not start are not marked"):
+                self._bad.add(start.key, start.had)
+                if (start.key, start.had) in self._bad:
+                    self.note(
+                        f"vLLM ended again before it was up, with the same compiled kernels of {start.model} "
+                        f"({start.had[:12]}): its next start does without them."
+                    )
+
     def _shared(
         self, path: Path, repo: RepoId, commit: str, device: str, arguments: Sequence[str], environ: Mapping[str, str]
     ) -> SharedCache:
-        manifest, secret = self.client.resolve(repo, commit).manifest, self._secret()
+        began = self._clock()
+        until = began + self.settings.wait_s
+        secret = secret_of(self.home, self.settings)
+        manifest, refs = ask(self.client, repo, commit, until - self._clock())
         key = cache_key(manifest, this_engine(), this_device(device), arguments, environ, fingerprint(secret))
-        now = self.client.refs(repo).get(key.ref)
-        good = self._good(repo, key, now, secret) if now is not None else None
+        now = refs.get(key.ref)
+        good, why = self._good(repo, key, now, secret, until)
         directory, model = placed(self.base / "models", path, manifest)
-        made = self.base / "made" / key.name
-        view: overlay.View | Made
-        if good is None:
-            view = Made.use(made)
-            cache = view.path
-        else:
-            Made.drop(made)
-            view = overlay.writable(good.files, self.base / "views", f"{key.name}-{os.getpid()}-{next(self._numbers)}")
-            cache = view.path
-            how = f"copied, because {view.why_copied}" if view.why_copied else "overlayfs"
-            count, size = len(good.index.files), good.index.bytes
-            self.note(f"Compiled kernels of {repo.id}: {count} files, {size / 1e6:.1f} MB ({how}).")
-        publisher = Publisher(
-            self.client, repo, key, now, good, cache, self.base / "staging", secret, self.settings.limit_mib << 20
-        )
-        return SharedCache(self, cache, view, directory, model, publisher if self.settings.mode == "on" else None)
+        number = f"{os.getpid()}-{next(self._numbers)}"
+        with contextlib.ExitStack() as undo:
+            made = self.base / "made" / key.name
+            view: overlay.View | Made
+            how: Literal["overlayfs", "copied", "here"] = "here"
+            earlier = False
+            if good is None:
+                if (key.name, HERE) in self._bad:
+                    Made.drop(made)
+                    self._bad.forget(key.name, HERE)
+                view = Made.use(made)
+                earlier = bool(os.listdir(view.path))
+            else:
+                Made.drop(made)
+                view = overlay.writable(good.files, self.base / "views", f"{key.name}-{number}")
+                how, why = "copied" if view.why_copied else "overlayfs", view.why_copied
+            undo.callback(view.close)
+            start = Start(
+                model=repo.id, commit=commit, key=key.name, artifact=good.commit if good else None,
+                files=len(good.index.files) if good else 0, bytes=good.index.bytes if good else 0,
+                how=how, earlier=earlier, why=why, looked_s=self._clock() - began,
+            )  # fmt: skip
+            shown = Shown.open(self.base, number, start)
+            undo.callback(shown.close)
+            self.note(f"Compiled kernels of {repo.id}: {start.found}.")
+            publisher = Publisher(
+                self.client, repo, key, now, good, view.path, self.base / "staging", secret,
+                self.settings.limit_mib << 20,
+            ) if self.settings.mode == "on" else None  # fmt: skip
+            undo.pop_all()
+        return SharedCache(self, view, shown, directory, model, publisher)
 
-    def _good(self, repo: RepoId, key: Key, commit: str, secret: bytes) -> Artifact | None:
-        """The artifact at a commit, every byte of it here and right; None for one that is not."""
-        good: Artifact | None = None
-        with self.told(f"the compiled kernels of {repo.id} at {commit[:12]} are ignored"):
-            index = unseal(self._commits.index(repo, commit), secret, key.facts)
-            good = Artifact(index, self._commits.files(repo, commit, index))
-        return good
-
-    def _secret(self) -> bytes:
-        """What this node seals artifacts with; raises InvalidInput or OSError."""
-        given = self.settings.key_file
-        path = Path(given).expanduser() if given else self.home.root / "compile-cache.key"
-        if not given and not path.exists():
-            fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
-            with contextlib.suppress(FileExistsError):  # another start was first
-                os.link(fresh, path)
-            fresh.unlink()
-        text = path.read_text().strip()
-        if not _SECRET.match(text):
-            raise InvalidInput(
-                f"{path} does not hold 64 hexadecimal digits", hint="`openssl rand -hex 32` prints some."
-            )
-        return bytes.fromhex(text)
+    def _good(
+        self, repo: RepoId, key: Key, commit: str | None, secret: bytes, until: float
+    ) -> tuple[Artifact | None, str]:
+        """The artifact at a commit, every byte of it here and right; None for one that is not, and why."""
+        if commit is None:
+            return None, "nobody has published any for this model, engine, device and arguments"
+        if (key.name, commit) in self._bad:
+            return None, f"engines that had those at {commit[:12]} did not start"
+        try:
+            return artifact_at(self._commits, repo, commit, secret, key.facts, until - self._clock()), ""
+        except (HeliosError, OSError) as error:
+            why = reason(error)
+        self.note(f"the compiled kernels of {repo.id} at {commit[:12]} are ignored: {why}")
+        return None, f"those at {commit[:12]} are ignored"
 
     @contextlib.contextmanager
     def told(self, what: str) -> Iterator[None]:
         """What fails inside is told and goes no further: without it an engine compiles, and that is all."""
         try:
             yield
-        except HeliosError as error:
-            self.note(f"{what}: {error.message}" + (f" {error.hint}" if error.hint else ""))
-        except OSError as error:
-            self.note(f"{what}: {error}")
-
-
-class Made:
-    """What engines compile while there is no artifact: it stays, and is found here where nothing can be published."""
-
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path, self._lock = path, lock
-
-    @classmethod
-    def use(cls, path: Path) -> Made:
-        """The directory, made if it is not there, until ``close``; several engines share it. Raises OSError."""
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # who drops it holds it for moments...
-        path.mkdir(exist_ok=True, mode=0o700)  # ...and may have done so in this one
-        return cls(path, lock)
-
-    @staticmethod
-    def drop(path: Path) -> None:
-        """Remove the directory, unless an engine uses it; an artifact has taken its place. Raises OSError."""
-        if path.exists():
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path)
-            finally:
-                os.close(lock)
-
-    def close(self) -> None:
-        os.close(self._lock)
+        except (HeliosError, OSError) as error:
+            self.note(f"{what}: {reason(error)}")
 
 
 class SharedCache:
     """One engine's; ends by itself when the engine has ended."""
 
     def __init__(
-        self, caches: CompileCaches, cache: Path, view: overlay.View | Made, directory: Path, model: str,
+        self, caches: CompileCaches, view: overlay.View | Made, shown: Shown, directory: Path, model: str,
         publisher: Publisher | None,
     ) -> None:  # fmt: skip
-        """``view``: what ``cache`` is in, closed with the engine; ``publisher``: None where nothing is to be."""
+        """``view``: where the engine compiles, closed with it; ``publisher``: None where nothing is to be."""
         self.directory: Path | None = directory
         self.model = model
-        self.env: Mapping[str, str] = variables(cache)
-        self._caches, self._publisher = caches, publisher
+        self.env: Mapping[str, str] = variables(view.path)
+        self._caches, self._publisher, self._shown = caches, publisher, shown
+        self._lock = threading.Lock()
         self._view: overlay.View | Made | None = view
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def start(self) -> Start:
+        """What it found, and what has become of it."""
+        return self._shown.start
 
     def watch(self, process: Process, url: str) -> None:
         self._thread = threading.Thread(target=self._follow, args=(process, url), name="compile cache", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def begin_close(self) -> None:
+        """Give up what is under way, without waiting for that."""
+        self._closing.set()
+
+    def close(self, seconds: float = CLOSE_S) -> None:
         """Take it down; raises nothing."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(CLOSE_S)
+            self._thread.join(max(0.0, seconds))
         self._take_down()
 
     def _follow(self, process: Process, url: str) -> None:
-        while process.poll() is None and not self._closing.wait(POLL_S):
-            if self._publisher is not None and has_answered(url):
-                with self._caches.told("what was compiled is not published"):
-                    done = self._publisher.publish(self._closing)
-                    if done is not None:
-                        self._caches.note(done)
+        count: float | None = None
+        while (status := process.poll()) is None and not self._closing.wait(POLL_S):
+            if count is None or self._publisher is not None:
+                now = answered(url)
+                if count is None and now is not None:
+                    self._caches.up(self.start)
+                count = count if now is None else now
+            if count and self._publisher is not None:
+                self._publish(self._publisher)
                 self._publisher = None
         if not self._closing.is_set():
             self._take_down()
+            if status is not None and count is None:
+                self._caches.failed(self.start, status)
+
+    def _publish(self, publisher: Publisher) -> None:
+        done = None
+        with self._caches.told("what was compiled is not published"):
+            done = publisher.publish(self._closing)
+        if done is None:
+            return
+        with self._caches.told("`helios status` does not know of the published kernels"):
+            index = done.index
+            self._caches.note(
+                f"Compiled kernels of {self.start.model} are published: {len(index.files)} files, "
+                f"{index.bytes / 1e6:.1f} MB, commit {done.commit[:12]}."
+                + (f" Older ones are still there: {done.stay}" if done.stay else "")
+            )
+            self._shown.published(done.commit)
 
     def _take_down(self) -> None:
-        view, self._view = self._view, None
+        with self._lock:
+            view, self._view = self._view, None
         if view is not None:
             with self._caches.told("a view of compiled kernels is not taken down"):
                 view.close()
+        self._shown.close()
         self._caches.closed(self)
 
 
-def has_answered(url: str) -> bool:
-    """Whether an engine has answered a request."""
+def base_of(home: Home) -> Path:
+    """Where a home keeps what this is about."""
+    return home.root / "vllm" / "compiled"
+
+
+def answered(url: str) -> float | None:
+    """How many requests an engine has answered; None while it does not listen."""
     client = HttpClient(url, timeout_s=ANSWER_S, max_idle=0)
     try:
-        return any(float(count) > 0 for count in _ANSWERED.findall(client.bytes("GET", "/metrics")))
+        return sum(float(count) for count in _ANSWERED.findall(client.bytes("GET", "/metrics")))
     except (HeliosError, ValueError):
-        return False  # it does not listen yet
+        return None
     finally:
         client.close()
-
-
-def placed(base: Path, path: Path, manifest: str) -> tuple[Path, str]:
-    """A directory, and from there a name of the model's directory ``path`` that is the same on every node.
-
-    vLLM hashes how it was told of the model with what it compiles, so the place of the mount must not be in it.
-    """
-    directory, name = base / f"{hash_text(str(path)):016x}", f"model-{manifest[:16]}"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = directory / f".{secrets.token_hex(8)}"
-    fresh.symlink_to(path)
-    fresh.replace(directory / name)
-    return directory, name

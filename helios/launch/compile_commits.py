@@ -9,12 +9,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
 
-from helios.errors import IntegrityError
+from helios.errors import DeadlineExceeded, IntegrityError
 from helios.home import Home
 from helios.launch.compile_artifact import FILES, INDEX, MAX_INDEX, Index, check
 from helios.names import RepoId, is_commit
@@ -36,8 +37,9 @@ class Commits(Protocol):
         """An artifact's index, at most one byte longer than it may be."""
         ...
 
-    def files(self, repo: RepoId, commit: str, index: Index) -> Path:
-        """A directory with exactly the index's files, every byte of them here and right, while this lasts."""
+    def files(self, repo: RepoId, commit: str, index: Index, late: threading.Event) -> Path:
+        """A directory with exactly the index's files, every byte of them here and right, while this lasts. Nobody
+        wants it any more once ``late`` is set: it may return early then, or raise DeadlineExceeded."""
         ...
 
 
@@ -63,10 +65,10 @@ class MountedCommits:
         with (self._root(repo, commit) / INDEX).open("rb") as file:
             return file.read(MAX_INDEX + 1)
 
-    def files(self, repo: RepoId, commit: str, index: Index) -> Path:
+    def files(self, repo: RepoId, commit: str, index: Index, late: threading.Event) -> Path:
         root = self._root(repo, commit) / FILES
         check(root, index, digest_of)
-        read_all([root / path for path in index.files])
+        read_all([root / path for path in index.files], late)
         return root
 
 
@@ -89,14 +91,14 @@ class FetchedCommits(contextlib.ExitStack):
             with store.resolve(f"{repo.id}@{commit}").open(INDEX) as file:
                 return bytes(file.read(0, MAX_INDEX + 1))
 
-    def files(self, repo: RepoId, commit: str, index: Index) -> Path:
+    def files(self, repo: RepoId, commit: str, index: Index, late: threading.Event) -> Path:
         self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self._base / f"{commit}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_SH)  # until the engines have ended
         root = self._base / commit
         if not root.exists():
-            self._fetch(repo, commit, index, root)
+            self._fetch(repo, commit, index, root, late)
         try:
             check(root, index, sha256_of)
         except IntegrityError:
@@ -105,7 +107,7 @@ class FetchedCommits(contextlib.ExitStack):
         self._drop_others(commit)
         return root
 
-    def _fetch(self, repo: RepoId, commit: str, index: Index, root: Path) -> None:
+    def _fetch(self, repo: RepoId, commit: str, index: Index, root: Path, late: threading.Event) -> None:
         from heliosfs import client
 
         fresh = root.with_name(f".{commit}.{secrets.token_hex(8)}")
@@ -117,8 +119,12 @@ class FetchedCommits(contextlib.ExitStack):
                 for path in index.files:
                     (fresh / path).parent.mkdir(parents=True, exist_ok=True)
                     with model.open(f"{FILES}/{path}") as source, (fresh / path).open("wb") as target:
-                        while piece := source.read(target.tell(), PIECE):
+                        while not late.is_set() and (piece := source.read(target.tell(), PIECE)):
                             target.write(piece)
+                    if late.is_set():
+                        raise DeadlineExceeded(f"{path} came too late")
+                    if model.files[f"{FILES}/{path}"].executable:
+                        (fresh / path).chmod(0o700)
             with contextlib.suppress(FileExistsError, OSError):  # another engine of this home was first
                 fresh.rename(root)
         finally:
@@ -148,15 +154,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_all(paths: Sequence[Path]) -> None:
+def read_all(paths: Sequence[Path], late: threading.Event) -> None:
     """Have a mount fetch and check all of these files now: an engine may not survive an error in the midst of one.
-    Raises OSError."""
-    with ThreadPoolExecutor(READERS, thread_name_prefix="compile cache") as threads:
-        for done in [threads.submit(_read, path) for path in paths]:
-            done.result()
+    Ends early when ``late`` is set. Raises OSError."""
+    left, errors = deque(paths), deque[OSError]()
 
+    def work() -> None:
+        while not late.is_set() and not errors:
+            try:
+                path = left.popleft()
+            except IndexError:
+                return
+            try:
+                with path.open("rb", buffering=0) as file:
+                    while not late.is_set() and file.read(1 << 20):
+                        pass
+            except OSError as error:
+                errors.append(error)
 
-def _read(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        while file.read(PIECE):
-            pass
+    # Daemons: one whose mount says nothing must not keep the process from ending.
+    threads = [threading.Thread(target=work, name="compile cache", daemon=True) for _ in range(min(READERS, len(left)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

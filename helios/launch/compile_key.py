@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ FORMAT: Final = 1
 REFS: Final = "refs/helios/compile/"
 """Below this are the refs of a model's repository that name its artifacts, one for each key. The Hub's API lists only
 branches and tags, so its clients don't see them."""
+
+_OPTION: Final = re.compile(r"--|-[A-Za-z]")
 
 PACKAGES: Final = ("torch", "triton", "triton-cpu", "flashinfer-python", "flashinfer-jit-cache")
 """Distributions beside the engine's that compile, or that compiled code links to."""
@@ -116,7 +119,7 @@ def compiled_arguments(arguments: Sequence[str]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     current: list[str] = []
     for argument in arguments:
-        if argument.startswith("--"):
+        if _OPTION.match(argument):  # a short one, too: -O3 is no value of the option before it
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")
             current = found[name] = [value] if equals else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,19 @@ def writable(lower: Path, base: Path, name: str) -> View:
 
 
 def repair(base: Path) -> None:
-    """Take down views whose owners are gone. Raises Unavailable or OSError."""
-    for place in sorted(base.glob("*/")) if base.is_dir() else []:
-        lock = LockFile.acquire(base / f"{place.name}.lock")
+    """Take down views whose owners are gone, all that can be. Raises Unavailable or OSError for the first other."""
+    errors: list[Unavailable | OSError] = []
+    for name in sorted({path.name.removesuffix(".lock") for path in base.glob("*")}):
+        lock = LockFile.acquire(base / f"{name}.lock")
         if lock is not None:
             try:
-                _remove(place)
+                _remove(base / name)
+            except (Unavailable, OSError) as error:
+                errors.append(error)
             finally:
                 lock.release()
+    if errors:
+        raise errors[0]
 
 
 def _overlay(lower: Path, place: Path) -> str:
@@ -87,7 +93,23 @@ def _overlay(lower: Path, place: Path) -> str:
     target = os.fsencode(place / "view")
     if libc.mount(b"overlay", target, b"overlay", _MS_NOSUID | _MS_NODEV, options) != 0:
         return f"an overlayfs can't be mounted: {os.strerror(ctypes.get_errno())}"
+    try:
+        _try_out(place / "view")
+    except OSError as error:
+        mounts.detach(place / "view")
+        return f"an overlayfs is mounted, and can't be written to: {error.strerror}"
     return ""
+
+
+def _try_out(view: Path) -> None:
+    """Do what compilers do. The kernel mounts an overlayfs whose work directory does not suit it read-only, and says so
+    in its log alone (overlayfs.rst, "Upper and Lower"). Raises OSError."""
+    name = f".try-{secrets.token_hex(8)}"
+    (view / name).mkdir()
+    (view / name / "fresh").write_bytes(b"1")
+    (view / name / "fresh").replace(view / name / "made")
+    (view / name / "made").unlink()
+    (view / name).rmdir()
 
 
 def _escaped(path: Path) -> bytes:

@@ -50,7 +50,7 @@ class Cache:
         left alone.
         """
         for tier in (self.shared, self.shared_l2):
-            if tier is not None and (found := _whole_file(tier, want)) is not None:
+            if tier is not None and (found := whole_file(tier, want.sha256, want.size, want.path)) is not None:
                 return found
         return None
 
@@ -62,18 +62,19 @@ class Cache:
         return top / (want.repo.org or NO_ORG) / want.repo.name / want.commit / want.path
 
 
-def _whole_file(tier: Path, want: BlobRef) -> Descriptor | None:
-    path = tier / "blobs" / want.sha256[:2] / want.sha256
+def whole_file(tier: Path, sha256: str, size: int, name: str) -> Descriptor | None:
+    """A file of a cache directory, if that has all of it; ``name`` is what it is called in errors. See ``Cache``."""
+    path = tier / "blobs" / sha256[:2] / sha256
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # not there, not ours to read, or not readable now: then it is fetched
         return None
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o222 or status.st_size != want.size:
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o222 or status.st_size != size:
         os.close(fd)
         log.warning("a cached file of another process is not what it should be", extra={"path": str(path)})
         return None
-    return Descriptor(fd, want.path, want.size)
+    return Descriptor(fd, name, size)
 
 
 def choose(home: Home, configured: Path, l2: Path | None, chosen: Path | None, open_store: OpenStore) -> Cache:

@@ -19,9 +19,10 @@ from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from helios.config import LoaderSettings, load
 from helios.errors import InvalidInput
 from heliosfs.loader.cuda import Cuda
-from heliosfs.loader.folders import Folder, open_folder
+from heliosfs.loader.folders import open_folder
 from heliosfs.loader.load import load_tensors
 from heliosfs.loader.shards import refuse_file
+from heliosfs.loader.sources import Folder
 from heliosfs.loader.staging import Device
 
 log = logging.getLogger("vllm.helios")

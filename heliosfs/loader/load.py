@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, Final
 
 from helios.config import LoaderSettings
-from heliosfs.loader.folders import Folder, Source
 from heliosfs.loader.memory import DeviceMemory, HostMemory, Memory
 from heliosfs.loader.pipeline import Limits, deliver
 from heliosfs.loader.shards import choose_files, read_headers
+from heliosfs.loader.sources import Folder, Source
 from heliosfs.loader.staging import Device, Ring
 
 MIB: Final = 1 << 20

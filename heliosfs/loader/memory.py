@@ -24,14 +24,16 @@ import torch
 from helios.errors import Unavailable
 from heliosfs.client.convert import torch_form
 from heliosfs.client.values import TensorInfo
-from heliosfs.loader.folders import Source
 from heliosfs.loader.shards import Range
+from heliosfs.loader.sources import Source
 from heliosfs.loader.staging import Device, Event, Ring
 
 MADV_POPULATE_READ: Final = 22
 """Linux 5.14: brings the pages in as if they were read; an error instead of SIGBUS for what can't be."""
 
 PAGE: Final = mmap.PAGESIZE
+SAMPLE: Final = 1 << 20
+"""Bytes of a file of which one is looked at."""
 _NOTHING: Final = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
@@ -59,16 +61,26 @@ class HostMemory:
     """Memory that the CPU sees. At most ``kept_bytes`` of it are kept for later ranges."""
 
     def __init__(self, kept_bytes: int) -> None:
+        self._lock = threading.Lock()
         self._pool = Pool(kept_bytes)
         self._last: tuple[Source, torch.Tensor] | None = None
 
     def open(self, wanted: Range) -> Block:
-        if (fd := wanted.source.fileno()) is not None and wanted.nbytes:
-            return MappedBlock(wanted, self._map(wanted.source, fd))
-        return HostBlock(wanted, self._pool)
+        fd = wanted.source.fileno()
+        if wanted.nbytes and fd is None:
+            return LateBlock(wanted, self)
+        return self.block(wanted, fd if wanted.nbytes else None)
+
+    def block(self, wanted: Range, fd: int | None) -> Block:
+        """Memory of the kind that a range wants of whose file ``fd`` is a descriptor; threads may ask."""
+        with self._lock:
+            if fd is None:
+                return HostBlock(wanted, self._pool)
+            return MappedBlock(wanted, self._map(wanted.source, fd), fd)
 
     def close(self) -> None:
-        self._last = None
+        with self._lock:
+            self._last = None
 
     def _map(self, source: Source, fd: int) -> torch.Tensor:
         """The whole file; the last one's mapping is kept, for its next range."""
@@ -82,13 +94,36 @@ class HostMemory:
         return self._last[1]
 
 
-class MappedBlock:
-    """A part of a mapped file."""
+class LateBlock:
+    """A part of a file that is not whole yet: what kind of memory it gets is found out by who fills it first."""
 
-    def __init__(self, wanted: Range, mapped: torch.Tensor) -> None:
-        self._range, self._mapped, self.nbytes = wanted, mapped, wanted.nbytes
+    def __init__(self, wanted: Range, memory: HostMemory) -> None:
+        self._range, self._memory, self.nbytes = wanted, memory, wanted.nbytes
+        self._lock = threading.Lock()
+        self._block: Block | None = None
 
     def fill(self, start: int, stop: int) -> None:
+        self._chosen().fill(start, stop)
+
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        return self._chosen().tensors()
+
+    def _chosen(self) -> Block:
+        with self._lock:  # who comes second waits for the first, and for the same
+            if self._block is None:
+                self._block = self._memory.block(self._range, self._range.source.awaited())
+            return self._block
+
+
+class MappedBlock:
+    """A part of a mapped file, of which ``fd`` is a descriptor."""
+
+    def __init__(self, wanted: Range, mapped: torch.Tensor, fd: int) -> None:
+        self._range, self._mapped, self._fd, self.nbytes = wanted, mapped, fd, wanted.nbytes
+
+    def fill(self, start: int, stop: int) -> None:
+        if in_memory(self._fd, self._range.start + start, self._range.start + stop):
+            return  # what copies the tensor maps its pages as fast as this would
         first = (self._range.start + start) // PAGE * PAGE
         _populate(self._mapped.data_ptr() + first, self._range.start + stop - first, self._range.source.path)
 
@@ -184,6 +219,18 @@ def tensor_at(memory: Any, at: int, info: TensorInfo) -> Any:
     if (memory.storage_offset() + at) % dtype.itemsize:
         data = data.clone()
     return data.view(dtype).reshape(shape)
+
+
+def in_memory(fd: int, start: int, stop: int) -> bool:
+    """Whether a file's bytes seem to be in the page cache: its readers leave no holes of SAMPLE bytes.
+
+    mincore(2) says so of every file that the caller may not write to; RWF_NOWAIT (preadv2(2)) tells the truth.
+    """
+    byte = bytearray(1)
+    try:
+        return all(os.preadv(fd, [byte], at, os.RWF_NOWAIT) == 1 for at in (*range(start, stop, SAMPLE), stop - 1))
+    except OSError:  # not there, or a file system that can't tell
+        return False
 
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)

@@ -12,7 +12,7 @@ from typing import Final
 from helios.errors import EntryNotFound, InvalidInput
 from heliosfs.client.index import HEAD, INDEX, SUFFIX, list_tensors, read_index
 from heliosfs.client.values import TensorInfo
-from heliosfs.loader.folders import Folder, Source
+from heliosfs.loader.sources import Folder, Source
 from heliosfs.store.safetensors import header_length, parse_header
 
 HEADERS_AT_ONCE: Final = 8

@@ -1,132 +1,27 @@
 """Compiled kernels travel with the model: a real registry and real mounts; the engine is an HTTP server that counts."""
 
-import contextlib
 import json
 import os
 import shutil
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from helios.config import CompileCacheSettings
 from helios.home import Home
-from helios.launch import overlay
+from helios.launch import compile_cache, compile_publish, overlay
 from helios.launch.compile_artifact import Entry, Index, seal
-from helios.launch.compile_cache import CompileCaches, SharedCache
-from helios.launch.compile_commits import FetchedCommits, MountedCommits
+from helios.launch.compile_cache import CompileCaches
+from helios.launch.compile_commits import MountedCommits
 from helios.launch.compile_key import REFS
-from helios.names import RepoId
 from helios.publish import LocalFile, publish
 from tests.conftest import Helios
+from tests.support.compiled import ARGUMENTS, REPO, Engine, Node, Pod
 from tests.support.mounts import mounted, push, write
 from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.fuse
-
-REPO = RepoId.parse("org/name")
-ARGUMENTS = ["--max-model-len", "64"]
-DEADLINE_S = 60.0
-
-
-class Engine:
-    """Runs until it is told to end; ``answered`` is what its metrics say."""
-
-    def __init__(self):
-        self.answered, self.status = 0, None
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                content = f'vllm:request_success_total{{finished_reason="stop"}} {engine.answered}\n'.encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def poll(self):
-        return self.status
-
-    def end(self):
-        self.status = 0
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class Node:
-    """A home with a mount, whose engines leave what they compile."""
-
-    def __init__(self, home, mount, registry, **settings):
-        self.home, self.mount, self.client, self.notes = home, mount, registry.client(), []
-        self.settings = CompileCacheSettings(**settings)
-
-    def commits(self):
-        return contextlib.nullcontext(MountedCommits(self.mount))
-
-    def path(self, commit):
-        return self.mount / "org/name" / commit
-
-    @contextlib.contextmanager
-    def caches(self):
-        with (
-            self.commits() as commits,
-            CompileCaches(self.home, self.settings, self.client, commits, self.notes.append) as caches,
-        ):
-            yield caches
-
-    def start(self, commit, made, caches, arguments=ARGUMENTS):
-        """An engine that compiles ``made`` and answers one request; returns what it found, once it is published."""
-        cache = caches.open(self.path(commit), "cpu", arguments, {})
-        assert isinstance(cache, SharedCache), self.notes
-        root = Path(cache.env["VLLM_CACHE_ROOT"])
-        found = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-        write(root, made)
-        engine = Engine()
-        try:
-            cache.watch(engine, engine.url)
-            engine.answered = 1
-            wait_for(lambda: cache._publisher is None)
-        finally:
-            engine.end()
-        cache.close()
-        assert cache.directory is not None
-        assert (cache.directory / cache.model / "config.json").read_bytes() == b"{}"
-        return found, cache.model
-
-    def refs(self):
-        return {ref: at for ref, at in self.client.refs(REPO).items() if ref.startswith(REFS)}
-
-
-class Pod(Node):
-    """A home without a mount, and a directory that holds a commit's files."""
-
-    def __init__(self, base, commit, registry, **settings):
-        super().__init__(Home(base / "home"), None, registry, **settings)
-        self.url = registry.url
-        write(base / "model", {"config.json": b"{}"})
-        self._path, self._commit = base / "model", commit
-
-    def commits(self):
-        return FetchedCommits(self.home, self._path, REPO, self._commit, [self.url])
-
-    def path(self, commit):
-        return self._path
-
-
-def wait_for(what):
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +39,16 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def nodes(site):
+def nodes(site, monkeypatch):
+    monkeypatch.setattr(compile_publish, "QUIET_S", 0.0)
+    monkeypatch.setattr(compile_cache, "POLL_S", 0.05)
     _, registry, commit, one, two, key = site
-    node = Node(*one, registry, key_file=key)
+    node = Node(*one, registry.client(), key_file=key)
     for ref in node.refs():
         node.client.delete(REPO, ref)
     for each in (one, two):
         shutil.rmtree(each[0].root / "vllm", ignore_errors=True)
-    other = Node(*two, registry, key_file=key)
+    other = Node(*two, registry.client(), key_file=key)
     yield commit, node, other
     node.client.close()
     other.client.close()
@@ -173,19 +70,19 @@ def test_what_one_node_compiles_another_finds_and_adds_to(nodes):
     with one.caches() as caches:
         found, _ = one.start(commit, {}, caches)
     assert found == {"torch_compile_cache/a/model": b"better", "b": b"more"}
-    assert sum("published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
+    assert sum("are published" in note for note in [*one.notes, *two.notes]) == 2, [*one.notes, *two.notes]
 
 
 def test_a_pod_without_a_mount_finds_what_nodes_compiled_and_adds_to_it(nodes, site, tmp_path):
     commit, node, _ = nodes
-    pod = Pod(tmp_path / "pod", commit, site[1], key_file=site[-1])
+    pod = Pod(tmp_path / "pod", commit, site[1].client(), site[1].url, key_file=site[-1])
     with pod.caches() as caches:
         found, model = pod.start(commit, {"a/kernel": b"1"}, caches)
         assert found == {}
     with node.caches() as caches:
         found, there = node.start(commit, {"b": b"2"}, caches)
         assert (found, there) == ({"a/kernel": b"1"}, model)
-    other = Pod(tmp_path / "other", commit, site[1], key_file=site[-1])
+    other = Pod(tmp_path / "other", commit, site[1].client(), site[1].url, key_file=site[-1])
     with other.caches() as caches:
         assert other.start(commit, {"c": b"3"}, caches)[0] == {"a/kernel": b"1", "b": b"2"}
         assert other.start(commit, {}, caches)[0] == {"a/kernel": b"1", "b": b"2", "c": b"3"}
@@ -268,7 +165,7 @@ def test_nothing_is_published_before_a_request_was_answered_nor_in_read_mode(nod
         write(Path(cache.env["VLLM_CACHE_ROOT"]), {"a": b"1"})
         engine = Engine()
         cache.watch(engine, engine.url)
-        time.sleep(2.5)
+        time.sleep(0.5)
         engine.end()
     one.settings = CompileCacheSettings(key_file=one.settings.key_file, mode="read")
     with one.caches() as caches:
@@ -299,13 +196,3 @@ def test_without_the_registry_an_engine_starts_as_ever(nodes):
     assert cache.model == str(one.mount / "org/name" / commit)
     assert cache.directory is None
     assert any("the registry is away" in note for note in one.notes)
-
-
-def test_a_home_makes_its_secret_once_and_keeps_it_to_itself(tmp_path, nodes):
-    home = Home(tmp_path)
-    made = [
-        CompileCaches(home, CompileCacheSettings(), nodes[1].client, MountedCommits(tmp_path), print) for _ in range(3)
-    ]
-    secrets = {one._secret() for one in made}
-    assert len(secrets) == 1
-    assert (tmp_path / "compile-cache.key").stat().st_mode & 0o777 == 0o600

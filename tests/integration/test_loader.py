@@ -117,13 +117,13 @@ def check(place: str | Path, like: Path, environ: dict[str, str], way: str, **wh
 
 
 @pytest.mark.fuse
-def test_a_directory_of_a_mount_comes_through_the_client(site, tmp_path):
+def test_a_directory_of_a_mount_comes_through_the_mount(site, tmp_path):
     with site.mount(tmp_path / "mnt") as mount:
         at = mount.path / "org/m" / site.commit
-        check(at, site.directory, site.environ, "the client")  # nothing of it is local
-        check(mount.path / "org/m/@main", site.directory, site.environ, "the client")
-        check(mount.path / f".hub/models--org--m/snapshots/{site.commit}", site.directory, site.environ, "the client")
-        check(at, site.directory / "draft", site.environ, "the client", subfolder="draft")
+        check(at, site.directory, site.environ, "the mount")  # nothing of it is local
+        check(mount.path / "org/m/@main", site.directory, site.environ, "the mount")
+        check(mount.path / f".hub/models--org--m/snapshots/{site.commit}", site.directory, site.environ, "the mount")
+        check(at, site.directory / "draft", site.environ, "the mount", subfolder="draft")
 
 
 @pytest.mark.fuse
@@ -139,7 +139,7 @@ def test_whole_files_are_read_where_the_mount_keeps_them(site, tmp_path):
             for source in sources:
                 source.close()
         assert all(path.startswith(f"{mount.state['cache']}/") for path in found)
-        check(at, site.directory, site.environ, "the client")
+        check(at, site.directory, site.environ, "the mount")
         assert mount.reads() == before
 
 
@@ -158,13 +158,26 @@ def test_a_mount_of_another_home_is_read_as_any_directory(site, tmp_path):
 
 
 @pytest.mark.fuse
-def test_a_mount_whose_client_finds_no_registry_is_read_as_any_directory(site, tmp_path, caplog):
+def test_a_mount_needs_no_registry_for_what_it_has(site, tmp_path):
     with site.mount(tmp_path / "mnt") as mount:
-        at = mount.path / "org/m" / site.commit
-        (at / "config.json").read_bytes()
+        call_warm(site, mount)
         away = {**site.environ, "HELIOS_REGISTRY__URLS": "http://127.0.0.1:9"}
-        check(at, site.directory, away, "plain files")
-    assert "read through the mount: org/m@" in caplog.text
+        check(mount.path / "org/m" / site.commit, site.directory, away, "the mount")
+
+
+@pytest.mark.fuse
+def test_what_a_mount_can_not_fetch_any_more_comes_by_the_client(site, tmp_path, caplog):
+    """The mount's registry goes away after it was seen; the loader's is there."""
+    at = urlsplit(site.registry.url)
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(SlowLink(at.hostname or "", at.port or 0, 1e9))
+        few = {"HELIOS_REGISTRY__URLS": link.url, "HELIOS_MOUNT__REQUEST_DEADLINE_S": "1"}
+        with mounted(site.node, tmp_path / "mnt", **few) as mount:
+            files = mount.path / "org/m" / site.commit
+            assert len(os.listdir(files / "draft")) == 1
+            stack.close()
+            check(files, site.directory, site.environ, "the mount")
+    assert "the client fetches it" in caplog.text
 
 
 def test_a_name_is_looked_up_in_the_registry(site):

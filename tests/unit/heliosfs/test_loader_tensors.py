@@ -18,9 +18,9 @@ from helios.config import LoaderSettings
 from helios.errors import EntryNotFound, InvalidInput, Unavailable
 from heliosfs.client.values import TensorInfo
 from heliosfs.loader import load as load_module
-from heliosfs.loader.folders import DiskFolder, Folder
 from heliosfs.loader.load import load_tensors
 from heliosfs.loader.shards import choose_files, cut, refuse_file
+from heliosfs.loader.sources import DiskFolder, Folder
 
 SETTINGS = LoaderSettings(threads=3, ahead_mib=1, staging_mib=1)
 BITS = {

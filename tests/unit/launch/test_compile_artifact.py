@@ -1,6 +1,7 @@
 """Artifacts of compiled kernels: sealed, checked, complete, bounded."""
 
 import hashlib
+import math
 import os
 import re
 
@@ -9,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios.errors import IntegrityError
-from helios.launch.compile_artifact import Entry, Index, check, fingerprint, seal, snapshot, unseal, worth_keeping
+from helios.launch.compile_artifact import (
+    Entry,
+    Index,
+    check,
+    fingerprint,
+    seal,
+    settled,
+    snapshot,
+    unseal,
+    worth_keeping,
+)
 
 SECRET = b"s" * 32
 FACTS = '{"engine":"vllm"}'
@@ -27,11 +38,11 @@ def filled(root, files):
     return root
 
 
-def taken(tmp_path, cache, before=None, lower=None, most=1 << 20):
+def taken(tmp_path, cache, before=None, lower=None, most=1 << 20, since=math.inf):
     number = len(list(tmp_path.glob("staging*")))
     staging = tmp_path / f"staging{number}"
     staging.mkdir()
-    return snapshot(cache, before, lower, FACTS, staging, most), staging
+    return snapshot(cache, before, lower, FACTS, staging, most, since), staging
 
 
 @given(st.dictionaries(PATHS, st.integers(0, 1 << 40), max_size=5))
@@ -74,7 +85,7 @@ def test_a_snapshot_is_what_the_index_says(tmp_path):
     }
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "more", "link", "longer"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "more", "link", "another link", "longer"])
 def test_a_directory_that_is_not_what_the_index_says_is_found(tmp_path, damage):
     index, staging = taken(tmp_path, filled(tmp_path / "cache", {"a/b": b"1", "c": b"2"}))
     match damage:
@@ -89,6 +100,8 @@ def test_a_directory_that_is_not_what_the_index_says_is_found(tmp_path, damage):
         case "link":
             (staging / "c").unlink()
             (staging / "c").symlink_to("a/b")
+        case "another link":
+            (staging / "evil.so").symlink_to("/tmp/evil.so")
     with pytest.raises(IntegrityError):
         check(staging, index, sha256)
 
@@ -110,6 +123,18 @@ def test_locks_half_written_files_and_what_a_registry_keeps_back_stay_out(tmp_pa
     os.mkfifo(cache / "pipe")
     index, _ = taken(tmp_path, cache)
     assert list(index.files) == ["k"]
+
+
+def test_what_was_just_written_may_be_half_of_a_file_and_stays_out(tmp_path):
+    cache = filled(tmp_path / "cache", {"a.so": b"whole", "b.so": b"ha"})
+    os.utime(cache / "a.so", (100, 100))
+    os.utime(cache / "b.so", (200, 200))
+    assert not settled(cache, 150)
+    index, staging = taken(tmp_path, cache, since=150)
+    assert list(index.files) == ["a.so"]
+    check(staging, index, sha256)
+    (cache / "x.lock").write_bytes(b"1")
+    assert settled(cache, 250), "locks are written all the time"
 
 
 def test_names_that_no_repository_takes_stay_out(tmp_path):

@@ -41,6 +41,8 @@ def key(manifest="a" * 64, engine=ENGINE, device=DEVICE, arguments=ARGUMENTS, en
         key(device=DeviceFacts("cpu", DEVICE.capability)),
         key(arguments=["--max-model-len", "2048", "--dtype=bfloat16"]),
         key(arguments=[*ARGUMENTS, "--enable-lora"]),
+        key(arguments=[*ARGUMENTS, "-O3"]),
+        key(arguments=[*ARGUMENTS, "-tp", "2"]),
         key(environ={"VLLM_USE_AOT_COMPILE": "0"}),
         key(seal="t"),
     ],

@@ -1,5 +1,6 @@
 """A writable view over files that are not: the same whether the kernel overlays them or they are copied."""
 
+import errno
 import os
 import stat
 
@@ -96,3 +97,39 @@ def test_copied_files_are_the_owners_to_change(tmp_path, lower, monkeypatch):
         assert stat.S_IMODE((view.path / "gone").stat().st_mode) & 0o200
     finally:
         view.close()
+
+
+def test_an_overlayfs_that_can_not_be_written_to_is_not_used(tmp_path, lower, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts an overlayfs")
+
+    def read_only(view):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(overlay, "_try_out", read_only)
+    view = overlay.writable(lower, tmp_path / "base", "one")
+    try:
+        assert "can't be written to: Read-only file system" in view.why_copied or "can't be mounted" in view.why_copied
+        assert not any(entry.mountpoint.is_relative_to(tmp_path) for entry in mounts.mount_table())
+        (view.path / "deep" / "kernel.so").write_bytes(b"new")
+    finally:
+        view.close()
+    assert (lower / "deep" / "kernel.so").read_bytes() == b"old"
+
+
+def test_repair_takes_the_locks_of_the_dead_and_does_not_stop_at_one_that_stays(tmp_path, lower, monkeypatch):
+    base = tmp_path / "base"
+    (base / "a").mkdir(parents=True)
+    (base / "b").mkdir()
+    (base / "of one that was killed early.lock").touch()
+    real = overlay._remove
+
+    def stays(place):
+        if place.name == "a":
+            raise OSError("it is busy")
+        real(place)
+
+    monkeypatch.setattr(overlay, "_remove", stays)
+    with pytest.raises(OSError, match="it is busy"):
+        overlay.repair(base)
+    assert os.listdir(base) == ["a"]
