@@ -3,7 +3,8 @@
 Several sources may name one worker: the configuration, a file, Kubernetes, a registration. It is one worker, which
 serves the models that all of them name. Where they contradict each other (role, revision, weight, key, bootstrap) the
 source that stands first in ``RANK`` counts, whoever came first, so that every process and every start comes to the
-same; the other is told so. What is wrong is said in a text and left out: one bad entry must not take the good ones down.
+same; the other is told so. What is wrong is said in a text and left out: one bad entry must not take the good ones
+down.
 """
 
 from __future__ import annotations

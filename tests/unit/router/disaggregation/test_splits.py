@@ -8,66 +8,10 @@ from typing import Any
 
 import pytest
 
-from helios.config import DisaggregationSettings, RetrySettings
-from router.disaggregation.splits import Splits
+from helios.config import RetrySettings
 from router.resilience.outcome import Outcome
-from tests.support.relaying import BODY, EVENT, EVENTS, LAST, FakeConnection, Scene
-
-WORKERS = ("m=http://d:1,role=decode", "m=http://p:1,role=prefill")
-BLOCKS = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_engine_id": "e"}
-LONG = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 4000}], "max_tokens": 7}).encode()
-
-
-def answer(document: Any, status: bytes = b"200 OK") -> bytes:
-    content = json.dumps(document).encode()
-    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % (status, len(content)) + content
-
-
-PREFILLED = answer({"choices": [], "kv_transfer_params": BLOCKS})
-ANSWER = answer({"choices": ["a"]})
-
-
-class Split(Scene):
-    """A relay with a worker that answers and one that computes prompts."""
-
-    def __init__(self, *, workers: Any = WORKERS, lease_s: float = 30.0, warm: bool = True, **more: Any) -> None:
-        super().__init__(workers=workers, **more)
-        settings = DisaggregationSettings(min_tokens=256, timeout_s=20, lease_s=lease_s)
-        splits = self.relay.splits = Splits(settings, self.relay)
-        for worker in self.workers.all:
-            worker.health.succeeded()
-        for prefill, decode, _ in splits.pairs.due(self.workers) if warm else ():
-            splits.pairs.done(prefill, decode)
-
-    def asks(self, body: bytes = LONG) -> Split:
-        self.exchange.begin()
-        self.exchange.feed(body)
-        self.exchange.complete()
-        return self
-
-    def results(self) -> dict[str, float]:
-        """How often which thing was counted."""
-        found = {}
-        for family in self.metrics.registry.collect():
-            for sample in family.samples:
-                if sample.name == "helios_router_prefills_total" and sample.value:
-                    found[sample.labels["result"]] = sample.value
-        return found
-
-    def load(self, url: str) -> tuple[int, int]:
-        """Requests at a worker, and tokens that are to be computed there."""
-        worker = self.workers.at(url)
-        assert worker is not None
-        return worker.in_flight, worker.load.prefill
-
-
-def asked(connection: FakeConnection) -> tuple[bytes, dict[str, bytes], dict[str, Any]]:
-    """The request line, headers and body that a worker got."""
-    head, _, body = connection.asked.partition(b"\r\n\r\n")
-    line, *lines = head.split(b"\r\n")
-    headers = dict(line.split(b": ", 1) for line in lines)
-    return line, {name.decode(): value for name, value in headers.items()}, json.loads(body)
+from tests.support.relaying import BODY, EVENT, EVENTS, LAST
+from tests.support.splitting import ANSWER, BLOCKS, LONG, PREFILLED, WORKERS, Split, answer, asked
 
 
 def test_the_prompt_is_computed_first_and_the_answer_has_its_blocks() -> None:
