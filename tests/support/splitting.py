@@ -37,10 +37,17 @@ class Split(Scene):
     """A relay with a worker that answers and one that computes prompts."""
 
     def __init__(
-        self, *, workers: Any = WORKERS, lease_s: float = 30.0, warm: bool = True, connector: Any = "nixl", **more: Any
+        self,
+        *,
+        workers: Any = WORKERS,
+        lease_s: float = 30.0,
+        warm: bool = True,
+        connector: Any = "nixl",
+        min_tokens: int = 256,
+        **more: Any,
     ) -> None:
         super().__init__(workers=workers, **more)
-        settings = DisaggregationSettings(connector=connector, min_tokens=256, timeout_s=20, lease_s=lease_s)
+        settings = DisaggregationSettings(connector=connector, min_tokens=min_tokens, timeout_s=20, lease_s=lease_s)
         splits = self.relay.splits = Splits(settings, self.relay)
         for worker in self.workers.all:
             worker.health.succeeded()
