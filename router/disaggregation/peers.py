@@ -37,10 +37,10 @@ _ENGINES: Final = json_decoder(dict[str, _Engine])
 class _Met:
     """One worker's. ``ranks``: what is known, for each rank of it; they are used in turn."""
 
-    __slots__ = ("home", "ranks", "turn")
+    __slots__ = ("at", "ranks", "turn")
 
-    def __init__(self, home: int, ranks: list[Values]) -> None:
-        self.home, self.ranks, self.turn = home, ranks, 0
+    def __init__(self, worker: Worker, ranks: list[Values]) -> None:
+        self.at, self.ranks, self.turn = (worker.home, worker.bootstrap), ranks, 0
 
 
 class Peers:
@@ -59,7 +59,7 @@ class Peers:
                 host, port = bootstrap_of(worker)
                 return {"bootstrap_host": _text(shown(host)), "bootstrap_port": b"%d" % port}
         met = self._met.get(worker.url)
-        if met is None or met.home != worker.home:
+        if met is None or met.at != (worker.home, worker.bootstrap):
             return None
         met.turn = (met.turn + 1) % len(met.ranks)
         return met.ranks[met.turn]
@@ -69,7 +69,7 @@ class Peers:
         found = self._own(params)
         if not {"remote_engine_id", "remote_host", "remote_port", "tp_size"} <= found.keys():
             return False
-        self._met[worker.url] = _Met(worker.home, [found])
+        self._met[worker.url] = _Met(worker, [found])
         return True
 
     def still(self, worker: Worker, params: bytes) -> bool:
@@ -94,7 +94,7 @@ class Peers:
             if rank.isascii() and rank.isdigit()
         ]
         if ranks:
-            self._met[worker.url] = _Met(worker.home, ranks)
+            self._met[worker.url] = _Met(worker, ranks)
         return bool(ranks)
 
     def keep(self, urls: Collection[str]) -> None:

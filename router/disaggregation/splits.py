@@ -85,6 +85,7 @@ class Splits:
         worker, compute = self._choose(request, workers)
         peer = self.peers.of(worker)
         if peer is None:
+            self.pairs.cools(worker)
             return self._without(course, "cold")
         return self._prefill(course, transfer, worker, compute, peer, to, go), transfer.ticket
 
