@@ -29,12 +29,14 @@ STREAM_MAX: Final = 64 << 10
 class _Holding:
     """What both share."""
 
-    __slots__ = ("_dropped", "_kept", "_open", "_to")
+    __slots__ = ("_dropped", "_kept", "_to", "open")
 
     def __init__(self, to: Taker) -> None:
         self._to = to
         self._kept: list[tuple[Head | None, bytes, bool]] = []
-        self._open = self._dropped = False
+        self._dropped = False
+        self.open = False
+        """Whether it goes on."""
 
     def malformed(self, reason: str) -> None:
         self._to.malformed(reason)
@@ -48,7 +50,7 @@ class _Holding:
 
     def _go_on(self) -> None:
         """What is held goes on, and what comes does."""
-        self._open = True
+        self.open = True
         kept, self._kept = self._kept, []
         for one in kept:
             if self._dropped:  # who took the first ones has given the answer up
@@ -67,7 +69,7 @@ class Held(_Holding):
         self._pause = pause
 
     def came(self, head: Head | None, piece: bytes, ended: bool) -> None:
-        if self._open:
+        if self.open:
             self._to.came(head, piece, ended)
         else:
             self._kept.append((head, piece, ended))
@@ -117,7 +119,7 @@ class Probed(_Holding):
         """Where the first line begins that was not looked at."""
 
     def came(self, head: Head | None, piece: bytes, ended: bool) -> None:
-        if self._open:
+        if self.open:
             self._to.came(head, piece, ended)
             return
         if head is not None:

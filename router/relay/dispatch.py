@@ -135,8 +135,8 @@ class Dispatch:
 
     @property
     def whole(self) -> bool:
-        """Whether all of an answer has come."""
-        return self.framing is not None and self.framing.ended
+        """Whether all of an answer has come, and counts."""
+        return self.framing is not None and self.framing.ended and (self._held is None or self._held.open)
 
     def beside(self, worker: Worker) -> Dispatch:
         """Another attempt at the same request."""
@@ -189,7 +189,7 @@ class Dispatch:
                 self._connection.resume()
             return
         self._unhold()
-        self._connection, self.phase = None, CONNECTING
+        self._connection, self.framing, self.phase = None, None, CONNECTING
         if connection is not None:
             connection.abort()  # the worker waits for what never comes
         if transfer.undone:
@@ -200,7 +200,9 @@ class Dispatch:
     def _missed(self) -> None:
         """The worker has too little of the prompt."""
         self._held = None
-        connection, self._connection, self.phase = self._connection, None, CONNECTING
+        connection, self._connection = self._connection, None
+        self.framing, self.phase = None, CONNECTING
+        self.deadline = self._relay.now() + self._relay.settings.first_byte_timeout_s
         if connection is not None:
             connection.free()
         if self._course.transfer is not None:
@@ -221,6 +223,7 @@ class Dispatch:
 
     def _go(self) -> None:
         """Send it over a kept connection or a new one."""
+        self._renewed = False
         pool = self._relay.pool
         connection = pool.idle(self.to)
         if connection is None:

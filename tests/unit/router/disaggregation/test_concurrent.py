@@ -223,6 +223,7 @@ def test_a_client_that_leaves_ends_both(connector: str, when: str) -> None:
         prefill, decode = both(scene)
         if when == "answered":
             decode.comes(ANSWER)
+            assert not any(leg.whole for leg in scene.relay.dispatches), "nobody has it"
         if when in ("between", "answering"):
             prefill.comes(computed(connector))
         if when == "answering":
