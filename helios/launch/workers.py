@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from helios.config import DisaggregationSettings
 from helios.errors import NotFound, UsageError
 from helios.launch import roles, vllm
 from helios.launch.compile_cache import Caches
@@ -22,6 +23,15 @@ from helios.launch.processes import Children
 
 TO_VLLM: Final = Placement("both", "vllm")
 """One process that has all GPUs, as vLLM uses them by itself."""
+
+
+def check_connector(settings: DisaggregationSettings) -> None:
+    """Raise UsageError where the router would speak another protocol than the engines that are started."""
+    if settings.connector != "nixl":
+        raise UsageError(
+            f"router.disaggregation.connector is {settings.connector!r}, and workers that are started here speak nixl",
+            hint="Leave the setting out, or start the workers yourself and name them to `helios router`.",
+        )
 
 
 def require_nixl() -> None:

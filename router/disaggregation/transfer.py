@@ -192,14 +192,15 @@ class Transfer:
         """Takes the answer to what ``take`` gave, and hands it on, with the tokens that were cached before."""
         return to if self.cached is None else corrected(to, self._path, self.cached)
 
-    def give_back(self, ticket: int) -> None:
-        """Nobody has begun to read what was taken: the connection was stale."""
-        if ticket != self.ticket:
-            return
-        if self.state is PAIRED:
-            self._sent = False
-        elif self.state is TAKEN:
-            self.state = READY
+    def lost(self, ticket: int) -> bool:
+        """The kept connection over which it was taken broke at once; whether that was all of it, so that the prompt has
+        to be computed anew: the worker has most likely seen nothing, but a worker that had would be told the same
+        twice, and wait for ever, or read what is somebody else's by then."""
+        if ticket != self.ticket or (self.state is not PAIRED and self.state is not TAKEN):
+            return False
+        self.state = LOCAL
+        self._times -= 1  # it says nothing of the one that computes
+        return True
 
     def left(self, ticket: int) -> None:
         """The attempt is over. What it waited for isn't done for anybody any more."""

@@ -223,9 +223,8 @@ class Dispatch:
 
     def _go(self) -> None:
         """Send it over a kept connection or a new one."""
-        self._renewed = False
         pool = self._relay.pool
-        connection = pool.idle(self.to)
+        connection = None if self._renewed else pool.idle(self.to)
         if connection is None:
             self._connecting = pool.connect(self.to, self)
         else:
@@ -338,8 +337,12 @@ class Dispatch:
             self.span.reconnects(self._relay.now())
         self._course.once_more(self, "stale_connection", reason)
         self._unhold()
-        if self._course.transfer is not None:
-            self._course.transfer.give_back(self._ticket)
+        if self._course.transfer is not None and self._course.transfer.lost(self._ticket):
+            if self._prefill is not None:
+                self._prefill.end()
+                self._prefill = None
+            self.begin()
+            return
         self._connecting = self._relay.pool.connect(self.to, self)
 
     # --- what the relay says ---

@@ -251,7 +251,7 @@ def test_a_worker_that_was_started_anew_is_met_anew(make: Make, wait_for: Any) -
     router, (prefill,), (decode,) = make("mooncake")
     for _ in range(2):
         prefill.refuse()
-        wait_for(lambda: router.up() == 1, what="the worker to be down")
+        wait_for(lambda: router.metric("helios_router_warm_pairs") == 0, 20, what="the worker to be down")
         prefill.accept()
         wait_for(lambda: router.metric("helios_router_warm_pairs") == 1, 20, what="the pair to be warm")
         assert chat(router, max_tokens=4, ignore_eos=True).status == 200

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOCAL: Final = "local_compute"
 EXTERNAL: Final = "external_kv_transfer"
-POLL_S: Final = 0.01
+POLL_S: Final = 0.02
 WANTED: Final = {"do_remote_decode": False, "do_remote_prefill": True}
 
 
@@ -74,17 +74,21 @@ async def ask(method: str, url: str, path: str, body: Any = None) -> Any:
 
 
 async def meet(url: str, key: str, said: dict[str, Any], tokens: int) -> None:
-    """Wait in a room of the prefill worker until the blocks are there. Raises KvError."""
-    while True:
-        try:
-            answer = await ask("POST", url, "/kv/meet", {"key": key, "said": said, "tokens": tokens})
-        except KvError:
-            await asyncio.Event().wait()  # who waits for a worker that died is told nothing
-        if answer["refused"] is not None:
-            raise KvError(answer["refused"])
-        if answer["state"] != PENDING:
-            return
-        await asyncio.sleep(POLL_S)
+    """Wait in a room of the prefill worker until the blocks are there; for one that died, for ever. Raises KvError."""
+    client, body = HttpClient(url, timeout_s=30), {"key": key, "said": said, "tokens": tokens}
+    try:
+        while True:
+            try:
+                answer = await asyncio.to_thread(client.json, "POST", "/kv/meet", body=body)
+            except HeliosError:
+                answer = {"refused": None, "state": PENDING}
+            if answer["refused"] is not None:
+                raise KvError(answer["refused"])
+            if answer["state"] != PENDING:
+                return
+            await asyncio.sleep(POLL_S)
+    finally:
+        client.close()
 
 
 def params_of(job: Job) -> Params | None:

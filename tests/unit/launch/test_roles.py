@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from helios.config import KvEventsSettings
+from helios.config import DisaggregationSettings, KvEventsSettings
+from helios.errors import UsageError
 from helios.launch import roles
 from helios.launch.plan import Placement
 from helios.launch.roles import Ports, Told
+from helios.launch.workers import check_connector
 from router.kv.publishers import publishers_of
 from router.membership import parse_worker, said_of
 
@@ -96,3 +98,9 @@ def test_gpus():
 def test_what_users_tell_vllm_counts(arguments, gpus, length, ranks):
     words = arguments.split()
     assert (roles.gpus_each(words), roles.longest(words), roles.ranks(words)) == (gpus, length, ranks)
+
+
+def test_a_router_that_speaks_another_connector_than_the_workers_is_refused_before_anything_is_started() -> None:
+    check_connector(DisaggregationSettings())
+    with pytest.raises(UsageError, match="'mooncake'"):
+        check_connector(DisaggregationSettings(connector="mooncake"))

@@ -278,18 +278,26 @@ def test_workers_that_can_not_be_reached_do_not_count_against_the_ones_that_comp
     scene.settled()
 
 
-def test_a_stale_connection_costs_nothing_and_nobody_is_told_another_mark() -> None:
-    scene = Split(connector="mooncake")
+@pytest.mark.parametrize("computes", ["yet", "no more"])
+def test_after_a_stale_connection_both_begin_anew(computes: str) -> None:
+    """The worker may have met the other one before it broke off: with the same mark it would wait for ever."""
+    numbers = iter(range(10, 1000))
+    scene = Split(connector="mooncake", bits=lambda _: next(numbers))
     scene.pool.has_idle = True
     scene.asks()
     prefill, decode = scene.pool.made
-    first = asked(decode)[2]
+    first = asked(decode)[2]["kv_transfer_params"]
+    if computes == "no more":
+        prefill.comes(computed("mooncake"))
+    scene.pool.has_idle = False
     decode.breaks(stale=True)
-    again = joins(scene, b"d:1")
-    assert asked(again)[2] == first
-    prefill.comes(computed("mooncake"))
+    assert prefill.ended
+    other, again = both(scene)
+    second = asked(again)[2]["kv_transfer_params"]
+    assert second["transfer_id"] == asked(other)[2]["kv_transfer_params"]["transfer_id"] != first["transfer_id"]
+    other.comes(computed("mooncake"))
     again.comes(ANSWER)
-    assert scene.results() == {"remote": 1}
+    assert scene.results() == {"remote": 1 if computes == "yet" else 2}
     scene.settled()
 
 

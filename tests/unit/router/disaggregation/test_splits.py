@@ -207,17 +207,20 @@ def test_blocks_that_may_have_been_read_are_computed_anew() -> None:
     scene.settled()
 
 
-def test_a_stale_connection_costs_nothing() -> None:
+def test_a_stale_connection_costs_the_blocks_that_were_named_over_it() -> None:
+    """The worker has most likely seen nothing; but one that broke off just then has read them."""
     scene = Split()
     scene.pool.has_idle = True
     scene.asks()
     scene.pool.made[-1].breaks(stale=True)
     scene.connected().comes(PREFILLED)
     scene.pool.made[-1].breaks(stale=True)
+    scene.pool.made[-1].comes(answer({"kv_transfer_params": BLOCKS | {"remote_block_ids": [[7]]}}))
     decode = scene.connected()
-    assert asked(decode)[2]["kv_transfer_params"] == BLOCKS
+    assert asked(decode)[1]["host"] == b"d:1"
+    assert asked(decode)[2]["kv_transfer_params"]["remote_block_ids"] == [[7]]
     decode.comes(ANSWER)
-    assert scene.results() == {"remote": 1}
+    assert scene.results() == {"remote": 2}
     scene.settled()
 
 

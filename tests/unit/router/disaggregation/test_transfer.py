@@ -51,7 +51,6 @@ class Life(RuleBasedStateMachine):
         self.asked_marks: list[Any] = []
         self.marks: list[Any] = []
         self.number = 0
-        self.given_back = False
         self.sent = False
         """Whether the worker that answers has what is for it."""
         self.good = False
@@ -89,14 +88,14 @@ class Life(RuleBasedStateMachine):
         if self.row.own_ids:
             assert self.transfer.identity.startswith(b"id-")
         self.asked += 1
-        self.ticket, self.sent, self.good, self.given_back = self.transfer.ticket, False, False, False
+        self.ticket, self.sent, self.good = self.transfer.ticket, False, False
 
     @precondition(lambda self: self.transfer.busy and not self.transfer.probing)
     @rule()
     def ready(self) -> None:
         self.number += 1
         self.transfer.ready(json.dumps({"number": self.number}).encode(), 3)
-        self.ready_at, self.given_back, self.good = self.now, False, True
+        self.ready_at, self.good = self.now, True
         assert self.transfer.taken is (self.sent and self.row.shape is Shape.CONCURRENT)
 
     @precondition(lambda self: self.transfer.busy and not self.transfer.probing)
@@ -141,21 +140,23 @@ class Life(RuleBasedStateMachine):
         if self.row.shape is Shape.CONCURRENT:
             assert mark == self.asked_marks[-1], "both workers have the same"
         if not self.row.keeps:
-            assert mark not in self.marks or self.given_back
+            assert mark not in self.marks
         self.marks.append(mark)
         for name in ("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"):
             found.pop(name, None)
         assert found == json.loads(BODY)
-        self.sent, self.given_back = True, False
+        self.sent = True
 
     @rule(mine=st.booleans())
     def the_connection_was_stale(self, mine: bool) -> None:
         before = self.transfer.state
-        self.transfer.give_back(self.ticket if mine else self.ticket - 1)
-        if not mine:
+        lost = self.transfer.lost(self.ticket if mine else self.ticket - 1)
+        assert lost is (mine and before in (State.TAKEN, State.PAIRED))
+        if not lost:
             assert self.transfer.state is before
-        elif before in (State.TAKEN, State.PAIRED):
-            self.given_back, self.sent = self.given_back or self.sent, False
+        else:
+            assert not self.transfer.fits(self.transfer.revision), "who may have read them has them alone"
+            self.withdrawn += 1
 
     @rule(mine=st.booleans())
     def the_attempt_is_over(self, mine: bool) -> None:
