@@ -59,21 +59,24 @@ class _Holding:
 
 
 class Held(_Holding):
-    """Holds an answer until it is released. ``pause``: has the connection read no more, so that the rest stays there;
-    what is held is what had been read in one go."""
+    """Holds an answer until it is released. ``holds`` is told of each piece, with the head, and has the connection read
+    no more, so that the rest stays there; what is held is what had been read in one go."""
 
-    __slots__ = ("_pause",)
+    __slots__ = ("_holds", "refused")
 
-    def __init__(self, to: Taker, pause: Callable[[], None]) -> None:
+    def __init__(self, to: Taker, holds: Callable[[Head | None], None]) -> None:
         super().__init__(to)
-        self._pause = pause
+        self._holds = holds
+        self.refused = False
+        """Whether it is an error."""
 
     def came(self, head: Head | None, piece: bytes, ended: bool) -> None:
         if self.open:
             self._to.came(head, piece, ended)
         else:
             self._kept.append((head, piece, ended))
-            self._pause()
+            self.refused = self.refused or (head is not None and head.status >= HTTPStatus.BAD_REQUEST)
+            self._holds(head)
 
     def release(self, through: Callable[[Taker], Taker]) -> None:
         """It counts. ``through``: puts something in between."""

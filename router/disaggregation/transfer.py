@@ -153,6 +153,12 @@ class Transfer:
         if not self._connector.alone:
             self.refusal = refusal
 
+    def given_up(self) -> None:
+        """The worker that answers has refused the request, and the other one may wait for it for ever."""
+        assert self.state is PAIRED, self.state
+        self.state = TAKEN
+        self._times -= 1  # it says nothing of the one that computes
+
     # --- the worker that answers ---
 
     def probe(self, revision: str) -> None:

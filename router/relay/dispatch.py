@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.router")
 
+GRACE_S: Final = 1.0
+"""So long an error waits for the worker that computes the prompt, whose own error counts before it."""
 COMMENT: Final = 32
 """Longest piece that may be nothing but a comment between events..."""
 IS_COMMENT: Final = re.compile(rb"(?:[0-9a-fA-F]+\r\n)?:[^\n]*\n\n(?:\r\n)?\Z")
@@ -261,12 +263,19 @@ class Dispatch:
     def _holding(self, transfer: Transfer, taker: Taker, connection: Connection) -> Taker:
         """Takes the answer to what another worker has computed, computes, or is to compute if need be."""
         if transfer.paired:
-            self._held = held = Held(taker, connection.pause)
+            self._held = held = Held(taker, self._holds)
             return held
         if transfer.probing:
             self._held = probed = Probed(taker, self._missed, self._had)
             return probed
         return transfer.passing(taker)
+
+    def _holds(self, head: Head | None) -> None:
+        """Something of an answer is held. An error may come of the other worker's, which comes soon then."""
+        if self._connection is not None:
+            self._connection.pause()
+        if head is not None and head.status >= HTTPStatus.BAD_REQUEST:
+            self.deadline = min(self.deadline, self._relay.now() + GRACE_S)
 
     # --- what the connection says ---
 
@@ -351,7 +360,12 @@ class Dispatch:
         """The deadline has passed."""
         if self.phase is OVER:
             return
-        if self._prefill is not None:
+        if self._prefill is not None and isinstance(self._held, Held) and self._held.refused:
+            self._prefill.end()
+            if self._course.transfer is not None:
+                self._course.transfer.given_up()
+            self._prefilled()
+        elif self._prefill is not None:
             self._prefill.expire()
         elif self._delivery.paused:
             self._owner.not_taken()

@@ -102,9 +102,16 @@ FAULTS = [
 ]  # fmt: skip
 
 
+PLACES = [
+    (when, fault, why)
+    for when in ("connecting", "waiting", "answered", "answered_badly")
+    for fault, why in [*FAULTS, (is_refused, "refused")]
+    if (when, why) != ("answered_badly", "late")  # that error has waited long enough
+]
+
+
 @pytest.mark.parametrize("connector", ALONE)
-@pytest.mark.parametrize("when", ["connecting", "waiting", "answered", "answered_badly"])
-@pytest.mark.parametrize(("fault", "why"), [*FAULTS, (is_refused, "refused")])
+@pytest.mark.parametrize(("when", "fault", "why"), PLACES)
 def test_where_the_prompt_fails_the_other_answer_does_not_count(
     connector: str, when: str, fault: Any, why: str
 ) -> None:
@@ -259,6 +266,24 @@ def test_a_worker_that_can_not_answer_is_replaced_and_both_begin_anew(connector:
     other.comes(ANSWER)
     assert scene.text.startswith(b"HTTP/1.1 200")
     assert scene.results() == {"remote": 2 if when == "failed" else 1}
+    scene.settled()
+
+
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_a_worker_that_refuses_is_not_waited_for_by_who_waits_for_it(connector: str) -> None:
+    """SGLang's prefill worker begins when the decode worker is there; one that said no never is."""
+    scene = Split(connector=connector, workers=(*WORKERS, "m=http://e:1,role=decode"), retries=GENERATION).asks()
+    first, decode = both(scene)
+    decode.comes(answer({"error": {}}, b"503 Service Unavailable"))
+    scene.later(0.5)
+    assert not first.ended, "its own error would count"
+    scene.later(0.6)
+    assert first.ended == "aborted"
+    prefill, other = joins(scene, b"p:1"), joins(scene, b"e:1")
+    prefill.comes(computed(connector))
+    other.comes(ANSWER)
+    assert scene.text.startswith(b"HTTP/1.1 200")
+    assert scene.results() == {"remote": 1}
     scene.settled()
 
 

@@ -107,6 +107,13 @@ class Life(RuleBasedStateMachine):
         assert self.transfer.undone is not self.row.alone
         assert (self.transfer.refusal is not None) <= (not self.row.alone)
 
+    @precondition(lambda self: self.transfer.paired and self.sent)
+    @rule()
+    def the_other_one_refused(self) -> None:
+        self.transfer.given_up()
+        assert self.transfer.taken, "its answer goes on"
+        self.withdrawn += 1
+
     @precondition(lambda self: not self.transfer.busy)
     @rule()
     def sent_again(self) -> None:
