@@ -251,3 +251,15 @@ def test_what_was_cached_is_what_the_other_one_had() -> None:
     scene.connected().comes(answer(all_of_it))
     assert json.loads(scene.text.partition(b"\r\n\r\n")[2]) == usage
     scene.settled()
+
+
+def test_the_rank_that_a_client_names_is_that_of_both() -> None:
+    scene = Split()
+    scene.exchange._said.headers = [*scene.exchange._said.headers, (b"x-data-parallel-rank", b"1")]
+    scene.asks()
+    prefill = scene.connected()
+    prefill.comes(PREFILLED)
+    decode = scene.connected()
+    assert [asked(one)[1]["x-data-parallel-rank"] for one in (prefill, decode)] == [b"1", b"1"]
+    decode.comes(ANSWER)
+    scene.settled()
