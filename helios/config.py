@@ -292,6 +292,9 @@ class WorkerSettings(Section, frozen=True):
     """Where it can be asked for them again, written in the same way."""
     kv_ranks: int = 0
     """Its data-parallel ranks, each of which publishes at a port of its own; 0: as ``router.kv_events`` says."""
+    bootstrap: str = ""
+    """Where those meet it that take blocks from it (SGLang, Mooncake): ``PORT`` or ``HOST:PORT``; empty: its own host,
+    port 8998."""
 
 
 class KvEventsSettings(Section, frozen=True):
@@ -634,8 +637,8 @@ class DisaggregationSettings(Section, frozen=True):
     """Prompts that workers with ``role = "prefill"`` compute for those with ``role = "decode"``
     (docs/router-disaggregation.md)."""
 
-    connector: Literal["nixl"] = "nixl"
-    """vLLM's connector between the two."""
+    connector: Literal["nixl", "nixl-push", "mooncake", "shared-storage", "cache-threshold", "sglang"] = "nixl"
+    """How blocks get from one to the other; the workers' engines are to be started for it."""
     min_tokens: int = 512
     """Prompts of which fewer tokens have to be computed, by the router's estimate, are computed where they are
     answered."""
@@ -647,6 +650,9 @@ class DisaggregationSettings(Section, frozen=True):
     lease_s: float = 30.0
     """How long a worker keeps what it has computed until somebody comes for it, in seconds: vLLM's
     ``kv_lease_duration``."""
+    cache_hit_threshold: float = 0.8
+    """The part of a prompt, more than 0 and at most 1, that a worker has to have cached to answer at once, where the
+    connector is ``cache-threshold``."""
 
 
 class RouterSettings(Section, frozen=True):

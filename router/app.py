@@ -131,8 +131,8 @@ class Router:
         from router.disaggregation.warming import Warming
 
         return Warming(
-            self.splits.pairs, self.workers, self.splits.connector, self.relay.keys, self.relay.tls,
-            self.metrics.warm_pairs.set,
+            self.splits.pairs, self.splits.peers, self.workers, self.splits.connector, self.relay.keys,
+            self.relay.tls, self.metrics.warm_pairs.set,
         )  # fmt: skip
 
     def leave(self) -> None:

@@ -38,6 +38,8 @@ def check(settings: RouterSettings, registry: RegistrySettings) -> list[str]:
     for name in ("min_tokens", "max_waiting_tokens", "timeout_s", "lease_s"):
         if (value := getattr(settings.disaggregation, name)) <= 0:
             raise UsageError(f"router.disaggregation.{name} must be more than 0, not {value}")
+    if not 0 < (part := settings.disaggregation.cache_hit_threshold) <= 1:
+        raise UsageError(f"router.disaggregation.cache_hit_threshold must be more than 0 and at most 1, not {part:g}")
     if settings.slow_start_s < 0:
         raise UsageError(f"router.slow_start_s must not be less than 0, not {settings.slow_start_s}")
     if not 0 <= settings.processes <= MAX_PROCESSES:

@@ -123,7 +123,7 @@ def forbidden_field(name: str) -> ApiError:
     return ApiError(
         400,
         "forbidden_parameter",
-        f"{name} is set by the router, from what a prefill worker returned; clients must not send it.",
+        f"{name} is set by the router, which says where workers take memory from; clients must not send it.",
         param=name,
     )
 
@@ -165,6 +165,12 @@ def no_space() -> ApiError:
 def no_worker(model: str, reason: str, retry_after_s: int) -> ApiError:
     message = f"No worker for the model {model!r} can be reached now: {reason}."
     return _unavailable("no_healthy_worker", message, retry_after_s)
+
+
+def no_prefill(model: str, why: str) -> ApiError:
+    """503: its worker takes no prompt that another one has not computed."""
+    message = f"No worker has computed the prompt for the model {model!r} ({why}), and its decode workers can't."
+    return _unavailable("no_prefill_worker", message)
 
 
 def no_credentials() -> ApiError:

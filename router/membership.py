@@ -1,9 +1,10 @@
 """What sources say of workers: read, checked, and put together without I/O.
 
 Several sources may name one worker: the configuration, a file, Kubernetes, a registration. It is one worker, which
-serves the models that all of them name. Where they contradict each other (role, revision, weight, key) the source that
-stands first in ``RANK`` counts, whoever came first, so that every process and every start comes to the same; the
-other is told so. What is wrong is said in a text and left out: one bad entry must not take the good ones down.
+serves the models that all of them name. Where they contradict each other (role, revision, weight, key, bootstrap) the
+source that stands first in ``RANK`` counts, whoever came first, so that every process and every start comes to the
+same; the other is told so. What is wrong is said in a text and left out: one bad entry must not take the good ones
+down.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from helios.config import WorkerSettings
 from helios.errors import UsageError
+from router.disaggregation.bootstrap import wrong_with as wrong_bootstrap
 from router.kv.publishers import UNSAID, Said, wrong_with
 from router.worker import Role
 
@@ -39,6 +41,8 @@ class Spec:
     key_file: str = ""
     kv: Said = UNSAID
     """Where it publishes KV events."""
+    bootstrap: str = ""
+    """Where those meet it that take blocks from it."""
 
 
 def rank(source: str) -> tuple[int, str]:
@@ -60,7 +64,7 @@ def spec_of(url: str, settings: Sequence[WorkerSettings]) -> tuple[Spec | None, 
             problems.append(f"the worker {url} has the weight {one.weight:g}, which must be more than 0")
         elif first is not None and (told := _contradiction(first, one)):
             problems.append(f"{url} is configured with two {told}")
-        elif wrong := wrong_with(said_of(one)):
+        elif wrong := wrong_with(said_of(one)) or wrong_bootstrap(one.bootstrap):
             problems.append(f"the worker {url}: {wrong}")
         elif one.model in models:
             problems.append(f"{one.model}={url} is configured twice")
@@ -73,8 +77,11 @@ def spec_of(url: str, settings: Sequence[WorkerSettings]) -> tuple[Spec | None, 
         return None, problems
     cordoned = any(one.cordoned for one in settings)
     kv = next((said for said in map(said_of, settings) if said != UNSAID and not wrong_with(said)), UNSAID)
-    served = frozenset(adapters)
-    return Spec(first.role, first.revision, first.weight, tuple(models), served, cordoned, key_file, kv), problems
+    bootstrap = next((one.bootstrap for one in settings if one.bootstrap and not wrong_bootstrap(one.bootstrap)), "")
+    spec = Spec(
+        first.role, first.revision, first.weight, tuple(models), frozenset(adapters), cordoned, key_file, kv, bootstrap
+    )
+    return spec, problems
 
 
 def said_of(worker: WorkerSettings) -> Said:
@@ -86,7 +93,7 @@ def together(url: str, told: Sequence[tuple[str, Spec]]) -> tuple[Spec, list[tup
     """What sources say of one URL, in the order of their rank; also what does not count: (source, in words)."""
     (first, spec), *others = told
     models, adapters, problems = dict.fromkeys(spec.models), set(spec.adapters), []
-    key_file, kv = spec.key_file, spec.kv
+    key_file, kv, bootstrap = spec.key_file, spec.kv, spec.bootstrap
     for source, other in others:
         contradiction = _contradiction(spec, other)
         if contradiction:
@@ -96,8 +103,12 @@ def together(url: str, told: Sequence[tuple[str, Spec]]) -> tuple[Spec, list[tup
             adapters |= other.adapters
             key_file = key_file or other.key_file
             kv = other.kv if kv == UNSAID else kv
-    served = frozenset(adapters)
-    return Spec(spec.role, spec.revision, spec.weight, tuple(models), served, spec.cordoned, key_file, kv), problems
+            bootstrap = bootstrap or other.bootstrap
+    both = Spec(
+        spec.role, spec.revision, spec.weight, tuple(models), frozenset(adapters), spec.cordoned, key_file, kv,
+        bootstrap,
+    )  # fmt: skip
+    return both, problems
 
 
 def _contradiction(one: WorkerSettings | Spec, other: WorkerSettings | Spec) -> str:
@@ -109,6 +120,8 @@ def _contradiction(one: WorkerSettings | Spec, other: WorkerSettings | Spec) -> 
         return f"weights: {one.weight:g} and {other.weight:g}"
     if one.key_file and other.key_file and one.key_file != other.key_file:
         return f"files of keys: {one.key_file} and {other.key_file}"
+    if one.bootstrap and other.bootstrap and one.bootstrap != other.bootstrap:
+        return f"bootstraps: {one.bootstrap} and {other.bootstrap}"
     return ""
 
 
@@ -177,14 +190,14 @@ _ROLES: Final[dict[str, Literal["both", "prefill", "decode"]]] = {
 
 
 def parse_worker(text: str) -> WorkerSettings:
-    """Read ``MODEL=URL[,role=ROLE][,revision=R][,weight=W][,adapter=NAME][,kv_events=PLACE][,kv_replay=PLACE]…`` of the
-    command line; raises UsageError."""
+    """Read ``MODEL=URL[,role=ROLE][,revision=R][,weight=W][,adapter=NAME][,kv_events=PLACE][,kv_replay=PLACE]
+    [,bootstrap=PLACE]…`` of the command line; raises UsageError."""
     model, equals, rest = text.partition("=")
     url, *options = rest.split(",")
     if not equals or not model or not url:
         raise UsageError(f"{text!r} is not a worker", hint="Write MODEL=http://HOST:PORT[,role=prefill|decode].")
     role: Role = "both"
-    revision, weight, adapters = "", 1.0, []
+    revision, weight, adapters, bootstrap = "", 1.0, [], ""
     places = {"kv_events": "", "kv_replay": ""}
     for option in options:
         key, _, value = option.partition("=")
@@ -198,11 +211,14 @@ def parse_worker(text: str) -> WorkerSettings:
             weight = number
         elif key in places and value and not wrong_with(Said(value)):
             places[key] = value
+        elif key == "bootstrap" and value and not wrong_bootstrap(value):
+            bootstrap = value
         else:
             raise UsageError(
                 f"{option!r} is not an option of a worker",
                 hint="Known: role=prefill, role=decode, revision=NAME, weight=NUMBER (more than 0), adapter=NAME, "
-                "kv_events=PLACE, kv_replay=PLACE (tcp://HOST:PORT, PORT or none).",
+                "kv_events=PLACE, kv_replay=PLACE (tcp://HOST:PORT, PORT or none), bootstrap=PLACE (PORT or "
+                "HOST:PORT).",
             )
     return WorkerSettings(
         model=model,
@@ -213,6 +229,7 @@ def parse_worker(text: str) -> WorkerSettings:
         adapters=adapters,
         kv_events=places["kv_events"],
         kv_replay=places["kv_replay"],
+        bootstrap=bootstrap,
     )
 
 

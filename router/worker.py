@@ -48,6 +48,7 @@ class Worker:
         "adapters",
         "adapters_in_flight",
         "address",
+        "bootstrap",
         "cards",
         "cordoned",
         "dispatched_at",
@@ -90,6 +91,8 @@ class Worker:
         """File with the key that it wants; empty: the one of all workers, if there is one."""
         self.kv = UNSAID
         """Where it publishes KV events."""
+        self.bootstrap = ""
+        """Where those meet it that take blocks from it: ``PORT`` or ``HOST:PORT``; empty: nobody said."""
         self.pinned: frozenset[str] = frozenset()
         """``model@commit`` for each of its models, where such names are asked for and it says which commit it runs."""
         # What becomes of it.

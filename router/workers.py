@@ -189,7 +189,7 @@ class Workers:
         if worker.weight != spec.weight:
             worker.share *= spec.weight / worker.weight
         worker.role, worker.revision, worker.weight = spec.role, spec.revision, spec.weight
-        worker.kv = spec.kv
+        worker.kv, worker.bootstrap = spec.kv, spec.bootstrap
         worker.models, worker.adapters, worker.unready = list(spec.models), spec.adapters, spec.cordoned
         worker.key_file = spec.key_file
         pins = self._pins and is_commit(worker.revision)

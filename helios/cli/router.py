@@ -22,7 +22,7 @@ from helios.cli.router_top import top
     multiple=True,
     metavar="MODEL=URL[,KEY=VALUE…]",
     help="A vLLM server and the model it serves; once for each. KEY: role (both, prefill or decode), revision, weight, "
-    "adapter (a LoRA adapter's name).",
+    "adapter (a LoRA adapter's name), bootstrap.",
 )
 @click.option(
     "--policy",

@@ -30,7 +30,7 @@ from helios.launch.pools import Pools, text
 from helios.launch.progress import Progress
 from helios.launch.serving import Router, Serving, check_port, model_path
 from helios.launch.signals import signals_ignored
-from helios.launch.workers import Served, Workers, require_nixl
+from helios.launch.workers import Served, Workers, check_connector, require_nixl
 from helios.names import RepoId
 
 
@@ -52,6 +52,7 @@ def serve(home: Home, config: Config, repo: RepoId, revision: str, group: Group)
     be started, or the router ends.
     """
     if group.wish.apart:
+        check_connector(config.router.disaggregation)
         require_nixl()
     with _begun(home, config, plain=group.logs) as (serving, registry):
         try:

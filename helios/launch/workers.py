@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+from helios.config import DisaggregationSettings
 from helios.errors import NotFound, UsageError
 from helios.launch import roles, vllm
 from helios.launch.compile_cache import Caches
@@ -18,6 +19,15 @@ from helios.launch.machine import Device, find_device, read_machine
 from helios.launch.model_info import ModelInfo, weight_bytes
 from helios.launch.plan import Model, Placement, Wish, check_role, plan
 from helios.launch.processes import Children
+
+
+def check_connector(settings: DisaggregationSettings) -> None:
+    """Raise UsageError where the router would speak another protocol than the engines that are started."""
+    if settings.connector != "nixl":
+        raise UsageError(
+            f"router.disaggregation.connector is {settings.connector!r}, and workers that are started here speak nixl",
+            hint="Leave the setting out, or start the workers yourself and name them to `helios router`.",
+        )
 
 
 def require_nixl() -> None:

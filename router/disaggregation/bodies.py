@@ -3,13 +3,14 @@
 Both are the client's, field by field as it came, but for what is said here; where a name comes twice the last one
 counts, as in vLLM's parser. The one for prefill asks for a single token, whole: the limits of its route are 1, and
 what would contradict that (``min_tokens``, ``stream_options``) is left out. The other one has the client's own limits.
-``kv_transfer_params`` is set in both; clients can't (``router.relay.fields``).
+The fields of the connector are set in both; clients can't (``router.relay.fields``).
 
 Source: vLLM 0.32, entrypoints' protocols, and llm-d-router's sidecar (pkg/sidecar/proxy), whose cases are our tests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +18,10 @@ import msgspec
 from msgspec import Raw
 
 from helios.decoding import json_decoder
+from router.disaggregation.connectors import Connector, Known, Template
 
-TRANSFER: Final = "kv_transfer_params"
+Values = Mapping[str, bytes]
+"""What ``Known`` stands for, by its name; JSON."""
 Document = dict[str, Raw]
 """A JSON object, its values as they came."""
 _DOCUMENT: Final = json_decoder(Document)
@@ -77,9 +80,12 @@ def why_whole(path: str, document: Document) -> str:
     return ""
 
 
-def for_prefill(path: str, document: Document, transfer: bytes) -> bytes:
-    """The request for one token; ``transfer``: JSON."""
+def for_prefill(path: str, document: Document, connector: Connector, values: Values) -> bytes:
+    """The request for one token, whole. Raises KeyError for a value that is not known."""
     caps = CAPS[path]
+    if not connector.capped:
+        out = {name: value for name, value in document.items() if name != "stream_options"} | {"stream": _FALSE}
+        return with_fields(path, out, connector, connector.prefill, values)
     out = {name: value for name, value in document.items() if name not in caps.away}
     out |= dict.fromkeys(caps.off, _FALSE)
     if caps.inside:
@@ -87,12 +93,35 @@ def for_prefill(path: str, document: Document, transfer: bytes) -> bytes:
         out[caps.inside] = Raw(msgspec.json.encode(limits | dict.fromkeys(caps.ones, _ONE)))
     else:
         out |= dict.fromkeys(caps.ones, _ONE)
-    return with_transfer(out, transfer)
+    return with_fields(path, out, connector, connector.prefill, values)
 
 
-def with_transfer(document: Document, transfer: bytes) -> bytes:
-    """The request with these parameters, which are JSON."""
-    return msgspec.json.encode(document | {TRANSFER: Raw(transfer)})
+def for_decode(path: str, document: Document, connector: Connector, values: Values) -> bytes:
+    """The client's own request, with what the prefill worker left. Raises KeyError for a value that is not known."""
+    return with_fields(path, document, connector, connector.decode, values)
+
+
+def with_fields(path: str, document: Document, connector: Connector, fields: Template, values: Values) -> bytes:
+    """The request with these fields."""
+    own: Document = filled(fields, values)
+    if path in connector.named:
+        own[connector.named[path]] = Raw(b'"resp_' + values["request_id"][1:])
+    return msgspec.json.encode(document | own)
+
+
+def filled(fields: Template, values: Values) -> Document:
+    """A row's fields with the values in their places."""
+    out: Document = {}
+    for name, value in fields.items():
+        match value:
+            case Known(known, optional):
+                if not optional or known in values:
+                    out[name] = Raw(values[known])
+            case dict():
+                out[name] = Raw(msgspec.json.encode(filled(value, values)))
+            case _:
+                out[name] = Raw(msgspec.json.encode(value))
+    return out
 
 
 def _limits(caps: Caps, document: Document) -> Document:

@@ -78,6 +78,12 @@ class Pairs:
         pair.asking, pair.due_at = False, self._clock() + pair.pause_s
         pair.pause_s = min(2 * pair.pause_s, LONGEST_PAUSE_S)
 
+    def cools(self, prefill: Worker) -> None:
+        """The worker is not who it was: its pairs are to be warmed anew."""
+        for key, pair in self._pairs.items():
+            if key[0] == prefill.url:
+                pair.warm = False
+
 
 def _key(prefill: Worker, decode: Worker) -> Key:
     return prefill.url, prefill.home, decode.url, decode.home

@@ -3,7 +3,7 @@
 An endpoint is a worker if its port is known and something says which models it serves. What a worker is, is said by
 keys: as an annotation of its pod, else a label of its pod, else a label of its slice, which a Service's labels become.
 A label's value can't hold ``/`` or ``,``, hence the annotations. Where no key says where KV events are published, it is
-at a port called ``kv-events``, ``kv-replay``, if there is one.
+at a port called ``kv-events``, ``kv-replay``, if there is one; the same holds for ``bootstrap``.
 
 | key | value |
 |---|---|
@@ -18,6 +18,7 @@ at a port called ``kv-events``, ``kv-replay``, if there is one.
 | ``helios.dev/kv-events`` | where it publishes KV events: a port's name or number, ``tcp://HOST:PORT``, ``none`` |
 | ``helios.dev/kv-replay`` | where it is asked for them again, in the same way |
 | ``helios.dev/kv-ranks`` | its data-parallel ranks |
+| ``helios.dev/bootstrap`` | where those meet it that take blocks from it: a port's name or number, ``HOST:PORT`` |
 
 An endpoint that terminates is no worker any more, so it is drained. One that is not ready is a cordoned worker: it gets
 no requests, and its model is a known one while it loads. One pod may stand in several slices (while endpoints move
@@ -42,7 +43,7 @@ PREFIX: Final = "helios.dev/"
 MODELS, MODEL, ROLE, REVISION, WEIGHT, ADAPTERS, PORT, SCHEME, RANKS = (
     PREFIX + key for key in ("models", "model", "role", "revision", "weight", "adapters", "port", "scheme", "kv-ranks")
 )
-EVENTS, REPLAY = "kv-events", "kv-replay"
+EVENTS, REPLAY, BOOTSTRAP = "kv-events", "kv-replay", "bootstrap"
 """Keys, and names of ports."""
 
 FAMILIES: Final = ("IPv4", "IPv6", "FQDN")
@@ -178,8 +179,8 @@ def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
         "model": model, "url": url, "role": place.note(ROLE) or "both", "revision": place.note(REVISION),
         "weight": place.note(WEIGHT) or "1", "cordoned": not place.ready,
         "adapters": [name.strip() for name in place.note(ADAPTERS).split(",") if name.strip()],
-        "kv_events": _publishes(place, EVENTS), "kv_replay": _publishes(place, REPLAY),
-        "kv_ranks": place.note(RANKS) or "0",
+        "kv_events": _place_of(place, EVENTS), "kv_replay": _place_of(place, REPLAY),
+        "kv_ranks": place.note(RANKS) or "0", "bootstrap": _place_of(place, BOOTSTRAP),
     }  # fmt: skip
     try:
         return checked(converted(raw, WorkerSettings, strict=False))
@@ -187,7 +188,7 @@ def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
         raise UsageError(f"its labels are wrong: {error}") from None
 
 
-def _publishes(place: _Place, key: str) -> str:
+def _place_of(place: _Place, key: str) -> str:
     """What the key says; the name of a port, or without the key a port that is called so, becomes its number."""
     said = place.note(PREFIX + key)
     return next((str(number) for name, number, _ in place.ports if name == (said or key)), said)

@@ -22,7 +22,7 @@ from router.discovery.source import Found, Teller, checked_all
 
 IDENTITY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9])?\Z")
 """What a worker may call itself; a pod's name, or host and port."""
-SAID: Final = ("url", "role", "revision", "weight", "kv_events", "kv_replay", "kv_ranks")
+SAID: Final = ("url", "role", "revision", "weight", "kv_events", "kv_replay", "kv_ranks", "bootstrap")
 """What a registration says as the settings of a worker do."""
 MOST: Final = 10_000
 """Workers that are registered at a time."""
@@ -43,6 +43,7 @@ class Registration(Section, frozen=True):
     kv_events: str = ""
     kv_replay: str = ""
     kv_ranks: int = 0
+    bootstrap: str = ""
     lease_s: float = 30.0
     """How long it is believed; it should call again after a third of that."""
 

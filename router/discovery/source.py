@@ -15,6 +15,7 @@ import msgspec
 from helios.config import WorkerSettings
 from helios.errors import UsageError
 from helios.metrics import RouterMetrics
+from router.disaggregation.bootstrap import wrong_with as wrong_bootstrap
 from router.kv.publishers import wrong_with
 from router.membership import said_of
 from router.workers import check_url
@@ -101,7 +102,7 @@ def checked(worker: WorkerSettings) -> WorkerSettings:
         raise UsageError(f"the worker {url} has no model name")
     if not (math.isfinite(worker.weight) and worker.weight > 0):
         raise UsageError(f"the worker {url} has the weight {worker.weight:g}: it must be more than 0")
-    if wrong := wrong_with(said_of(worker)):
+    if wrong := wrong_with(said_of(worker)) or wrong_bootstrap(worker.bootstrap):
         raise UsageError(f"the worker {url}: {wrong}")
     clean: WorkerSettings = msgspec.structs.replace(worker, url=url, adapters=sorted(set(worker.adapters)))
     return clean

@@ -2,7 +2,8 @@
 
     PREFILLING -> CONNECTING -> WAITING -> RELAYING -> OVER
 
-PREFILLING: another worker computes its prompt (``router.disaggregation``). CONNECTING: a connection is being made.
+PREFILLING: another worker computes its prompt (``router.disaggregation``); where both workers have the request at once
+it goes on beside the next two, and the answer is held until it has succeeded. CONNECTING: a connection is being made.
 WAITING: the request was sent, no byte of the answer's body is here. RELAYING: it is. There is no task and no ``await``
 in here: the connection drives it by calls, and ``Relay`` when its deadline has passed. What it holds (the count of the
 worker's load, its part of the guard's books, the connection) it holds from its making to ``end``, which gives all of it
@@ -21,6 +22,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from router import errors
+from router.disaggregation.holding import Held, Probed
+from router.disaggregation.transfer import NO_TICKET
+from router.errors import ApiError
 from router.relay.ending import TAIL
 from router.relay.framing import Framing, Head
 from router.relay.race import Begun
@@ -34,6 +38,7 @@ from router.workers import Lease, Worker
 
 if TYPE_CHECKING:
     from router.disaggregation.prefill import Prefill
+    from router.disaggregation.transfer import Transfer
     from router.relay.course import Course
     from router.relay.delivery import Delivery
     from router.relay.exchange import Exchange
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("helios.router")
 
+GRACE_S: Final = 1.0
+"""So long an error waits for the worker that computes the prompt, whose own error counts before it."""
 COMMENT: Final = 32
 """Longest piece that may be nothing but a comment between events..."""
 IS_COMMENT: Final = re.compile(rb"(?:[0-9a-fA-F]+\r\n)?:[^\n]*\n\n(?:\r\n)?\Z")
@@ -71,9 +78,9 @@ class Dispatch:
     """One attempt. ``deadline`` is when ``expire`` is due, in the loop's seconds."""
 
     __slots__ = (
-        "_attempt", "_connecting", "_connection", "_course", "_delivery", "_idle_s", "_intake", "_lease", "_owner",
-        "_prefill", "_relay", "_renewed", "_streamed", "deadline", "first_byte_at", "framing", "phase", "race",
-        "sent_at", "span", "to", "trace", "worker",
+        "_attempt", "_connecting", "_connection", "_course", "_delivery", "_held", "_idle_s", "_intake", "_lease",
+        "_owner", "_prefill", "_relay", "_renewed", "_streamed", "_ticket", "deadline", "first_byte_at", "framing",
+        "phase", "race", "sent_at", "span", "to", "trace", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +112,10 @@ class Dispatch:
         self._renewed = False
         """Whether a kept connection was stale, and a new one took its place."""
         self._prefill: Prefill | None = None
+        self._ticket = NO_TICKET
+        """By which it takes what another worker has computed for it..."""
+        self._held: Held | Probed | None = None
+        """...and what holds its answer, while that does not count yet."""
         self.phase = CONNECTING
         self.race: Race | None = None
         """Where it may have another one beside it."""
@@ -126,8 +137,8 @@ class Dispatch:
 
     @property
     def whole(self) -> bool:
-        """Whether all of an answer has come."""
-        return self.framing is not None and self.framing.ended
+        """Whether all of an answer has come, and counts."""
+        return self.framing is not None and self.framing.ended and (self._held is None or self._held.open)
 
     def beside(self, worker: Worker) -> Dispatch:
         """Another attempt at the same request."""
@@ -137,31 +148,85 @@ class Dispatch:
         )  # fmt: skip
 
     def begin(self) -> None:
-        """Send the request, when its prompt has been computed elsewhere if that is worth it."""
+        """Send the request, when its prompt has been computed elsewhere if that is worth it, or while it is."""
         splits, worker = self._relay.splits, self.worker
         if splits is not None and worker is not None and worker.role == "decode":
             self.phase = PREFILLING
-            self._prefill = splits.begin(self._course, self._intake, worker, self._prefilled)
+            try:
+                self._prefill, self._ticket = splits.begin(self._course, self._intake, worker, self._prefilled)
+            except ApiError as error:
+                self._owner.failed(self, None, "", error)
+                return
+            transfer = self._course.transfer
             if self._prefill is not None:
                 self.deadline = self._prefill.deadline
                 if self._lease is not None:
                     self._lease.computed()
-                return
+                if transfer is None or not transfer.paired:
+                    return
             self.phase = CONNECTING
         self._go()
 
     def _prefilled(self) -> None:
         """What came of it is in ``course.transfer``."""
-        self._prefill, self.phase = None, CONNECTING
+        self._prefill = None
         now = self.sent_at = self._relay.now()
         self.deadline = now + self._relay.settings.first_byte_timeout_s
         self._attempt.begins(now)
-        self._go()
+        if self.phase is PREFILLING:
+            self.phase = CONNECTING
+            self._go()
+        elif self.phase is WAITING:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Both workers had the request, and the one that computes the prompt is through."""
+        transfer, held, connection = self._course.transfer, self._held, self._connection
+        assert transfer is not None
+        assert isinstance(held, Held)
+        if transfer.taken:
+            held.release(transfer.passing)
+            self._held = None
+            if self._connection is not None and not self._delivery.paused:
+                self._connection.resume()
+            return
+        self._unhold()
+        self._connection, self.framing, self.phase = None, None, CONNECTING
+        if connection is not None:
+            connection.abort()  # the worker waits for what never comes
+        if transfer.undone:
+            self.begin()
+        else:
+            self._go()
+
+    def _missed(self) -> None:
+        """The worker has too little of the prompt."""
+        self._held = None
+        connection, self._connection = self._connection, None
+        self.framing, self.phase = None, CONNECTING
+        self.deadline = self._relay.now() + self._relay.settings.first_byte_timeout_s
+        if connection is not None:
+            connection.free()
+        if self._course.transfer is not None:
+            self._course.transfer.missed()
+        self.begin()
+
+    def _had(self) -> None:
+        """The worker has enough of the prompt, and answers."""
+        if self._course.transfer is not None:
+            self._course.transfer.had()
+        if self._relay.splits is not None:
+            self._relay.splits.had(self._course)
+
+    def _unhold(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.drop()
 
     def _go(self) -> None:
         """Send it over a kept connection or a new one."""
         pool = self._relay.pool
-        connection = pool.idle(self.to)
+        connection = None if self._renewed else pool.idle(self.to)
         if connection is None:
             self._connecting = pool.connect(self.to, self)
         else:
@@ -181,26 +246,43 @@ class Dispatch:
         else:
             relay = self._relay
             raw = relay.keys.in_place(said.headers, worker, ours=relay.authenticates)
-            content, transfer = intake.content, course.transfer
-            blocks = b"" if transfer is None else transfer.take(worker.revision)
+            content, transfer, identity = intake.content, course.transfer, b""
+            blocks = b"" if transfer is None else transfer.take(self._ticket, worker.revision)
             renames = relay.renames and said.route.named and not course.diverted
             if delivery.held or renames or blocks:  # compressed, it would not fit its head, or hide the name
                 raw = [pair for pair in raw if pair[0] != b"accept-encoding"]
             if renames:
                 taker = renamed(taker, intake.asked)
             if blocks and transfer is not None:
-                content, taker = blocks, transfer.passing(taker)
-            head = said.to_worker(worker, raw, len(blocks) or intake.size, self.trace)
+                content, taker, identity = blocks, self._holding(transfer, taker, connection), transfer.identity
+            head = said.to_worker(worker, raw, len(blocks) or intake.size, self.trace, identity)
             connection.ask(taker, head, content, intake.spool, delivery.http11)
         if delivery.paused:
             connection.pause()
+
+    def _holding(self, transfer: Transfer, taker: Taker, connection: Connection) -> Taker:
+        """Takes the answer to what another worker has computed, computes, or is to compute if need be."""
+        if transfer.paired:
+            self._held = held = Held(taker, self._holds)
+            return held
+        if transfer.probing:
+            self._held = probed = Probed(taker, self._missed, self._had)
+            return probed
+        return transfer.passing(taker)
+
+    def _holds(self, head: Head | None) -> None:
+        """Something of an answer is held. An error may come of the other worker's, which comes soon then."""
+        if self._connection is not None:
+            self._connection.pause()
+        if head is not None and head.status >= HTTPStatus.BAD_REQUEST:
+            self.deadline = min(self.deadline, self._relay.now() + GRACE_S)
 
     # --- what the connection says ---
 
     def connected(self, connection: Connection) -> None:
         self._connecting = None
         transfer = self._course.transfer
-        if transfer is not None and transfer.late:  # its prompt is computed once more
+        if transfer is not None and self._ticket and transfer.undone:  # its prompt is computed once more
             connection.abort()
             self.begin()
         else:
@@ -263,8 +345,13 @@ class Dispatch:
         if self.span is not None:
             self.span.reconnects(self._relay.now())
         self._course.once_more(self, "stale_connection", reason)
-        if self._course.transfer is not None:
-            self._course.transfer.give_back()
+        self._unhold()
+        if self._course.transfer is not None and self._course.transfer.lost(self._ticket):
+            if self._prefill is not None:
+                self._prefill.end()
+                self._prefill = None
+            self.begin()
+            return
         self._connecting = self._relay.pool.connect(self.to, self)
 
     # --- what the relay says ---
@@ -273,7 +360,12 @@ class Dispatch:
         """The deadline has passed."""
         if self.phase is OVER:
             return
-        if self._prefill is not None:
+        if self._prefill is not None and isinstance(self._held, Held) and self._held.refused:
+            self._prefill.end()
+            if self._course.transfer is not None:
+                self._course.transfer.given_up()
+            self._prefilled()
+        elif self._prefill is not None:
             self._prefill.expire()
         elif self._delivery.paused:
             self._owner.not_taken()
@@ -333,11 +425,12 @@ class Dispatch:
         self.phase = OVER
         relay = self._relay
         relay.dispatches.discard(self)
+        self._unhold()
         if self._prefill is not None:
             self._prefill.end()
             self._prefill = None
-            if self._course.transfer is not None:
-                self._course.transfer.failed()
+        if self._course.transfer is not None:
+            self._course.transfer.left(self._ticket)
         if self.span is not None:
             self.span.left(relay.now(), self.first_byte_at, self.whole)
         if self._connecting is not None:

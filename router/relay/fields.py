@@ -4,7 +4,8 @@ Fields that only help to choose a worker are hints: where one has not the type t
 and the hints are left out. Where a name comes twice the last one counts, as it does in vLLM's parser.
 ``kv_transfer_params`` and ``ec_transfer_params`` tell a worker where to fetch blocks from, so a client that could set
 them could make workers read from anywhere: they are refused wherever vLLM would take them from, ``vllm_xargs`` and
-``sampling_params.extra_args`` included (both become the sampling parameters' ``extra_args``).
+``sampling_params.extra_args`` included (both become the sampling parameters' ``extra_args``). SGLang takes the same
+from ``bootstrap_host`` and the like; ``cache_hit_threshold`` lets a worker answer nothing, which the router asks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from router import errors
 from router.relay.said import FIELDS, NEEDED, NOT_SENT, SAMPLINGS, TRANSFERS, Fields, Transfer
 
 TRANSFER: Final = ("kv_transfer_params", "ec_transfer_params")
+BOOTSTRAP: Final = (
+    "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key", "disagg_prefill_dp_rank",
+    "cache_hit_threshold",
+)  # fmt: skip
+"""Fields of the body itself (SGLang's srt/entrypoints/openai/protocol.py and srt/managers/io_struct.py; vLLM's RFC
+#24256)."""
 _ABSENT: Final = (b"", b"null")
 
 
@@ -34,6 +41,9 @@ def read(body: bytes) -> Fields:
     except RecursionError:
         raise errors.invalid_body("The request body is nested too deeply.") from None
     _refuse(fields, "")
+    for name in BOOTSTRAP:
+        if not _absent(getattr(fields, name)):
+            raise errors.forbidden_field(name)
     if not _absent(fields.vllm_xargs):
         check_extra(bytes(fields.vllm_xargs), "vllm_xargs.")
     if not _absent(fields.sampling_params):

@@ -32,13 +32,15 @@ class RequestHead:
         trace = self.trace
         return {"request_id": self.identity.decode(), "trace_id": trace.id.decode(), "span_id": trace.span.decode()}
 
-    def to_worker(self, worker: Worker, raw: Headers, size: int, trace: Trace) -> bytes:
-        """As a worker gets it, with these headers and its place in the trace; the body has ``size`` bytes."""
+    def to_worker(self, worker: Worker, raw: Headers, size: int, trace: Trace, identity: bytes = b"") -> bytes:
+        """As a worker gets it, with these headers and its place in the trace; the body has ``size`` bytes.
+
+        ``identity``: what it is called there; empty: as ever."""
         at, query = worker.address, b"?" + self.query if self.query else b""
         return b"".join(
             (
                 b"POST ", at.prefix, self.route.raw_path, query, b" HTTP/1.1\r\nhost: ", at.authority,
                 b"\r\ncontent-length: ", str(size).encode(), b"\r\n",
-                headers.to_worker(raw, self.identity, trace), b"\r\n",
+                headers.to_worker(raw, identity or self.identity, trace), b"\r\n",
             )
         )  # fmt: skip

@@ -41,6 +41,12 @@ class Sampling(msgspec.Struct):
 
 
 class Needed(Transfer):
+    bootstrap_host: Raw = NOT_SENT
+    bootstrap_port: Raw = NOT_SENT
+    bootstrap_room: Raw = NOT_SENT
+    bootstrap_pair_key: Raw = NOT_SENT
+    disagg_prefill_dp_rank: Raw = NOT_SENT
+    cache_hit_threshold: Raw = NOT_SENT
     model: str | None = None
     vllm_xargs: Raw = NOT_SENT
     sampling_params: Raw = NOT_SENT

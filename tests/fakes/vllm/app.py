@@ -19,7 +19,9 @@ from tests.fakes.vllm.events import Events
 from tests.fakes.vllm.faults import Fault, FaultPlan
 from tests.fakes.vllm.journal import Journal, Record
 from tests.fakes.vllm.kv import KvError, Ledger
+from tests.fakes.vllm.links import Place, link_of
 from tests.fakes.vllm.metrics import Metrics
+from tests.fakes.vllm.rooms import Rooms
 from tests.fakes.vllm.settings import Settings
 from tests.fakes.vllm.sleep import HANDLERS, Sleep
 from tests.fakes.vllm.verify import ADMINISTRATION
@@ -66,7 +68,11 @@ class Fake:
         self.metrics = Metrics(settings.model)
         self.ledger = Ledger(settings, self.clock, control_host, control_port)
         self.sleep = Sleep()
-        self.engine = Engine(settings, self.metrics, self.ledger)
+        self.rooms = Rooms(settings.lease_s, settings.block_tokens, self.clock)
+        self.engine = Engine(
+            settings, self.metrics, link_of(Place(settings, control_host, control_port, self.ledger, self.rooms))
+        )
+        self.control = f"http://{control_host}:{control_port}"
         self.engine.rejected = self._rejected
         self.events = Events(settings.block_tokens) if settings.kv_events else None
         if self.events is not None:
@@ -142,8 +148,9 @@ def control_app(fake: Fake, listener: Any) -> Starlette:
         return JSONResponse({})
 
     async def kv(request: Request) -> Response:
-        ledger = fake.ledger
-        return JSONResponse({"held": ledger.held, "stranded": ledger.stranded, "claimed": ledger.claimed})
+        both = fake.ledger, fake.rooms
+        counts = {name: sum(getattr(one, name) for one in both) for name in ("held", "stranded", "claimed")}
+        return JSONResponse(counts)
 
     async def events(request: Request) -> Response:
         assert fake.events is not None, "it publishes nothing"
@@ -158,8 +165,26 @@ def control_app(fake: Fake, listener: Any) -> Starlette:
             return JSONResponse({"refused": str(error)})
         return JSONResponse({"refused": None})
 
+    async def meet(request: Request) -> Response:
+        body = await request.json()
+        try:
+            state = fake.rooms.meet(body["key"], body["said"], body["tokens"])
+        except KvError as error:
+            return JSONResponse({"refused": str(error), "state": ""})
+        return JSONResponse({"refused": None, "state": state})
+
+    async def engine(request: Request) -> Response:
+        return JSONResponse({"engine": fake.ledger.engine})
+
+    async def query(request: Request) -> Response:
+        """Mooncake's bootstrap server."""
+        return JSONResponse({"0": {"engine_id": fake.ledger.engine, "worker_addr": {"0": {"0": fake.control}}}})
+
     return Starlette(
         routes=[
+            Route("/query", query, methods=["GET"]),
+            Route("/kv/engine", engine, methods=["GET"]),
+            Route("/kv/meet", meet, methods=["POST"]),
             Route("/journal", journal, methods=["GET", "DELETE"]),
             Route("/faults", faults, methods=["POST", "DELETE"]),
             Route("/health", health, methods=["POST"]),

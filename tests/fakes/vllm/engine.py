@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from helios.errors import HeliosError
-from helios.http.client import HttpClient
 from tests.fakes.vllm import tokens
 from tests.fakes.vllm.errors import VllmError
-from tests.fakes.vllm.kv import KvError, Ledger, Params, check_prefill_leg
+from tests.fakes.vllm.kv import KvError, Params
+from tests.fakes.vllm.links import Link, TooLittle
 from tests.fakes.vllm.metrics import Metrics
 from tests.fakes.vllm.requests import Sampled
 from tests.fakes.vllm.settings import Settings
+
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Job:
     request: Sampled
     limit: int | None
     """Most tokens to generate for each choice; None: as many as fit."""
+    rank: list[str] = field(default_factory=list)
+    """What its headers say of the rank that is to compute it."""
+    finish: str = "length"
+    """How it ended."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,8 +66,8 @@ class Job:
 class Engine:
     """Runs jobs."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, ledger: Ledger) -> None:
-        self.settings, self.metrics, self.ledger = settings, metrics, ledger
+    def __init__(self, settings: Settings, metrics: Metrics, link: Link) -> None:
+        self.settings, self.metrics, self.link = settings, metrics, link
         self.jobs = 0
         """Under way."""
         self.computed: Callable[[list[int]], None] = lambda prompt: None
@@ -86,8 +91,14 @@ class Engine:
         """The tokens of all choices, in turns. Close the iterator (``aclosing``) when it is left early."""
         limit = self.room(job) if job.limit is None else job.limit
         began = time.monotonic()
-        with self._counted() as end:
-            source = await self._load(job)
+        with self._counted(job) as end:
+            try:
+                source = await self._load(job)
+            except TooLittle:
+                end("cache_threshold")
+                for index in range(len(job.prompts) * job.request.n):
+                    yield Step(index, NO_TOKEN, "", "cache_threshold")
+                return
             await asyncio.sleep(self.settings.prefill_s if source == "local_compute" else 0)
             self.metrics.prompt(job.prompt_tokens, source)
             for prompt in job.prompts:
@@ -110,6 +121,7 @@ class Engine:
                     self.metrics.generation_tokens.inc()
                     yield Step(index, token, tokens.decode([token]), finish)
             end(reason)
+            job.finish = reason
             self.metrics.e2e.observe(time.monotonic() - began)
 
     async def choices(self, job: Job) -> list[Choice]:
@@ -117,51 +129,24 @@ class Engine:
         prompts = [p for p in job.prompts for _ in range(job.request.n)]
         done = [Choice(index, prompt) for index, prompt in enumerate(prompts)]
         async for step in self.steps(job):
-            done[step.choice].ids.append(step.token)
+            done[step.choice].ids += [step.token] if step.token != NO_TOKEN else []
             done[step.choice].finish = step.finish or done[step.choice].finish
         return done
 
     def minted(self, job: Job) -> Params | None:
         """The ``kv_transfer_params`` that go into the answer of a prefill leg."""
-        if self.settings.role != "prefill" or not job.request.kv_transfer_params:
-            return None
-        return self.ledger.mint(job.id, job.prompt_tokens)
+        return self.link.done(job, job.finish)
 
     async def _load(self, job: Job) -> str:
-        """Where the prompt's KV comes from."""
-        params = job.request.kv_transfer_params
-        if params is None:
-            return "local_compute"
+        """Where the prompt's KV comes from. Raises TooLittle."""
         try:
-            if self.settings.role == "both":
-                raise KvError("kv_transfer_params on a worker that takes no part in disaggregation")
-            if self.settings.role == "prefill":
-                check_prefill_leg(
-                    params, stream=bool(job.request.stream), limit=job.limit, min_tokens=job.request.min_tokens
-                )
-                return "local_compute"
-            await self._fetch(params, job.prompt_tokens)
-            return "external_kv_transfer"
+            return await self.link.load(job)
         except KvError as error:
-            self.rejected(f"kv_transfer_params: {error}")
+            self.rejected(f"{self.settings.connector}: {error}")
             raise VllmError(str(error), status=500, type="InternalServerError") from None
 
-    async def _fetch(self, params: Params, prompt_tokens: int) -> None:
-        if params.get("do_remote_prefill") is not True:
-            raise KvError("a decode leg says do_remote_prefill true")
-        client = HttpClient(f"http://{params.get('remote_host')}:{params.get('remote_port')}", timeout_s=5)
-        body = {"params": params, "prompt_tokens": prompt_tokens}
-        try:
-            answer: Any = await asyncio.to_thread(client.json, "POST", "/kv/claim", body=body)
-        except HeliosError as error:
-            raise KvError(f"the prefill worker can't be reached: {error}") from None
-        finally:
-            client.close()
-        if answer["refused"] is not None:
-            raise KvError(answer["refused"])
-
     @contextmanager
-    def _counted(self) -> Any:
+    def _counted(self, job: Job) -> Any:
         """Count the job as running; how it ended is ``abort`` unless the block says otherwise."""
         reason = "abort"
 
@@ -178,5 +163,7 @@ class Engine:
             raise
         finally:
             self.jobs -= 1
+            if reason in ("abort", "error"):
+                self.link.left(job)
             self.metrics.running.dec()
             self.metrics.ended(reason)

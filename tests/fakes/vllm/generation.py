@@ -39,7 +39,7 @@ def transfer(params: Any) -> dict[str, Any]:
 def job_of(call: Call, request: requests.Sampled, prefix: str, prompts: list[list[int]], limit: int | None) -> Job:
     call.fake.check_model(request.model)
     requests.check_sampling(request, limit, call.fake.settings.max_model_len)
-    job = Job(f"{prefix}{call.request_id}", prompts, request, limit)
+    job = Job(f"{prefix}{call.request_id}", prompts, request, limit, call.record.header("x-data-parallel-rank"))
     call.fake.engine.check(job)
     return job
 

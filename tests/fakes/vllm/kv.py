@@ -35,7 +35,7 @@ class Ledger:
 
     def __init__(self, settings: Settings, clock: Callable[[], float], host: str, port: int) -> None:
         self._settings, self._clock, self._host, self._port = settings, clock, host, port
-        self._engine = str(uuid.uuid4())
+        self.engine = str(uuid.uuid4())
         self._leases: dict[str, Lease] = {}
         self._spent: set[str] = set()
         self._next_block = 1
@@ -46,13 +46,21 @@ class Ledger:
     def mint(self, request_id: str, prompt_tokens: int) -> Params:
         """Pin the blocks of a prompt and return the parameters with which they can be fetched."""
         self.expire()
+        params = self.described(request_id, prompt_tokens)
+        blocks = sum(len(group) for group in params["remote_block_ids"])
+        key = params["remote_request_id"]
+        self._leases[key] = Lease(params, blocks, self._clock() + self._settings.lease_s)
+        return params
+
+    def described(self, request_id: str, prompt_tokens: int) -> Params:
+        """New blocks of a prompt, and who has them."""
         key = f"{request_id}-0-{uuid.uuid4().hex[:8]}"
         blocks = -(-prompt_tokens // self._settings.block_tokens)
         params: Params = {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "remote_block_ids": [list(range(self._next_block, self._next_block + blocks))],
-            "remote_engine_id": self._engine,
+            "remote_engine_id": self.engine,
             "remote_request_id": key,
             "remote_host": self._host,
             "remote_port": self._port,
@@ -66,7 +74,6 @@ class Ledger:
             "fake_opaque": uuid.uuid4().hex,
         }
         self._next_block += blocks
-        self._leases[key] = Lease(params, blocks, self._clock() + self._settings.lease_s)
         return params
 
     def claim(self, params: Params, prompt_tokens: int) -> None:

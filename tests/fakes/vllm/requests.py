@@ -34,6 +34,10 @@ class Sampled(Body):
     min_tokens: int = 0
     ignore_eos: bool = False
     return_token_ids: bool | None = None
+    cache_hit_threshold: float | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: int | None = None
+    bootstrap_room: int | None = None
 
 
 class Message(msgspec.Struct):
@@ -67,6 +71,7 @@ class Responses(Sampled, kw_only=True):
     input: str | list[Message]
     instructions: str | None = None
     max_output_tokens: int | None = None
+    request_id: str | None = None
 
     def prompt(self) -> list[int]:
         said = [Message("user", self.input)] if isinstance(self.input, str) else self.input

@@ -15,6 +15,10 @@ class Settings:
     model: str
     role: Role = "both"
     """``prefill`` and ``decode`` take part in disaggregation; ``both`` accepts no ``kv_transfer_params``."""
+    connector: Literal["nixl", "nixl-push", "mooncake", "shared-storage", "cache-threshold", "sglang"] = "nixl"
+    """How blocks get from one to another (``links``)."""
+    storage: str = ""
+    """Directory that workers share, for those connectors that want one."""
     runner: Literal["generate", "pooling", "all"] = "all"
     """vLLM serves generation or pooling; ``all`` serves both, which spares a test a second fake."""
     max_model_len: int = 1024

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from helios.config import KvEventsSettings
+from helios.config import DisaggregationSettings, KvEventsSettings
+from helios.errors import UsageError
 from helios.launch import roles
 from helios.launch.plan import Placement
 from helios.launch.roles import Ports, Told
+from helios.launch.workers import check_connector
 from router.kv.publishers import publishers_of
 from router.membership import parse_worker, said_of
 
@@ -133,3 +135,9 @@ def test_one_worker_for_both_publishes_events_where_it_has_a_port_for_them():
         Placement("both", "vllm"), "cuda", Ports(8000, events=5557), task="embedding", lease_s=30.0, extra=()
     )
     assert "--kv-events-config" not in found.arguments
+
+
+def test_a_router_that_speaks_another_connector_than_the_workers_is_refused_before_anything_is_started() -> None:
+    check_connector(DisaggregationSettings())
+    with pytest.raises(UsageError, match="'mooncake'"):
+        check_connector(DisaggregationSettings(connector="mooncake"))

@@ -86,3 +86,19 @@ def test_transfer_parameters_are_refused_wherever_vllm_reads_them(prefix: str, n
 )
 def test_what_vllm_would_not_read_is_left_to_it(document: Any) -> None:
     assert model_of(json.dumps({"model": "m", **document}).encode()) == "m"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key", "disagg_prefill_dp_rank",
+        "cache_hit_threshold",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [{}, "x", 0, [1], False])
+@pytest.mark.parametrize("other", [{}, {"max_tokens": "odd"}])
+def test_what_says_where_sglang_takes_memory_from_is_refused(name: str, value: Any, other: Any) -> None:
+    with pytest.raises(ApiError) as refused:
+        model_of(json.dumps({"model": "m", name: value, **other}).encode())
+    assert (refused.value.code, refused.value.param) == ("forbidden_parameter", name)
+    assert model_of(json.dumps({"model": "m", name: None}).encode()) == "m"

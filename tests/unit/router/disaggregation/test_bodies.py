@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.disaggregation.bodies import CAPS, document_of, for_prefill, why_whole, with_transfer
-from router.disaggregation.connectors import NIXL
+from router.disaggregation.bodies import CAPS, document_of, for_decode, for_prefill, why_whole
+from router.disaggregation.connectors import NIXL, NIXL_PUSH, SGLANG
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, GENERATE = "/v1/messages", "/inference/v1/generate"
@@ -25,14 +25,13 @@ BLOCKS = {
 
 
 def prefill(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(for_prefill(path, document_of(json.dumps(body).encode()), NIXL.prefill))
+    found: dict[str, Any] = json.loads(for_prefill(path, document_of(json.dumps(body).encode()), NIXL, {}))
     return found
 
 
 def decode(body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        with_transfer(document_of(json.dumps(body).encode()), json.dumps(BLOCKS).encode())
-    )
+    document, values = document_of(json.dumps(body).encode()), {"answer": json.dumps(BLOCKS).encode()}
+    found: dict[str, Any] = json.loads(for_decode(CHAT, document, NIXL, values))
     return found
 
 
@@ -99,7 +98,10 @@ def test_whatever_else_a_body_says_goes_on_as_it_came(body: dict[str, Any]) -> N
 
 def test_values_keep_their_spelling() -> None:
     document = document_of(b'{"a": 1.50e3, "b": "\\u00e9", "c" : { "d":[ 1 ] }, "a": 2.0}')
-    assert with_transfer(document, b"{}") == b'{"a":2.0,"b":"\\u00e9","c":{ "d":[ 1 ] },"kv_transfer_params":{}}'
+    assert (
+        for_decode(CHAT, document, NIXL, {"answer": b"{}"})
+        == b'{"a":2.0,"b":"\\u00e9","c":{ "d":[ 1 ] },"kv_transfer_params":{}}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,3 +129,33 @@ def test_values_keep_their_spelling() -> None:
 )
 def test_what_can_not_be_split(path: str, body: dict[str, Any], why: str) -> None:
     assert why_whole(path, document_of(json.dumps(body).encode())) == why
+
+
+def test_the_engine_that_caps_its_own_prefill_gets_the_clients_limits() -> None:
+    """Its one token is the answer's first: what would be another request there would be another answer."""
+    body = {"model": "m", "max_tokens": 50, "min_tokens": 5, "stream": True, "stream_options": {"include_usage": True}}
+    values = {"bootstrap_host": b'"p"', "bootstrap_port": b"8998", "room": b"7"}
+    document = document_of(json.dumps(body).encode())
+    room = {"bootstrap_host": "p", "bootstrap_port": 8998, "bootstrap_room": 7}
+    assert json.loads(for_prefill(CHAT, document, SGLANG, values)) == {
+        "model": "m", "max_tokens": 50, "min_tokens": 5, "stream": False, **room,
+    }  # fmt: skip
+    assert json.loads(for_decode(CHAT, document, SGLANG, values)) == body | room
+
+
+def test_a_value_that_may_be_missing_takes_its_field_along_and_another_one_is_an_error() -> None:
+    values = {
+        "remote_engine_id": b'"e"', "remote_host": b'"p"', "remote_port": b"5600", "tp_size": b"2",
+        "request_id": b'"id"', "transfer_id": b'"xfer"',
+    }  # fmt: skip
+    params = json.loads(for_decode(CHAT, {}, NIXL_PUSH, values))["kv_transfer_params"]
+    assert "pp_size" not in params
+    assert params["tp_size"] == 2
+    with pytest.raises(KeyError):
+        for_decode(CHAT, {}, NIXL_PUSH, {})
+
+
+def test_where_a_route_takes_the_id_from_the_body_both_workers_find_it_there() -> None:
+    values = {"request_id": b'"id-1"', "transfer_id": b'"x"'}
+    assert json.loads(for_prefill(RESPONSES, {}, NIXL_PUSH, values))["request_id"] == "resp_id-1"
+    assert "request_id" not in json.loads(for_prefill(CHAT, {}, NIXL_PUSH, values))

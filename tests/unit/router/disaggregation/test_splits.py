@@ -8,66 +8,10 @@ from typing import Any
 
 import pytest
 
-from helios.config import DisaggregationSettings, RetrySettings
-from router.disaggregation.splits import Splits
+from helios.config import RetrySettings
 from router.resilience.outcome import Outcome
-from tests.support.relaying import BODY, EVENT, EVENTS, LAST, FakeConnection, Scene
-
-WORKERS = ("m=http://d:1,role=decode", "m=http://p:1,role=prefill")
-BLOCKS = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_engine_id": "e"}
-LONG = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 4000}], "max_tokens": 7}).encode()
-
-
-def answer(document: Any, status: bytes = b"200 OK") -> bytes:
-    content = json.dumps(document).encode()
-    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % (status, len(content)) + content
-
-
-PREFILLED = answer({"choices": [], "kv_transfer_params": BLOCKS})
-ANSWER = answer({"choices": ["a"]})
-
-
-class Split(Scene):
-    """A relay with a worker that answers and one that computes prompts."""
-
-    def __init__(self, *, workers: Any = WORKERS, lease_s: float = 30.0, warm: bool = True, **more: Any) -> None:
-        super().__init__(workers=workers, **more)
-        settings = DisaggregationSettings(min_tokens=256, timeout_s=20, lease_s=lease_s)
-        splits = self.relay.splits = Splits(settings, self.relay)
-        for worker in self.workers.all:
-            worker.health.succeeded()
-        for prefill, decode, _ in splits.pairs.due(self.workers) if warm else ():
-            splits.pairs.done(prefill, decode)
-
-    def asks(self, body: bytes = LONG) -> Split:
-        self.exchange.begin()
-        self.exchange.feed(body)
-        self.exchange.complete()
-        return self
-
-    def results(self) -> dict[str, float]:
-        """How often which thing was counted."""
-        found = {}
-        for family in self.metrics.registry.collect():
-            for sample in family.samples:
-                if sample.name == "helios_router_prefills_total" and sample.value:
-                    found[sample.labels["result"]] = sample.value
-        return found
-
-    def load(self, url: str) -> tuple[int, int]:
-        """Requests at a worker, and tokens that are to be computed there."""
-        worker = self.workers.at(url)
-        assert worker is not None
-        return worker.in_flight, worker.load.prefill
-
-
-def asked(connection: FakeConnection) -> tuple[bytes, dict[str, bytes], dict[str, Any]]:
-    """The request line, headers and body that a worker got."""
-    head, _, body = connection.asked.partition(b"\r\n\r\n")
-    line, *lines = head.split(b"\r\n")
-    headers = dict(line.split(b": ", 1) for line in lines)
-    return line, {name.decode(): value for name, value in headers.items()}, json.loads(body)
+from tests.support.relaying import BODY, EVENT, EVENTS, LAST
+from tests.support.splitting import ANSWER, BLOCKS, LONG, PREFILLED, WORKERS, Split, answer, asked
 
 
 def test_the_prompt_is_computed_first_and_the_answer_has_its_blocks() -> None:
@@ -263,17 +207,20 @@ def test_blocks_that_may_have_been_read_are_computed_anew() -> None:
     scene.settled()
 
 
-def test_a_stale_connection_costs_nothing() -> None:
+def test_a_stale_connection_costs_the_blocks_that_were_named_over_it() -> None:
+    """The worker has most likely seen nothing; but one that broke off just then has read them."""
     scene = Split()
     scene.pool.has_idle = True
     scene.asks()
     scene.pool.made[-1].breaks(stale=True)
     scene.connected().comes(PREFILLED)
     scene.pool.made[-1].breaks(stale=True)
+    scene.pool.made[-1].comes(answer({"kv_transfer_params": BLOCKS | {"remote_block_ids": [[7]]}}))
     decode = scene.connected()
-    assert asked(decode)[2]["kv_transfer_params"] == BLOCKS
+    assert asked(decode)[1]["host"] == b"d:1"
+    assert asked(decode)[2]["kv_transfer_params"]["remote_block_ids"] == [[7]]
     decode.comes(ANSWER)
-    assert scene.results() == {"remote": 1}
+    assert scene.results() == {"remote": 2}
     scene.settled()
 
 
@@ -303,4 +250,16 @@ def test_what_was_cached_is_what_the_other_one_had() -> None:
     all_of_it = {"usage": {"prompt_tokens": 900, "prompt_tokens_details": {"cached_tokens": 899}}}
     scene.connected().comes(answer(all_of_it))
     assert json.loads(scene.text.partition(b"\r\n\r\n")[2]) == usage
+    scene.settled()
+
+
+def test_the_rank_that_a_client_names_is_that_of_both() -> None:
+    scene = Split()
+    scene.exchange._said.headers = [*scene.exchange._said.headers, (b"x-data-parallel-rank", b"1")]
+    scene.asks()
+    prefill = scene.connected()
+    prefill.comes(PREFILLED)
+    decode = scene.connected()
+    assert [asked(one)[1]["x-data-parallel-rank"] for one in (prefill, decode)] == [b"1", b"1"]
+    decode.comes(ANSWER)
     scene.settled()
