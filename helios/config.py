@@ -743,6 +743,21 @@ class LoaderSettings(Section, frozen=True):
     """Pinned host memory through which tensors go to a GPU, in MiB."""
 
 
+class CsiSettings(Section, frozen=True):
+    """The CSI driver (docs/csi.md)."""
+
+    driver: str = "csi.helios.dev"
+    """What the driver is called in Kubernetes."""
+    mount: str = ""
+    """Mount point of the mount that volumes are taken from; empty: the only one of this HELIOS_HOME."""
+    kubelet: str = "/var/lib/kubelet"
+    """The kubelet's directory: nothing is published anywhere else."""
+    deadline_s: float = 60.0
+    """Longest time for one call, in seconds; a shorter one of the caller counts."""
+    cluster: str = "default"
+    """This cluster's name, where several share a registry: each has volumes of its own."""
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
@@ -751,6 +766,7 @@ class Config(Section, frozen=True):
     router: RouterSettings = RouterSettings()
     loader: LoaderSettings = LoaderSettings()
     compile_cache: CompileCacheSettings = CompileCacheSettings()
+    csi: CsiSettings = CsiSettings()
     log: LogSettings = LogSettings()
 
 

@@ -288,6 +288,19 @@ class NoticeList(msgspec.Struct, frozen=True):
     notices: list[Notice]
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """A commit that somebody keeps until then, in unix seconds."""
+
+    holder: str
+    repo: str
+    commit: str
+    expires: float
+
+
+class LeaseList(msgspec.Struct, frozen=True):
+    leases: list[Lease]
+
+
 class QuotaList(msgspec.Struct, frozen=True):
     quotas: list[QuotaState]
 

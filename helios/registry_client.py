@@ -28,6 +28,8 @@ from helios.registry_answers import (
     Kept,
     KeptList,
     KnownChunks,
+    Lease,
+    LeaseList,
     ModelPlace,
     Move,
     MoveList,
@@ -355,6 +357,10 @@ class RegistryClient:
         body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
         answer: dict[str, float] = self.http.json("PUT", "/api/v1/leases", body=body)
         return answer["expires"]
+
+    def leases(self) -> list[Lease]:
+        """Every lease that holds, of repositories that the caller may see."""
+        return self._get("/api/v1/leases", LeaseList).leases
 
     def _events(self, path: str, wanted: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
         body = msgspec.json.encode(wanted)
