@@ -12,14 +12,15 @@ from typing import Any
 from csi import attributes, capabilities
 from csi import csi_pb2 as messages
 from csi.node import Volumes
+from csi.rights import Rights
 from csi.until import Until
 from csi.wire import Method
 from helios.errors import InvalidInput
 
 
 class NodeService:
-    def __init__(self, node_id: str, volumes: Volumes) -> None:
-        self._node_id, self._volumes = node_id, volumes
+    def __init__(self, node_id: str, volumes: Volumes, rights: Rights) -> None:
+        self._node_id, self._volumes, self._rights = node_id, volumes, rights
 
     def methods(self) -> Mapping[str, Method]:
         return {
@@ -38,6 +39,7 @@ class NodeService:
             raise InvalidInput("volume_capability is missing")
         options = capabilities.check(request.volume_capability)
         wanted = attributes.read(request.volume_context, where="volume_context")
+        await self._rights.check(wanted.repo, request.volume_context, until)
         await self._volumes.publish(volume, wanted, request.target_path, options, until)
         return messages.NodePublishVolumeResponse()
 

@@ -14,6 +14,7 @@ from helios.embedded import AttachedRegistry, attach
 from helios.errors import NotFound, Unavailable
 from helios.home import Home
 from helios.names import RepoId
+from helios.registry_answers import Allowed
 from helios.registry_client import RegistryClient
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class Registry:
             return commit, client.where(wanted.repo, commit).bytes or 0
 
         return self._ask(ask)
+
+    def allowed(self, repo: RepoId, namespace: str) -> Allowed:
+        """Whether pods of the namespace may read the repository. Raises RepoNotFound, Unavailable."""
+        return self._ask(lambda client: client.allowed(repo, namespace))
 
     def volumes(self) -> list[Made]:
         """The volumes of this cluster that there are."""

@@ -25,6 +25,7 @@ from csi.mounted import MountOfNode
 from csi.node import Volumes, keep_swept
 from csi.node_service import NodeService
 from csi.registry import Registry
+from csi.rights import Rights
 from csi.wire import Work
 from helios.config import Config, CsiSettings
 from helios.errors import Conflict, UsageError
@@ -94,7 +95,8 @@ async def _serve(
     described = messages.DESCRIPTOR.services_by_name
     services = {"Identity": Identity(settings.driver, calls, controller=controller).methods()}
     if node_id is not None:
-        services["Node"] = NodeService(node_id, volumes).methods()
+        rights = Rights(registry, calls, asked=settings.authorise == "namespace")
+        services["Node"] = NodeService(node_id, volumes, rights).methods()
     if controller:
         services["Controller"] = Controller(registry, calls, settings.cluster).methods()
     server: Any = grpc.aio.server(maximum_concurrent_rpcs=MAX_CALLS)

@@ -297,6 +297,13 @@ class Lease(msgspec.Struct, frozen=True):
     expires: float
 
 
+class Allowed(msgspec.Struct, frozen=True):
+    """Whether somebody may read a repository, and if not, why."""
+
+    allowed: bool
+    reason: str | None = None
+
+
 class LeaseList(msgspec.Struct, frozen=True):
     leases: list[Lease]
 
