@@ -48,6 +48,7 @@ class Volumes:
 
     def __init__(self, mount: MountOfNode, calls: Calls, kubelet: Path) -> None:
         self._mount, self._calls, self._kubelet = mount, calls, kubelet
+        self._base = mounts.canonical(kubelet)
         self._targets, self._locks = Targets(), Locks()
         self._usages: dict[str, tuple[int, int]] = {}
 
@@ -63,7 +64,7 @@ class Volumes:
         target = await self._place(target_path, until)
         with self._targets.operation(str(target), "the operation on"):
             async with self._locks.holding(volume, until.left):
-                at = await self._at(target, until)
+                at = _at(target)
                 if at is not None and (at.volume, at.form) != (PREFIX + volume, wanted.form):
                     raise Conflict(
                         f"{target} shows {_name(at)}, not {volume} as {attributes.name_of(wanted.form)}",
@@ -86,25 +87,30 @@ class Volumes:
     ) -> None:
         inside = PREFIX + volume
         await self._make(inside, wanted, until)
-        mountpoint, entry = await self._quick("looking for the mount", self._mount.root, until)
-        if at is not None and at.device == entry.device:
-            await self._look(target, until)
-            return
-        source = mountpoint / ".volumes" / inside / wanted.form
-        await self._look(source, until)
-        if at is not None:
-            log.warning("a mount that nobody serves is replaced", extra={"volume": volume, "target": str(target)})
-            await self._quick(f"unmounting {target}", lambda: _detach_all(target), until)
-        made = await self._quick(f"making {target}", lambda: _make_directory(target), until)
         given_up = threading.Event()
+
+        def show() -> None:
+            mountpoint, entry = self._mount.root()
+            if at is not None and at.device == entry.device:
+                look(target, 0.9 * until.left)
+                return
+            source = mountpoint / ".volumes" / inside / wanted.form
+            look(source, 0.9 * until.left)
+            if at is not None and not given_up.is_set():
+                log.warning("a mount that nobody serves is replaced", extra={"volume": volume, "target": str(target)})
+                _detach_all(target)
+            made = _make_directory(target)
+            try:
+                bind(source, target, options, lambda: not given_up.is_set())
+            except BaseException:
+                if made:
+                    _remove_directory(target)
+                raise
+
         try:
-            await self._run(
-                f"mounting {target}", lambda: bind(source, target, options, lambda: not given_up.is_set()), until
-            )
+            await self._run(f"mounting {inside} at {target}", show, until)
         except BaseException:
             given_up.set()
-            if made:
-                await self._calls.run(f"removing {target}", lambda: _remove_directory(target), QUICK_S)
             raise
         log.info("published", extra={"volume": volume, "repo": str(wanted.repo), "target": str(target)})
         if wanted.prefetch is not None:
@@ -121,7 +127,7 @@ class Volumes:
         try:
             await self._run(f"making the volume {inside}", put, until)
         except Conflict:
-            if await self._shown(inside, until):
+            if self._shown(inside):
                 raise
             log.warning("a volume of which nothing was left is made anew", extra={"volume": inside})
             await self._run(f"replacing the volume {inside}", lambda: self._delete(inside, until), until)
@@ -145,7 +151,7 @@ class Volumes:
         """Let go of a volume that could not be published, unless other pods have it."""
         inside = PREFIX + volume
         try:
-            if not await self._shown(inside, Until(QUICK_S)):
+            if not self._shown(inside):
                 await self._forget(inside, UNDO_S)
         except HeliosError as error:
             log.warning("what a publish left is not undone yet", extra={"volume": volume, "reason": error.message})
@@ -157,14 +163,17 @@ class Volumes:
         target = await self._place(target_path, until)
         with self._targets.operation(str(target), "the operation on"):
             async with self._locks.holding(volume, until.left):
-                at = await self._at(target, until)
+                at = _at(target)
                 if at is not None and at.volume != PREFIX + volume:
                     raise NotFound(f"{target} shows {_name(at)}, not {volume}")
-                if at is not None:
-                    await self._quick(f"unmounting {target}", lambda: _detach_all(target), until)
-                await self._quick(f"removing {target}", lambda: _remove_directory(target), until)
+
+                def hide() -> None:
+                    _detach_all(target)
+                    _remove_directory(target)
+
+                await self._quick(f"unmounting {target}", hide, until)
                 inside = PREFIX + volume
-                if await self._shown(inside, until):
+                if self._shown(inside):
                     return
                 gone = await self._forget(inside, FORGET_S)
                 log.info("unpublished", extra={"volume": volume, "target": str(target), "forgotten": gone})
@@ -177,7 +186,7 @@ class Volumes:
             target = await self._place(volume_path, until)
         except HeliosError:
             raise NotFound(f"the volume {volume} is not published at {volume_path[:150]!r}") from None
-        at = await self._at(target, until)
+        at = _at(target)
         if at is None or at.volume != PREFIX + volume:
             raise NotFound(f"the volume {volume} is not published at {target}")
         size, files, wrong = *self._usages.get(volume, (0, 0)), ""
@@ -212,7 +221,7 @@ class Volumes:
             if time.time() - created < SETTLED_S or self._locks.busy(volume):
                 continue
             async with self._locks.holding(volume, QUICK_S):
-                if not await self._shown(inside, Until(QUICK_S)) and await self._forget(inside, UNDO_S):
+                if not self._shown(inside) and await self._forget(inside, UNDO_S):
                     gone.append(inside)
         return gone
 
@@ -221,31 +230,10 @@ class Volumes:
     async def _place(self, path: str, until: Until) -> Path:
         return await self._quick("looking up the target", lambda: targets.check_target(path, self._kubelet), until)
 
-    async def _at(self, target: Path, until: Until) -> Published | None:
-        """What is mounted at the target. Raises Precondition for what is not ours."""
-        entry = await self._quick("reading the table of mounts", lambda: mounts.find_mount(target), until)
-        if entry is None:
-            return None
-        found = targets.published([entry], target)
-        if not found:
-            raise Precondition(
-                f"{target} is a mount point of {entry.fstype} ({entry.source}), and no volume of this driver",
-                hint="Unmount it on the node.",
-            )
-        return found[0]
-
-    async def _shown(self, inside: str, until: Until) -> bool:
-        """Whether the volume is bound anywhere."""
-
-        def look_up() -> list[Published]:
-            return targets.published(mounts.mount_table(), mounts.canonical(self._kubelet))
-
-        table = await self._quick("reading the table of mounts", look_up, until)
+    def _shown(self, inside: str) -> bool:
+        """Whether the volume is bound anywhere below the kubelet's directory."""
+        table = targets.published(mounts.mount_table(), self._base)
         return any(each.volume == inside for each in table)
-
-    async def _look(self, directory: Path, until: Until) -> None:
-        """Wait until it can be listed; the reason why it can't comes before the deadline does."""
-        await self._run(f"looking at {directory}", lambda: look(directory, 0.9 * until.left), until)
 
     async def _forget(self, inside: str, timeout_s: float) -> bool:
         return await self._calls.run(
@@ -273,6 +261,22 @@ async def keep_swept(volumes: Volumes, every_s: float = 60.0) -> None:
         except HeliosError as error:
             log.info("volumes can't be swept now", extra={"reason": error.message})
         await asyncio.sleep(every_s)
+
+
+def _at(target: Path) -> Published | None:
+    """What is mounted at the target. The kernel's table is read without touching what is mounted, so it never hangs.
+
+    Raises Precondition for what is not ours.
+    """
+    entry = mounts.find_mount(target)
+    if entry is None:
+        return None
+    if found := targets.published([entry], target):
+        return found[0]
+    raise Precondition(
+        f"{target} is a mount point of {entry.fstype} ({entry.source}), and no volume of this driver",
+        hint="Unmount it on the node.",
+    )
 
 
 def _make_directory(target: Path) -> bool:
