@@ -1,0 +1,1 @@
+"""The CSI driver (docs/csi.md): a model is a volume of a pod."""

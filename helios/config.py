@@ -44,6 +44,8 @@ class TenantSettings(Section, frozen=True):
     """Which it alone may see and change; others are told that they do not exist."""
     tokens: str = ""
     """File with the sha256 of each token that is accepted, one a line; empty: the tenant needs no token."""
+    namespaces: list[str] = []
+    """Kubernetes namespaces (``team-*``) whose pods are the tenant's: they may mount what it may read (docs/csi.md)."""
     domain: str = ""
     """Where what it owns is stored, apart from what others have (docs/registry-domains.md); empty: with all others, in
     ``public``."""
@@ -798,6 +800,24 @@ class LoaderSettings(Section, frozen=True):
     """Pinned host memory through which tensors go to a GPU, in MiB."""
 
 
+class CsiSettings(Section, frozen=True):
+    """The CSI driver (docs/csi.md)."""
+
+    driver: str = "csi.helios.dev"
+    """What the driver is called in Kubernetes."""
+    mount: str = ""
+    """Mount point of the mount that volumes are taken from; empty: the only one of this HELIOS_HOME."""
+    kubelet: str = "/var/lib/kubelet"
+    """The kubelet's directory: nothing is published anywhere else."""
+    deadline_s: float = 60.0
+    """Longest time for one call, in seconds; a shorter one of the caller counts."""
+    authorise: Literal["off", "namespace"] = "off"
+    """``namespace``: a volume is published only if the registry says that pods of the namespace may read the model.
+    The driver's CSIDriver object needs ``podInfoOnMount`` for that."""
+    cluster: str = "default"
+    """This cluster's name, where several share a registry: each has volumes of its own."""
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
@@ -807,6 +827,7 @@ class Config(Section, frozen=True):
     worker: ServedSettings = ServedSettings()
     loader: LoaderSettings = LoaderSettings()
     compile_cache: CompileCacheSettings = CompileCacheSettings()
+    csi: CsiSettings = CsiSettings()
     log: LogSettings = LogSettings()
 
 

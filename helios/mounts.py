@@ -37,12 +37,15 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of /proc/self/mountinfo (proc(5)); ``device`` is ``major:minor``."""
+    """A line of /proc/self/mountinfo (proc(5)); ``device`` is ``major:minor``, ``root`` what of the filesystem is shown
+    there, and ``options`` are the mount's own."""
 
     mountpoint: Path
     device: str
     fstype: str
     source: str
+    root: str = "/"
+    options: frozenset[str] = frozenset()
 
 
 class MountState(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +81,15 @@ def mount_table(text: str | None = None) -> list[MountEntry]:
     entries = []
     for line in text.splitlines():
         fields, _, rest = line.partition(" - ")
-        _, _, device, _, mountpoint, *_ = fields.split(" ")
+        _, _, device, root, mountpoint, options, *_ = fields.split(" ")
         fstype, source, *_ = rest.split(" ")
-        path = Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), mountpoint))
-        entries.append(MountEntry(path, device, fstype, source))
+        shown, path = _unescaped(root), Path(_unescaped(mountpoint))
+        entries.append(MountEntry(path, device, fstype, source, shown, frozenset(options.split(","))))
     return entries
+
+
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda m: chr(int(m[1], 8)), text)
 
 
 def find_mount(mountpoint: Path) -> MountEntry | None:

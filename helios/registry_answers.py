@@ -288,6 +288,26 @@ class NoticeList(msgspec.Struct, frozen=True):
     notices: list[Notice]
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """A commit that somebody keeps until then, in unix seconds."""
+
+    holder: str
+    repo: str
+    commit: str
+    expires: float
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    """Whether somebody may read a repository, and if not, why."""
+
+    allowed: bool
+    reason: str | None = None
+
+
+class LeaseList(msgspec.Struct, frozen=True):
+    leases: list[Lease]
+
+
 class QuotaList(msgspec.Struct, frozen=True):
     quotas: list[QuotaState]
 

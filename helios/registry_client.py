@@ -18,6 +18,7 @@ from helios.errors import IntegrityError, InvalidInput, Unavailable
 from helios.http.client import HttpClient, error_of
 from helios.names import RepoId
 from helios.registry_answers import (
+    Allowed,
     Commit,
     CommitList,
     DomainInfo,
@@ -28,6 +29,8 @@ from helios.registry_answers import (
     Kept,
     KeptList,
     KnownChunks,
+    Lease,
+    LeaseList,
     ModelPlace,
     Move,
     MoveList,
@@ -355,6 +358,14 @@ class RegistryClient:
         body = {"holder": holder, "repo": str(repo), "commit": commit, "seconds": seconds}
         answer: dict[str, float] = self.http.json("PUT", "/api/v1/leases", body=body)
         return answer["expires"]
+
+    def allowed(self, repo: RepoId, namespace: str) -> Allowed:
+        """Whether pods of a Kubernetes namespace may read a repository."""
+        return self._get("/api/v1/access", Allowed, repo=str(repo), namespace=namespace)
+
+    def leases(self) -> list[Lease]:
+        """Every lease that holds, of repositories that the caller may see."""
+        return self._get("/api/v1/leases", LeaseList).leases
 
     def _events(self, path: str, wanted: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
         body = msgspec.json.encode(wanted)

@@ -135,6 +135,7 @@ class Tenants:
         # Nobody is shut out of a registry of one's own: where there are no tenants, no tokens, and no other machines.
         self._outside = Access(hidden=owned, admin=alone and not settings and not admins)
         self._admins, self._nodes = (Tokens(Path(file)) if file else None for file in (admins, nodes))
+        self._namespaces = [(name, tuple(its.namespaces)) for name, its in settings.items() if its.namespaces]
         self.divided = bool(settings)
         """Whether there are tenants, so that not everybody may read everything."""
 
@@ -172,6 +173,21 @@ class Tenants:
         if label is None:
             raise Unauthorized(BAD_CREDENTIALS)
         return replace(access, label=label)
+
+    def why_not(self, namespace: str, repo: RepoId, restricted: set[str]) -> str | None:
+        """Why pods of a Kubernetes namespace may not read a repository, None where they may.
+
+        They are any tenant's that names the namespace, or else nobody's, who reads what no tenant owns. Nobody can ask
+        an upstream for them, so what it lets not everybody read (``restricted``: canonical names) is closed to them.
+        """
+        tenants = [name for name, patterns in self._namespaces if any(fnmatchcase(namespace, p) for p in patterns)]
+        if not any(access.visible(repo) for access in [self._access[name] for name in tenants] or [self._outside]):
+            if tenants:
+                return f"the namespace {namespace} is of {' and '.join(tenants)}, who may not read {repo.id}"
+            return f"the namespace {namespace} is of no tenant, and {repo.id} is not for everybody"
+        if str(repo) in restricted:
+            return f"{repo.id} is gated or private upstream, and pods have no account there"
+        return None
 
     def _with_token(self, token: str) -> Access:
         """Outside tenants; a token that is none of ours is the caller's for the upstream."""

@@ -17,11 +17,15 @@ PATH = "/api/v1/volumes"
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a volume is to hold: ``repo`` is canonical text (``models/org/name``), ``model`` a Hub id (``org/name``)."""
+    """What a volume is to hold: ``repo`` is canonical text (``models/org/name``), ``model`` a Hub id (``org/name``).
+
+    With ``commit`` it is this commit, whatever ``revision`` names now; the volume's cache shows it under that name.
+    """
 
     repo: str | None = None
     model: str | None = None
     revision: str = MAIN
+    commit: str | None = None
 
     def repository(self) -> RepoId:
         """Raises InvalidInput."""
@@ -37,7 +41,8 @@ def routes(volumes: Volumes, source: Source) -> list[Route]:
 
     async def create(request: Request) -> Page:
         wanted = request.json(Wanted)
-        record, new = await volumes.create(request.values["id"], wanted.repository(), wanted.revision, source)
+        volume, repo = request.values["id"], wanted.repository()
+        record, new = await volumes.create(volume, repo, wanted.revision, source, commit=wanted.commit)
         return json_page(_shown(record), 201 if new else 200)
 
     async def show(request: Request) -> Page:
@@ -46,6 +51,9 @@ def routes(volumes: Volumes, source: Source) -> list[Route]:
     async def listing(request: Request) -> Page:
         return json_page({"volumes": [_shown(record) for _, record in sorted(volumes.known().value.items())]})
 
+    async def usage(request: Request) -> Page:
+        return json_page(msgspec.to_builtins(await volumes.usage(request.values["id"])))
+
     async def delete(request: Request) -> Page:
         return json_page({"deleted": await volumes.delete(request.values["id"])})
 
@@ -53,6 +61,7 @@ def routes(volumes: Volumes, source: Source) -> list[Route]:
     return [
         Route("GET", PATH, listing),
         Route("GET", one, show),
+        Route("GET", f"{one}/usage", usage),
         Route("PUT", one, create),
         Route("DELETE", one, delete),
     ]

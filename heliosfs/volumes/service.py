@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
-from helios.errors import Conflict, DeadlineExceeded, IntegrityError, NoSpace, NotFound
-from helios.names import RepoId, check_revision
+from helios.errors import Conflict, DeadlineExceeded, IntegrityError, InvalidInput, NoSpace, NotFound, Unavailable
+from helios.names import RepoId, check_revision, is_commit
 from heliosfs.records import SeenCommit
 from heliosfs.resolve import resolve
 from heliosfs.store.manifest import Manifest
@@ -27,6 +28,14 @@ log = logging.getLogger("heliosfs.volumes")
 MAX_VOLUMES: Final = 4096
 RESOLVE_S: Final = 15.0
 """Time to find a revision's commit and its manifest, in seconds."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """How much a volume shows: files, the directories that they are in (the volume's own included), bytes."""
+
+    files: int
+    directories: int
+    bytes: int
 
 
 class Keeper(Protocol):
@@ -61,6 +70,7 @@ class Volumes:
         self._records: dict[str, VolumeRecord] = {}
         self._damaged: dict[str, str] = {}
         self._commits: dict[tuple[str, str], VolumeRecord] = {}
+        self._usages: dict[str, Usage] = {}  # by manifest
         self._changing = trio.Lock()
 
     async def load(self) -> None:
@@ -98,23 +108,39 @@ class Volumes:
         """The manifest record of a volume's commit, if it is here. Blocks."""
         return self._files.manifest(digest)
 
+    async def usage(self, volume: str) -> Usage:
+        """How much a volume shows. Raises as ``get`` does, and Unavailable where its manifest can't be read here."""
+        record = self.get(volume)
+        if (known := self._usages.get(record.manifest)) is None:
+            known = await trio.to_thread.run_sync(self._measure, record)
+            if record.id in self._records:  # else it was deleted meanwhile, and nobody would forget it
+                self._usages[record.manifest] = known
+        return known
+
     # --- changing ---
 
-    async def create(self, volume: str, repo: RepoId, revision: str, source: Source) -> tuple[VolumeRecord, bool]:
-        """Pin what ``revision`` names now; returns the record and whether it is new.
+    async def create(
+        self, volume: str, repo: RepoId, revision: str, source: Source, *, commit: str | None = None
+    ) -> tuple[VolumeRecord, bool]:
+        """Pin what ``revision`` names now, or ``commit`` under that name; returns the record and whether it is new.
 
-        For the same repository and revision an existing volume is returned as it is, at the commit it has, without
-        asking anybody. Raises Conflict for others; RepoNotFound, RevisionNotFound, Unavailable (DeadlineExceeded);
-        NoSpace when there are too many or the disk is full.
+        For the same repository and revision (and commit, if one is given) an existing volume is returned as it is, at
+        the commit it has, without asking anybody. Raises Conflict for others; InvalidInput; RepoNotFound,
+        RevisionNotFound, Unavailable (DeadlineExceeded); NoSpace when there are too many or the disk is full.
         """
         check_volume_id(volume)
         check_revision(revision)
-        if (record := self._same(volume, repo, revision)) is not None:
+        if commit is not None and (not is_commit(commit) or (is_commit(revision) and revision != commit)):
+            raise InvalidInput(
+                f"{commit[:80]!r} is no commit that a volume of the revision {revision!r} can have: "
+                "40 lower-case hexadecimal digits, the revision's own where that is a commit, too"
+            )
+        if (record := self._same(volume, repo, revision, commit)) is not None:
             return record, False
-        snapshot = await find(repo, revision, source)
+        snapshot = await find(repo, revision if commit is None else commit, source)
         manifest = await trio.to_thread.run_sync(lambda: Manifest(dict(snapshot.files)).encode())
         async with self._changing:
-            if (record := self._same(volume, repo, revision)) is not None:
+            if (record := self._same(volume, repo, revision, commit)) is not None:
                 return record, False
             if len(self._records) >= self._limit:
                 raise NoSpace(f"there are {len(self._records)} volumes, and no more are kept", hint="Delete some.")
@@ -165,23 +191,38 @@ class Volumes:
             set() if data is None else {entry.sha256 for entry in Manifest.decode(data, record.manifest).files.values()}
         )
 
-    def _same(self, volume: str, repo: RepoId, revision: str) -> VolumeRecord | None:
-        """The volume of this id, if there is one and it is of this repository and revision. Raises Conflict."""
+    def _measure(self, record: VolumeRecord) -> Usage:
+        """Blocks. Raises Unavailable."""
+        data = self._files.manifest(record.manifest)
+        if data is None:
+            raise Unavailable(f"the manifest of the volume {record.id} can't be read on this node")
+        files = Manifest.decode(data, record.manifest).files
+        parents = {path[:end] for path in files for end, letter in enumerate(path) if letter == "/"}
+        return Usage(len(files), len(parents) + 1, sum(entry.size for entry in files.values()))
+
+    def _same(self, volume: str, repo: RepoId, revision: str, commit: str | None) -> VolumeRecord | None:
+        """The volume of this id, if there is one and it is of this repository, revision and, unless it is None,
+        commit. Raises Conflict."""
         if volume in self._damaged:
             raise Conflict(
                 f"there is a volume {volume} already, and its record is damaged: {self._damaged[volume]}",
                 hint="Delete it, then make it again: it will have the commit that the revision names then.",
             )
         record = self._records.get(volume)
-        if record is None or (record.repo, record.revision) == (str(repo), revision):
+        if record is None:
+            return None
+        if (record.repo, record.revision) == (str(repo), revision) and commit in (None, record.commit):
             return record
+        wanted = f"{repo}@{revision}" if commit is None else f"{repo}@{revision} at {commit}"
         raise Conflict(
-            f"the volume {volume} is {record.repo}@{record.revision}, not {repo}@{revision}",
+            f"the volume {volume} is {record.repo}@{record.revision} at {record.commit}, not {wanted}",
             hint="Delete it first, or take another id.",
         )
 
     def _changed(self) -> None:
         self._commits = {(record.repo, record.commit): record for record in self._records.values()}
+        manifests = {record.manifest for record in self._records.values()}
+        self._usages = {digest: usage for digest, usage in self._usages.items() if digest in manifests}
 
 
 async def find(repo: RepoId, revision: str, source: Source) -> Snapshot:

@@ -12,10 +12,13 @@ from starlette.routing import Route
 
 from helios.errors import InvalidInput
 from helios.names import check_ref, is_commit
+from registry.access import NAME
 from registry.api.support import Json, access, governed, listed, parameter, pushable, read_json, repository, services
 from registry.metadata.repositories import Expected
 
 MAX_HISTORY = 1000
+NAMESPACE = NAME
+"""A DNS label, as tenants' names are."""
 
 
 class MoveRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +40,7 @@ def routes() -> list[Route]:
         Route("/api/v1/resolve", resolve, methods=["GET"]),
         Route("/api/v1/commits", commits, methods=["GET"]),
         Route("/api/v1/usage", usage, methods=["GET"]),
+        Route("/api/v1/access", allowed, methods=["GET"]),
     ]
 
 
@@ -48,6 +52,18 @@ async def repos(request: Request) -> Response:
         {"repo": str(r.repo), "refs": r.refs, "kinds": r.kinds, "bytes": r.bytes, "updated": r.updated} for r in shown
     ]
     return Json({"repos": rows})
+
+
+async def allowed(request: Request) -> Response:
+    """Whether pods of a Kubernetes namespace may read a repository that the caller may read."""
+    namespace, repo = parameter(request, "namespace"), await repository(request)
+    if not NAMESPACE.match(namespace):
+        raise InvalidInput(
+            f"namespace={namespace[:80]!r} is no namespace of Kubernetes: use a-z, 0-9 and - (at most 63)"
+        )
+    restricted = await asyncio.to_thread(services(request).restricted)
+    reason = services(request).tenants.why_not(namespace, repo, restricted)
+    return Json({"allowed": reason is None, "reason": reason})
 
 
 async def remove(request: Request) -> Response:

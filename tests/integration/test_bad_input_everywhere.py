@@ -70,7 +70,7 @@ def scene(tmp_path_factory, databases) -> Iterator[Scene]:
             "kind": "models", "org": "org", "name": "m", "revision": "main", "path": "config.json", "what": "write",
             "key": placement["objects"][0]["key"], "push": push, "grant": grant, "file": "0" * 64, "xorb": "0" * 64,
             "spool": "0" * 32, "repo": "models/org/m", "ref": "main", "rev": "main", "commit": commit,
-            "blob": placement["blob"], "content": "sha256-" + "0" * 64,
+            "blob": placement["blob"], "content": "sha256-" + "0" * 64, "namespace": "default",
         }  # fmt: skip
         yield Scene(site, known)
         assert site.json("/api/models/org/m")["sha"] == commit

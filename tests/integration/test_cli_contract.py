@@ -111,10 +111,11 @@ def test_an_unknown_setting_exits_2_and_suggests_one(helios):
     assert "did you mean 'port'" in result.err
 
 
-def test_the_csi_stub_says_so(helios):
-    result = helios("csi", "--endpoint", "unix:///tmp/x.sock", "--node-id", "n1", code=1)
-    assert result.out == ""
-    assert "not part of this version" in result.err
+def test_a_csi_endpoint_that_is_no_socket_is_wrong_usage(helios):
+    for endpoint in ("tcp://127.0.0.1:1", "unix://relative", f"unix:///{'x' * 120}"):
+        result = helios("csi", "--endpoint", endpoint, "--node-id", "n1", code=2)
+        assert result.out == ""
+        assert "unix:///PATH" in result.err
 
 
 @pytest.mark.parametrize(

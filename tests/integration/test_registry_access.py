@@ -80,7 +80,7 @@ BODIES = {
 
 def about(op, repo: str, commit: str) -> tuple[str, object]:
     """The path with a query, and the body, of a call about a repository."""
-    known = {"repo": repo, "commit": commit, "rev": "main", "ref": "main", "blob": "0" * 64}
+    known = {"repo": repo, "commit": commit, "rev": "main", "ref": "main", "blob": "0" * 64, "namespace": "default"}
     query = "&".join(f"{p.name}={known[p.name]}" for p in op.params if p.required)
     if op.path == "/api/v1/bundles":
         query = f"rev={repo}@main"

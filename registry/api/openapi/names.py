@@ -10,6 +10,7 @@ from registry.usage.routes import ReadReport
 TEXT = {"type": "string"}
 LIMIT = Param("limit", number(1, MAX_HISTORY))
 TIME = number(0, 10**11)
+NAMESPACE = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
 REF = Param("ref", "RefName", required=True)
 
 OPERATIONS: Table = [
@@ -34,6 +35,8 @@ OPERATIONS: Table = [
     Operation("GET", "/api/v1/resolve", "What a revision names.", "read",
               [REPO, Param("rev", "RevisionName", required=True)],
               answers=ok("A commit and its manifest's digest.", answers.Revision)),
+    Operation("GET", "/api/v1/access", "Whether pods of a Kubernetes namespace may read a repository.", "read",
+              [REPO, Param("namespace", NAMESPACE, required=True)], answers=ok("And why not.", answers.Allowed)),
     Operation("GET", "/api/v1/commits", "A revision's history.", "read",
               [REPO, Param("rev", "RevisionName", required=True), LIMIT],
               answers=ok("Newest first.", answers.CommitList)),

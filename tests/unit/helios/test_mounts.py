@@ -33,6 +33,8 @@ def test_the_kernels_table_is_read_with_its_escapes():
     assert [str(e.mountpoint) for e in entries] == ["/sys", "/mnt2", "/tmp/a b\tc\\d", "/mnt2"]
     assert (entries[1].fstype, entries[1].source, entries[1].device) == ("ext3", "/dev/root", "98:0")
     assert entries[2].fstype == "fuse.helios"
+    assert [e.root for e in entries] == ["/", "/mnt1", "/", "/"]
+    assert entries[2].options == {"ro", "nosuid", "nodev", "noatime"}
 
 
 def test_the_topmost_mount_counts(monkeypatch):

@@ -24,7 +24,7 @@ from heliosfs.store.manifest import CommitRecord, FileEntry, Manifest
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import Known
 from heliosfs.volumes.files import VolumeFiles
-from heliosfs.volumes.service import Volumes
+from heliosfs.volumes.service import Usage, Volumes
 
 pytestmark = pytest.mark.trio
 
@@ -104,6 +104,37 @@ async def test_a_volume_pins_what_the_revision_names(volumes, registry):
 async def test_a_commit_can_be_asked_for_too(volumes, registry):
     record, _ = await volumes.create("v", REPO, C2, registry)
     assert (record.commit, record.refs) == (C2, {"main": C2})
+
+
+async def test_a_commit_can_be_pinned_under_a_name_that_has_moved_on(volumes, registry):
+    registry.named[REPO]["v1"] = C2
+    record, new = await volumes.create("v", REPO, "v1", registry, commit=C1)
+    assert new
+    assert (record.commit, record.revision, record.refs) == (C1, "v1", {"v1": C1, "main": C1})
+    assert await volumes.create("v", REPO, "v1", registry, commit=C1) == (record, False)
+    assert await volumes.create("v", REPO, "v1", registry) == (record, False)
+    with pytest.raises(Conflict, match=f"at {C1}, not .* at {C2}"):
+        await volumes.create("v", REPO, "v1", registry, commit=C2)
+
+
+@pytest.mark.parametrize(("revision", "commit"), [("v1", "main"), ("v1", C1[:39]), (C1, C2), ("v1", "")])
+async def test_what_is_no_commit_or_another_than_the_revision_is_refused(volumes, registry, revision, commit):
+    with pytest.raises(InvalidInput, match="is no commit that"):
+        await volumes.create("v", REPO, revision, registry, commit=commit)
+
+
+async def test_a_volume_tells_how_much_it_shows(tmp_path, volumes, registry, monkeypatch):
+    monkeypatch.setitem(FILES, C1, {"a": entry(1), "b/c/d": entry(2), "b/e": entry(3)})
+    await volumes.create("v", REPO, "v1", registry)
+    assert await volumes.usage("v") == Usage(files=3, directories=3, bytes=30)
+    await volumes.create("w", REPO, C2, registry)
+    assert await volumes.usage("w") == Usage(files=1, directories=1, bytes=10)
+    with pytest.raises(NotFound):
+        await volumes.usage("x")
+    again = restarted(tmp_path)
+    (tmp_path / "volumes/manifests" / again.get("v").manifest).unlink()
+    with pytest.raises(Unavailable, match="the manifest of the volume v"):
+        await again.usage("v")
 
 
 async def test_asking_again_gives_the_same_volume_though_the_ref_moved(volumes, registry):

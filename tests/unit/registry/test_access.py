@@ -123,3 +123,27 @@ def test_a_file_of_tokens_that_may_not_be_read(tmp_path):
         file.chmod(0)
     with pytest.raises(UsageError, match="can't be read"):
         Tokens(file)
+
+
+def test_a_namespace_reads_what_its_tenants_read_and_others_what_nobody_owns():
+    tenants = Tenants(
+        {
+            "acme": TenantSettings(owns=["acme/*"], sees=["open/*"], namespaces=["acme", "team-*"]),
+            "rival": TenantSettings(owns=["rival/*"], namespaces=["rival", "team-both"]),
+            "none": TenantSettings(owns=["none/*"]),
+        }
+    )
+
+    def reads(namespace, *, restricted=()):
+        names = ("acme/m", "rival/m", "none/m", "open/m", "other/m")
+        found = {n: tenants.why_not(namespace, RepoId.parse(n), {f"models/{r}" for r in restricted}) for n in names}
+        return {name for name, reason in found.items() if reason is None}
+
+    assert reads("acme") == reads("team-1") == {"acme/m", "open/m"}
+    assert reads("rival") == {"rival/m", "open/m", "other/m"}
+    assert reads("team-both") == {"acme/m", "rival/m", "open/m", "other/m"}
+    assert reads("somebody") == reads("none") == reads("acme-2") == {"open/m", "other/m"}
+    assert reads("somebody", restricted=["open/m"]) == {"other/m"}
+    assert "is of acme, who may not read rival/m" in tenants.why_not("acme", RepoId.parse("rival/m"), set())
+    assert "is of no tenant" in tenants.why_not("x", RepoId.parse("rival/m"), set())
+    assert "gated" in tenants.why_not("x", RepoId.parse("open/m"), {"models/open/m"})

@@ -48,6 +48,13 @@ def test_a_source_that_the_wheel_lacks(check, tmp_path):
     assert check.check_whole(built, ["helios"], tmp_path) == ["helios/migrations/first.py is missing"]
 
 
+def test_a_module_that_the_build_did_not_make(check, tmp_path):
+    (tmp_path / "csi").mkdir()
+    (tmp_path / "csi/csi.proto").touch()
+    built = wheel(tmp_path / "x.whl", "csi/csi.proto")
+    assert check.check_whole(built, ["csi"], tmp_path) == ["csi/csi_pb2.py is missing"]
+
+
 def distribution(directory, name, *files):
     info = directory / f"{name}-1.dist-info"
     info.mkdir(parents=True)

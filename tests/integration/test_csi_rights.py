@@ -1,0 +1,82 @@
+"""Which pods may have which model: the registry decides by the pod's namespace."""
+
+import contextlib
+import hashlib
+import json
+import os
+
+import pytest
+
+from csi.rights import NAMESPACE
+from helios.errors import InvalidInput, RepoNotFound
+from helios.names import RepoId
+from helios.registry_answers import Allowed
+from tests.support.command import Command
+from tests.support.csi import refused, running_driver
+from tests.support.mounts import call, mounted, write
+from tests.support.registry import running_registry
+
+FILES = {"config.json": b"{}"}
+TENANTS = {
+    "acme": {"owns": ["acme/*"], "namespaces": ["acme", "acme-*"]},
+    "rival": {"owns": ["rival/*"], "namespaces": ["rival"]},
+}
+TOKEN = "the-token-of-the-nodes"
+
+
+@pytest.fixture
+def core(tmp_path):
+    """A registry's home: acme owns acme/*, nodes have a token."""
+    tokens = tmp_path / "node.tokens"
+    tokens.write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} nodes\n")
+    settings = {"TENANTS": json.dumps(TENANTS), "NODE_TOKENS": str(tokens)}
+    return Command(tmp_path / "core", **{f"HELIOS_REGISTRY__{key}": value for key, value in settings.items()})
+
+
+def test_the_registry_says_which_namespaces_may_read_what(core, tmp_path):
+    with running_registry(core) as registry, contextlib.closing(registry.client(registry.socket)) as client:
+        core("push", str(write(tmp_path / "m", FILES)), "acme/secret")
+        secret = RepoId.parse("acme/secret")
+        assert client.allowed(secret, "acme-7") == Allowed(True)
+        assert not client.allowed(secret, "rival").allowed
+        assert "is of no tenant" in (client.allowed(secret, "default").reason or "")
+        with pytest.raises(InvalidInput, match="namespace"):
+            client.allowed(secret, "Not/One")
+        with contextlib.closing(registry.client()) as anybody, pytest.raises(RepoNotFound):
+            anybody.allowed(secret, "acme")
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind-mount")
+def test_a_pod_gets_what_its_namespace_may_read_and_nothing_else(core, helios_home, tmp_path):
+    with running_registry(core) as registry:
+        for name in ("acme/secret", "open/model"):
+            core("push", str(write(tmp_path / "m", FILES)), name)
+        env = {"HELIOS_REGISTRY__URLS": registry.url, "HELIOS_TOKEN": TOKEN}
+        rights = env | {"HELIOS_CSI__AUTHORISE": "namespace"}
+        with (
+            mounted(helios_home, tmp_path / "mnt", **env) as mount,
+            running_driver(helios_home, tmp_path, **rights) as driver,
+        ):
+            target, other = driver.target("pod"), driver.target("other")
+            with refused("FAILED_PRECONDITION", "podInfoOnMount: true"):
+                driver.publish("v", target, model="open/model")
+            with refused("PERMISSION_DENIED", r"namespace rival may not read acme/secret: .*registry\.tenants"):
+                driver.publish("v", target, model="acme/secret", **{NAMESPACE: "rival"})
+            with refused("NOT_FOUND", "acme/nothing"):
+                driver.publish("v", target, model="acme/nothing", **{NAMESPACE: "acme"})
+            assert not target.exists()
+            assert call(mount, "GET", "volumes") == {"volumes": []}
+            driver.publish("v", target, model="acme/secret", **{NAMESPACE: "acme"})
+            assert (target / "config.json").read_bytes() == b"{}"
+            with refused("PERMISSION_DENIED", "namespace default"):  # though the volume is there
+                driver.publish("v", other, model="acme/secret", **{NAMESPACE: "default"})
+            driver.publish("w", other, model="open/model", **{NAMESPACE: "default"})
+            driver.unpublish("w", other)
+            registry.kill()
+            driver.publish("v2", other, model="acme/secret", **{NAMESPACE: "acme"})
+            driver.unpublish("v2", other)
+            with refused("UNAVAILABLE", "."):
+                driver.publish("v3", other, model="acme/secret", timeout=20, **{NAMESPACE: "acme-2"})
+            assert not other.exists()
+            driver.unpublish("v", target)
