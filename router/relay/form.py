@@ -12,13 +12,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from router import errors
-from router.relay.fields import TRANSFER, check_extra
+from router.relay.fields import BOOTSTRAP, TRANSFER, check_extra
 
 FIELD_MAX: Final = 65536
 """Longest value of a field that is looked at, in bytes."""
 PARTS_MAX: Final = 1000
 """Most parts of a form, as in vLLM's server."""
-_WANTED: Final = ("model", "vllm_xargs", *TRANSFER)
+_REFUSED: Final = (*TRANSFER, *BOOTSTRAP)
+_WANTED: Final = ("model", "vllm_xargs", *_REFUSED)
 
 
 class FormScan:
@@ -65,7 +66,7 @@ class FormScan:
         """The value of the form's ``model``, or None."""
         if not self._complete:
             raise errors.invalid_body("The form ends before its closing boundary.", "invalid_form")
-        for name in TRANSFER:
+        for name in _REFUSED:
             if name in self._values:
                 raise errors.forbidden_field(name)
         if "vllm_xargs" in self._values:

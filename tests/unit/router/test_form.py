@@ -66,6 +66,7 @@ def test_a_file_that_is_called_model_is_not_the_model() -> None:
         part("x", b"") * (PARTS_MAX + 1) + b"--b--\r\n",
         part("vllm_xargs", b'{"kv_transfer_params": "x"}') + b"--b--\r\n",
         part("ec_transfer_params", b"") + b"--b--\r\n",
+        part("bootstrap_host", b"10.0.0.1") + b"--b--\r\n",
         b"--b\r\nX: " + b"x" * 100_000 + b"\r\n\r\n\r\n--b--\r\n",
         b"",
     ],
