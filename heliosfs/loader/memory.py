@@ -42,6 +42,7 @@ class Block(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+    def ready(self) -> bool: ...
     def fill(self, start: int, stop: int) -> None: ...
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """The tensors by name, in file order; to be called once all is filled."""
@@ -102,6 +103,9 @@ class LateBlock:
         self._lock = threading.Lock()
         self._block: Block | None = None
 
+    def ready(self) -> bool:
+        return False
+
     def fill(self, start: int, stop: int) -> None:
         self._chosen().fill(start, stop)
 
@@ -121,9 +125,13 @@ class MappedBlock:
     def __init__(self, wanted: Range, mapped: torch.Tensor, fd: int) -> None:
         self._range, self._mapped, self._fd, self.nbytes = wanted, mapped, fd, wanted.nbytes
 
+    def ready(self) -> bool:
+        """Whether it is in memory: what copies the tensors maps its pages as fast as a thread would."""
+        return in_memory(self._fd, self._range.start, self._range.stop)
+
     def fill(self, start: int, stop: int) -> None:
         if in_memory(self._fd, self._range.start + start, self._range.start + stop):
-            return  # what copies the tensor maps its pages as fast as this would
+            return
         first = (self._range.start + start) // PAGE * PAGE
         _populate(self._mapped.data_ptr() + first, self._range.start + stop - first, self._range.source.path)
 
@@ -138,6 +146,9 @@ class HostBlock:
     def __init__(self, wanted: Range, pool: Pool) -> None:
         self._range, self.nbytes = wanted, wanted.nbytes
         self._view = pool.take(wanted.nbytes)
+
+    def ready(self) -> bool:
+        return not self.nbytes
 
     def fill(self, start: int, stop: int) -> None:
         self._range.source.read_into(self._view[start:stop], self._range.start + start)
@@ -170,6 +181,9 @@ class DeviceBlock:
         self.nbytes = wanted.nbytes
         self._lock = threading.Lock()
         self._events: list[Event] = []
+
+    def ready(self) -> bool:
+        return not self.nbytes
 
     def fill(self, start: int, stop: int) -> None:
         for at in range(start, stop, self._ring.nbytes):

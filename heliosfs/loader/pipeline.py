@@ -31,6 +31,9 @@ class Destination(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def ready(self) -> bool:
+        """Whether all of it is there without being filled."""
+
     def fill(self, start: int, stop: int) -> None:
         """Make these bytes of the range be there. Blocks; threads call it at the same time for different parts."""
 
@@ -68,7 +71,8 @@ def deliver(
             destination = open_()
             opened.append((nbytes, destination))
             ahead += nbytes
-            crew.add(destination)
+            if not destination.ready():  # a thread would only keep the user's from the interpreter
+                crew.add(destination)
 
     try:
         open_more()
@@ -84,7 +88,7 @@ def deliver(
 
 
 class _Crew:
-    """The threads, and what they have to do."""
+    """The threads, which begin when there is something to do, and what that is."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self._limits, self._clock = limits, clock
@@ -94,14 +98,15 @@ class _Crew:
         self._filled = 0
         self._error: BaseException | None = None
         self._ended = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"helios-loader-{n}", daemon=True) for n in range(limits.threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     def add(self, destination: Destination) -> None:
         """Have a range filled."""
+        if not self._threads:
+            for number in range(self._limits.threads):
+                thread = threading.Thread(target=self._run, name=f"helios-loader-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         parts = _cut(destination.nbytes, self._limits.part_bytes)
         with self._change:
             self._unfilled[id(destination)] = len(parts)
@@ -112,7 +117,7 @@ class _Crew:
         """Wait until a range is filled. Raises what any ``fill`` raised, DeadlineExceeded."""
         with self._change:
             seen, since = self._filled, self._clock()
-            while self._error is None and self._unfilled[id(destination)]:
+            while self._error is None and self._unfilled.get(id(destination)):
                 self._change.wait(min(1.0, self._limits.stall_s))
                 if self._filled != seen:
                     seen, since = self._filled, self._clock()
@@ -123,7 +128,7 @@ class _Crew:
                     )
             if self._error is not None:
                 raise self._error
-            del self._unfilled[id(destination)]
+            self._unfilled.pop(id(destination), None)
 
     def end(self) -> None:
         """Begin no part any more, and wait for those under way."""

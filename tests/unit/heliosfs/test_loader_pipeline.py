@@ -26,6 +26,7 @@ class Room:
         self.fill = fill
         self.lock = threading.Lock()
         self.threads: set[int] = set()
+        self.ready: set[int] = set()
 
     def open(self, number: int, nbytes: int) -> Filled:
         self.open_bytes += nbytes
@@ -36,6 +37,9 @@ class Room:
 class Filled:
     def __init__(self, room: Room, number: int, nbytes: int) -> None:
         self.room, self.number, self.nbytes = room, number, nbytes
+
+    def ready(self) -> bool:
+        return self.number in self.room.ready
 
     def fill(self, start: int, stop: int) -> None:
         self.room.fill(self.number, start)
@@ -58,15 +62,17 @@ def names() -> list[str]:
     threads=st.integers(1, 4),
     ahead=st.integers(0, 400),
     part=st.integers(1, 120),
+    ready=st.sets(st.integers(0, 11)),
 )
-def test_ranges_come_in_order_whole_and_within_bounds(sizes, threads, ahead, part):
+def test_ranges_come_in_order_whole_and_within_bounds(sizes, threads, ahead, part, ready):
     room = Room()
+    room.ready = ready
     ranges = [(nbytes, partial(room.open, number, nbytes)) for number, nbytes in enumerate(sizes)]
     seen = []
     for filled in deliver(ranges, limits(threads, ahead, part)):
         parts = sorted(room.filled.get(filled.number, []))
         assert [start for start, _ in parts] == [0, *(stop for _, stop in parts)][: len(parts)]  # no gap, no overlap
-        assert (parts[-1][1] if parts else 0) == filled.nbytes
+        assert (parts[-1][1] if parts else 0) == (0 if filled.number in ready else filled.nbytes)
         assert all(stop - start <= part for start, stop in parts)
         seen.append(filled.number)
         room.open_bytes -= filled.nbytes
@@ -92,6 +98,14 @@ def test_parts_of_one_range_are_filled_by_several_threads_at_once():
     room = Room(lambda *_: (meet.wait(20), None)[1])
     assert len(list(deliver([(30, partial(room.open, 0, 30))], limits(threads=3)))) == 1
     assert len(room.threads) == 3
+
+
+def test_what_is_there_has_no_threads():
+    room = Room()
+    room.ready = {0, 1}
+    for _ in deliver([(30, partial(room.open, number, 30)) for number in range(2)], limits()):
+        assert not names()
+    assert room.filled == {}
 
 
 def test_an_error_ends_the_load_with_it():
