@@ -125,6 +125,7 @@ def test_of_more_than_eight_artifacts_the_oldest_goes_and_who_uses_it_reads_on(s
         sizes = [str(64 * number) for number in range(1, compile_publish.KEPT + 2)]
         node.start(commit, {"first": b"1"}, caches, ["--max-model-len", sizes[0]])
         (oldest,) = node.refs()
+        time.sleep(1.1)  # commits are dated by the second, and of those of one second any may go
         reader = node.open(commit, caches, ["--max-model-len", sizes[0]])
         for size in sizes[1:]:
             node.start(commit, {f"of {size}": b"1"}, caches, ["--max-model-len", size])

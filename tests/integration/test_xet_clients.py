@@ -95,7 +95,7 @@ def test_stored_bytes_hardly_grow(site: XetSite) -> None:
         path.stat().st_size for kind in ("blobs", "packs") for path in (store / kind).rglob("*") if path.is_file()
     )
     assert 0 < layouts < 0.001 * blobs
-    assert list((site.home / "registry" / "xet").iterdir()) == []
+    assert list((site.home / "registry" / "xet").glob("*")) == []
     packs = [path for path in (store / "packs").rglob("*") if path.is_file()]
     assert packs, "packed.onnx was to lie in packs"
 
@@ -209,7 +209,7 @@ def test_a_registry_killed_in_the_middle_of_a_layout_makes_it_later(tmp_path: Pa
         assert "x-xet-hash" not in site.site.ask("HEAD", "/org/m/resolve/main/w.onnx")[1]
         site.wait_for_layouts(1)
         assert "x-xet-hash" in site.site.ask("HEAD", "/org/m/resolve/main/w.onnx")[1]
-        wait_until(lambda: not scratch.exists() or not list(scratch.iterdir()), 20)
+        wait_until(lambda: not list(scratch.glob("*")), 20)
 
 
 @pytest.mark.one_database
