@@ -25,7 +25,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- if eq (index . 1) "keeper" -}}
 {{- $tag = $images.keeperTag | default $tag -}}
 {{- end -}}
-{{ printf "%s/%s:%s" (trimSuffix "/" $repository) (index . 1) $tag }}
+{{ printf "%s/%s:%s" $repository (index . 1) $tag }}
 {{- end }}
 
 {{- define "helios.pull" -}}
