@@ -25,6 +25,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 FROM ${VLLM} AS vllm
 ARG SOURCE_DATE_EPOCH=0
 ENV SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # vLLM's versions stay as they are: its own installation is the constraint. The bill of materials is of all of it.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python3 -m pip freeze --exclude-editable | grep -v ' @ ' > /tmp/constraints.txt \
