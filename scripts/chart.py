@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is generated of node-daemonset/: run with .venv/bin/python after a change of the chart, the settings or the dashboard.
+"""What is generated of node-daemonset/: for .venv/bin/python, after a change of chart, settings or dashboard.
 
     python scripts/chart.py                  # write it
     python scripts/chart.py --check          # say what is out of date, and exit with 1
@@ -53,12 +53,12 @@ def schema() -> str:
     ours = {name: each for name, each in current["$defs"].items() if name[0].islower()}
     settings = msgspec.json.schema(Config)["$defs"]
     settings = {name: _described(each) for name, each in sorted(settings.items())}
-    reached, waiting = {}, re.findall(r'#/\$defs/([A-Z]\w*)', json.dumps({**current, "$defs": ours}))
+    reached, waiting = {}, re.findall(r"#/\$defs/([A-Z]\w*)", json.dumps({**current, "$defs": ours}))
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached[name] = settings[name]
-            waiting += re.findall(r'#/\$defs/([A-Z]\w*)', json.dumps(settings[name]))
+            waiting += re.findall(r"#/\$defs/([A-Z]\w*)", json.dumps(settings[name]))
     current["$defs"] = {**ours, **dict(sorted(reached.items()))}
     return json.dumps(current, indent=1, ensure_ascii=False) + "\n"
 
@@ -91,14 +91,18 @@ def manifests() -> dict[str, str]:
     )
     images = [{"name": f"registry.example/helios/{part}"} for part in ("keeper", "worker", "csi", "registry", "router")]
     images = [{**each, "newName": each["name"], "newTag": "0.1.0"} for each in images]
-    files["kustomization.yaml"] = HEAD + "# A kustomization of your own that has this one as its base says where the images are.\n" + yaml.safe_dump(
-        {
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "resources": list(BASE),
-            "images": [each for each in images if each["name"].rsplit("/", 1)[-1] in ("keeper", "worker", "csi")],
-        },
-        sort_keys=False,
+    files["kustomization.yaml"] = (
+        HEAD
+        + "# A kustomization of your own that has this one as its base says where the images are.\n"
+        + yaml.safe_dump(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "resources": list(BASE),
+                "images": [each for each in images if each["name"].rsplit("/", 1)[-1] in ("keeper", "worker", "csi")],
+            },
+            sort_keys=False,
+        )
     )
     return files
 

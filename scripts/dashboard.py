@@ -64,14 +64,16 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         ),
         Panel(
             "Errors", "ops",
-            ((_rate("helios_mount_errors_total", "operation, errno", f'{NODE}, errno!="ENOENT"'), "{{operation}} {{errno}}"),
+            ((_rate("helios_mount_errors_total", "operation, errno", f'{NODE}, errno!="ENOENT"'),
+              "{{operation}} {{errno}}"),
              (_rate("helios_mount_fetch_failures_total", "source, reason", NODE), "fetch {{source}} {{reason}}"),
              (_rate("helios_mount_verify_failures_total", "source", NODE), "wrong hash {{source}}")),
             "What readers were answered, fetches that failed over, hashes that were wrong.",
         ),
         Panel(
             "Tiers: used of the limit", "percentunit",
-            ((f"sum by (node, tier) (helios_mount_cache_used_bytes{{{NODE}}}) / sum by (node, tier) (helios_mount_cache_limit_bytes{{{NODE}}} > 0)", "{{node}} {{tier}}"),),
+            ((f"sum by (node, tier) (helios_mount_cache_used_bytes{{{NODE}}}) / "
+              f"sum by (node, tier) (helios_mount_cache_limit_bytes{{{NODE}}} > 0)", "{{node}} {{tier}}"),),
             "Full is as it should be; a tier without a limit is not shown.",
         ),
         Panel(
@@ -81,7 +83,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "Much of it for room means that models used together don't fit.",
         ),
         Panel(
-            "Memory of the worker", "bytes", ((f'max by (node) (helios_rss_anon_shmem_bytes{{job="helios-worker", {NODE}}})', "{{node}}"),),
+            "Memory of the worker", "bytes",
+            ((f'max by (node) (helios_rss_anon_shmem_bytes{{job="helios-worker", {NODE}}})', "{{node}}"),),
             "RssAnon and RssShmem; bounded by mount.buffer_mib and mount.pool_mib.",
         ),
     ),
@@ -103,25 +106,29 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         ),
         Panel(
             "Quotas: used of the limit", "percentunit",
-            (('max by (quota, bytes) (helios_registry_quota_bytes{state="used"}) / max by (quota, bytes) (helios_registry_quota_bytes{state="limit"} > 0)', "{{quota}} {{bytes}}"),),
+            (('max by (quota, bytes) (helios_registry_quota_bytes{state="used"}) / '
+              'max by (quota, bytes) (helios_registry_quota_bytes{state="limit"} > 0)', "{{quota}} {{bytes}}"),),
             "What is reserved by work under way comes on top.",
         ),
         Panel(
             "The fast disk in front of the store", "bytes",
-            (("max(helios_registry_front_used_bytes)", "used"), ("max(helios_registry_front_waiting_bytes)", "not in the cloud yet")),
+            (("max(helios_registry_front_used_bytes)", "used"),
+             ("max(helios_registry_front_waiting_bytes)", "not in the cloud yet")),
             "Where registry.front is set.",
         ),
         Panel(
             "Damage and refusals", "short",
             (("sum(increase(helios_registry_verify_failures_total[1h]))", "wrong hashes, last hour"),
              ("max(helios_registry_store_problems)", "directories that lack something"),
-             ("sum by (quota) (increase(helios_registry_quota_refusals_total[1h]))", "refused by {{quota}}, last hour")),
+             ("sum by (quota) (increase(helios_registry_quota_refusals_total[1h]))",
+              "refused by {{quota}}, last hour")),
             "All zero when all is well.",
         ),
     ),
     "Router": (
         Panel(
-            "Requests", "reqps", ((_rate("helios_router_requests_total", "model, status", MODEL), "{{model}} {{status}}"),),
+            "Requests", "reqps",
+            ((_rate("helios_router_requests_total", "model, status", MODEL), "{{model}} {{status}}"),),
             "By model and status.",
         ),
         Panel(
@@ -135,7 +142,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "For a worker that has room, or for a model that wakes.",
         ),
         Panel(
-            "Workers that are up", "short", ((f"sum by (model) (max by (model, worker) (helios_router_worker_up{{{MODEL}}}))", "{{model}}"),),
+            "Workers that are up", "short",
+            ((f"sum by (model) (max by (model, worker) (helios_router_worker_up{{{MODEL}}}))", "{{model}}"),),
             "As any router sees them.",
         ),
         Panel(
@@ -157,7 +165,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "`helios worker`s that take requests.",
         ),
         Panel(
-            "The last start", "s", ((f"max by (model, phase) (helios_worker_start_phase_seconds{{{MODEL}}})", "{{model}} {{phase}}"),),
+            "The last start", "s",
+            ((f"max by (model, phase) (helios_worker_start_phase_seconds{{{MODEL}}})", "{{model}} {{phase}}"),),
             "By phase, as vLLM's log says.",
         ),
         Panel(

@@ -34,7 +34,7 @@ def containers(pod: Object) -> list[Object]:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """Its variables; what the cluster fills in is an address. Raises AssertionError for one that is used before it is there."""
+    """Its variables; what the cluster fills in is an address. Fails for one that is used before it is there."""
     known: dict[str, str] = {}
     for each in container.get("env", []):
         known[each["name"]] = expanded(each.get("value", "10.0.0.7"), known)

@@ -93,9 +93,7 @@ class Chart:
     def __init__(self) -> None:
         command = [sys.executable, str(ROOT / "scripts" / "chart.py"), "--render"]
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
 
     def files(self, values: dict[str, Any]) -> dict[str, str]:
         """The files by name. Raises Refused."""

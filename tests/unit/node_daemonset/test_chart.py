@@ -1,4 +1,4 @@
-"""The chart: valid for several Kubernetes versions, no more rights than needed, and values that can't be are refused."""
+"""The chart: valid for several Kubernetes versions, with few rights; values that can't be are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_plain_manifests_are_ones_that_kubernetes_takes():
     assert seen > 30
 
 
-def test_what_is_generated_is_up_to_date():
+def test_what_is_generated_is_up_to_date(chart: Chart):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "chart.py"), "--check"], capture_output=True, text=True, check=False
     )
@@ -56,10 +56,11 @@ def test_the_kustomization_brings_files_that_there_are_and_names_their_images():
         assert f"image: {image['name']}:{image['newTag']}\n" in text
 
 
-def test_helm_itself_finds_nothing_to_complain_of():
-    values = json.dumps(VALUES["everything"])
-    code = f"import helm_python, json; print(json.dumps(helm_python.lint({str(DAEMONSET / 'chart')!r}, json.loads({values!r}), strict=True)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
+    code = "import helm_python, json, sys; _, path, values = sys.argv; "
+    code += "print(json.dumps(helm_python.lint(path, json.loads(values), strict=True)))"
+    command = [sys.executable, "-c", code, str(DAEMONSET / "chart"), json.dumps(VALUES["everything"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
     complaints = [each for each in report["messages"] if each["severity"] > 1]
     assert (complaints, report["errors"]) == ([], [])
@@ -113,7 +114,9 @@ def test_only_what_mounts_is_privileged(objects: Objects):
             assert its["allowPrivilegeEscalation"] is False
             assert its["capabilities"] == {"drop": ["ALL"]}
             root = its.get("runAsUser") == 0
-            assert root == name.endswith(("keeper", "csi-node")), "beside what mounts: sockets and directories of root's"
+            assert root == name.endswith(("keeper", "csi-node")), (
+                "beside what mounts: sockets and directories of root's"
+            )
             if not root:
                 assert spec["securityContext"]["runAsNonRoot"] is True
                 assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -142,8 +145,14 @@ def test_every_container_has_requests_and_a_limit_of_memory(objects: Objects):
 def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Chart):
     objects = chart.objects(VALUES["no-nodes"] | {"router": {"enabled": True}})
     sizes = {name: pod["spec"]["containers"][0]["resources"] for name, pod in pods(objects)}
-    assert sizes["helios-registry"] == {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"cpu": "4", "memory": "8Gi"}}
-    assert sizes["helios-router"] == {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"cpu": "8", "memory": "16Gi"}}
+    assert sizes["helios-registry"] == {
+        "requests": {"cpu": "2", "memory": "4Gi"},
+        "limits": {"cpu": "4", "memory": "8Gi"},
+    }
+    assert sizes["helios-router"] == {
+        "requests": {"cpu": "4", "memory": "8Gi"},
+        "limits": {"cpu": "8", "memory": "16Gi"},
+    }
     for each in objects:
         if each["kind"] in ("StatefulSet", "Deployment"):
             assert each["spec"]["replicas"] == 3
@@ -151,7 +160,11 @@ def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Char
             (term,) = apart["requiredDuringSchedulingIgnoredDuringExecution"]
             assert term["topologyKey"] == "kubernetes.io/hostname"
             assert term["labelSelector"] == each["spec"]["selector"]
-    budgets = {each["metadata"]["name"]: each["spec"]["maxUnavailable"] for each in objects if each["kind"] == "PodDisruptionBudget"}
+    budgets = {
+        each["metadata"]["name"]: each["spec"]["maxUnavailable"]
+        for each in objects
+        if each["kind"] == "PodDisruptionBudget"
+    }
     assert budgets == {"helios-registry": 1, "helios-router": 1}
 
 
@@ -173,19 +186,23 @@ def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 
 def test_selectors_find_the_pods_that_they_are_for(everything: Objects):
-    templates = {name: pod for name, pod in pods(everything)}
+    templates = dict(pods(everything))
     own = {name: pod["metadata"]["labels"] for name, pod in templates.items()}
     for each in everything:
         name = each["metadata"]["name"]
         if each["kind"] in ("DaemonSet", "Deployment", "StatefulSet"):
-            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [name]
+            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [
+                name
+            ]
         elif each["kind"] == "Service":
             found = [n for n, labels in own.items() if matches(each["spec"]["selector"], labels)]
             assert len(found) == 1, name
             ports = {p["name"] for c in containers(templates[found[0]]) for p in c.get("ports", [])}
             assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
         elif each["kind"] == "PodDisruptionBudget":
-            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [name]
+            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [
+                name
+            ]
         elif each["kind"] == "NetworkPolicy":
             found = [n for n, labels in own.items() if matches(each["spec"]["podSelector"]["matchLabels"], labels)]
             assert found == [name] or (name == "helios-default" and len(found) == len(own))
@@ -220,7 +237,11 @@ def test_registries_elsewhere_are_reached_at_their_ports(chart: Chart):
 
 def test_a_change_of_the_configuration_starts_pods_anew(chart: Chart):
     def noted(values: dict[str, Any]) -> dict[str, str]:
-        return {n: p["metadata"]["annotations"]["helios.dev/configuration"] for n, p in pods(chart.objects(values)) if n == "helios-worker"}
+        return {
+            n: p["metadata"]["annotations"]["helios.dev/configuration"]
+            for n, p in pods(chart.objects(values))
+            if n == "helios-worker"
+        }
 
     before = noted(VALUES["nodes-alone"])
     assert noted({**VALUES["nodes-alone"], "worker": {"config": {"mount": {"pool_mib": 7}}}}) != before

@@ -1,4 +1,4 @@
-"""The Dockerfiles: one target for each image that the chart names, of sources that there are, without root where possible.
+"""The Dockerfiles: one target for each image of the chart, of sources that there are, without root where possible.
 
 They are not built here. What they run is looked at in pieces: extras, constraints, commands, paths.
 """

@@ -27,7 +27,11 @@ def ours(objects: Objects):
 
 def toml_of(objects: Objects, pod: dict[str, Any]) -> str:
     names = {each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each}
-    texts = [each["data"]["helios.toml"] for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"] in names]
+    texts = [
+        each["data"]["helios.toml"]
+        for each in objects
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] in names
+    ]
     return "".join(texts)
 
 
@@ -37,8 +41,17 @@ def named(objects: Objects, kind: str, end: str) -> dict[str, Any]:
 
 
 def test_commands_take_their_arguments(objects: Objects):
-    seen = {container["image"].removeprefix(OURS).split(":")[0]: command_line(container)[0] for _, _, container in ours(objects)}
-    known = {"keeper": "heliosfs.keeper", "worker": "heliosfs", "csi": "csi", "registry": "registry", "router": "router"}
+    seen = {
+        container["image"].removeprefix(OURS).split(":")[0]: command_line(container)[0]
+        for _, _, container in ours(objects)
+    }
+    known = {
+        "keeper": "heliosfs.keeper",
+        "worker": "heliosfs",
+        "csi": "csi",
+        "registry": "registry",
+        "router": "router",
+    }
     assert seen == {part: known[part] for part in seen}
     assert seen
 
@@ -51,7 +64,9 @@ def test_settings_are_known_and_what_the_values_say(objects: Objects):
 
 
 def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: Objects):
-    by_image = {c["image"].removeprefix(OURS).split(":")[0]: settings(c, toml_of(everything, p)) for _, p, c in ours(everything)}
+    by_image = {
+        c["image"].removeprefix(OURS).split(":")[0]: settings(c, toml_of(everything, p)) for _, p, c in ours(everything)
+    }
     mount = by_image["worker"].mount
     assert (mount.pool_mib, mount.shadow_percent, mount.cache_limit_gib) == (256, 1.5, 800.5)
     assert (mount.cache, mount.l2, mount.l2_min_free) == ("/nvme/models", "/ssd/models", 0.1)
@@ -127,9 +142,16 @@ def test_probes_ask_for_pages_that_there_are(objects: Objects):
 
 def test_the_three_daemonsets_see_one_mount_at_one_path(everything: Objects):
     found = {c["name"]: command_line(c)[1] for _, _, c in ours(everything) if c["name"] in ("keeper", "worker")}
-    driver = next(c for c in containers(named(everything, "DaemonSet", "csi-node")["spec"]["template"]) if c["name"] == "driver")
+    driver = next(
+        c for c in containers(named(everything, "DaemonSet", "csi-node")["spec"]["template"]) if c["name"] == "driver"
+    )
     place = found["keeper"]["mountpoint"]
-    assert place == found["worker"]["mountpoint"] == str(command_line(driver)[1]["mount"]) == "/mnt/nvme/helios/mounts/models"
+    assert (
+        place
+        == found["worker"]["mountpoint"]
+        == str(command_line(driver)[1]["mount"])
+        == "/mnt/nvme/helios/mounts/models"
+    )
     worker = next(c for _, _, c in ours(everything) if c["name"] == "worker")
     assert environment(worker)["HELIOS_KEEPER"] == found["keeper"]["socket"]
     assert environment(worker)["HELIOS_HOME"] == environment(driver)["HELIOS_HOME"], "the control socket is found there"
