@@ -50,7 +50,21 @@ imagePullSecrets:
 {{- .Values.worker.tiers.l1.path | default (printf "%s/cache" (include "helios.root" .)) -}}
 {{- end }}
 
+{{- /* Settings that values of their own say, which would win unseen: (list "worker.config.mount" map (dict "cache" "worker.tiers.l1.path")) */}}
+{{- define "helios.saidElsewhere" -}}
+{{- $where := index . 0 }}
+{{- $given := index . 1 | default dict }}
+{{- range $key, $value := index . 2 }}
+{{- if hasKey $given $key }}
+{{- fail (printf "%s.%s is said by %s: leave it out there" $where $key $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "helios.priorityClass" -}}
+{{- if and (not .Values.priorityClass.create) (not .Values.priorityClass.name) -}}
+{{- fail "priorityClass.create is false and priorityClass.name is empty: name one that is there, such as system-node-critical" -}}
+{{- end -}}
 {{- .Values.priorityClass.name | default (printf "%s-node" (include "helios.name" .)) -}}
 {{- end }}
 

@@ -77,6 +77,12 @@ def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
         ({"worker": {"config": {"mount": {"mode": "fast"}}}}, "/worker/config/mount/mode"),
         ({"router": {"config": {"admission": {"queue": {"per_worker": "many"}}}}}, "per_worker"),
         ({"registry": {"config": {"tenants": {"acme": {"own": ["acme/*"]}}}}}, "own"),
+        (
+            {"worker": {"config": {"mount": {"cache": "/c"}}}},
+            "mount.cache is said by worker.tiers.l1.path",
+        ),
+        ({"router": {"enabled": True, "config": {"discovery": {"resolve": False}}}}, "is said by router.resolve"),
+        ({"priorityClass": {"create": False}}, "priorityClass.name is empty"),
         ({"csi": {"authorise": "token"}}, "/csi/authorise"),
         ({"csi": {"driver": "CSI_driver"}}, "/csi/driver"),
         ({"node": {"root": "var/lib/helios"}}, "/node/root"),

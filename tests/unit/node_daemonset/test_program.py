@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pytest
+
 from csi.server import GRACE_S, socket_of
 from csi.server import check as check_csi
 from registry.api import health
 from router.processes.supervisor import BEYOND_S
 from router.routes import PROBES
 from tests.support.manifests import command_line, containers, environment, pods, settings
+from tests.unit.node_daemonset.conftest import VALUES, Chart, Refused
 
 OURS = "registry.example/helios/"
 DRIVER = Path(__file__).parents[3] / "csi"
@@ -84,6 +87,30 @@ def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: O
     assert router.admission.queue.per_worker == 64
     csi = by_image["csi"].csi
     assert csi.driver == "models.example.com"
+
+
+def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart: Chart, everything: Objects):
+    """Each variable that a template sets would win over the same setting in a ``config``, unseen."""
+    mine = {"worker": ("mount", "registry"), "registry": ("registry",), "router": ("router",)}
+    for _, _, container in ours(everything):
+        for name in environment(container) if container["name"] in mine else []:
+            section, _, key = name.removeprefix("HELIOS_").lower().partition("__")
+            if section not in mine[container["name"]] or key in ("discovery", "admission"):  # parts of which are
+                continue
+            config = (
+                {section: {key: VALID.get(key, "7")}} if container["name"] == "worker" else {key: VALID.get(key, "7")}
+            )
+            values = {**VALUES["everything"][container["name"]], "config": config}
+            with pytest.raises(Refused, match="is said by"):
+                chart.files({**VALUES["everything"], container["name"]: values})
+
+
+VALID = {
+    "urls": ["http://a"],
+    **dict.fromkeys(("admin_port",), 7),
+    **dict.fromkeys(("cache_limit_gib", "cache_min_free", "l2_limit_gib", "l2_min_free"), 0.5),
+}
+"""A value of the right type, where that is no text."""
 
 
 def test_files_that_are_named_are_mounted(objects: Objects):
