@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,8 @@ def command_line(container: Object) -> tuple[str, Mapping[str, Any]]:
         return _click(words[1:])
     assert words[:3] == ["python", "-P", "-m"], words
     if words[3] == "heliosfs.keeper":
+        for word in words[4:]:  # argparse takes beginnings of options, too
+            assert not word.startswith("--") or f'"{word}"' in inspect.getsource(_parse), word
         return words[3], vars(_parse(words[4:]))
     assert words[3] == "heliosfs", words
     (mountpoint,) = words[4:]
