@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from csi.server import GRACE_S, socket_of
 from csi.server import check as check_csi
+from helios.home import SOCKET_PATH_MAX, Home
+from heliosfs.keeper.wire import NEXT
 from registry.api import health
 from router.processes.supervisor import BEYOND_S
 from router.routes import PROBES
@@ -17,6 +20,7 @@ from tests.unit.node_daemonset.conftest import VALUES, Chart, Refused
 
 OURS = "registry.example/helios/"
 DRIVER = Path(__file__).parents[3] / "csi"
+CHART = Path(__file__).parents[3] / "node-daemonset" / "chart"
 Objects = list[dict[str, Any]]
 
 
@@ -182,7 +186,6 @@ def test_the_three_daemonsets_see_one_mount_at_one_path(everything: Objects):
     worker = next(c for _, _, c in ours(everything) if c["name"] == "worker")
     assert environment(worker)["HELIOS_KEEPER"] == found["keeper"]["socket"]
     assert environment(worker)["HELIOS_HOME"] == environment(driver)["HELIOS_HOME"], "the control socket is found there"
-    assert len(found["keeper"]["socket"] + ".next") <= 107
     parent = place.rpartition("/")[0]
     propagation = {}
     for name in ("keeper", "worker", "csi-node"):
@@ -193,6 +196,15 @@ def test_the_three_daemonsets_see_one_mount_at_one_path(everything: Objects):
         assert mount["mountPath"] == parent, "a mount's path is the same in all of them"
         propagation[name] = mount["mountPropagation"]
     assert propagation == {"keeper": "Bidirectional", "worker": "HostToContainer", "csi-node": "HostToContainer"}
+
+
+def test_sockets_fit_below_the_longest_root_that_the_chart_takes():
+    """A longer path would be replaced by one in /tmp, which the driver's container does not share."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    root = "/" + "x" * (schema["properties"]["node"]["properties"]["root"]["maxLength"] - 1)
+    control = Home(Path(root, "home")).run / f"mount-{0:016x}.sock"
+    assert len(str(control)) <= SOCKET_PATH_MAX
+    assert len(f"{root}/keeper/models.sock{NEXT}") <= 107
 
 
 def test_the_mount_point_is_made_before_the_keeper_mounts(everything: Objects):
