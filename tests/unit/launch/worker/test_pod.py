@@ -14,6 +14,8 @@ from helios.errors import UsageError
 from helios.launch.processes import GUARD_GRACE_S
 from helios.launch.worker.front import Front
 from helios.launch.worker.run import LATE_S
+from tests.support.manifests import command_line
+from tests.support.manifests import settings as configured
 
 PAGE = (Path(__file__).parents[4] / "docs" / "worker.md").read_text()
 
@@ -29,11 +31,8 @@ def container():
 
 
 def test_its_arguments_are_those_of_the_command():
-    _, command, *arguments = container()["args"]
+    command, given = command_line(container())
     assert command == "worker"
-    run = worker.commands["run"]
-    with run.make_context("run", arguments) as context:
-        given = context.params
     assert given["model"] == container()["volumeMounts"][0]["mountPath"]
     assert given["vllm_arguments"] == ("--max-model-len", "8192")
     assert container()["lifecycle"]["preStop"]["exec"]["command"][1:] == ["worker", "drain"]
@@ -41,8 +40,7 @@ def test_its_arguments_are_those_of_the_command():
 
 
 def test_its_settings_are_known():
-    environ = {one["name"]: one.get("value", "10.0.0.7") for one in container()["env"]}
-    settings = load({"HELIOS_HOME": "/nowhere", **environ}).worker
+    settings = configured(container()).worker
     assert settings.advertise == settings.id == "10.0.0.7"
     assert settings.router_token_file.startswith(container()["volumeMounts"][2]["mountPath"])
 

@@ -1,0 +1,134 @@
+"""The chart, rendered by Helm's own engine in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+DAEMONSET = ROOT / "node-daemonset"
+IMAGES = {"images": {"repository": "registry.example/helios"}}
+
+Render = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+VALUES: dict[str, dict[str, Any]] = {
+    "nodes-alone": {**IMAGES, "registryUrls": ["http://registry.example:8470", "https://second.example"]},
+    "one-of-everything": {
+        **IMAGES,
+        "registry": {"enabled": True, "replicas": 1, "home": {"persistent": True, "storageClass": "fast"}},
+        "router": {"enabled": True, "replicas": 1, "antiAffinity": "preferred", "resolve": False},
+        "networkPolicy": {"enabled": False},
+        "priorityClass": {"create": False, "name": "system-node-critical"},
+    },
+    "everything": {
+        "images": {"repository": "registry.example/helios", "tag": "7", "keeperTag": "5", "pullSecrets": ["pull"]},
+        "registryToken": {"secret": "node-token"},
+        "logLevel": "debug",
+        "node": {"root": "/mnt/nvme/helios/", "kubelet": "/var/lib/k0s/kubelet"},
+        "keeper": {"hostPID": True, "stallSeconds": 2.5},
+        "worker": {
+            "tiers": {"l1": {"path": "/nvme/models", "limitGiB": 800.5}, "l2": {"path": "/ssd/models", "minFree": 0.1}},
+            "config": {"mount": {"pool_mib": 256, "shadow_percent": 1.5}, "registry": {"offline": True}},
+        },
+        "csi": {"authorise": "namespace", "cluster": "east-1", "driver": "models.example.com"},
+        "storageClasses": [
+            {"name": "a", "model": "org/name", "revision": "v1", "format": "hub", "prefetch": "*.json"},
+            {"name": "b", "model": "gpt2", "reclaimPolicy": "Retain"},
+        ],
+        "registry": {
+            "enabled": True,
+            "store": "/store",
+            "storeClaim": "models",
+            "database": "postgresql://helios@db:5432/helios?sslmode=require",
+            "environmentSecret": "environment",
+            "adminTokens": {"secret": "admins"},
+            "nodeTokens": {"secret": "nodes"},
+            "config": {
+                "gc_every_s": 3600,
+                "tenants": {"acme": {"owns": ["acme/*"], "namespaces": ["acme", "acme-*"]}},
+                "quotas": [{"repo": "acme/*", "stored_gib": 500}],
+            },
+        },
+        "router": {
+            "enabled": True,
+            "processes": 2,
+            "workers": {"namespace": "models", "slices": "app=vllm,tier!=test", "pods": ""},
+            "keys": {"secret": "keys"},
+            "adminTokens": {"secret": "admins"},
+            "registrars": {"secret": "registrars"},
+            "config": {
+                "policy": "prefix-index",
+                "drain_s": 90,
+                "discovery": {"hold": True, "kubernetes": {"silence_s": 80}},
+                "admission": {"queue": {"per_worker": 64}, "shared": {"url": "redis://valkey:6379/0"}},
+            },
+        },
+        "networkPolicy": {"monitoring": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+        "monitoring": {"monitors": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}},
+    },
+    "no-nodes": {
+        **IMAGES,
+        "node": {"enabled": False},
+        "registry": {"enabled": True, "store": "s3://models/helios", "database": "postgresql://helios@db/helios"},
+        "monitoring": {"monitors": True},
+    },
+}
+
+
+class Refused(Exception):
+    """Why Helm does not render it."""
+
+
+class Chart:
+    """Renders the chart, as often as one likes."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(ROOT / "scripts" / "chart.py"), "--render"]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+
+    def files(self, values: dict[str, Any]) -> dict[str, str]:
+        """The files by name. Raises Refused."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(values) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer["files"]
+
+    def objects(self, values: dict[str, Any]) -> list[dict[str, Any]]:
+        files = self.files(values)
+        files.pop("NOTES.txt", None)
+        return [each for text in files.values() for each in yaml.safe_load_all(text) if each]
+
+    def close(self) -> None:
+        self._process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def chart() -> Iterator[Chart]:
+    pytest.importorskip("helm_python", reason="helm-python-sdk has no wheel for this machine")
+    chart = Chart()
+    yield chart
+    chart.close()
+
+
+@pytest.fixture(params=VALUES)
+def objects(request: pytest.FixtureRequest, chart: Chart) -> list[dict[str, Any]]:
+    """What is rendered with each set of values."""
+    return chart.objects(VALUES[request.param])
+
+
+@pytest.fixture
+def everything(chart: Chart) -> list[dict[str, Any]]:
+    return chart.objects(VALUES["everything"])

@@ -1,0 +1,269 @@
+"""The chart: valid for several Kubernetes versions, with few rights; values that can't be are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.support.manifests import containers, pods
+from tests.unit.node_daemonset.conftest import DAEMONSET, IMAGES, ROOT, VALUES, Chart, Refused
+
+VERSIONS = ("1.28", "1.31", "1.34", "1.37")
+"""The oldest that the chart takes (Chart.yaml), the newest that the schemas know, and two between."""
+OPERATOR = ("PodMonitor", "ServiceMonitor", "PrometheusRule")
+PRIVILEGED = {"keeper", "worker", "driver"}
+
+Objects = list[dict[str, Any]]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_one_that_kubernetes_takes(objects: Objects, version: str):
+    for each in objects:
+        if each["kind"] not in OPERATOR:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_plain_manifests_are_ones_that_kubernetes_takes():
+    seen = 0
+    for path in sorted((DAEMONSET / "manifests").glob("*.yaml")):
+        if path.name in ("kustomization.yaml", "values.yaml"):
+            continue
+        for each in yaml.safe_load_all(path.read_text()):
+            if each["kind"] not in OPERATOR:
+                kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+                kubernetes_validate.validate(each, VERSIONS[0], strict=True)
+                seen += 1
+    assert seen > 30
+
+
+def test_what_is_generated_is_up_to_date(chart: Chart):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "chart.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kustomization_brings_files_that_there_are_and_names_their_images():
+    found = yaml.safe_load((DAEMONSET / "manifests" / "kustomization.yaml").read_text())
+    text = "".join((DAEMONSET / "manifests" / name).read_text() for name in found["resources"])
+    for image in found["images"]:
+        assert f"image: {image['name']}:{image['newTag']}\n" in text
+
+
+def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
+    code = "import helm_python, json, sys; _, path, values = sys.argv; "
+    code += "print(json.dumps(helm_python.lint(path, json.loads(values), strict=True)))"
+    command = [sys.executable, "-c", code, str(DAEMONSET / "chart"), json.dumps(VALUES["everything"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    complaints = [each for each in report["messages"] if each["severity"] > 1]
+    assert (complaints, report["errors"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": {"repository": ""}}, "images.repository is missing"),
+        ({"registryUrls": []}, "registryUrls is empty and registry.enabled is false"),
+        ({"registryUrls": ["http://me:secret@registry.example"]}, "/registryUrls/0"),
+        ({"wroker": {}}, "wroker"),
+        ({"worker": {"config": {"mount": {"pool_mb": 3}}}}, "pool_mb"),
+        ({"worker": {"config": {"mount": {"mode": "fast"}}}}, "/worker/config/mount/mode"),
+        ({"router": {"config": {"admission": {"queue": {"per_worker": "many"}}}}}, "per_worker"),
+        ({"registry": {"config": {"tenants": {"acme": {"own": ["acme/*"]}}}}}, "own"),
+        (
+            {"worker": {"config": {"mount": {"cache": "/c"}}}},
+            "mount.cache is said by worker.tiers.l1.path",
+        ),
+        ({"router": {"enabled": True, "config": {"discovery": {"resolve": False}}}}, "is said by router.resolve"),
+        ({"priorityClass": {"create": False}}, "priorityClass.name is empty"),
+        ({"csi": {"authorise": "token"}}, "/csi/authorise"),
+        ({"csi": {"driver": "CSI_driver"}}, "/csi/driver"),
+        ({"node": {"root": "var/lib/helios"}}, "/node/root"),
+        ({"node": {"root": "/var/lib/" + "x" * 60}}, "/node/root"),
+        ({"worker": {"port": 0}}, "/worker/port"),
+        ({"worker": {"resources": {"limit": {}}}}, "limit"),
+        ({"storageClasses": [{"name": "a"}]}, "model"),
+        ({"sidecars": {"registrar": "registry.example/registrar"}}, "/sidecars/registrar"),
+        ({"registry": {"enabled": True, "store": "s3://b"}}, "registry.database is empty"),
+        ({"registry": {"enabled": True, "database": "postgresql://db/helios"}}, "registry.store is empty"),
+        ({"registry": {"enabled": True, "replicas": 1}}, "registry.home.persistent=true"),
+        (
+            {"registry": {"enabled": True, "store": "/store", "database": "postgresql://db/helios"}},
+            "registry.storeClaim is empty",
+        ),
+        ({"router": {"enabled": True, "workers": {"slices": "", "pods": ""}}}, "both empty"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_their_name(chart: Chart, wrong: dict[str, Any], message: str):
+    with pytest.raises(Refused) as refused:
+        chart.files({**VALUES["nodes-alone"], **wrong})
+    assert message in str(refused.value)
+
+
+def test_only_what_mounts_is_privileged(objects: Objects):
+    for name, pod in pods(objects):
+        spec = pod["spec"]
+        for container in containers(pod):
+            its = container["securityContext"]
+            assert its["readOnlyRootFilesystem"] is True
+            if its.get("privileged"):
+                assert container["name"] in PRIVILEGED
+                assert name.endswith(("keeper", "worker", "csi-node"))
+                continue
+            assert its["allowPrivilegeEscalation"] is False
+            assert its["capabilities"] == {"drop": ["ALL"]}
+            root = its.get("runAsUser") == 0
+            assert root == name.endswith(("keeper", "csi-node")), (
+                "beside what mounts: sockets and directories of root's"
+            )
+            if not root:
+                assert spec["securityContext"]["runAsNonRoot"] is True
+                assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "hostNetwork" not in spec
+        assert spec["enableServiceLinks"] is False, "a Service's variables would be read as settings"
+
+
+def test_mounts_propagate_to_the_node_only_where_something_is_mounted(objects: Objects):
+    found = {
+        (name.rpartition("helios-")[2], mount["name"])
+        for name, pod in pods(objects)
+        for container in containers(pod)
+        for mount in container["volumeMounts"]
+        if mount.get("mountPropagation") == "Bidirectional"
+    }
+    assert found in ({("keeper", "mounts"), ("csi-node", "kubelet")}, set())
+
+
+def test_every_container_has_requests_and_a_limit_of_memory(objects: Objects):
+    for _, pod in pods(objects):
+        for container in containers(pod):
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), container["name"]
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Chart):
+    objects = chart.objects(VALUES["no-nodes"] | {"router": {"enabled": True}})
+    sizes = {name: pod["spec"]["containers"][0]["resources"] for name, pod in pods(objects)}
+    assert sizes["helios-registry"] == {
+        "requests": {"cpu": "2", "memory": "4Gi"},
+        "limits": {"cpu": "4", "memory": "8Gi"},
+    }
+    assert sizes["helios-router"] == {
+        "requests": {"cpu": "4", "memory": "8Gi"},
+        "limits": {"cpu": "8", "memory": "16Gi"},
+    }
+    for each in objects:
+        if each["kind"] in ("StatefulSet", "Deployment"):
+            assert each["spec"]["replicas"] == 3
+            apart = each["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+            (term,) = apart["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            assert term["labelSelector"] == each["spec"]["selector"]
+    budgets = {
+        each["metadata"]["name"]: each["spec"]["maxUnavailable"]
+        for each in objects
+        if each["kind"] == "PodDisruptionBudget"
+    }
+    assert budgets == {"helios-registry": 1, "helios-router": 1}
+
+
+def test_only_who_asks_the_api_server_has_a_token_and_few_rights(everything: Objects):
+    with_token = {name for name, pod in pods(everything) if pod["spec"]["automountServiceAccountToken"]}
+    bound = {s["name"] for each in everything if each["kind"].endswith("RoleBinding") for s in each["subjects"]}
+    assert with_token == bound == {"helios-csi-controller", "helios-router"}
+    for each in everything:
+        if each["kind"] in ("Role", "ClusterRole"):
+            for rule in each["rules"]:
+                assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+                assert "secrets" not in rule["resources"]
+    cluster = [each["metadata"]["name"] for each in everything if each["kind"] == "ClusterRole"]
+    assert cluster == ["helios-csi-controller"], "volumes and classes are the cluster's"
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def test_selectors_find_the_pods_that_they_are_for(everything: Objects):
+    templates = dict(pods(everything))
+    own = {name: pod["metadata"]["labels"] for name, pod in templates.items()}
+    for each in everything:
+        name = each["metadata"]["name"]
+        if each["kind"] in ("DaemonSet", "Deployment", "StatefulSet"):
+            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [
+                name
+            ]
+        elif each["kind"] == "Service":
+            found = [n for n, labels in own.items() if matches(each["spec"]["selector"], labels)]
+            assert len(found) == 1, name
+            ports = {p["name"] for c in containers(templates[found[0]]) for p in c.get("ports", [])}
+            assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
+        elif each["kind"] == "PodDisruptionBudget":
+            assert [n for n, labels in own.items() if matches(each["spec"]["selector"]["matchLabels"], labels)] == [
+                name
+            ]
+        elif each["kind"] == "NetworkPolicy":
+            found = [n for n, labels in own.items() if matches(each["spec"]["podSelector"]["matchLabels"], labels)]
+            assert found == [name] or (name == "helios-default" and len(found) == len(own))
+
+
+def test_a_pod_reaches_what_its_settings_name_and_little_else(everything: Objects):
+    policies = {each["metadata"]["name"]: each["spec"] for each in everything if each["kind"] == "NetworkPolicy"}
+    assert "helios-keeper" not in policies, "nothing but the default, which allows nothing"
+    assert set(policies["helios-default"]) == {"podSelector", "policyTypes"}
+
+    def out(name: str) -> set[int]:
+        return {port["port"] for rule in policies[name]["egress"] for port in rule.get("ports", [])}
+
+    assert 8470 in out("helios-worker") & out("helios-csi-node") & out("helios-csi-controller") & out("helios-router")
+    assert out("helios-csi-node") == {53, 8470}
+    assert {443, 6443} <= out("helios-csi-controller")
+    scrapers = policies["helios-worker"]["ingress"]
+    assert scrapers == [
+        {
+            "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+            "ports": [{"protocol": "TCP", "port": 8472}],
+        }
+    ]
+
+
+def test_registries_elsewhere_are_reached_at_their_ports(chart: Chart):
+    urls = ["http://registry.example:8470", "https://second.example", "http://third.example/t/acme"]
+    objects = chart.objects({**IMAGES, "registryUrls": urls})
+    (policy,) = [o for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "helios-csi-node"]
+    assert [port["port"] for port in policy["spec"]["egress"][1]["ports"]] == [8470, 443, 80]
+
+
+def test_a_change_of_the_configuration_starts_pods_anew(chart: Chart):
+    def noted(values: dict[str, Any]) -> dict[str, str]:
+        return {
+            n: p["metadata"]["annotations"]["helios.dev/configuration"]
+            for n, p in pods(chart.objects(values))
+            if n == "helios-worker"
+        }
+
+    before = noted(VALUES["nodes-alone"])
+    assert noted({**VALUES["nodes-alone"], "worker": {"config": {"mount": {"pool_mib": 7}}}}) != before
+    assert noted(VALUES["nodes-alone"]) == before
+
+
+def test_every_value_is_read_by_a_template_and_known_to_the_schema():
+    values = yaml.safe_load((DAEMONSET / "chart" / "values.yaml").read_text())
+    schema = json.loads((DAEMONSET / "chart" / "values.schema.json").read_text())
+    assert set(schema["properties"]) == set(values) | {"global"}
+    text = "".join(path.read_text() for path in (DAEMONSET / "chart" / "templates").iterdir())
+    for section, keys in values.items():
+        names = keys if isinstance(keys, dict) else [section]
+        for name in names:
+            assert f".{name}" in text or f'"{name}"' in text, f"{section}.{name}"
+        properties = schema["properties"][section].get("properties")
+        if properties is not None:
+            assert set(properties) == set(keys), section
+            assert schema["properties"][section]["additionalProperties"] is False
