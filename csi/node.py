@@ -22,6 +22,7 @@ from csi.attributes import PREFIX, Wanted
 from csi.binding import bind
 from csi.calls import Calls
 from csi.errors import Precondition
+from csi.health import Health
 from csi.mounted import MountOfNode, forget, look
 from csi.pending import Locks, Targets
 from csi.targets import Published
@@ -41,6 +42,8 @@ FORGET_S: Final = 2.0
 """Longest wait for the mount when a volume is unpublished, in seconds: pods end whether it answers or not."""
 SETTLED_S: Final = 300.0
 """A volume that nothing shows is deleted when it is older, in seconds: longer than any publish takes."""
+RECOVER_S: Final = (0.1, 5.0)
+"""First and longest pause before a mount that did not answer is asked again, at the start, in seconds."""
 
 
 class Volumes:
@@ -227,6 +230,10 @@ class Volumes:
 
     # --- looking ---
 
+    def places(self) -> int:
+        """In how many places below the kubelet's directory volumes are shown."""
+        return len(targets.published(mounts.mount_table(), self._base))
+
     async def _place(self, path: str, until: Until) -> Path:
         return await self._quick("looking up the target", lambda: targets.check_target(path, self._kubelet), until)
 
@@ -252,15 +259,35 @@ class Volumes:
         return await self._calls.run(what, function, max(0.5, min(QUICK_S, until.left)))
 
 
-async def keep_swept(volumes: Volumes, every_s: float = 60.0) -> None:
-    """Sweep for ever; first at once, for what an earlier process left."""
+async def recover(volumes: Volumes, health: Health) -> None:
+    """Clear away what an earlier process left, as soon as the mount answers; then the driver is ready."""
+    pause, said = RECOVER_S[0], ""
     while True:
+        try:
+            gone = await volumes.sweep()
+        except HeliosError as error:
+            if error.message != said:
+                log.info("not ready yet", extra={"reason": error.message})
+            said = error.message
+            health.waits(said)
+            await asyncio.sleep(pause)
+            pause = min(RECOVER_S[1], 2 * pause)
+            continue
+        log.info("ready", extra={"cleared": gone})
+        health.recovered()
+        return
+
+
+async def keep_swept(volumes: Volumes, swept: Callable[[int], None], every_s: float = 60.0) -> None:
+    """Sweep for ever; ``swept`` is told how many volumes went."""
+    while True:
+        await asyncio.sleep(every_s)
         try:
             if gone := await volumes.sweep():
                 log.info("volumes that nothing shows are deleted", extra={"volumes": gone})
+                swept(len(gone))
         except HeliosError as error:
             log.info("volumes can't be swept now", extra={"reason": error.message})
-        await asyncio.sleep(every_s)
 
 
 def _at(target: Path) -> Published | None:

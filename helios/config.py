@@ -816,6 +816,10 @@ class CsiSettings(Section, frozen=True):
     The driver's CSIDriver object needs ``podInfoOnMount`` for that."""
     cluster: str = "default"
     """This cluster's name, where several share a registry: each has volumes of its own."""
+    listen: str = ""
+    """``host:port`` where the driver serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
+    startup_taint: str = ""
+    """Key of a taint that is removed from the node when the driver is ready and the kubelet knows it; empty: none."""
 
 
 class Config(Section, frozen=True):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,13 @@ class Driver:
             pytest.fail(f"the driver did not start: exit {self.process.wait(5)}\n{self.log.read_text()}")
         assert line.strip() == str(self.socket)
         self.client = Client(self.socket)
+
+    def until_ready(self, within_s: float = 30.0) -> None:
+        """Wait until it has recovered."""
+        end = time.monotonic() + within_s
+        while not self.client.Probe().ready.value:
+            assert time.monotonic() < end, f"the driver is not ready\n{self.log.read_text()}"
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """SIGKILL."""
