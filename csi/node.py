@@ -230,6 +230,11 @@ class Volumes:
 
     # --- looking ---
 
+    async def shows(self, volume: str, target_path: str, until: Until) -> bool:
+        """Whether the volume is published there, whether it can be read or not. Raises as ``publish`` does."""
+        at = _at(await self._place(target_path, until))
+        return at is not None and at.volume == PREFIX + volume
+
     def places(self) -> int:
         """In how many places below the kubelet's directory volumes are shown."""
         return len(targets.published(mounts.mount_table(), self._base))

@@ -129,7 +129,7 @@ async def _serve(
     described = messages.DESCRIPTOR.services_by_name
     services = {"Identity": Identity(settings.driver, health, controller=controller).methods()}
     if node_id is not None:
-        rights = Rights(registry, calls, asked=settings.authorise == "namespace")
+        rights = Rights(registry, calls, metrics, settings.authorise, settings.audience)
         services["Node"] = NodeService(node_id, volumes, rights).methods()
     if controller:
         services["Controller"] = Controller(registry, calls, settings.cluster).methods()

@@ -464,6 +464,10 @@ class CsiMetrics(Metrics):
         self.ready = Gauge("helios_csi_ready", "1 from when it has recovered", registry=r)
         self.published = Gauge("helios_csi_published_volumes", "Places where volumes are published", registry=r)
         self.swept = Counter("helios_csi_swept_volumes_total", "Volumes deleted that no pod had any more", registry=r)
+        self.rights = Counter(
+            "helios_csi_rights_total", "Questions whether a pod may read a model", ["answer"], registry=r
+        )  # answer: allowed, refused; remembered (it was allowed lately), away (allowed earlier, and the registry is
+        # away), failed (it is away)
         self.tainted = Gauge(
             "helios_csi_startup_taint", "1 while the node's startup taint is to be removed", registry=r
         )

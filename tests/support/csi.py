@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,15 @@ class Driver:
         return path
 
     def publish(
-        self, volume: str, target: Path, *, mode: str = "SINGLE_NODE_WRITER", timeout: float = 60.0, **context: str
-    ) -> None:
+        self, volume: str, target: Path, *, mode: str = "SINGLE_NODE_WRITER", timeout: float = 60.0,
+        secrets: Mapping[str, str] | None = None, **context: str,
+    ) -> None:  # fmt: skip
         self.client.NodePublishVolume(
             volume_id=volume,
             target_path=str(target),
             volume_capability=capability(mode),
             volume_context=context,
+            secrets=secrets or {},
             timeout=timeout,
         )
 
