@@ -123,6 +123,7 @@ class Volumes:
         """Have the mount's volume. One that nothing shows any more may have been another, and is replaced."""
         body = {"repo": str(wanted.repo), "revision": wanted.revision}
         body |= {} if wanted.commit is None else {"commit": wanted.commit}
+        body |= {} if wanted.priority is None else {"priority": wanted.priority}
 
         def put() -> None:
             self._mount.call("PUT", f"volumes/{inside}", body, timeout_s=0.9 * until.left)

@@ -223,7 +223,15 @@ async def keep_untainted(node: str, driver: str, key: str) -> None:
     """Have a child do it, again whenever it could not; owns the child."""
     while True:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "csi.untaint", node, driver, key, stdin=asyncio.subprocess.DEVNULL, env=os.environ
+            sys.executable,
+            "-P",
+            "-m",
+            "csi.untaint",
+            node,
+            driver,
+            key,
+            stdin=asyncio.subprocess.DEVNULL,
+            env=os.environ,
         )
         try:
             if await asyncio.wait_for(child.wait(), DEADLINE_S + 60) == 0:

@@ -5,6 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NoSpace, Unavailable
 from helios.names import check_ref
 from heliosfs.store.manifest import canonical
+from heliosfs.tiers.pins import NAMES
 from heliosfs.volumes.files import VolumeFiles
-from heliosfs.volumes.record import MAGIC, VolumeRecord, check_volume_id, frozen_refs
+from heliosfs.volumes.record import MAGIC, MAGIC_2, USUAL, VolumeRecord, check_volume_id, frozen_refs
 from tests.support.mutation import mutate
 
 C1 = "1" * 40
@@ -57,6 +59,7 @@ def records(draw):
         draw(st.integers(0, (1 << 63) - 1)),
         frozen_refs(revision, commit),
         draw(st.integers(0, (1 << 63) - 1)),
+        draw(st.sampled_from(sorted(NAMES))),
     )
 
 
@@ -84,7 +87,29 @@ def test_the_golden_record_is_read_and_written():
     assert (read.id, read.repo, read.commit, read.revision) == ("pvc-1", "models/org/name", commit, "v1.0")
     assert read.refs == {"v1.0": commit, "main": commit}
     assert (read.time, read.created) == (1_750_000_000, 1_750_000_002)
+    assert read.priority == "critical"
     assert read.encode() == golden
+
+
+def test_the_golden_record_with_a_class_is_read_and_written():
+    golden = (Path(__file__).parents[2] / "golden/v2/pvc-1.volume").read_bytes()
+    of_before = VolumeRecord.decode((Path(__file__).parents[2] / "golden/v1/pvc-1.volume").read_bytes())
+    assert golden.startswith(b"helios-volume 2\n")
+    assert VolumeRecord.decode(golden) == msgspec.structs.replace(of_before, priority="pinned")
+    assert VolumeRecord.decode(golden).encode() == golden
+
+
+@given(records())
+def test_a_helios_of_before_reads_every_record_of_the_usual_class(made):
+    assert made.encode().startswith(MAGIC if made.priority == USUAL else MAGIC_2)
+
+
+@pytest.mark.parametrize("priority", [USUAL, "urgent", "", None, 3])
+def test_a_record_of_version_2_has_another_class_than_the_usual_one(priority):
+    text = record().encode()[:-66].removeprefix(MAGIC)
+    again = MAGIC_2 + canonical({**msgspec.json.decode(text), "priority": priority})
+    with pytest.raises(IntegrityError, match=r"canonical|class|decode"):
+        VolumeRecord.decode(summed(again))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,7 @@ def test_a_record_that_is_not_canonical_is_refused():
 
 def test_a_record_of_a_newer_version_says_so():
     with pytest.raises(IntegrityError, match="newer"):
-        VolumeRecord.decode(record().encode().replace(b"helios-volume 1", b"helios-volume 2"))
+        VolumeRecord.decode(record().encode().replace(b"helios-volume 1", b"helios-volume 3"))
 
 
 @pytest.mark.parametrize("text", ["a", "pvc-0d9c7f3e", "-x", "_", "A.b_c-d", "x" * 128])
@@ -224,7 +249,7 @@ def test_no_manifest_goes_while_a_record_is_damaged(files, tmp_path, expected_lo
     expected_log_errors("a volume's record is damaged")
     files.write(record("a"), MANIFEST)
     path = tmp_path / "volumes" / "a.volume"
-    path.write_bytes(path.read_bytes().replace(b"volume 1", b"volume 2"))
+    path.write_bytes(path.read_bytes().replace(b"volume 1", b"volume 3"))
     again = VolumeFiles(tmp_path / "volumes")
     again.load()
     assert again.manifest(DIGEST) == MANIFEST
