@@ -189,8 +189,33 @@ def test_what_was_removed_is_gone(files, tmp_path):
     files.write(record("a"), MANIFEST)
     files.remove("a", DIGEST)
     files.remove("a", DIGEST)
-    assert files.manifest(DIGEST) is None
     assert VolumeFiles(tmp_path / "volumes").load().records == {}
+    assert files.manifest(DIGEST) is None
+
+
+def test_manifests_that_no_volume_needs_any_more_are_kept_within_bounds(files, monkeypatch):
+    def made(number, size=100):
+        content = b"%d" % number * size
+        return hashlib.sha256(content).hexdigest(), content
+
+    def comes_and_goes(number, size=100):
+        digest, content = made(number, size)
+        files.write(record("v", manifest=digest), content)
+        files.remove("v", digest)
+        return digest
+
+    monkeypatch.setattr("heliosfs.volumes.files.SPARE", 3)
+    monkeypatch.setattr("heliosfs.volumes.files.SPARE_BYTES", 1000)
+    gone = [comes_and_goes(number) for number in range(4)]
+    assert [files.manifest(digest) is not None for digest in gone] == [False, True, True, True]
+    again, content = made(1)
+    files.write(record("again", manifest=again), b"not written, for the right one is there")
+    assert files.manifest(again) == content
+    large = comes_and_goes(5, 950)  # goes with all that were set aside before it
+    assert [files.manifest(digest) is not None for digest in (*gone[2:], large)] == [False, False, True]
+    assert files.manifest(again) == content, "a volume needs it"
+    comes_and_goes(6, 2000)
+    assert [files.manifest(made(*each)[0]) for each in ((5, 950), (6, 2000))] == [None, None]
 
 
 @pytest.mark.parametrize(
