@@ -8,6 +8,7 @@ operation goes on at a time, another one is told so; per volume one changes it, 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import stat
@@ -28,7 +29,7 @@ from csi.pending import Locks, Targets
 from csi.targets import Published
 from csi.until import Until
 from helios import mounts
-from helios.errors import Conflict, DeadlineExceeded, HeliosError, NotFound, Unavailable
+from helios.errors import Conflict, DeadlineExceeded, HeliosError, NoSpace, NotFound, Unavailable
 
 log = logging.getLogger("csi.node")
 
@@ -313,14 +314,17 @@ def _at(target: Path) -> Published | None:
 
 
 def _make_directory(target: Path) -> bool:
-    """Make the directory unless it is there; says whether it was made. Raises Precondition, Unavailable."""
+    """Make the directory unless it is there; says whether it was made. Raises Precondition, NoSpace, Unavailable."""
     try:
         target.mkdir(mode=0o750)
         return True
     except FileExistsError:
         pass
     except OSError as error:
-        raise Unavailable(f"{target} can't be made: {error.strerror}") from None
+        problem = f"{target} can't be made: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(problem, hint="Make room on the disk with the kubelet's directory.") from None
+        raise Unavailable(problem) from None
     if not stat.S_ISDIR(target.lstat().st_mode):
         raise Precondition(f"{target} is there and no directory", hint="Remove it on the node.")
     if os.listdir(target):
