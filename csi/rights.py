@@ -38,7 +38,7 @@ Mode = Literal["off", "namespace", "token"]
 
 
 class Remembered:
-    """What was allowed to whom, a namespace or a token's digest, and when. No I/O."""
+    """What was allowed to whom, a namespace or whoever shows a token, and when. No I/O."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST) -> None:
         self._clock, self._most = clock, most
@@ -85,7 +85,7 @@ class Rights:
             token, who = None, namespace
         else:
             token = token_for(self._audience, context, secrets)
-            who = token.digest
+            who = _shown(token, context)
         if self._remembered.allows(str(repo), who, FRESH_S):
             self._count("remembered")
             return
@@ -119,7 +119,7 @@ class Rights:
                 f"the token that came with the request is another pod's, of the namespace {answer.namespace}",
                 hint="Only the kubelet is to write the pod's tokens: look at the volume's attributes.",
             )
-        self._remembered.note(str(repo), token.digest, answer.allowed)
+        self._remembered.note(str(repo), _shown(token, context), answer.allowed)
         self._remembered.note(str(repo), answer.namespace, answer.allowed)
         self._decide(repo, answer.namespace, answer.allowed, answer.reason)
 
@@ -130,3 +130,8 @@ class Rights:
 
     def _count(self, answer: str) -> None:
         self._metrics.rights.labels(answer).inc()
+
+
+def _shown(token: PodToken, context: Mapping[str, str]) -> str:
+    """Who shows the token: what was allowed to one pod does not count when another comes with its token."""
+    return f"{token.digest} {context.get(NAMESPACE, '')} {context.get(POD_UID, '')}"

@@ -89,6 +89,10 @@ def test_the_tokens_namespace_decides_whatever_the_node_says():
         world.check("rival-1", namespace="acme")
     with pytest.raises(Forbidden, match="another pod's, of the namespace acme"):
         world.check("acme-2", namespace="acme", uid="u1")
+    world.check("acme-2", namespace="acme", uid="u2")
+    for told in ({"namespace": "rival", "uid": "u3"}, {"namespace": "acme", "uid": "u1"}):
+        with pytest.raises(Forbidden, match="another pod's"):  # though the token has just been taken
+            world.check("acme-2", **told)
     with pytest.raises(Unauthorized, match="expired"):
         world.check("a-changed-one", namespace="acme")
 
