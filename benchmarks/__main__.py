@@ -173,6 +173,15 @@ BENCHMARKS = {
         {"2_gbit": 0.8, "unshaped": 0.8, "100_ms_to_cold_head": 1.0},
     ),
     "compression": Benchmark((), ("--gb", "0.2", "--rounds", "1"), median_of("bf16_saved"), {"bf16_saved": 0.25}),
+    "csi_publish": Benchmark(
+        (),
+        ("--rounds", "20", "--volumes", "20", "--at-once", "10"),
+        lambda result: {
+            "20_ms_to_publish": 0.020 / result["alone"]["publish"]["p50_s"],
+            "20_ms_to_publish_beside_volumes": 0.020 / result["full"]["publish"]["p50_s"],
+        },
+        {"20_ms_to_publish": 1.0},
+    ),
     "metadata_ops": Benchmark(
         (),
         ("--models", "10", "--gb", "0.1", "--rounds", "2"),

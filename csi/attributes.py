@@ -19,7 +19,9 @@ MAX_ID: Final = 124
 """Longest volume id, in bytes: a mount's volumes have at most 128, and ours have a prefix there."""
 PREFIX: Final = "csi."
 """How volumes that belong to the driver begin in a mount, so that it touches no other."""
-KNOWN: Final = ("model", "repo", "revision", "commit", "format", "prefetch")
+KNOWN: Final = ("model", "repo", "revision", "commit", "format", "prefetch", "priority")
+PRIORITIES: Final = ("scratch", "normal", "critical", "pinned")
+"""The classes of blobs in a mount's cache, the first to go first."""
 FORMS: Final = {"files": "model", "hub": "hub"}
 """``format`` -> the directory of a mount's volume."""
 
@@ -30,13 +32,15 @@ _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """``commit`` is None where the revision is yet to be resolved; ``prefetch``: patterns of files to fetch at once,
-    ``()`` for all of them, None for none."""
+    ``()`` for all of them, None for none; ``priority``: the class that its files have in the cache, None for the usual
+    one."""
 
     repo: RepoId
     revision: str
     commit: str | None
     form: str
     prefetch: tuple[str, ...] | None
+    priority: str | None = None
 
 
 def check_volume_id(text: str) -> str:
@@ -72,7 +76,10 @@ def read(attributes: Mapping[str, str], *, where: str) -> Wanted:
     form = FORMS.get(ours.get("format", "") or "files")
     if form is None:
         raise InvalidInput(f"{where}: format {ours['format'][:80]!r} is unknown; known: {', '.join(FORMS)}")
-    return Wanted(repo, revision, commit, form, _patterns(ours.get("prefetch", "")))
+    priority = ours.get("priority") or None
+    if priority is not None and priority not in PRIORITIES:
+        raise InvalidInput(f"{where}: priority {priority[:80]!r} is unknown; known: {', '.join(PRIORITIES)}")
+    return Wanted(repo, revision, commit, form, _patterns(ours.get("prefetch", "")), priority)
 
 
 def is_ephemeral(attributes: Mapping[str, str]) -> bool:

@@ -27,6 +27,11 @@ class Calls:
         self._late = 0
 
     @property
+    def stuck(self) -> int:
+        """Calls that did not come back in time, and have not since."""
+        return self._late
+
+    @property
     def exhausted(self) -> bool:
         """Whether every place has a call that did not come back in time: nothing can be done any more."""
         return self._late >= self._most

@@ -209,4 +209,6 @@ def _shown(made: Made, wanted: Wanted | None = None) -> Any:
         context |= {"revision": wanted.revision, "format": attributes.name_of(wanted.form)}
         if wanted.prefetch is not None:
             context["prefetch"] = ",".join(wanted.prefetch) or "true"
+        if wanted.priority is not None:
+            context["priority"] = wanted.priority
     return messages.Volume(volume_id=made.id, capacity_bytes=made.capacity, volume_context=context)

@@ -7,15 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from csi import csi_pb2 as messages
-from csi.calls import Calls
+from csi.health import Health
 from csi.until import Until
 from csi.wire import Method
 
 
 class Identity:
-    def __init__(self, name: str, calls: Calls, *, controller: bool) -> None:
+    def __init__(self, name: str, health: Health, *, controller: bool) -> None:
         """``controller``: this process serves the controller's calls, too."""
-        self._name, self._calls, self._controller = name, calls, controller
+        self._name, self._health, self._controller = name, health, controller
 
     def methods(self) -> Mapping[str, Method]:
         return {
@@ -34,9 +34,9 @@ class Identity:
         return messages.GetPluginCapabilitiesResponse(capabilities=capabilities)
 
     async def probe(self, request: Any, until: Until) -> Any:
-        """Ready unless only a restart would help: a mount that is away comes back by itself, and then all works."""
+        """Not ready before it has recovered, nor when only a restart would help (csi.health)."""
         answer = messages.ProbeResponse()
-        answer.ready.value = not self._calls.exhausted
+        answer.ready.value = not self._health.unready
         return answer
 
 

@@ -8,6 +8,7 @@ operation goes on at a time, another one is told so; per volume one changes it, 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import stat
@@ -22,12 +23,13 @@ from csi.attributes import PREFIX, Wanted
 from csi.binding import bind
 from csi.calls import Calls
 from csi.errors import Precondition
+from csi.health import Health
 from csi.mounted import MountOfNode, forget, look
 from csi.pending import Locks, Targets
 from csi.targets import Published
 from csi.until import Until
 from helios import mounts
-from helios.errors import Conflict, DeadlineExceeded, HeliosError, NotFound, Unavailable
+from helios.errors import Conflict, DeadlineExceeded, HeliosError, NoSpace, NotFound, Unavailable
 
 log = logging.getLogger("csi.node")
 
@@ -41,6 +43,8 @@ FORGET_S: Final = 2.0
 """Longest wait for the mount when a volume is unpublished, in seconds: pods end whether it answers or not."""
 SETTLED_S: Final = 300.0
 """A volume that nothing shows is deleted when it is older, in seconds: longer than any publish takes."""
+RECOVER_S: Final = (0.1, 5.0)
+"""First and longest pause before a mount that did not answer is asked again, at the start, in seconds."""
 
 
 class Volumes:
@@ -120,6 +124,7 @@ class Volumes:
         """Have the mount's volume. One that nothing shows any more may have been another, and is replaced."""
         body = {"repo": str(wanted.repo), "revision": wanted.revision}
         body |= {} if wanted.commit is None else {"commit": wanted.commit}
+        body |= {} if wanted.priority is None else {"priority": wanted.priority}
 
         def put() -> None:
             self._mount.call("PUT", f"volumes/{inside}", body, timeout_s=0.9 * until.left)
@@ -227,6 +232,15 @@ class Volumes:
 
     # --- looking ---
 
+    async def shows(self, volume: str, target_path: str, until: Until) -> bool:
+        """Whether the volume is published there, whether it can be read or not. Raises as ``publish`` does."""
+        at = _at(await self._place(target_path, until))
+        return at is not None and at.volume == PREFIX + volume
+
+    def places(self) -> int:
+        """In how many places below the kubelet's directory volumes are shown."""
+        return len(targets.published(mounts.mount_table(), self._base))
+
     async def _place(self, path: str, until: Until) -> Path:
         return await self._quick("looking up the target", lambda: targets.check_target(path, self._kubelet), until)
 
@@ -252,15 +266,35 @@ class Volumes:
         return await self._calls.run(what, function, max(0.5, min(QUICK_S, until.left)))
 
 
-async def keep_swept(volumes: Volumes, every_s: float = 60.0) -> None:
-    """Sweep for ever; first at once, for what an earlier process left."""
+async def recover(volumes: Volumes, health: Health) -> None:
+    """Clear away what an earlier process left, as soon as the mount answers; then the driver is ready."""
+    pause, said = RECOVER_S[0], ""
     while True:
+        try:
+            gone = await volumes.sweep()
+        except HeliosError as error:
+            if error.message != said:
+                log.info("not ready yet", extra={"reason": error.message})
+            said = error.message
+            health.waits(said)
+            await asyncio.sleep(pause)
+            pause = min(RECOVER_S[1], 2 * pause)
+            continue
+        log.info("ready", extra={"cleared": gone})
+        health.recovered()
+        return
+
+
+async def keep_swept(volumes: Volumes, swept: Callable[[int], None], every_s: float = 60.0) -> None:
+    """Sweep for ever; ``swept`` is told how many volumes went."""
+    while True:
+        await asyncio.sleep(every_s)
         try:
             if gone := await volumes.sweep():
                 log.info("volumes that nothing shows are deleted", extra={"volumes": gone})
+                swept(len(gone))
         except HeliosError as error:
             log.info("volumes can't be swept now", extra={"reason": error.message})
-        await asyncio.sleep(every_s)
 
 
 def _at(target: Path) -> Published | None:
@@ -280,14 +314,17 @@ def _at(target: Path) -> Published | None:
 
 
 def _make_directory(target: Path) -> bool:
-    """Make the directory unless it is there; says whether it was made. Raises Precondition, Unavailable."""
+    """Make the directory unless it is there; says whether it was made. Raises Precondition, NoSpace, Unavailable."""
     try:
         target.mkdir(mode=0o750)
         return True
     except FileExistsError:
         pass
     except OSError as error:
-        raise Unavailable(f"{target} can't be made: {error.strerror}") from None
+        problem = f"{target} can't be made: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(problem, hint="Make room on the disk with the kubelet's directory.") from None
+        raise Unavailable(problem) from None
     if not stat.S_ISDIR(target.lstat().st_mode):
         raise Precondition(f"{target} is there and no directory", hint="Remove it on the node.")
     if os.listdir(target):

@@ -15,7 +15,7 @@ from csi.node import Volumes
 from csi.rights import Rights
 from csi.until import Until
 from csi.wire import Method
-from helios.errors import InvalidInput
+from helios.errors import Forbidden, InvalidInput, Unauthorized
 
 
 class NodeService:
@@ -39,7 +39,14 @@ class NodeService:
             raise InvalidInput("volume_capability is missing")
         options = capabilities.check(request.volume_capability)
         wanted = attributes.read(request.volume_context, where="volume_context")
-        await self._rights.check(wanted.repo, request.volume_context, until)
+        try:
+            await self._rights.check(wanted.repo, request.volume_context, request.secrets, until)
+        except (Forbidden, Unauthorized) as error:
+            if await self._volumes.shows(volume, request.target_path, until):
+                # CSI has no way to take a volume from a pod that runs: the kubelet shows this as the pod's event.
+                message = f"{error.message}; the volume stays mounted in this pod until it ends"
+                raise type(error)(message, hint=error.hint) from None
+            raise
         await self._volumes.publish(volume, wanted, request.target_path, options, until)
         return messages.NodePublishVolumeResponse()
 

@@ -61,7 +61,8 @@ def volume_id(name: str) -> str:
 
 def digest(wanted: Wanted) -> str:
     """What tells apart what volumes were asked for with."""
-    parts = (str(wanted.repo), wanted.revision, wanted.commit or "", wanted.form, repr(wanted.prefetch))
+    parts = [str(wanted.repo), wanted.revision, wanted.commit or "", wanted.form, repr(wanted.prefetch)]
+    parts += [] if wanted.priority is None else [wanted.priority]  # volumes of before have no such part
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

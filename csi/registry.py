@@ -1,4 +1,4 @@
-"""The registry as the controller uses it. Everything blocks; threads may share it."""
+"""The registry as the driver uses it. Everything blocks; threads may share it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Final, TypeVar
 
 from csi import provisioned
 from csi.attributes import Wanted
+from csi.pod_tokens import PodToken
 from csi.provisioned import LEASE_S, Made
 from helios.config import Config
 from helios.embedded import AttachedRegistry, attach
 from helios.errors import NotFound, Unavailable
 from helios.home import Home
 from helios.names import RepoId
-from helios.registry_answers import Allowed
+from helios.registry_answers import Allowed, PodAllowed
 from helios.registry_client import RegistryClient
 
 T = TypeVar("T")
@@ -46,6 +47,10 @@ class Registry:
     def allowed(self, repo: RepoId, namespace: str) -> Allowed:
         """Whether pods of the namespace may read the repository. Raises RepoNotFound, Unavailable."""
         return self._ask(lambda client: client.allowed(repo, namespace))
+
+    def pod_allowed(self, repo: RepoId, token: PodToken) -> PodAllowed:
+        """Whether the pod whose token it is may read the repository. Raises RepoNotFound, Unauthorized, Unavailable."""
+        return self._ask(lambda client: client.pod_allowed(repo, token.reveal()))
 
     def volumes(self) -> list[Made]:
         """The volumes of this cluster that there are."""

@@ -10,9 +10,10 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -20,16 +21,25 @@ from csi import csi_pb2 as messages
 from csi import provisioned
 from csi.calls import Calls
 from csi.controller import Controller, keep_renewed
+from csi.health import Health
+from csi.health_service import HealthService
 from csi.identity import Identity
 from csi.mounted import MountOfNode
-from csi.node import Volumes, keep_swept
+from csi.node import Volumes, keep_swept, recover
 from csi.node_service import NodeService
 from csi.registry import Registry
 from csi.rights import Rights
+from csi.untaint import keep_untainted
 from csi.wire import Work
+from helios.cluster import require_client
 from helios.config import Config, CsiSettings
 from helios.errors import Conflict, UsageError
 from helios.home import Home
+from helios.http.hosts import split_listen
+from helios.metrics import CsiMetrics
+
+if TYPE_CHECKING:
+    from csi.front import Front
 
 log = logging.getLogger("csi")
 
@@ -40,6 +50,10 @@ GRACE_S: Final = 10.0
 MAX_DEADLINE_S: Final = 600.0
 NAME: Final = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?\Z")
 """A driver's name, as CSI 1.12 wants it."""
+TAINT: Final = re.compile(
+    r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z"
+)
+"""A taint's key, as Kubernetes wants it."""
 MAX_SOCKET: Final = 107
 """Longest path of a unix socket, in bytes."""
 
@@ -78,8 +92,26 @@ def check(settings: CsiSettings) -> None:
         raise UsageError(f"csi.cluster {settings.cluster!r} is no name: use a-z, 0-9 and - (at most 63)")
     if not 0 < settings.deadline_s <= MAX_DEADLINE_S:
         raise UsageError(f"csi.deadline_s is {settings.deadline_s:g}; 0 to {MAX_DEADLINE_S:g} seconds are possible")
+    if settings.listen:
+        split_listen(settings.listen, "csi.listen")
+    if settings.startup_taint and not TAINT.match(settings.startup_taint):
+        raise UsageError(
+            f"csi.startup_taint {settings.startup_taint!r} is no taint's key: prefix/name is, "
+            "without a value or an effect"
+        )
+    if settings.startup_taint:
+        require_client("csi.startup_taint needs")
     if not settings.kubelet.startswith("/"):
         raise UsageError(f"csi.kubelet {settings.kubelet!r} is not an absolute path")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The driver over HTTP."""
+
+    front: Front
+    socket: socket.socket
+    url: str
 
 
 async def _serve(
@@ -88,37 +120,89 @@ async def _serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    settings = config.csi
-    calls, work = Calls(), Work(settings.deadline_s)
+    settings, metrics = config.csi, CsiMetrics()
+    calls, work = Calls(), Work(settings.deadline_s, metrics)
+    health = Health(calls, recovering="" if node_id is None else "the mount of this node has not answered yet")
     mount = MountOfNode(home, Path(settings.mount) if settings.mount else None)
     volumes, registry = Volumes(mount, calls, Path(settings.kubelet)), Registry(config, home)
+    _show(metrics, health, calls, volumes if node_id is not None else None)
     described = messages.DESCRIPTOR.services_by_name
-    services = {"Identity": Identity(settings.driver, calls, controller=controller).methods()}
+    services = {"Identity": Identity(settings.driver, health, controller=controller).methods()}
     if node_id is not None:
-        rights = Rights(registry, calls, asked=settings.authorise == "namespace")
+        rights = Rights(registry, calls, metrics, settings.authorise, settings.audience)
         services["Node"] = NodeService(node_id, volumes, rights).methods()
     if controller:
         services["Controller"] = Controller(registry, calls, settings.cluster).methods()
-    server: Any = grpc.aio.server(maximum_concurrent_rpcs=MAX_CALLS)
-    server.add_generic_rpc_handlers(tuple(work.handler(described[name], each) for name, each in services.items()))
-    _make_room(path)
-    if not server.add_insecure_port(f"unix:{path}"):
-        raise UsageError(f"--endpoint: {path} can't be listened on")
-    await server.start()
-    log.info("serving", extra={"socket": str(path), "driver": settings.driver, "node": node_id})
-    ready()
-    upkeep = [asyncio.create_task(keep_swept(volumes))] if node_id is not None else []
-    upkeep += [asyncio.create_task(keep_renewed(registry, calls))] if controller else []
-    try:
-        await stop.wait()
-    finally:
-        for task in upkeep:
-            task.cancel()
-        await server.stop(GRACE_S)
-        await work.finish(GRACE_S)
-        await asyncio.gather(*upkeep, return_exceptions=True)
-        mount.close()
-        registry.close()
+    handlers = [work.handler(described[name], each) for name, each in services.items()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(registry.close)
+        stack.callback(mount.close)
+        server: Any = grpc.aio.server(maximum_concurrent_rpcs=MAX_CALLS)
+        server.add_generic_rpc_handlers((*handlers, HealthService(health).handler()))
+        front = stack.enter_context(_front(settings, health, metrics))
+        _make_room(path)
+        if not server.add_insecure_port(f"unix:{path}"):
+            raise UsageError(f"--endpoint: {path} can't be listened on")
+        await server.start()
+        url = None if front is None else front.url
+        log.info("serving", extra={"socket": str(path), "driver": settings.driver, "node": node_id, "http": url})
+        ready()
+        upkeep = []
+        if node_id is not None:
+            upkeep.append(_keep_node(node_id, volumes, health, metrics, settings))
+        if controller:
+            upkeep.append(keep_renewed(registry, calls))
+        tasks = [asyncio.create_task(each) for each in upkeep]
+        serving = [] if front is None else [asyncio.create_task(front.front.serve(front.socket))]
+        for task in (*tasks, *serving):
+            task.add_done_callback(lambda _: stop.set())  # none of them ends by itself
+        try:
+            await stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await server.stop(GRACE_S)
+            await work.finish(GRACE_S)
+            if front is not None:
+                front.front.stop()
+            ended = await asyncio.gather(*tasks, *serving, return_exceptions=True)
+    for outcome in ended:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def _keep_node(node: str, volumes: Volumes, health: Health, metrics: CsiMetrics, settings: CsiSettings) -> None:
+    """Recover, have the startup taint removed, and sweep for ever."""
+    metrics.tainted.set(bool(settings.startup_taint))
+    await recover(volumes, health)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_swept(volumes, metrics.swept.inc))
+        if settings.startup_taint:
+            await keep_untainted(node, settings.driver, settings.startup_taint)
+            metrics.tainted.set(0)
+
+
+def _show(metrics: CsiMetrics, health: Health, calls: Calls, volumes: Volumes | None) -> None:
+    """Have the figures read when they are asked for."""
+    metrics.live.set_function(lambda: not health.unlive)
+    metrics.ready.set_function(lambda: not health.unready)
+    metrics.stuck.set_function(lambda: calls.stuck)
+    if volumes is not None:
+        metrics.published.set_function(volumes.places)
+
+
+@contextlib.contextmanager
+def _front(settings: CsiSettings, health: Health, metrics: CsiMetrics) -> Iterator[Served | None]:
+    """What answers over HTTP, listening already, if ``csi.listen`` says so. Raises UsageError, Unavailable."""
+    if not settings.listen:
+        yield None
+        return
+    from csi.front import Front
+    from helios.http.server import listen_tcp, url_of
+
+    host, port = split_listen(settings.listen, "csi.listen")
+    with contextlib.closing(listen_tcp(host, port, "csi.listen")) as sock:
+        yield Served(Front(health, metrics), sock, url_of(sock, host))
 
 
 def _make_room(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from csi.errors import status_of
 from csi.until import Until
 from helios.errors import HeliosError
+from helios.metrics import CsiMetrics
 
 log = logging.getLogger("csi")
 
@@ -32,9 +34,9 @@ Method = Callable[[Any, Until], Awaitable[Any]]
 class Work:
     """The calls that are worked on. Owns their tasks."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, metrics: CsiMetrics) -> None:
         """``deadline_s``: longest time for one call, in seconds; a shorter one of the caller counts."""
-        self._deadline_s = deadline_s
+        self._deadline_s, self._metrics = deadline_s, metrics
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def handler(self, service: Any, methods: Mapping[str, Method]) -> Any:
@@ -62,7 +64,7 @@ class Work:
             remaining = context.time_remaining()
             # Our reason has to come before the caller's deadline does.
             until = Until(self._deadline_s if remaining is None else min(self._deadline_s, EARLY * remaining))
-            task = asyncio.ensure_future(_outcome(name, method, request, until))
+            task = asyncio.ensure_future(self._measured(name, method, request, until))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             outcome = await asyncio.shield(task)
@@ -71,6 +73,14 @@ class Work:
             return outcome
 
         return serve
+
+    async def _measured(self, name: str, method: Method, request: Any, until: Until) -> Any:
+        began = time.monotonic()
+        with self._metrics.under_way.track_inprogress():
+            outcome = await _outcome(name, method, request, until)
+        self._metrics.call_seconds.labels(name).observe(time.monotonic() - began)
+        self._metrics.calls.labels(name, outcome.status if isinstance(outcome, Refusal) else "OK").inc()
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,32 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the configuration's sections."""
 
 
+class IssuerSettings(Section, frozen=True):
+    """Whose JSON Web Tokens are taken."""
+
+    jwks: str = ""
+    """Where the issuer's public keys are: ``https://…``, or a file."""
+    issuer: str = ""
+    """What ``iss`` must be."""
+    audience: str = ""
+    """What ``aud`` must be, or hold."""
+    leeway_s: float = 30.0
+    """How far the issuer's clock may be from ours, in seconds."""
+    refresh_s: float = 300.0
+    """How often keys are fetched again, in seconds; those known count meanwhile, and while the issuer is away."""
+    ca_file: str = ""
+    """Authorities of the certificate at ``jwks``, PEM; empty: the system's."""
+    token_file: str = ""
+    """File with a token that is sent when keys are fetched; empty: none."""
+
+
+class ClusterSettings(IssuerSettings, frozen=True):
+    """A Kubernetes cluster whose pods show their service account's token (docs/csi.md)."""
+
+    audience: str = "helios"
+    """What ``aud`` must hold: that of the CSIDriver's ``tokenRequests``."""
+
+
 class StoreOptions(Section, frozen=True):
     """How a cloud store is reached. There are no secrets here: those come from each service's usual chain."""
 
@@ -204,6 +230,8 @@ class RegistrySettings(Section, frozen=True):
     node_tokens: str = ""
     """The same for nodes: such a token reads everything, tenants' and gated repositories included, and changes
     nothing."""
+    clusters: dict[str, ClusterSettings] = {}
+    """Kubernetes clusters, by any names, whose service accounts' tokens say which namespace a pod is of."""
     token_file: str = ""
     """File with the token that this machine's clients and mounts send to ``urls``; HELIOS_TOKEN wins over it."""
     domains: dict[str, DomainSettings] = {}
@@ -524,19 +552,9 @@ class RoleSettings(Section, frozen=True):
     priority: Priority = "normal"
 
 
-class JwtSettings(Section, frozen=True):
+class JwtSettings(IssuerSettings, frozen=True):
     """JSON Web Tokens that are taken as credentials; used once ``jwks`` is set."""
 
-    jwks: str = ""
-    """Where the issuer's public keys are: ``https://…``, or a file."""
-    issuer: str = ""
-    """What ``iss`` must be."""
-    audience: str = ""
-    """What ``aud`` must be, or hold."""
-    leeway_s: float = 30.0
-    """How far the issuer's clock may be from ours, in seconds."""
-    refresh_s: float = 300.0
-    """How often keys are fetched again, in seconds; those known count meanwhile, and while the issuer is away."""
     tenant_claim: str = "tenant"
     """The claim that names the tenant, or ``a.b`` for one inside another; a token without it is refused."""
     roles_claim: str = "roles"
@@ -811,11 +829,18 @@ class CsiSettings(Section, frozen=True):
     """The kubelet's directory: nothing is published anywhere else."""
     deadline_s: float = 60.0
     """Longest time for one call, in seconds; a shorter one of the caller counts."""
-    authorise: Literal["off", "namespace"] = "off"
-    """``namespace``: a volume is published only if the registry says that pods of the namespace may read the model.
-    The driver's CSIDriver object needs ``podInfoOnMount`` for that."""
+    authorise: Literal["off", "namespace", "token"] = "off"
+    """A volume is published only if the registry says that the pod may read the model. ``namespace``: by the namespace
+    that the kubelet tells; the driver's CSIDriver object needs ``podInfoOnMount`` for that. ``token``: by the pod's
+    service-account token, which the registry checks; it needs ``tokenRequests``."""
+    audience: str = "helios"
+    """Whom those tokens are for, as ``tokenRequests`` says."""
     cluster: str = "default"
     """This cluster's name, where several share a registry: each has volumes of its own."""
+    listen: str = ""
+    """``host:port`` where the driver serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
+    startup_taint: str = ""
+    """Key of a taint that is removed from the node when the driver is ready and the kubelet knows it; empty: none."""
 
 
 class Config(Section, frozen=True):

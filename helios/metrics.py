@@ -445,6 +445,34 @@ class WorkerMetrics(Metrics):
         )
 
 
+class CsiMetrics(Metrics):
+    """The CSI driver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.calls = Counter("helios_csi_calls_total", "Calls answered", ["call", "status"], registry=r)
+        # status: gRPC's name of it, OK included
+        self.call_seconds = Histogram(
+            "helios_csi_call_seconds", "From a call's coming to its answer", ["call"], buckets=LATENCY_S, registry=r
+        )
+        self.under_way = Gauge("helios_csi_calls_under_way", "Calls that are worked on", registry=r)
+        self.stuck = Gauge(
+            "helios_csi_stuck_calls", "Calls to filesystems that have not come back in time, and not since", registry=r
+        )
+        self.live = Gauge("helios_csi_live", "0 once only a restart would help", registry=r)
+        self.ready = Gauge("helios_csi_ready", "1 from when it has recovered", registry=r)
+        self.published = Gauge("helios_csi_published_volumes", "Places where volumes are published", registry=r)
+        self.swept = Counter("helios_csi_swept_volumes_total", "Volumes deleted that no pod had any more", registry=r)
+        self.rights = Counter(
+            "helios_csi_rights_total", "Questions whether a pod may read a model", ["answer"], registry=r
+        )  # answer: allowed, refused; remembered (it was allowed lately), away (allowed earlier, and the registry is
+        # away), failed (it is away)
+        self.tainted = Gauge(
+            "helios_csi_startup_taint", "1 while the node's startup taint is to be removed", registry=r
+        )
+
+
 class _Rss:
     """``rss_bytes``, or what it was last while no descriptor is left to read it: the other figures say why then."""
 

@@ -76,25 +76,34 @@ class MountState(msgspec.Struct, frozen=True, kw_only=True):
 
 def mount_table(text: str | None = None) -> list[MountEntry]:
     """The kernel's mounts in the order they were made; ``text`` stands in for /proc/self/mountinfo."""
-    if text is None:
-        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    entries = []
-    for line in text.splitlines():
-        fields, _, rest = line.partition(" - ")
-        _, _, device, root, mountpoint, options, *_ = fields.split(" ")
-        fstype, source, *_ = rest.split(" ")
-        shown, path = _unescaped(root), Path(_unescaped(mountpoint))
-        entries.append(MountEntry(path, device, fstype, source, shown, frozenset(options.split(","))))
-    return entries
+    return [_entry(line) for line in (_table() if text is None else text.splitlines())]
+
+
+def _table() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+
+
+def _entry(line: str) -> MountEntry:
+    fields, _, rest = line.partition(" - ")
+    _, _, device, root, mountpoint, options, *_ = fields.split(" ")
+    fstype, source, *_ = rest.split(" ")
+    shown, path = _unescaped(root), Path(_unescaped(mountpoint))
+    return MountEntry(path, device, fstype, source, shown, frozenset(options.split(",")))
+
+
+def _place(line: str) -> str:
+    """The mount point alone: a node has hundreds of mounts, and most looks are for one of them."""
+    return _unescaped(line.split(" ", 5)[4])
 
 
 def _unescaped(text: str) -> str:
-    return _OCTAL.sub(lambda m: chr(int(m[1], 8)), text)
+    return _OCTAL.sub(lambda m: chr(int(m[1], 8)), text) if "\\" in text else text
 
 
 def find_mount(mountpoint: Path) -> MountEntry | None:
     """What is mounted at exactly this place (the topmost), or None."""
-    return next((entry for entry in reversed(mount_table()) if entry.mountpoint == mountpoint), None)
+    place = str(mountpoint)
+    return next((_entry(line) for line in reversed(_table()) if _place(line) == place), None)
 
 
 def mount_of(path: Path) -> MountEntry | None:
@@ -112,7 +121,7 @@ def canonical(path: Path) -> Path:
 
     Nor at anything below a mount of ours: one that nobody serves would not answer. Raises OSError.
     """
-    mounted = {str(entry.mountpoint): entry.fstype for entry in mount_table()}
+    mounted = {_place(line): line.partition(" - ")[2].partition(" ")[0] for line in _table()}
     current, links = "/", 0
     rest = list(Path(os.path.abspath(path)).parts[:0:-1])
     while rest:

@@ -304,6 +304,17 @@ class Allowed(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class PodAllowed(msgspec.Struct, frozen=True):
+    """Whether a pod may read a repository, if not, why, and whose it is by its token; ``pod_uid`` is empty where the
+    token is bound to no pod."""
+
+    allowed: bool
+    reason: str | None
+    namespace: str
+    service_account: str
+    pod_uid: str
+
+
 class LeaseList(msgspec.Struct, frozen=True):
     leases: list[Lease]
 

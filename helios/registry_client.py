@@ -39,6 +39,7 @@ from helios.registry_answers import (
     Offered,
     Place,
     PlaceList,
+    PodAllowed,
     Priority,
     PriorityList,
     Pushed,
@@ -362,6 +363,12 @@ class RegistryClient:
     def allowed(self, repo: RepoId, namespace: str) -> Allowed:
         """Whether pods of a Kubernetes namespace may read a repository."""
         return self._get("/api/v1/access", Allowed, repo=str(repo), namespace=namespace)
+
+    def pod_allowed(self, repo: RepoId, token: str) -> PodAllowed:
+        """Whether the pod whose service account's token it is may read a repository. Raises Unauthorized for a token
+        that the registry does not take."""
+        content = self.http.bytes("POST", "/api/v1/access", body={"repo": str(repo), "token": token})
+        return _decode(content, PodAllowed)
 
     def leases(self) -> list[Lease]:
         """Every lease that holds, of repositories that the caller may see."""

@@ -15,7 +15,8 @@ from typing import Final
 import h11
 import trio
 
-from helios.errors import DeadlineExceeded, InvalidInput, Unavailable, UsageError
+from helios.errors import DeadlineExceeded, InvalidInput, Unavailable
+from helios.http.hosts import bracketed, split_listen
 from heliosfs.routing import Page, Routes, error_page
 
 log = logging.getLogger("heliosfs.http")
@@ -49,16 +50,14 @@ def listen_here(path: Path) -> Iterator[trio.SocketListener]:
 
 async def listen_on(address: str, setting: str) -> tuple[list[trio.SocketListener], str]:
     """Listen on ``host:port``, which a setting says; returns the URL, too. Raises UsageError, Unavailable."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"{setting} is {address!r}: write host:port")
+    host, port = split_listen(address, setting)
     try:
-        listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
+        listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         raise Unavailable(
             f"{address} can't be used: {error.strerror}", hint=f"Change {setting}; port 0 takes a free one."
         ) from None
-    return listeners, f"http://{host}:{listeners[0].socket.getsockname()[1]}"
+    return listeners, f"http://{bracketed(host)}:{listeners[0].socket.getsockname()[1]}"
 
 
 async def serve(listeners: list[trio.SocketListener], routes: Routes) -> None:

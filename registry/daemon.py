@@ -57,6 +57,7 @@ from registry.member import Member
 from registry.metadata.database import Database
 from registry.mirror.mirror import Mirror
 from registry.mirror.routes import routes as mirror_routes
+from registry.pods import PodTokens
 from registry.processes import Processes
 from registry.pull.flight_routes import routes as flight_routes
 from registry.pull.routes import routes as pull_routes
@@ -110,7 +111,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
         database = _open_database(config, home)
         stack.callback(database.close)
         host, port = ("127.0.0.1", 0) if embedded else (config.registry.host, config.registry.port)
-        tenants = Tenants.of(config.registry, host)
+        tenants, pods = Tenants.of(config.registry, host), PodTokens(config.registry.clusters)
         member = Member(database, lease_s=config.registry.process_lease_s)
         admission = Admission(config.registry.admission)
         rules = make_quotas(config.registry)
@@ -172,7 +173,7 @@ def run(config: Config, home: Home, *, embedded: bool, announce: Announce) -> in
             gate = Gate(mirror)
             uploads = Uploads(catalog, sessions, gate, processes, home.registry / "uploads")
             services = Services(
-                config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants,
+                config, home, store, catalog, sessions, pushes, fresh, metrics, addresses, tenants, pods,
                 mirror.admit, mirror.check_own, mirror.all_restricted, seals, mender, long, pieces,
             )  # fmt: skip
             reads = Reads(catalog, mirror, reader, xet, metrics, addresses, told)
@@ -246,6 +247,8 @@ async def _serve(
             "quotas": partial(services.catalog.quotas.keep_counted, upkeep),
             "usage": partial(recorder.run, upkeep),
         }
+        if services.config.registry.clusters:
+            work["clusters"] = services.pods.run
         if layouts is not None:
             work["layouts"] = layouts.run
         if embedded:

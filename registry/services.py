@@ -16,6 +16,7 @@ from registry.addresses import Addresses
 from registry.catalog import Catalog
 from registry.fresh import Fresh
 from registry.gc.mending import Mender
+from registry.pods import PodTokens
 from registry.pushes import Pushes
 from registry.seals import Seals
 from registry.sessions import Sessions
@@ -43,6 +44,7 @@ class Services:
     metrics: RegistryMetrics
     addresses: Addresses
     tenants: Tenants
+    pods: PodTokens
     let_in: Callable[[RepoId, str | None], Awaitable[None]]
     """Raises what the upstream says to a caller (his Authorization) who may not read a restricted repository."""
     check_own: CheckOwn

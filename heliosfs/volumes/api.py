@@ -20,12 +20,14 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a volume is to hold: ``repo`` is canonical text (``models/org/name``), ``model`` a Hub id (``org/name``).
 
     With ``commit`` it is this commit, whatever ``revision`` names now; the volume's cache shows it under that name.
+    ``priority`` is the class of its blobs in the cache.
     """
 
     repo: str | None = None
     model: str | None = None
     revision: str = MAIN
     commit: str | None = None
+    priority: str | None = None
 
     def repository(self) -> RepoId:
         """Raises InvalidInput."""
@@ -42,7 +44,9 @@ def routes(volumes: Volumes, source: Source) -> list[Route]:
     async def create(request: Request) -> Page:
         wanted = request.json(Wanted)
         volume, repo = request.values["id"], wanted.repository()
-        record, new = await volumes.create(volume, repo, wanted.revision, source, commit=wanted.commit)
+        record, new = await volumes.create(
+            volume, repo, wanted.revision, source, commit=wanted.commit, priority=wanted.priority
+        )
         return json_page(_shown(record), 201 if new else 200)
 
     async def show(request: Request) -> Page:

@@ -14,8 +14,12 @@ import msgspec
 from helios.errors import IntegrityError, InvalidInput
 from helios.names import RepoId, check_ref, check_revision, is_commit
 from heliosfs.store.manifest import canonical, check_canonical, decode_record, is_hex
+from heliosfs.tiers.pins import NAMES
 
 MAGIC: Final = b"helios-volume 1\n"
+MAGIC_2: Final = b"helios-volume 2\n"
+USUAL: Final = "critical"
+"""The class of a volume that asks for none, which is what every volume has whose record is of version 1."""
 MAX_BYTES: Final = 64 << 10
 """No record is longer."""
 
@@ -27,12 +31,8 @@ MAIN: Final = "main"
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
 
 
-class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A volume: ``commit`` of ``repo`` (canonical text), pinned when ``revision`` was asked for.
-
-    ``manifest`` is the digest of the commit's manifest and ``time`` the commit's; ``refs`` are the names that the
-    volume's Hugging Face cache shows, all of them at ``commit``. Times are in whole seconds since 1970 UTC.
-    """
+class _Version1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What there was before volumes had a class."""
 
     id: str
     repo: str
@@ -42,6 +42,18 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time: int
     refs: dict[str, str]
     created: int
+
+
+class VolumeRecord(_Version1, frozen=True, forbid_unknown_fields=True):
+    """A volume: ``commit`` of ``repo`` (canonical text), pinned when ``revision`` was asked for.
+
+    ``manifest`` is the digest of the commit's manifest and ``time`` the commit's; ``refs`` are the names that the
+    volume's Hugging Face cache shows, all of them at ``commit``. Times are in whole seconds since 1970 UTC.
+    ``priority`` is the class of its blobs (heliosfs/tiers/policy.py). Where that is the usual one the record is written
+    as version 1, so that a Helios of before, to which a node is taken back, finds its volumes.
+    """
+
+    priority: str = USUAL
 
     @property
     def repository(self) -> RepoId:
@@ -58,7 +70,11 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return text + f"\n{_digest(text)}\n".encode()
 
     def _text(self) -> bytes:
-        return MAGIC + canonical(msgspec.to_builtins(self))
+        content = msgspec.to_builtins(self)
+        if self.priority != USUAL:
+            return MAGIC_2 + canonical(content)
+        del content["priority"]
+        return MAGIC + canonical(content)
 
     @classmethod
     def decode(cls, data: bytes) -> VolumeRecord:
@@ -66,7 +82,10 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(data) > MAX_BYTES:
             raise IntegrityError(f"a volume record of more than {MAX_BYTES} bytes")
         text, digest = data[:-TAIL], data[-TAIL:]
-        record = decode_record(text, MAGIC, cls)
+        if text.startswith(MAGIC_2):
+            record = decode_record(text, MAGIC_2, cls)
+        else:
+            record = cls(**msgspec.to_builtins(decode_record(text, MAGIC, _Version1)))
         if digest != f"\n{_digest(text)}\n".encode():
             raise IntegrityError(f"the record of volume {record.id} does not match its sha256")
         check_canonical(text, record._text(), "volume record")
@@ -82,10 +101,13 @@ class VolumeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             is_commit(record.commit)
             and is_hex(record.manifest, 64)
             and set(record.refs.values()) <= {record.commit}
+            and record.priority in NAMES
             and 0 <= record.time < 1 << 63
             and 0 <= record.created < 1 << 63
         ):
-            raise IntegrityError(f"the record of volume {record.id} has a malformed commit, manifest, ref or time")
+            raise IntegrityError(
+                f"the record of volume {record.id} has a malformed commit, manifest, ref, time or class"
+            )
         return record
 
 

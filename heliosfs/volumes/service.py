@@ -17,11 +17,12 @@ from helios.names import RepoId, check_revision, is_commit
 from heliosfs.records import SeenCommit
 from heliosfs.resolve import resolve
 from heliosfs.store.manifest import Manifest
+from heliosfs.tiers.pins import NAMES
 from heliosfs.tiers.policy import Priority
 from heliosfs.tree.snapshot import Snapshot
 from heliosfs.tree.source import Known, Source
 from heliosfs.volumes.files import VolumeFiles
-from heliosfs.volumes.record import VolumeRecord, check_volume_id, frozen_refs
+from heliosfs.volumes.record import USUAL, VolumeRecord, check_volume_id, frozen_refs
 
 log = logging.getLogger("heliosfs.volumes")
 
@@ -80,7 +81,8 @@ class Volumes:
         self._changed()
         if self._keeper is not None:
             for volume, record in self._records.items():
-                self._keeper.keep(_key(volume), await trio.to_thread.run_sync(self._blobs, record), Priority.CRITICAL)
+                blobs = await trio.to_thread.run_sync(self._blobs, record)
+                self._keeper.keep(_key(volume), blobs, NAMES[record.priority])
 
     # --- reading ---
 
@@ -120,13 +122,21 @@ class Volumes:
     # --- changing ---
 
     async def create(
-        self, volume: str, repo: RepoId, revision: str, source: Source, *, commit: str | None = None
+        self,
+        volume: str,
+        repo: RepoId,
+        revision: str,
+        source: Source,
+        *,
+        commit: str | None = None,
+        priority: str | None = None,
     ) -> tuple[VolumeRecord, bool]:
         """Pin what ``revision`` names now, or ``commit`` under that name; returns the record and whether it is new.
 
-        For the same repository and revision (and commit, if one is given) an existing volume is returned as it is, at
-        the commit it has, without asking anybody. Raises Conflict for others; InvalidInput; RepoNotFound,
-        RevisionNotFound, Unavailable (DeadlineExceeded); NoSpace when there are too many or the disk is full.
+        For the same repository and revision (and commit and ``priority``, the name of its blobs' class, where they are
+        given) an existing volume is returned as it is, at the commit it has, without asking anybody. Raises Conflict
+        for others; InvalidInput; RepoNotFound, RevisionNotFound, Unavailable (DeadlineExceeded); NoSpace when there are
+        too many or the disk is full.
         """
         check_volume_id(volume)
         check_revision(revision)
@@ -135,12 +145,14 @@ class Volumes:
                 f"{commit[:80]!r} is no commit that a volume of the revision {revision!r} can have: "
                 "40 lower-case hexadecimal digits, the revision's own where that is a commit, too"
             )
-        if (record := self._same(volume, repo, revision, commit)) is not None:
+        if priority is not None and priority not in NAMES:
+            raise InvalidInput(f"{priority[:80]!r} is no class: there are {', '.join(NAMES)}")
+        if (record := self._same(volume, repo, revision, commit, priority)) is not None:
             return record, False
         snapshot = await find(repo, revision if commit is None else commit, source)
         manifest = await trio.to_thread.run_sync(lambda: Manifest(dict(snapshot.files)).encode())
         async with self._changing:
-            if (record := self._same(volume, repo, revision, commit)) is not None:
+            if (record := self._same(volume, repo, revision, commit, priority)) is not None:
                 return record, False
             if len(self._records) >= self._limit:
                 raise NoSpace(f"there are {len(self._records)} volumes, and no more are kept", hint="Delete some.")
@@ -153,13 +165,14 @@ class Volumes:
                 time=snapshot.time,
                 refs=frozen_refs(revision, snapshot.commit),
                 created=int(self._now()),
+                priority=priority or USUAL,
             )
             await trio.to_thread.run_sync(self._files.write, record, manifest)  # never abandoned: then it counts
             self._records[volume] = record
             self._changed()
             if self._keeper is not None:
                 blobs = {entry.sha256 for entry in snapshot.files.values()}
-                self._keeper.keep(_key(volume), blobs, Priority.CRITICAL)
+                self._keeper.keep(_key(volume), blobs, NAMES[record.priority])
         log.info("volume made", extra={"volume": volume, "repo": record.repo, "commit": record.commit})
         return record, True
 
@@ -200,9 +213,11 @@ class Volumes:
         parents = {path[:end] for path in files for end, letter in enumerate(path) if letter == "/"}
         return Usage(len(files), len(parents) + 1, sum(entry.size for entry in files.values()))
 
-    def _same(self, volume: str, repo: RepoId, revision: str, commit: str | None) -> VolumeRecord | None:
-        """The volume of this id, if there is one and it is of this repository, revision and, unless it is None,
-        commit. Raises Conflict."""
+    def _same(
+        self, volume: str, repo: RepoId, revision: str, commit: str | None, priority: str | None
+    ) -> VolumeRecord | None:
+        """The volume of this id, if there is one and it is of this repository, revision and, unless they are None,
+        commit and class. Raises Conflict."""
         if volume in self._damaged:
             raise Conflict(
                 f"there is a volume {volume} already, and its record is damaged: {self._damaged[volume]}",
@@ -211,8 +226,14 @@ class Volumes:
         record = self._records.get(volume)
         if record is None:
             return None
-        if (record.repo, record.revision) == (str(repo), revision) and commit in (None, record.commit):
+        same = (record.repo, record.revision) == (str(repo), revision) and commit in (None, record.commit)
+        if same and priority in (None, record.priority):
             return record
+        if same:
+            raise Conflict(
+                f"the volume {volume} has the class {record.priority}, not {priority}",
+                hint="Delete it first, or take another id.",
+            )
         wanted = f"{repo}@{revision}" if commit is None else f"{repo}@{revision} at {commit}"
         raise Conflict(
             f"the volume {volume} is {record.repo}@{record.revision} at {record.commit}, not {wanted}",

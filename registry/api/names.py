@@ -13,10 +13,23 @@ from starlette.routing import Route
 from helios.errors import InvalidInput
 from helios.names import check_ref, is_commit
 from registry.access import NAME
-from registry.api.support import Json, access, governed, listed, parameter, pushable, read_json, repository, services
+from registry.api.support import (
+    Json,
+    access,
+    governed,
+    listed,
+    parameter,
+    pushable,
+    read_json,
+    readable,
+    repository,
+    services,
+)
 from registry.metadata.repositories import Expected
 
 MAX_HISTORY = 1000
+MAX_TOKEN_BODY = 32 << 10
+"""Longest body with a token, in bytes."""
 NAMESPACE = NAME
 """A DNS label, as tenants' names are."""
 
@@ -41,6 +54,7 @@ def routes() -> list[Route]:
         Route("/api/v1/commits", commits, methods=["GET"]),
         Route("/api/v1/usage", usage, methods=["GET"]),
         Route("/api/v1/access", allowed, methods=["GET"]),
+        Route("/api/v1/access", allowed_by_token, methods=["POST"]),
     ]
 
 
@@ -64,6 +78,24 @@ async def allowed(request: Request) -> Response:
     restricted = await asyncio.to_thread(services(request).restricted)
     reason = services(request).tenants.why_not(namespace, repo, restricted)
     return Json({"allowed": reason is None, "reason": reason})
+
+
+class PodAsks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a pod wants to read, and its service account's token."""
+
+    repo: str
+    token: str
+
+
+async def allowed_by_token(request: Request) -> Response:
+    """Whether the pod whose token it is may read a repository that the caller may read, and whose it is."""
+    asked = await read_json(request, PodAsks, MAX_TOKEN_BODY)
+    repo = await readable(request, asked.repo)
+    pod = await services(request).pods.find(asked.token)
+    restricted = await asyncio.to_thread(services(request).restricted)
+    reason = services(request).tenants.why_not(pod.namespace, repo, restricted)
+    whose = {"namespace": pod.namespace, "service_account": pod.service_account, "pod_uid": pod.uid}
+    return Json({"allowed": reason is None, "reason": reason} | whose)
 
 
 async def remove(request: Request) -> Response:

@@ -100,7 +100,7 @@ class Admission:
     def begin(self, group: asyncio.TaskGroup) -> None:
         """Start what looks after the issuer's keys and the shared limits."""
         if self._verifier is not None:
-            from router.admission.jwks import Jwks
+            from helios.jwks import Jwks
 
             self._tasks.append(group.create_task(Jwks(self.settings.jwt, self._verifier).run()))
         if self._shared is not None:
@@ -274,10 +274,10 @@ class Admission:
     def _make_verifier(self, now: Callable[[], float]) -> Verifier | None:
         if not self.settings.jwt.jwks:
             return None
-        from router.admission.jwks import check
+        from helios.jwks import check
         from router.admission.jwt import Verifier
 
-        check(self.settings.jwt)
+        check(self.settings.jwt, "router.admission.jwt")
         return Verifier(self.settings.jwt, self._tenants, now)
 
 

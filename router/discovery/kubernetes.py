@@ -22,14 +22,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
 
+from helios.cluster import cluster_client, require_client
 from helios.config import KubernetesSettings
 from helios.decoding import from_json
 from helios.errors import HeliosError, IntegrityError, UsageError
@@ -52,7 +52,6 @@ MAX_PAGE: Final = 64 << 20
 CONNECT_S: Final = 10.0
 BACKOFF_S: Final = (0.5, 30.0)
 """First and longest wait after a failure, in seconds."""
-NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, HeliosError)
 
@@ -73,13 +72,7 @@ class KubernetesSource:
     ) -> None:
         if not settings.slices and not settings.pods:
             raise UsageError("router.discovery.kubernetes needs slices, pods, or both: label selectors of workers")
-        try:
-            import kubernetes.aio.client  # noqa: F401
-        except ImportError:
-            raise UsageError(
-                "workers in Kubernetes need the official client",
-                hint="Install it: pip install 'helios-llm[kubernetes]'.",
-            ) from None
+        require_client("workers in Kubernetes need")
         self._settings, self._teller, self._clock = settings, teller, clock
         self._backoff_s, self._settle_s = backoff_s, settle_s
         self._slices = Reflector(EndpointSlice) if settings.slices else None
@@ -161,29 +154,10 @@ class KubernetesSource:
             else:
                 waits.reset()
 
-    @asynccontextmanager
-    async def _client(self) -> AsyncIterator[tuple[ApiClient, str]]:
+    def _client(self) -> AbstractAsyncContextManager[tuple[ApiClient, str]]:
         """A client with credentials as they are now, and the namespace."""
-        from kubernetes.aio import config
-        from kubernetes.aio.client import ApiClient, Configuration
-
-        settings, configuration = self._settings, Configuration()
-        namespace = settings.namespace
-        try:
-            if not settings.kubeconfig and NAMESPACE_FILE.exists():
-                config.load_incluster_config(client_configuration=configuration)
-                namespace = namespace or NAMESPACE_FILE.read_text().strip()
-            else:
-                file, context = settings.kubeconfig or None, settings.context or None
-                await config.load_kube_config(file, context, client_configuration=configuration, persist_config=False)
-                if not namespace:
-                    contexts, current = config.list_kube_config_contexts(file)
-                    chosen = current if context is None else next(c for c in contexts if c["name"] == context)
-                    namespace = chosen["context"].get("namespace", "")
-        except (config.ConfigException, OSError) as error:
-            raise UsageError(f"the cluster's address and credentials can't be read: {error}") from None
-        async with ApiClient(configuration) as client:
-            yield client, namespace or "default"
+        settings = self._settings
+        return cluster_client(kubeconfig=settings.kubeconfig, context=settings.context, namespace=settings.namespace)
 
 
 class _Api:

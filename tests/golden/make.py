@@ -15,6 +15,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 from blake3 import blake3
 
 from helios.names import RepoId
@@ -168,7 +169,9 @@ def files() -> dict[str, bytes]:
             "commit of a dataset": commit_key("public", RepoId.parse("squad", "datasets"), second.commit),
         },
     }  # fmt: skip
+    pinned = msgspec.structs.replace(volume, priority="pinned")
     return {
+        "v2/pvc-1.volume": pinned.encode(),
         "v1/tensors.recipe": tensors.encode(),
         "v1/plain.recipe": plain.encode(),
         "v1/empty.recipe": empty.encode(),

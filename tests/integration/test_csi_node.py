@@ -448,6 +448,21 @@ def test_a_dead_mount_is_unpublished_at_once_and_replaced_by_a_new_one(own, tmp_
             assert volumes(second) == []
 
 
+def test_a_volumes_files_have_the_class_that_it_asks_for(driver, mount):
+    target, other = driver.target("pod"), driver.target("other")
+    with refused("INVALID_ARGUMENT", "known: scratch, normal, critical, pinned"):
+        driver.publish("v", target, model="org/name", priority="high")
+    driver.publish("v", target, model="org/name", priority="scratch")
+    driver.publish("v", target, model="org/name", priority="scratch")
+    assert call(mount, "GET", "volumes/csi.v")["priority"] == "scratch"
+    with refused("ALREADY_EXISTS", "has the class scratch, not pinned"):
+        driver.publish("v", other, model="org/name", priority="pinned")
+    driver.unpublish("v", target)
+    driver.publish("v", target, model="org/name", priority="pinned")
+    assert call(mount, "GET", "volumes/csi.v")["priority"] == "pinned"
+    driver.unpublish("v", target)
+
+
 def test_a_mount_that_hangs_holds_nobody_for_longer_than_the_deadline(own, tmp_path):
     with mounted(own, tmp_path / "mnt") as mount, running_driver(own, tmp_path, HELIOS_CSI__DEADLINE_S="3") as driver:
         target, other = driver.target("pod"), driver.target("other")

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from csi.pod_tokens import KEY
 from csi.rights import NAMESPACE
 from helios.errors import InvalidInput, RepoNotFound
 from helios.names import RepoId
@@ -14,6 +15,7 @@ from helios.registry_answers import Allowed
 from tests.support.command import Command
 from tests.support.csi import refused, running_driver
 from tests.support.mounts import call, mounted, write
+from tests.support.pod_tokens import ISSUER, Issuer, published
 from tests.support.registry import running_registry
 
 FILES = {"config.json": b"{}"}
@@ -80,3 +82,63 @@ def test_a_pod_gets_what_its_namespace_may_read_and_nothing_else(core, helios_ho
                 driver.publish("v3", other, model="acme/secret", timeout=20, **{NAMESPACE: "acme-2"})
             assert not other.exists()
             driver.unpublish("v", target)
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind-mount")
+def test_a_pods_token_decides_and_nobody_shows_it(core, helios_home, tmp_path):
+    with Issuer("RS256") as issuer:
+        clusters = {"prod": {"jwks": issuer.url, "issuer": ISSUER}}
+        core.env |= {"HELIOS_REGISTRY__CLUSTERS": json.dumps(clusters), "HELIOS_LOG__LEVEL": "debug"}
+        tokens = []
+
+        def token(namespace, **claims):
+            tokens.append(issuer.sign(namespace, **claims))
+            return {KEY: published(tokens[-1])}
+
+        with running_registry(core) as registry:
+            core("push", str(write(tmp_path / "m", FILES)), "acme/secret")
+            env = {"HELIOS_REGISTRY__URLS": registry.url, "HELIOS_TOKEN": TOKEN, "HELIOS_LOG__LEVEL": "debug"}
+            rights = env | {"HELIOS_CSI__AUTHORISE": "token"}
+            with (
+                mounted(helios_home, tmp_path / "mnt", **env) as mount,
+                running_driver(helios_home, tmp_path, **rights) as driver,
+            ):
+                target, other = driver.target("pod"), driver.target("other")
+                lie = {NAMESPACE: "acme"}
+                with refused("FAILED_PRECONDITION", "tokenRequests"):
+                    driver.publish("v", target, model="acme/secret", **lie)
+                with refused("PERMISSION_DENIED", "another pod's, of the namespace rival"):
+                    driver.publish("v", target, model="acme/secret", **lie, **token("rival"))
+                with refused("PERMISSION_DENIED", "namespace rival may not read acme/secret"):
+                    driver.publish("v", target, model="acme/secret", **token("rival"))
+                with refused("UNAUTHENTICATED", "another audience"):
+                    driver.publish("v", target, model="acme/secret", **lie, **token("acme", aud=["vault"]))
+                stranger = Issuer("RS256")
+                tokens.append(stranger.sign("acme"))
+                with refused("UNAUTHENTICATED", "signature"):
+                    driver.publish("v", target, model="acme/secret", **lie, **{KEY: published(tokens[-1])})
+                assert not target.exists()
+                assert call(mount, "GET", "volumes") == {"volumes": []}
+                driver.publish("v", target, model="acme/secret", **lie, **token("acme"))
+                assert (target / "config.json").read_bytes() == b"{}"
+                for _ in range(10):  # as requiresRepublish does it, with fresh tokens, and as secrets
+                    driver.publish("v", target, model="acme/secret", secrets=token("acme"), **lie)
+                registry.kill()
+                driver.publish("w", other, model="acme/secret", **lie, **token("acme"))
+                driver.unpublish("w", other)
+                with refused("UNAVAILABLE", "."):
+                    driver.publish("w", other, model="acme/secret", timeout=20, **token("acme"))
+                core.env["HELIOS_REGISTRY__TENANTS"] = json.dumps({"acme": {"owns": ["acme/*"]}})
+                port = registry.url.rpartition(":")[2]
+                with running_registry(core, "--port", port):
+                    with refused("PERMISSION_DENIED", "may not read acme/secret.*stays mounted in this pod"):
+                        driver.publish("v", target, model="acme/secret", timeout=20, **lie, **token("acme"))
+                    assert (target / "config.json").read_bytes() == b"{}"
+                    with refused("PERMISSION_DENIED", "may not read acme/secret: "):
+                        driver.publish("w", other, model="acme/secret", **lie, **token("acme"))
+                driver.unpublish("v", target)
+        shown = [path for path in tmp_path.rglob("*.log") if any(each in path.read_text() for each in tokens)]
+        assert shown == []
+        assert {*tmp_path.rglob("*.log")} >= {driver.log}
+        assert "refused" in driver.log.read_text()

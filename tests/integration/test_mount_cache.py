@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from helios.errors import InvalidInput, RepoNotFound
+from helios.errors import Conflict, InvalidInput, RepoNotFound
 from helios.home import Home
 from tests.support.mounts import MODES, call, mounted, push, write
 
@@ -57,8 +57,18 @@ def test_pin_evict_unpin(tmp_path):
         assert call(mount, "POST", "unpin", {"model": name}) == {"unpinned": []}
         call(mount, "PUT", "volumes/v1", {"model": name})
         assert entry(mount)["class"] == "critical", "what a volume holds goes last"
+        with pytest.raises(Conflict, match="has the class critical, not scratch"):
+            call(mount, "PUT", "volumes/v1", {"model": name, "priority": "scratch"})
         call(mount, "DELETE", "volumes/v1")
         assert entry(mount)["class"] == "normal"
+        with pytest.raises(InvalidInput, match="'urgent' is no class"):
+            call(mount, "PUT", "volumes/v1", {"model": name, "priority": "urgent"})
+        assert call(mount, "PUT", "volumes/v1", {"model": name, "priority": "pinned"})["priority"] == "pinned"
+        assert evicted(mount, name)["kept"][WEIGHTS] == "pinned"
+    with mounted(home, tmp_path / "mnt") as mount:
+        assert entry(mount)["class"] == "pinned", "a volume's class is there again after a restart"
+        assert call(mount, "PUT", "volumes/v1", {"model": name})["priority"] == "pinned"
+        call(mount, "DELETE", "volumes/v1")
         assert evicted(mount, name)["removed"] >= 1
         assert entry(mount) is None
         assert path.read_bytes() == DATA

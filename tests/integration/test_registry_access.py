@@ -66,6 +66,7 @@ def client(site: Site, prefix: str = "", who: str | None = None) -> RegistryClie
 BODIES = {
     "/api/v1/refs": lambda repo, commit: {"commit": commit, "expect": None},
     "/api/v1/notices": lambda repo, commit: {"repo": repo, "state": "deprecated", "message": "old"},
+    "/api/v1/access": lambda repo, commit: {"repo": repo, "token": "a.b.c"},
     "/api/v1/pushes": lambda repo, commit: {"repo": repo, "files": [{"path": "a", "size": 1}]},
     "/api/v1/priorities": lambda repo, commit: {"repo": repo, "priority": "scratch"},
     "/api/v1/usage/reads": lambda repo, commit: {

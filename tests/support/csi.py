@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,13 @@ class Driver:
         assert line.strip() == str(self.socket)
         self.client = Client(self.socket)
 
+    def until_ready(self, within_s: float = 30.0) -> None:
+        """Wait until it has recovered."""
+        end = time.monotonic() + within_s
+        while not self.client.Probe().ready.value:
+            assert time.monotonic() < end, f"the driver is not ready\n{self.log.read_text()}"
+            time.sleep(0.02)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._close()
@@ -143,13 +151,15 @@ class Driver:
         return path
 
     def publish(
-        self, volume: str, target: Path, *, mode: str = "SINGLE_NODE_WRITER", timeout: float = 60.0, **context: str
-    ) -> None:
+        self, volume: str, target: Path, *, mode: str = "SINGLE_NODE_WRITER", timeout: float = 60.0,
+        secrets: Mapping[str, str] | None = None, **context: str,
+    ) -> None:  # fmt: skip
         self.client.NodePublishVolume(
             volume_id=volume,
             target_path=str(target),
             volume_capability=capability(mode),
             volume_context=context,
+            secrets=secrets or {},
             timeout=timeout,
         )
 

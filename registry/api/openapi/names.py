@@ -1,7 +1,7 @@
 """Repositories, refs, commits, notices, and what is known of the process."""
 
 from helios import registry_answers as answers
-from registry.api.names import MAX_HISTORY, MoveRef
+from registry.api.names import MAX_HISTORY, MoveRef, PodAsks
 from registry.api.notices import PutNotice
 from registry.api.openapi.describe import ANY_REPO, REPO, Answer, Operation, Param, Table, listing, number, ok
 from registry.api.quotas import PutPriority
@@ -37,6 +37,8 @@ OPERATIONS: Table = [
               answers=ok("A commit and its manifest's digest.", answers.Revision)),
     Operation("GET", "/api/v1/access", "Whether pods of a Kubernetes namespace may read a repository.", "read",
               [REPO, Param("namespace", NAMESPACE, required=True)], answers=ok("And why not.", answers.Allowed)),
+    Operation("POST", "/api/v1/access", "Whether the pod whose token it is may read a repository.", "read",
+              body=PodAsks, answers=ok("And why not, and whose pod it is.", answers.PodAllowed)),
     Operation("GET", "/api/v1/commits", "A revision's history.", "read",
               [REPO, Param("rev", "RevisionName", required=True), LIMIT],
               answers=ok("Newest first.", answers.CommitList)),

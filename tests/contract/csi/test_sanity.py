@@ -30,6 +30,7 @@ def parts(tmp_path_factory):
         env = {"HELIOS_REGISTRY__URLS": registry.url}
         run(home, "push", write(base / "model", {"config.json": b"{}", "sub/a.bin": b"a" * 1000}), "org/name", **env)
         with mounted(home, base / "mnt", **env) as mount, running_driver(home, base, **env) as driver:
+            driver.until_ready()  # csi-sanity takes a Probe that says no for an error
             yield driver, mount
 
 

@@ -32,6 +32,13 @@ def test_attributes_are_read(given, revision, commit, form, prefetch):
     assert (wanted.form, wanted.prefetch) == (form, prefetch)
 
 
+def test_a_volume_may_have_a_class():
+    assert attributes.read({"model": "org/name", "priority": "pinned"}, where="x").priority == "pinned"
+    assert attributes.read({"model": "org/name", "priority": ""}, where="x").priority is None
+    with pytest.raises(InvalidInput, match="known: scratch, normal, critical, pinned"):
+        attributes.read({"model": "org/name", "priority": "high"}, where="x")
+
+
 def test_datasets_have_a_canonical_name():
     assert str(attributes.read({"repo": "datasets/org/d"}, where="x").repo) == "datasets/org/d"
 

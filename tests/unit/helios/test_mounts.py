@@ -38,7 +38,7 @@ def test_the_kernels_table_is_read_with_its_escapes():
 
 
 def test_the_topmost_mount_counts(monkeypatch):
-    monkeypatch.setattr("helios.mounts.mount_table", lambda: mount_table(MOUNTINFO))
+    monkeypatch.setattr("helios.mounts._table", MOUNTINFO.splitlines)
     assert find_mount(Path("/mnt2")).fstype == "fuse.helios"
     assert find_mount(Path("/mnt")) is None
 
@@ -51,7 +51,7 @@ def test_links_are_resolved_but_a_mount_point_is_not_looked_at(tmp_path, monkeyp
     assert canonical(tmp_path / "link" / "x" / ".." / "y") == real / "y"
     assert canonical(tmp_path / "link" / "mnt") == tmp_path / "elsewhere"
     entry = f"1 1 0:1 / {real}/mnt ro - fuse.helios helios ro\n"
-    monkeypatch.setattr("helios.mounts.mount_table", lambda: mount_table(entry))
+    monkeypatch.setattr("helios.mounts._table", entry.splitlines)
     looked_at, islink = [], os.path.islink
     monkeypatch.setattr(os.path, "islink", lambda path: looked_at.append(path) or islink(path))
     assert canonical(tmp_path / "link" / "mnt") == real / "mnt"

@@ -5,6 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from helios.errors import HeliosError, IntegrityError, InvalidInput, NoSpace, Unavailable
 from helios.names import check_ref
 from heliosfs.store.manifest import canonical
+from heliosfs.tiers.pins import NAMES
 from heliosfs.volumes.files import VolumeFiles
-from heliosfs.volumes.record import MAGIC, VolumeRecord, check_volume_id, frozen_refs
+from heliosfs.volumes.record import MAGIC, MAGIC_2, USUAL, VolumeRecord, check_volume_id, frozen_refs
 from tests.support.mutation import mutate
 
 C1 = "1" * 40
@@ -57,6 +59,7 @@ def records(draw):
         draw(st.integers(0, (1 << 63) - 1)),
         frozen_refs(revision, commit),
         draw(st.integers(0, (1 << 63) - 1)),
+        draw(st.sampled_from(sorted(NAMES))),
     )
 
 
@@ -84,7 +87,29 @@ def test_the_golden_record_is_read_and_written():
     assert (read.id, read.repo, read.commit, read.revision) == ("pvc-1", "models/org/name", commit, "v1.0")
     assert read.refs == {"v1.0": commit, "main": commit}
     assert (read.time, read.created) == (1_750_000_000, 1_750_000_002)
+    assert read.priority == "critical"
     assert read.encode() == golden
+
+
+def test_the_golden_record_with_a_class_is_read_and_written():
+    golden = (Path(__file__).parents[2] / "golden/v2/pvc-1.volume").read_bytes()
+    of_before = VolumeRecord.decode((Path(__file__).parents[2] / "golden/v1/pvc-1.volume").read_bytes())
+    assert golden.startswith(b"helios-volume 2\n")
+    assert VolumeRecord.decode(golden) == msgspec.structs.replace(of_before, priority="pinned")
+    assert VolumeRecord.decode(golden).encode() == golden
+
+
+@given(records())
+def test_a_helios_of_before_reads_every_record_of_the_usual_class(made):
+    assert made.encode().startswith(MAGIC if made.priority == USUAL else MAGIC_2)
+
+
+@pytest.mark.parametrize("priority", [USUAL, "urgent", "", None, 3])
+def test_a_record_of_version_2_has_another_class_than_the_usual_one(priority):
+    text = record().encode()[:-66].removeprefix(MAGIC)
+    again = MAGIC_2 + canonical({**msgspec.json.decode(text), "priority": priority})
+    with pytest.raises(IntegrityError, match=r"canonical|class|decode"):
+        VolumeRecord.decode(summed(again))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,7 @@ def test_a_record_that_is_not_canonical_is_refused():
 
 def test_a_record_of_a_newer_version_says_so():
     with pytest.raises(IntegrityError, match="newer"):
-        VolumeRecord.decode(record().encode().replace(b"helios-volume 1", b"helios-volume 2"))
+        VolumeRecord.decode(record().encode().replace(b"helios-volume 1", b"helios-volume 3"))
 
 
 @pytest.mark.parametrize("text", ["a", "pvc-0d9c7f3e", "-x", "_", "A.b_c-d", "x" * 128])
@@ -164,8 +189,33 @@ def test_what_was_removed_is_gone(files, tmp_path):
     files.write(record("a"), MANIFEST)
     files.remove("a", DIGEST)
     files.remove("a", DIGEST)
-    assert files.manifest(DIGEST) is None
     assert VolumeFiles(tmp_path / "volumes").load().records == {}
+    assert files.manifest(DIGEST) is None
+
+
+def test_manifests_that_no_volume_needs_any_more_are_kept_within_bounds(files, monkeypatch):
+    def made(number, size=100):
+        content = b"%d" % number * size
+        return hashlib.sha256(content).hexdigest(), content
+
+    def comes_and_goes(number, size=100):
+        digest, content = made(number, size)
+        files.write(record("v", manifest=digest), content)
+        files.remove("v", digest)
+        return digest
+
+    monkeypatch.setattr("heliosfs.volumes.files.SPARE", 3)
+    monkeypatch.setattr("heliosfs.volumes.files.SPARE_BYTES", 1000)
+    gone = [comes_and_goes(number) for number in range(4)]
+    assert [files.manifest(digest) is not None for digest in gone] == [False, True, True, True]
+    again, content = made(1)
+    files.write(record("again", manifest=again), b"not written, for the right one is there")
+    assert files.manifest(again) == content
+    large = comes_and_goes(5, 950)  # goes with all that were set aside before it
+    assert [files.manifest(digest) is not None for digest in (*gone[2:], large)] == [False, False, True]
+    assert files.manifest(again) == content, "a volume needs it"
+    comes_and_goes(6, 2000)
+    assert [files.manifest(made(*each)[0]) for each in ((5, 950), (6, 2000))] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +274,7 @@ def test_no_manifest_goes_while_a_record_is_damaged(files, tmp_path, expected_lo
     expected_log_errors("a volume's record is damaged")
     files.write(record("a"), MANIFEST)
     path = tmp_path / "volumes" / "a.volume"
-    path.write_bytes(path.read_bytes().replace(b"volume 1", b"volume 2"))
+    path.write_bytes(path.read_bytes().replace(b"volume 1", b"volume 3"))
     again = VolumeFiles(tmp_path / "volumes")
     again.load()
     assert again.manifest(DIGEST) == MANIFEST

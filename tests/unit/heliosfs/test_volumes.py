@@ -323,13 +323,14 @@ async def test_a_damaged_volume_is_neither_shown_nor_made_over_until_it_is_delet
     assert (await volumes.create("bad", REPO, "main", registry))[0].commit == C2
 
 
-async def test_a_manifest_stays_as_long_as_a_volume_needs_it(volumes, registry):
+async def test_a_manifest_stays_as_long_as_a_volume_needs_it(volumes, registry, tmp_path):
     record, _ = await volumes.create("a", REPO, "main", registry)
     await volumes.create("b", REPO, "v1", registry)
     await volumes.delete("a")
     assert volumes.manifest(record.manifest) == Manifest(FILES[C1]).encode()
+    assert restarted(tmp_path).manifest(record.manifest) is not None
     await volumes.delete("b")
-    assert volumes.manifest(record.manifest) is None
+    assert restarted(tmp_path).manifest(record.manifest) is None
 
 
 # --- with the catalog ------------------------------------------------------------------------------------------------

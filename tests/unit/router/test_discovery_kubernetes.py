@@ -14,10 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from helios import cluster
 from helios.config import KubernetesSettings
 from helios.errors import IntegrityError, UsageError
 from helios.metrics import RouterMetrics
-from router.discovery import kubernetes as module
 from router.discovery.endpoints import workers_of
 from router.discovery.kubernetes import KubernetesSource
 from router.discovery.objects import EndpointSlice, Pod, decode
@@ -218,7 +218,7 @@ def test_in_a_pod_the_service_account_is_used(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(module, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(cluster, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt import encode as jwt_encode
 from jwt import get_algorithm_by_name
 
 import helios.watched
+from helios import jwks
 from helios.config import (
     AdmissionSettings,
     JwtSettings,
@@ -26,7 +28,6 @@ from helios.config import (
 )
 from helios.errors import UsageError
 from helios.metrics import RouterMetrics
-from router.admission import jwks
 from router.admission.admission import Admission, make
 from router.admission.keys import create, revoke
 from router.admission.rights import BACKGROUND, RANKS, Right
@@ -110,7 +111,7 @@ def test_credentials_are_found_where_clients_put_them(tmp_path: Path) -> None:
 def test_an_issuer_s_keys_from_a_file_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jwks, "LOOK_AGAIN_S", 0.01)
     monkeypatch.setattr(helios.watched, "LOOK_AGAIN_S", 0.0)
-    file = tmp_path / "jwks"
+    file, stranger = tmp_path / "jwks", ec.generate_private_key(ec.SECP256R1())
 
     def publish(kid: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -137,7 +138,7 @@ def test_an_issuer_s_keys_from_a_file_that_changes(tmp_path: Path, monkeypatch: 
             await asyncio.sleep(0.05)
             assert verifier._keys.find("2") is not None
             with pytest.raises(ApiError) as caught:  # a file can't be asked for newer keys
-                verifier._key({"alg": "ES256", "kid": "3"})
+                verifier.find(jwt_encode({"iss": "i", "aud": "a"}, stranger, "ES256", {"kid": "3"}))
             assert caught.value.status == 401
             admission.end()
 

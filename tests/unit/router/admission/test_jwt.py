@@ -12,10 +12,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from helios import jwks
 from helios.config import AdmissionSettings, JwtSettings, RoleSettings, RouterTenantSettings
 from helios.errors import UsageError
-from router.admission import jwks
-from router.admission.jwt import ASK_AGAIN_S, KeySet, Verifier
+from helios.jwts import ASK_AGAIN_S, KeySet
+from router.admission.jwt import Verifier
 from router.admission.rights import RANKS, Tenants
 from router.errors import ApiError
 
@@ -222,7 +223,7 @@ def test_documents_without_a_key_that_can_be_used(document: bytes) -> None:
 @pytest.mark.parametrize("url", ["http://issuer/jwks", "ftp://issuer/jwks", "https://"])
 def test_keys_are_not_fetched_where_others_could_send_theirs(url: str) -> None:
     with pytest.raises(UsageError, match="jwks"):
-        jwks.check(JwtSettings(jwks=url))
+        jwks.check(JwtSettings(jwks=url), "router.admission.jwt")
 
 
 def test_issuer_and_audience_are_needed() -> None:

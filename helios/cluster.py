@@ -1,0 +1,57 @@
+"""How a process reaches its Kubernetes cluster: the official client's asyncio half, which an extra brings.
+
+Importing the client takes seconds and some 110 MB, so it is imported where it is used, and whoever imports this module
+does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from helios.errors import UsageError
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient
+
+NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def require_client(what: str) -> None:
+    """Raise UsageError where the client is not installed; ``what`` begins the sentence."""
+    spec = find_spec("kubernetes")
+    if spec is None or not any(Path(place, "aio").is_dir() for place in spec.submodule_search_locations or ()):
+        raise UsageError(f"{what} the official client", hint="Install it: pip install 'helios-llm[kubernetes]'.")
+
+
+@asynccontextmanager
+async def cluster_client(
+    *, kubeconfig: str = "", context: str = "", namespace: str = ""
+) -> AsyncIterator[tuple[ApiClient, str]]:
+    """A client with credentials as they are now, and the namespace that is meant.
+
+    ``kubeconfig``: a file; empty: the pod's service account, or else what KUBECONFIG or ~/.kube/config says, of which
+    ``context`` is used, the current one where that is empty. Raises UsageError for what can't be read.
+    """
+    from kubernetes.aio import config
+    from kubernetes.aio.client import ApiClient, Configuration
+
+    configuration = Configuration()
+    try:
+        if not kubeconfig and NAMESPACE_FILE.exists():
+            config.load_incluster_config(client_configuration=configuration)
+            namespace = namespace or NAMESPACE_FILE.read_text().strip()
+        else:
+            file, wanted = kubeconfig or None, context or None
+            await config.load_kube_config(file, wanted, client_configuration=configuration, persist_config=False)
+            if not namespace:
+                contexts, current = config.list_kube_config_contexts(file)
+                chosen = current if wanted is None else next(c for c in contexts if c["name"] == wanted)
+                namespace = chosen["context"].get("namespace", "")
+    except (config.ConfigException, OSError) as error:
+        raise UsageError(f"the cluster's address and credentials can't be read: {error}") from None
+    async with ApiClient(configuration) as client:
+        yield client, namespace or "default"
