@@ -38,7 +38,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "tiers": {"l1": {"path": "/nvme/models", "limitGiB": 800.5}, "l2": {"path": "/ssd/models", "minFree": 0.1}},
             "config": {"mount": {"pool_mib": 256, "shadow_percent": 1.5}, "registry": {"offline": True}},
         },
-        "csi": {"authorise": "namespace", "cluster": "east-1", "driver": "models.example.com"},
+        "csi": {"authorise": "token", "audience": "models", "cluster": "east-1", "driver": "models.example.com"},
         "storageClasses": [
             {"name": "a", "model": "org/name", "revision": "v1", "format": "hub", "prefetch": "*.json"},
             {"name": "b", "model": "gpt2", "reclaimPolicy": "Retain"},

@@ -83,7 +83,7 @@ def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
         ),
         ({"router": {"enabled": True, "config": {"discovery": {"resolve": False}}}}, "is said by router.resolve"),
         ({"priorityClass": {"create": False}}, "priorityClass.name is empty"),
-        ({"csi": {"authorise": "token"}}, "/csi/authorise"),
+        ({"csi": {"authorise": "node"}}, "/csi/authorise"),
         ({"csi": {"driver": "CSI_driver"}}, "/csi/driver"),
         ({"node": {"root": "var/lib/helios"}}, "/node/root"),
         ({"node": {"root": "/var/lib/" + "x" * 60}}, "/node/root"),

@@ -256,10 +256,15 @@ def test_the_keeper_is_not_replaced_by_an_upgrade_and_the_worker_takes_over(ever
     assert worker["image"].endswith("/worker:7")
 
 
-def test_tokens_are_requested_only_once_the_driver_uses_them(everything: Objects):
+def test_pods_tokens_are_requested_where_the_driver_asks_for_them(chart: Chart, everything: Objects):
     spec = named(everything, "CSIDriver", "")["spec"]
-    source = "".join(path.read_text() for path in DRIVER.glob("*.py"))
-    assert ("tokenRequests" in spec) == ("serviceAccount.tokens" in source)
+    pod = named(everything, "DaemonSet", "csi-node")["spec"]["template"]["spec"]
+    (driver,) = (each for each in pod["containers"] if each["name"] == "driver")
+    csi = settings(driver).csi
+    assert (csi.authorise, csi.audience) == ("token", "models")
+    assert [request["audience"] for request in spec["tokenRequests"]] == [csi.audience]
+    plain = chart.objects({"images": {"repository": "r.example"}, "csi": {"authorise": "namespace"}})
+    assert "tokenRequests" not in named(plain, "CSIDriver", "")["spec"]
     assert (spec["podInfoOnMount"], spec["requiresRepublish"], spec["attachRequired"]) == (True, True, False)
     assert spec["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
     assert spec["fsGroupPolicy"] == "None"
