@@ -263,7 +263,7 @@ def test_pods_tokens_are_requested_where_the_driver_asks_for_them(chart: Chart, 
     csi = settings(driver).csi
     assert (csi.authorise, csi.audience) == ("token", "models")
     assert [request["audience"] for request in spec["tokenRequests"]] == [csi.audience]
-    plain = chart.objects({"images": {"repository": "r.example"}, "csi": {"authorise": "namespace"}})
+    plain = chart.objects({**VALUES["everything"], "csi": {"authorise": "namespace"}})
     assert "tokenRequests" not in named(plain, "CSIDriver", "")["spec"]
     assert (spec["podInfoOnMount"], spec["requiresRepublish"], spec["attachRequired"]) == (True, True, False)
     assert spec["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
