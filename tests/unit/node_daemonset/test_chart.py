@@ -225,13 +225,13 @@ def test_a_pod_reaches_what_its_settings_name_and_little_else(everything: Object
     assert 8470 in out("helios-worker") & out("helios-csi-node") & out("helios-csi-controller") & out("helios-router")
     assert out("helios-csi-node") == {53, 8470}
     assert {443, 6443} <= out("helios-csi-controller")
-    scrapers = policies["helios-worker"]["ingress"]
-    assert scrapers == [
-        {
-            "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
-            "ports": [{"protocol": "TCP", "port": 8472}],
-        }
-    ]
+    for name, port in (("helios-worker", 8472), ("helios-csi-node", 8474)):
+        assert policies[name]["ingress"] == [
+            {
+                "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+                "ports": [{"protocol": "TCP", "port": port}],
+            }
+        ]
 
 
 def test_registries_elsewhere_are_reached_at_their_ports(chart: Chart):

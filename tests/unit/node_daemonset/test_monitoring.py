@@ -126,7 +126,7 @@ def test_monitors_scrape_ports_that_there_are(everything: list[dict[str, Any]]):
         for name, pod in pods(everything)
     }
     monitors = [each for each in everything if each["kind"] in ("PodMonitor", "ServiceMonitor")]
-    assert len(monitors) == 3
+    assert len(monitors) == 4
     for each in monitors:
         assert each["apiVersion"] == "monitoring.coreos.com/v1"
         assert each["metadata"]["labels"]["release"] == "prometheus"

@@ -145,6 +145,7 @@ def test_ports_are_those_that_are_listened_at(everything: Objects):
         "registry": lambda found, given: {"http": given["port"]},
         "router": lambda found, given: {"http": given["port"], "admin": found.router.admin_port},
         "worker": lambda found, given: {"metrics": int(found.mount.listen.rpartition(":")[2])},
+        "driver": lambda found, given: {"health": int(found.csi.listen.rpartition(":")[2])},
     }
     for _, pod, container in ours(everything):
         expected = listened.get(container["name"])
@@ -158,7 +159,7 @@ def test_probes_ask_for_pages_that_there_are(objects: Objects):
         "registry": {route.path for route in health.routes()},
         "router": {page.decode() for page in PROBES},
         "worker": {"/healthz", "/readyz", "/metrics"},  # docs/control-api.md; the integration tests ask for them
-        "driver": {"/healthz"},  # of Kubernetes' livenessprobe, beside it
+        "driver": {"/healthz", "/readyz"},  # docs/csi.md; the integration tests ask for them
     }
     for _, pod in pods(objects):
         names = {port["name"]: port["containerPort"] for c in containers(pod) for port in c.get("ports", [])}
