@@ -80,5 +80,9 @@ def test_a_pods_worker_from_its_volume_to_its_end(helios_home, start, wait_for, 
         reader.join(300)
     assert rest[0].rstrip().endswith(b"data: [DONE]"), "it was waited for"
     assert worker.wait(120) == 0
-    assert not re.search(r"Traceback|\"level\": \"error\"", worker.text()), worker.text()
+    # A vLLM that is told to end may say that its engine is dead, if that was faster than what listens to it.
+    lines = worker.text().splitlines()
+    (end,) = (at for at, line in enumerate(lines) if '"stopping vLLM"' in line)
+    lines = lines[:end] + [line for line in lines[end:] if '"logger": "vllm"' not in line]
+    assert [line for line in lines if re.search(r"Traceback|\"level\": \"error\"", line)] == []
     nothing_left(helios_home)
