@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import signal
 import threading
 import time
@@ -32,6 +31,7 @@ from helios.launch.compile_key import Key, cache_key, compiles, this_device, thi
 from helios.launch.compile_made import HERE, Bad, Made, placed, sweep
 from helios.launch.compile_publish import Publisher
 from helios.launch.compile_state import Shown, Start, forget_dead
+from helios.launch.engine_sums import Sums
 from helios.names import RepoId
 from helios.registry_client import RegistryClient
 
@@ -42,7 +42,7 @@ CLOSE_S: Final = 60.0
 """Longest that giving all publishes up takes, in seconds."""
 NOT_ITS_FAULT: Final = frozenset({0, 2, *(128 + each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))})
 """Statuses of engines that were ended, or did not take their arguments: no compiled kernel has done that."""
-_ANSWERED: Final = re.compile(rb"^vllm:request_success_total(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
+_ANSWERED: Final = Sums("request_success_total")
 
 
 class Process(Protocol):
@@ -323,7 +323,7 @@ def answered(url: str) -> float | None:
     """How many requests an engine has answered; None while it does not listen."""
     client = HttpClient(url, timeout_s=ANSWER_S, max_idle=0)
     try:
-        return sum(float(count) for count in _ANSWERED.findall(client.bytes("GET", "/metrics")))
+        return _ANSWERED.of(client.bytes("GET", "/metrics")).get("request_success_total", 0.0)
     except (HeliosError, ValueError):
         return None
     finally:

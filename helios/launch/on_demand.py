@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import secrets
 import threading
 import time
@@ -26,6 +25,7 @@ from helios.errors import HeliosError, NotFound
 from helios.http.client import HttpClient
 from helios.launch import sleep
 from helios.launch.demand import Demand, Told
+from helios.launch.engine_sums import Sums
 from helios.launch.needs import Need
 from helios.launch.resident import Act, Model, State
 from helios.launch.room import Step
@@ -40,9 +40,7 @@ ANSWER_S: Final = 5.0
 DRAIN_S: Final = 60.0
 """What is under way at a worker that is to be taken out gets so long; if that is not enough, it stays."""
 MAX_BYTES: Final = 65536
-_USE: Final = re.compile(
-    rb"^vllm:(request_success_total|num_requests_running|num_requests_waiting)(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE
-)
+_USE: Final = Sums("request_success_total", "num_requests_running", "num_requests_waiting")
 
 
 class Launches(Protocol):
@@ -316,17 +314,14 @@ def _uses(url: str) -> float | None:
     """A number that changes whenever a worker is used; None where it does not say, or is in use now."""
     client = HttpClient(url, timeout_s=ANSWER_S, max_idle=0)
     try:
-        found = _USE.findall(client.bytes("GET", "/metrics"))
-        counts = {name: 0.0 for name, _ in found}
-        for name, value in found:
-            counts[name] += float(value)
+        counts = _USE.of(client.bytes("GET", "/metrics"))
     except (HeliosError, ValueError):
         return None
     finally:
         client.close()
-    if not counts or counts.get(b"num_requests_running", 0.0) or counts.get(b"num_requests_waiting", 0.0):
+    if not counts or counts.get("num_requests_running") or counts.get("num_requests_waiting"):
         return None
-    return counts.get(b"request_success_total", 0.0)
+    return counts.get("request_success_total", 0.0)
 
 
 class WakeServer:

@@ -15,6 +15,7 @@ from typing import Final
 
 from helios.errors import HeliosError, Unavailable
 from helios.http.client import HttpClient
+from helios.launch.engine_sums import Sums
 from helios.launch.worker.life import Look
 
 EVERY_S: Final = 1.0
@@ -26,7 +27,7 @@ LOAD_MAX: Final = 1 << 16
 TEXT: Final = {"accept": "text/plain;version=0.0.4"}
 """The format that is asked for; OpenMetrics could not be joined with another exposition."""
 _SAMPLES: Final = re.compile(rb"^vllm:(?!lora_requests_info)[^\n]*", re.MULTILINE)
-_RUNNING: Final = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
+_REQUESTS: Final = Sums("num_requests_running", "num_requests_waiting")
 
 
 def exposition(client: HttpClient) -> bytes:
@@ -49,18 +50,16 @@ def read(client: HttpClient, now: Callable[[], float] = time.monotonic) -> Look:
         return Look(at, error.message)
     try:
         text = exposition(client)
-        counts = {b"running": 0.0, b"waiting": 0.0}
-        found = _RUNNING.findall(text)
-        for name, value in found:
-            counts[name] += float(value)
+        counts = _REQUESTS.of(text)
         counted = _counted(client)
     except (HeliosError, ValueError):
         return Look(at, failure)
-    if not found:
+    if not counts:
         return Look(at, failure, computing=counted, counted=counted)
-    running = int(counts[b"running"])
+    running = int(counts.get("num_requests_running", 0.0))
+    waiting = int(counts.get("num_requests_waiting", 0.0))
     mark = hashlib.blake2b(b"\n".join(_SAMPLES.findall(text)), digest_size=16).digest()
-    return Look(at, failure, running + int(counts[b"waiting"]), running, counted, mark)
+    return Look(at, failure, running + waiting, running, counted, mark)
 
 
 def _counted(client: HttpClient) -> int | None:
