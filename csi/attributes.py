@@ -82,11 +82,6 @@ def read(attributes: Mapping[str, str], *, where: str) -> Wanted:
     return Wanted(repo, revision, commit, form, _patterns(ours.get("prefetch", "")), priority)
 
 
-def is_ephemeral(attributes: Mapping[str, str]) -> bool:
-    """Whether it is an inline volume, whose attributes whoever makes the pod has written."""
-    return attributes.get("csi.storage.k8s.io/ephemeral") == "true"
-
-
 def name_of(form: str) -> str:
     """The ``format`` whose directory this is."""
     return next((name for name, directory in FORMS.items() if directory == form), form)

@@ -25,6 +25,7 @@ from helios.launch.plan import (
     Placement,
     Wish,
     kv_needed,
+    part,
     plan,
     sizes,
 )
@@ -96,10 +97,10 @@ def _on_gpus(budget: Budget, model: Model, wish: Wish, sleeps: bool) -> tuple[Ne
     least = kv_needed(model.info, wish.positions)
     each = 0
     for size in sizes(model, wish, 1, len(gpus)):
-        each = GPU_PROCESS + _part(model.weights, size) + _part(least, size)
+        each = GPU_PROCESS + part(model.weights, size) + part(least, size)
         groups = [gpus[at : at + size] for at in range(0, len(gpus) - size + 1, size)]
         if fits := [group for group in groups if all(each <= gpu.free for gpu in group)]:
-            return tuple(_group(model, group, _part(least, size), sleeps) for group in fits)
+            return tuple(_group(model, group, part(least, size), sleeps) for group in fits)
     free = ", ".join(f"{size_text(gpu.free)} on GPU {gpu.index}" for gpu in gpus)
     raise Unavailable(
         f"{model.name} needs {size_text(each)} on each GPU ({size_text(GPU_PROCESS)} of vLLM's own, its part of "
@@ -114,7 +115,7 @@ def _group(model: Model, group: Sequence[Gpu], least: int, sleeps: bool) -> Need
     The share is what vLLM makes sure to find free (it looks when it has taken some of its own) before it loads weights;
     its cache has to be told to it in bytes."""
     free = min(gpu.free for gpu in group)
-    fixed = GPU_PROCESS + _part(model.weights, len(group))
+    fixed = GPU_PROCESS + part(model.weights, len(group))
     cache = min(max(least, int(KV_SHARE * free)), free - fixed)
     share = max(1, min((fixed + cache - GPU_PROCESS) * HUNDREDTHS // gpu.total for gpu in group)) / HUNDREDTHS
     main = len(group) * PROCESS
@@ -123,7 +124,3 @@ def _group(model: Model, group: Sequence[Gpu], least: int, sleeps: bool) -> Need
     asleep = ({MAIN: main + model.weights} | rest, {MAIN: main} | rest) if sleeps else ()
     indexes = tuple(gpu.index for gpu in group)
     return Need(Placement("both", "vllm", gpus=indexes, kv=cache * len(group), share=share), awake, asleep)
-
-
-def _part(size: int, parts: int) -> int:
-    return -(-size // parts)

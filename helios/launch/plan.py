@@ -235,7 +235,7 @@ def _on_gpus(machine: Machine, model: Model, wish: Wish) -> tuple[Placement, ...
                 Placement(role, name, gpus=tuple(gpu.index for gpu in group), kv=kv, share=_share(group))
                 for (role, name), group, kv in zip(roles, groups, caches, strict=True)
             )
-    each = GPU_PROCESS + _ceil(model.weights + needed, found[-1])
+    each = GPU_PROCESS + part(model.weights + needed, found[-1])
     free = ", ".join(f"{size_text(_share([gpu]) * gpu.total)} on GPU {gpu.index}" for gpu in gpus)
     raise Unavailable(
         f"{model.name} needs {size_text(each)} on each GPU for {_processes(len(roles))} of {found[-1]} "
@@ -294,10 +294,11 @@ def _share(group: Sequence[Gpu]) -> float:
 def _gpu_cache(model: Model, group: Sequence[Gpu]) -> int:
     """KV cache of a process on these GPUs in bytes; negative where not even the weights fit."""
     least = min(int(_share(group) * gpu.total) for gpu in group)
-    return (least - GPU_PROCESS - _ceil(model.weights, len(group))) * len(group)
+    return (least - GPU_PROCESS - part(model.weights, len(group))) * len(group)
 
 
-def _ceil(value: int, parts: int) -> int:
+def part(value: int, parts: int) -> int:
+    """Each one's part of something that is shared out evenly, rounded up."""
     return -(-value // parts)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from helios.http.hosts import bracketed
+
 PORT: Final = 8998
 """Where nobody says: the default of vLLM's VLLM_MOONCAKE_BOOTSTRAP_PORT and of SGLang's
 ``--disaggregation-bootstrap-port``."""
@@ -36,7 +38,7 @@ def bootstrap_of(worker: Met) -> tuple[str, int]:
 def query_url(worker: Met) -> str:
     """The server as Mooncake names it."""
     host, port = bootstrap_of(worker)
-    return f"http://{shown(host)}:{port}"
+    return f"http://{bracketed(host)}:{port}"
 
 
 def wrong_with(bootstrap: str) -> str:
@@ -44,13 +46,8 @@ def wrong_with(bootstrap: str) -> str:
     host, colon, port = bootstrap.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() else 0
     bare = host.removeprefix("[").removesuffix("]")
-    bracketed = host == f"[{bare}]"
-    spelled = (bool(bare) or not colon) and (":" in bare) == bracketed and not set(bare) & set("[]*/@ ")
+    in_brackets = host == f"[{bare}]"
+    spelled = (bool(bare) or not colon) and (":" in bare) == in_brackets and not set(bare) & set("[]*/@ ")
     if bootstrap and not (spelled and 0 < number < 65536):
         return f"its bootstrap is {bootstrap!r}: it must be PORT or HOST:PORT"
     return ""
-
-
-def shown(host: str) -> str:
-    """As it stands in front of a port."""
-    return f"[{host}]" if ":" in host else host

@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Raw
 
 from helios.decoding import json_decoder
+from helios.http.hosts import bracketed
 from router.disaggregation.bodies import Values
-from router.disaggregation.bootstrap import bootstrap_of, query_url, shown
+from router.disaggregation.bootstrap import bootstrap_of, query_url
 from router.disaggregation.connectors import Connector, Learns
 from router.worker import Worker
 
@@ -57,7 +58,7 @@ class Peers:
                 return NOTHING
             case Learns.ADDRESS:
                 host, port = bootstrap_of(worker)
-                return {"bootstrap_host": _text(shown(host)), "bootstrap_port": b"%d" % port}
+                return {"bootstrap_host": _text(bracketed(host)), "bootstrap_port": b"%d" % port}
         met = self._met.get(worker.url)
         if met is None or met.at != (worker.home, worker.bootstrap):
             return None

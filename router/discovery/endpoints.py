@@ -36,6 +36,7 @@ import msgspec
 from helios.config import WorkerSettings
 from helios.decoding import converted
 from helios.errors import UsageError
+from helios.http.hosts import bracketed
 from router.discovery.objects import Endpoint, EndpointSlice, Pod
 from router.discovery.source import Found, checked
 
@@ -169,9 +170,8 @@ def _workers(places: list[_Place], port: str) -> Iterator[WorkerSettings]:
     scheme = place.note(SCHEME) or ("https" if protocol == "https" else "http")
     if scheme not in ("http", "https"):
         raise UsageError(f"{SCHEME} is {scheme!r}: it must be http or https")
-    shown = f"[{host}]" if ":" in host else host
     for model in models:
-        yield _settings(place, model, f"{scheme}://{shown}:{number}")
+        yield _settings(place, model, f"{scheme}://{bracketed(host)}:{number}")
 
 
 def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
