@@ -1,0 +1,1 @@
+"""The resources that people write: what they hold, what is refused, and how their schemas are made of it."""
