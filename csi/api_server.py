@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -85,14 +86,14 @@ class ApiServer:
     def drivers(self, node: str) -> set[str]:
         """The CSI drivers that the node's kubelet knows."""
         try:
-            content = self._ask(f"reading the CSINode {node}", "GET", f"/apis/storage.k8s.io/v1/csinodes/{node}")
+            content = self._ask(f"reading the CSINode {node}", "GET", f"/apis/storage.k8s.io/v1/csinodes/{quote(node)}")
         except NotFound:
             return set()  # the kubelet makes it with the first driver
         return {each.name for each in _decoded(content, _CsiNode).spec.drivers or []}
 
     def taints(self, node: str) -> list[dict[str, Any]]:
         """The node's taints, in their order."""
-        return _decoded(self._ask(f"reading the node {node}", "GET", f"/api/v1/nodes/{node}"), _Node).spec.taints or []
+        return _decoded(self._ask(f"reading the node {node}", "GET", _path(node)), _Node).spec.taints or []
 
     def patch(self, node: str, operations: Operations) -> None:
         """Apply a JSON patch to the node: all of it, or Conflict."""
@@ -100,7 +101,7 @@ class ApiServer:
 
     def labels(self, node: str) -> dict[str, str]:
         """The node's labels."""
-        content = self._ask(f"reading the labels of {node}", "GET", f"/api/v1/nodes/{node}", accept=METADATA)
+        content = self._ask(f"reading the labels of {node}", "GET", _path(node), accept=METADATA)
         return _decoded(content, _Labelled).metadata.labels or {}
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -119,7 +120,7 @@ class ApiServer:
     # --- inside ---
 
     def _patch(self, what: str, node: str, kind: str, body: Any) -> bytes:
-        path = f"/api/v1/nodes/{node}?fieldManager={MANAGER}"
+        path = f"{_path(node)}?fieldManager={MANAGER}"
         return self._ask(what, "PATCH", path, accept=METADATA, kind=kind, body=msgspec.json.encode(body))
 
     def _ask(
@@ -157,6 +158,10 @@ class ApiServer:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+
+def _path(node: str) -> str:
+    return f"/api/v1/nodes/{quote(node)}"
 
 
 def _decoded(content: bytes, kind: type[Any]) -> Any:
