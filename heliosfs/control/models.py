@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import msgspec
+import trio
 
 from helios.names import RepoId
 from heliosfs.routing import Page, Request, Route, json_page
+from heliosfs.tiers.history import Use
 from heliosfs.tiers.tiers import Tiers
 from heliosfs.tree.shards import sets
 from heliosfs.tree.snapshot import Snapshot
@@ -60,9 +62,9 @@ class Seen:
 
 def files_of(snapshot: Snapshot) -> Files:
     """A commit's files, for counting."""
-    together = (frozenset(snapshot.files[path].sha256 for path in each) for each in sets(snapshot))
     sizes = {entry.sha256: entry.size for entry in snapshot.files.values() if entry.size}
-    return Files(sizes, tuple(together))
+    together = (frozenset(snapshot.files[path].sha256 for path in each).intersection(sizes) for each in sets(snapshot))
+    return Files(sizes, tuple(filter(None, together)))
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -83,39 +85,34 @@ class Model(msgspec.Struct, frozen=True):
     idle_s: float | None
 
 
-def model_of(key: Key, files: Files, here: Callable[[str], bool], last: Callable[[str], float | None]) -> Model:
-    """``here`` says whether a blob is whole on this node, ``last`` how long ago it was opened, in seconds."""
-    local = {sha256 for sha256 in files.sizes if here(sha256)}
-    needed = files.sets or (frozenset(files.sizes),)
-    whole = [each & files.sizes.keys() <= local for each in needed]
-    idle = [ago for ago in map(last, files.sizes) if ago is not None]
+def model_of(key: Key, files: Files, here: frozenset[str], uses: Mapping[str, Use], now: float) -> Model:
+    """``here``: the blobs that are whole on this node; ``uses``: of blobs, on the clock of ``now`` (seconds)."""
+    local = here.intersection(files.sizes)  # not of the keys: that would look at all that is here
+    whole = [each <= local for each in files.sets or (files.sizes.keys(),)]
+    last = max((use.last for use in map(uses.get, local) if use is not None), default=None)
     return Model(
         repo=str(key[0]),
         commit=key[1],
         files=len(files.sizes),
         local_files=len(local),
         bytes=sum(files.sizes.values()),
-        local=sum(files.sizes[sha256] for sha256 in local),
+        local=sum(map(files.sizes.__getitem__, local)),
         weights="whole" if local and all(whole) else "part" if local and any(whole) else "none",
-        idle_s=round(min(idle), 3) if idle else None,
+        idle_s=None if last is None else round(max(0.0, now - last), 3),
     )
 
 
 def routes(seen: Seen, cache: Tiers) -> list[Route]:
     """What tells of commits. Memory alone is asked, so it may be asked often."""
 
-    def last(sha256: str) -> float | None:
-        use = cache.history.uses.get(sha256)
-        return None if use is None else max(0.0, cache.now() - use.last)
+    def listing(found: Mapping[Key, Files], now: float) -> Page:
+        here = frozenset[str]().union(*(tier.directory.whole() for tier in cache.all() if tier.directory is not None))
+        near = [(key, files) for key, files in found.items() if not here.isdisjoint(files.sizes)]
+        models = [model_of(key, files, here, cache.history.uses, now) for key, files in near]
+        return json_page({"models": [msgspec.to_builtins(each) for each in models]})
 
-    async def listing(request: Request) -> Page:
-        files = await seen.files()
-        directories = [tier.directory for tier in cache.all() if tier.directory is not None]
+    async def models(request: Request) -> Page:
+        # Some 15 ms for 25,000 files; uses are looked up one by one, which the loop's changes to them don't disturb.
+        return await trio.to_thread.run_sync(listing, await seen.files(), cache.now())
 
-        def here(sha256: str) -> bool:
-            return any(directory.is_whole(sha256) for directory in directories)
-
-        models = [model_of(key, each, here, last) for key, each in files.items()]
-        return json_page({"models": [msgspec.to_builtins(each) for each in models if each.local_files]})
-
-    return [Route("GET", "/api/v1/models", listing)]
+    return [Route("GET", "/api/v1/models", models)]

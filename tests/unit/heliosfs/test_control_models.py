@@ -10,6 +10,7 @@ import trio
 from helios.names import RepoId
 from heliosfs.control.models import MAX_FILES, MAX_SEEN, Files, Seen, files_of, model_of
 from heliosfs.store.manifest import FileEntry
+from heliosfs.tiers.history import Use
 from heliosfs.tree.shards import sets
 from heliosfs.tree.snapshot import Snapshot
 
@@ -28,8 +29,8 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def weights(paths: list[str], local: list[str]) -> str:
-    here = {digest(path) for path in local}
-    return model_of((REPO, COMMIT), files_of(snapshot(*paths)), here.__contains__, lambda sha256: None).weights
+    here = frozenset(map(digest, local))
+    return model_of((REPO, COMMIT), files_of(snapshot(*paths)), here, {}, 0.0).weights
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,12 @@ def test_every_weight_file_is_in_one_set() -> None:
 
 def test_sizes_and_the_last_use_are_those_of_its_files() -> None:
     files = files_of(snapshot("a.json", "b.safetensors", size=7))
-    ago = {digest("a.json"): 90.0, digest("b.safetensors"): 3.25}
-    model = model_of((REPO, COMMIT), files, lambda sha256: sha256 == digest("a.json"), ago.get)
-    assert (model.files, model.local_files, model.bytes, model.local, model.idle_s) == (2, 1, 14, 7, 3.25)
+    last = {"a.json": 90.0, "b.safetensors": 96.75, "other": 99.0}
+    opened = {digest(path): Use(0.0, 1, at, at) for path, at in last.items()}
+    here = frozenset(map(digest, ["a.json", "b.safetensors", "other"]))
+    model = model_of((REPO, COMMIT), files, here, opened, 100.0)
+    assert (model.files, model.local_files, model.bytes, model.local, model.idle_s) == (2, 2, 14, 14, 3.25)
+    assert model_of((REPO, COMMIT), files, frozenset([digest("a.json")]), {}, 100.0).idle_s is None
 
 
 class Commits:
