@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +19,7 @@ import grpc
 
 from csi import csi_pb2 as messages
 from csi import provisioned
+from csi.api_server import ApiServer
 from csi.calls import Calls
 from csi.controller import Controller, keep_renewed
 from csi.health import Health
@@ -26,12 +27,12 @@ from csi.health_service import HealthService
 from csi.identity import Identity
 from csi.mounted import MountOfNode
 from csi.node import Volumes, keep_swept, recover
+from csi.node_labels import NodeLabels
 from csi.node_service import NodeService
 from csi.registry import Registry
 from csi.rights import Rights
 from csi.untaint import keep_untainted
 from csi.wire import Work
-from helios.cluster import require_client
 from helios.config import Config, CsiSettings
 from helios.errors import Conflict, UsageError
 from helios.home import Home
@@ -56,6 +57,9 @@ TAINT: Final = re.compile(
 """A taint's key, as Kubernetes wants it."""
 MAX_SOCKET: Final = 107
 """Longest path of a unix socket, in bytes."""
+
+Upkeep = Callable[[], Coroutine[Any, Any, None]]
+"""Something that is done beside answering calls."""
 
 
 def socket_of(endpoint: str) -> Path:
@@ -99,8 +103,6 @@ def check(settings: CsiSettings) -> None:
             f"csi.startup_taint {settings.startup_taint!r} is no taint's key: prefix/name is, "
             "without a value or an effect"
         )
-    if settings.startup_taint:
-        require_client("csi.startup_taint needs")
     if not settings.kubelet.startswith("/"):
         raise UsageError(f"csi.kubelet {settings.kubelet!r} is not an absolute path")
 
@@ -139,6 +141,7 @@ async def _serve(
         stack.callback(mount.close)
         server: Any = grpc.aio.server(maximum_concurrent_rpcs=MAX_CALLS)
         server.add_generic_rpc_handlers((*handlers, HealthService(health).handler()))
+        nodes = None if node_id is None else stack.enter_context(_api_server(settings))
         front = stack.enter_context(_front(settings, health, metrics))
         _make_room(path)
         if not server.add_insecure_port(f"unix:{path}"):
@@ -149,7 +152,8 @@ async def _serve(
         ready()
         upkeep = []
         if node_id is not None:
-            upkeep.append(_keep_node(node_id, volumes, health, metrics, settings))
+            others = [] if nodes is None else _at_api_server(nodes, node_id, mount, calls, metrics, settings)
+            upkeep.append(_keep_node(volumes, health, metrics, others))
         if controller:
             upkeep.append(keep_renewed(registry, calls))
         tasks = [asyncio.create_task(each) for each in upkeep]
@@ -171,15 +175,39 @@ async def _serve(
             raise outcome
 
 
-async def _keep_node(node: str, volumes: Volumes, health: Health, metrics: CsiMetrics, settings: CsiSettings) -> None:
-    """Recover, have the startup taint removed, and sweep for ever."""
-    metrics.tainted.set(bool(settings.startup_taint))
+async def _keep_node(volumes: Volumes, health: Health, metrics: CsiMetrics, others: Sequence[Upkeep]) -> None:
+    """Recover, then sweep for ever, and do what else is to be done on a node that is ready."""
     await recover(volumes, health)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(keep_swept(volumes, metrics.swept.inc))
-        if settings.startup_taint:
-            await keep_untainted(node, settings.driver, settings.startup_taint)
-            metrics.tainted.set(0)
+        for other in others:
+            tasks.create_task(other())
+
+
+@contextlib.contextmanager
+def _api_server(settings: CsiSettings) -> Iterator[ApiServer | None]:
+    """The cluster's API server, if something is to be changed there. Raises UsageError outside of a cluster."""
+    if not settings.startup_taint and not settings.node_labels:
+        yield None
+        return
+    with contextlib.closing(ApiServer(Path(settings.service_account), os.environ)) as nodes:
+        yield nodes
+
+
+def _at_api_server(
+    nodes: ApiServer, node: str, mount: MountOfNode, calls: Calls, metrics: CsiMetrics, settings: CsiSettings
+) -> list[Upkeep]:
+    """What is done to the node's object."""
+
+    async def untaint() -> None:
+        await keep_untainted(nodes, calls, node, settings.driver, settings.startup_taint)
+        metrics.tainted.set(0)
+
+    metrics.tainted.set(bool(settings.startup_taint))
+    upkeep: list[Upkeep] = [untaint] if settings.startup_taint else []
+    if settings.node_labels:
+        upkeep.append(NodeLabels(mount, nodes, calls, node, metrics).run)
+    return upkeep
 
 
 def _show(metrics: CsiMetrics, health: Health, calls: Calls, volumes: Volumes | None) -> None:

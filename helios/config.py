@@ -841,6 +841,11 @@ class CsiSettings(Section, frozen=True):
     """``host:port`` where the driver serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
     startup_taint: str = ""
     """Key of a taint that is removed from the node when the driver is ready and the kubelet knows it; empty: none."""
+    node_labels: bool = False
+    """Whether the node has labels that say which models its cache has."""
+    service_account: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+    """Directory of the pod's service account, with ``token`` and ``ca.crt``: with these the taint and the labels are
+    changed."""
 
 
 class Config(Section, frozen=True):

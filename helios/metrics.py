@@ -471,6 +471,12 @@ class CsiMetrics(Metrics):
         self.tainted = Gauge(
             "helios_csi_startup_taint", "1 while the node's startup taint is to be removed", registry=r
         )
+        self.node_labels = Gauge(
+            "helios_csi_node_labels", "Labels that say which models the node's cache has", registry=r
+        )
+        self.node_label_failures = Counter(
+            "helios_csi_node_label_failures_total", "Times that these labels could not be looked after", registry=r
+        )
 
 
 class _Rss:

@@ -62,14 +62,16 @@ class HttpClient:
         proxy: str | None = None,
         token: Token = no_token,
         admits: Callable[[str], bool] | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         """``proxy``: ``http://[user:password@]host:port`` that leads there, by CONNECT or, for plain HTTP, by absolute
         targets.
 
         ``token`` gives what every request is authorised with. ``admits`` tells of the address that a connection leads
         to whether it may (helios/http/places.py); else nothing is sent, and the request fails with Unavailable.
+        ``context``: whom https trusts; None: whom this machine does.
         """
-        self._token, self._admits = token, admits
+        self._token, self._admits, self._context = token, admits, context
         self.base, self.timeout_s, self._max_idle = base, timeout_s, max_idle
         self._lock = threading.Lock()
         self._idle: list[tuple[http.client.HTTPConnection, float]] = []
@@ -233,13 +235,17 @@ class HttpClient:
         timeout_s = min(timeout_s, CONNECT_S)
         if self.base.startswith("unix:"):
             return _UnixConnection(self.base.removeprefix("unix:"), timeout_s)
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        host, port = self._parts.hostname or "", self._parts.port
         if self._proxy is not None:
-            connection = kind(self._proxy.hostname or "", self._proxy.port or 3128, timeout=timeout_s, blocksize=BLOCK)
-            if self._secure:
-                connection.set_tunnel(self._parts.hostname or "", self._parts.port or 443, self._at_proxy)
-            return connection
-        return kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s, blocksize=BLOCK)
+            host, port = self._proxy.hostname or "", self._proxy.port or 3128
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context, blocksize=BLOCK)
+            if self._secure
+            else http.client.HTTPConnection(host, port, timeout=timeout_s, blocksize=BLOCK)
+        )
+        if self._proxy is not None and self._secure:
+            connection.set_tunnel(self._parts.hostname or "", self._parts.port or 443, self._at_proxy)
+        return connection
 
     def _give(self, connection: http.client.HTTPConnection, ok: bool) -> None:
         with self._lock:

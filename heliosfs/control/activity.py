@@ -9,26 +9,19 @@ import trio
 from prometheus_client import Counter, Gauge
 
 from helios.metrics import MountMetrics, rss_bytes
-from helios.names import RepoId
 from heliosfs.blobs import BlobStore
 from heliosfs.catalog import Catalog
 from heliosfs.control.drain import Drain
 from heliosfs.control.jobs import ACTIVE, Jobs
+from heliosfs.control.models import Seen
 from heliosfs.control.rates import Rates
 from heliosfs.scrub import Scrubber
 from heliosfs.tiers.directory import TierDirectory
 from heliosfs.tiers.tier import Tier
-from heliosfs.tree.snapshot import Snapshot
 from heliosfs.volumes.service import Volumes
 
 SAMPLE_S: Final = 2.0
 """How often numbers are sampled, in seconds."""
-
-MAX_SEEN: Final = 200
-"""Commits whose files are counted."""
-
-MAX_FILES: Final = 50_000
-"""Their files that are remembered for it, in all; a commit of more is not counted."""
 
 MAX_MODELS: Final = 100
 MAX_FILLS: Final = 100
@@ -51,15 +44,14 @@ class Activity:
         scrubber: Scrubber,
         drain: Drain,
         metrics: MountMetrics,
+        seen: Seen,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._store, self._catalog, self._volumes = store, catalog, volumes
         self._jobs, self._scrubber, self._drain = jobs, scrubber, drain
-        self._metrics, self._clock = metrics, clock
+        self._metrics, self._seen, self._clock = metrics, seen, clock
         self._rates = Rates(clock)
         self._since = 0.0
-        self._blobs: dict[tuple[RepoId, str], dict[str, int]] = {}
-        """Sizes of the blobs of commits that were seen; nothing for those that are too many."""
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -152,20 +144,13 @@ class Activity:
         return [*active, *reversed(ended)][:MAX_JOBS]
 
     async def _models(self) -> list[dict[str, Any]]:
-        keys = self._catalog.commits(MAX_SEEN)
-        self._blobs = {key: self._blobs[key] for key in keys if key in self._blobs}
-        for repo, commit in keys:
-            if (repo, commit) not in self._blobs:
-                found = await self._catalog.told(repo, commit, _blobs)
-                if found is not None:
-                    room = MAX_FILES - sum(map(len, self._blobs.values()))
-                    self._blobs[repo, commit] = found if len(found) <= room else {}
+        seen = {key: files.sizes for key, files in (await self._seen.files()).items()}
         tiers = [(tier.files, set(tier.room.policy.entries)) for tier in self._store.tiers]
-        here = await trio.to_thread.run_sync(_local_bytes, list(self._blobs.values()), tiers)
+        here = await trio.to_thread.run_sync(_local_bytes, list(seen.values()), tiers)
         volumes = {(record.repo, record.commit) for record in self._volumes.known().value.values()}
         pins = {(pin.repo, pin.commit): pin.priority for pin in self._store.room.pins.all()}
         models: list[dict[str, Any]] = []
-        for (repo, commit), files in self._blobs.items():
+        for (repo, commit), files in seen.items():
             local = sum(here.get(sha256, 0) for sha256 in files)
             key = (str(repo), commit)
             if not local and key not in pins and key not in volumes:
@@ -200,11 +185,6 @@ def _local_bytes(
             elif sha256 in known:
                 here[sha256] = max(here.get(sha256, 0), files.held(sha256)[0])
     return here
-
-
-def _blobs(snapshot: Snapshot) -> dict[str, int]:
-    """A commit's blobs and their sizes."""
-    return {entry.sha256: entry.size for entry in snapshot.files.values() if entry.size}
 
 
 def _tier(tier: Tier) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from helios.names import RepoId
 from heliosfs.blobs import BlobStore
 from heliosfs.care import Care
 from heliosfs.catalog import Catalog
-from heliosfs.control import api
+from heliosfs.control import api, models
 from heliosfs.control.activity import Activity
 from heliosfs.control.drain import Drain
 from heliosfs.control.jobs import Jobs, Wish, Work
+from heliosfs.control.models import Seen
 from heliosfs.control.remembered import Remembered
 from heliosfs.control.verify import VerifyWork
 from heliosfs.control.warm import WarmWork, wants_of
@@ -40,6 +41,7 @@ class Control:
     drain: Drain
     remembered: Remembered
     activity: Activity
+    seen: Seen
 
     @classmethod
     def of(
@@ -76,8 +78,9 @@ class Control:
 
         remembered = Remembered(*memory, jobs, drain, make)
         metrics.quarantined.set_function(lambda: sum(tier.files.quarantine.usage()[0] for tier in store.tiers))
-        activity = Activity(store, catalog, volumes, jobs, scrubber, drain, metrics)
-        return cls(store, care, jobs, scrubber, drain, remembered, activity)
+        seen = Seen(catalog)
+        activity = Activity(store, catalog, volumes, jobs, scrubber, drain, metrics, seen)
+        return cls(store, care, jobs, scrubber, drain, remembered, activity, seen)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled."""
@@ -90,7 +93,8 @@ class Control:
 
     def routes(self, source: Source) -> list[Route]:
         """What is served on the control socket; ``source`` is where revisions are looked up."""
-        return api.routes(self.store, self.care, self.jobs, self.drain, self.remembered, self.activity, source)
+        background = api.routes(self.store, self.care, self.jobs, self.drain, self.remembered, self.activity, source)
+        return [*background, *models.routes(self.seen, self.store.room)]
 
 
 async def _fetch_pinned(store: BlobStore, catalog: Catalog, sha256: str) -> None:

@@ -265,6 +265,11 @@ class TierDirectory:
         with self._lock:
             return sha256 in self._whole
 
+    def whole(self) -> frozenset[str]:
+        """The blobs that are here whole, without a look at the disk."""
+        with self._lock:
+            return frozenset(self._whole)
+
     def disk(self) -> Disk:
         """The filesystem's free and total bytes."""
         with self.asked.call():

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from helios.errors import InvalidInput, NoSpace
+from heliosfs.tiers.classes import Classes
 from heliosfs.tiers.keeping import KeepingFiles, Pin
 from heliosfs.tiers.policy import Priority
 
@@ -20,14 +21,15 @@ NAMES: Final = {priority.name.lower(): priority for priority in Priority}
 
 
 class Pins:
-    """Which blobs have which class; ``classify`` is told after every change."""
+    """Which blobs have which class; ``classify`` is told after every change, and has the same mapping each time."""
 
     def __init__(self, files: KeepingFiles, classify: Callable[[Mapping[str, Priority]], None]) -> None:
         self._files, self._classify = files, classify
-        self._pins: dict[tuple[str, str], Pin] = {(pin.repo, pin.revision): pin for pin in files.load_pins()}
+        self._pins: dict[tuple[str, str], Pin] = {}
         self._kept: dict[str, tuple[Priority, frozenset[str]]] = {}
+        self._classes = Classes()
         self._changing = trio.Lock()
-        self._tell()
+        self._take_up({(pin.repo, pin.revision): pin for pin in files.load_pins()})
 
     def all(self) -> list[Pin]:
         """The pins that last, by repository and revision."""
@@ -58,24 +60,35 @@ class Pins:
 
     def keep(self, key: str, blobs: Iterable[str], priority: Priority) -> None:
         """Give blobs a class until ``drop(key)``, or until this process ends."""
-        self._kept[key] = (priority, frozenset(blobs))
-        self._tell()
+        before, now = self._kept.get(key), (priority, frozenset(blobs))
+        self._kept[key] = now
+        self._classes.give(now[1], priority)
+        if before is not None:
+            self._classes.take(before[1], before[0])
+        self._classify(self._classes.of)
 
     def drop(self, key: str) -> None:
         """The opposite of ``keep``."""
-        if self._kept.pop(key, None) is not None:
-            self._tell()
+        if (kept := self._kept.pop(key, None)) is not None:
+            self._classes.take(kept[1], kept[0])
+            self._classify(self._classes.of)
 
     async def _save(self, pins: dict[tuple[str, str], Pin]) -> None:
         await trio.to_thread.run_sync(self._files.save_pins, list(pins.values()))  # never abandoned: then it counts
-        self._pins = pins
-        self._tell()
+        self._take_up(pins)
 
-    def _tell(self) -> None:
-        """A blob has the highest class that it was given."""
-        classes: dict[str, Priority] = {}
-        given = [(NAMES.get(pin.priority, Priority.PINNED), pin.blobs) for pin in self._pins.values()]
-        for priority, blobs in [*given, *self._kept.values()]:
-            for sha256 in blobs:
-                classes[sha256] = max(priority, classes.get(sha256, priority))
-        self._classify(classes)
+    def _take_up(self, pins: dict[tuple[str, str], Pin]) -> None:
+        """These are the pins from now on."""
+        before, self._pins = self._pins, pins
+        for key, pin in pins.items():
+            if before.get(key) is not pin:
+                self._classes.give(frozenset(pin.blobs), _class(pin))
+        for key, pin in before.items():
+            if pins.get(key) is not pin:
+                self._classes.take(frozenset(pin.blobs), _class(pin))
+        self._classify(self._classes.of)
+
+
+def _class(pin: Pin) -> Priority:
+    """A pin's class; the highest for a name that a later version wrote."""
+    return NAMES.get(pin.priority, Priority.PINNED)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
@@ -99,7 +99,7 @@ class Policy:
         self.used = self.reserved = self.leaving = 0
         """Bytes."""
         self._holds: dict[str, int] = {}
-        self._classes: dict[str, Priority] = {}
+        self._classes: Mapping[str, Priority] = {}
         self._groups: dict[str, str] = {}
         self._tickets: dict[str, tuple[Reservation, bool]] = {}
         history.join(self)
@@ -173,9 +173,10 @@ class Policy:
         """How many hold the blob."""
         return self._holds.get(key, 0)
 
-    def classify(self, classes: dict[str, Priority]) -> None:
-        """The classes of blobs, all of them; others are ``NORMAL``."""
-        self._classes = dict(classes)
+    def classify(self, classes: Mapping[str, Priority]) -> None:
+        """The classes of blobs, all of them; others are ``NORMAL``. The mapping is kept as it is, and follows whoever
+        changes it."""
+        self._classes = classes
 
     def priority(self, key: str) -> Priority:
         return self._classes.get(key, Priority.NORMAL)

@@ -368,7 +368,7 @@ class Tiers:
     def classify(self, classes: Mapping[str, Priority]) -> None:
         """See ``Policy.classify``."""
         for tier in self.all():
-            tier.policy.classify(dict(classes))
+            tier.policy.classify(classes)
             tier.reconsider()
 
     # --- inside ---

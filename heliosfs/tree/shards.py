@@ -74,6 +74,17 @@ def following(snapshot: Snapshot, path: str, named: Collection[frozenset[str]] =
     return [prefix + other for other in names[index + 1 :] + names[:index]]
 
 
+def sets(snapshot: Snapshot) -> list[list[str]]:
+    """The weight files of a commit by what is loaded together, as far as names say so, each in exactly one set."""
+    found: list[list[str]] = []
+    seen: set[str] = set()
+    for path in sorted(snapshot.files, key=_natural):
+        if path.endswith(WEIGHTS) and path not in seen:
+            found.append([path, *following(snapshot, path)])
+            seen.update(found[-1])
+    return found
+
+
 def _together(name: str, directory: Mapping[str, FileEntry | None], named: Collection[frozenset[str]]) -> Iterable[str]:
     files = [other for other, entry in directory.items() if entry is not None]
     for each in named:

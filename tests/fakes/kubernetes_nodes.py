@@ -1,8 +1,9 @@
-"""A Kubernetes API server for a node and its CSINode, as far as removing a taint needs one; it checks what it is told.
+"""A Kubernetes API server for a node and its CSINode, as far as a taint and labels need one; it checks what it is told.
 
-A JSON patch (RFC 6902) is applied whole or not at all, to what the node is at that moment, as the real server does: a
-test that fails is 422. What a real one would refuse, and any change but to taints, is kept in ``complaints``. Faults:
-``refuse``, statuses for the next requests; ``before_patch``, what happens between a client's look and its patch.
+A JSON patch (RFC 6902) or a merge patch (RFC 7396) is applied whole or not at all, to what the node is at that moment,
+as the real server does: a test that fails is 422, and so is a label that can't be one. Any change but to taints and to
+labels of ours is kept in ``complaints``. Faults: ``refuse``, statuses for the next requests; ``silent``; ``torn``;
+``before_patch``, what happens between a client's look and its patch.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import copy
 import json
 import re
-import threading
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.support.certificates import Authority
+from tests.support.loopback import Asked, Loopback, Said, said
 
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+LABEL = re.compile(rf"(?:[a-z0-9](?:[a-z0-9.-]{{0,251}}[a-z0-9])?/)?{NAME}")
+VALUE = re.compile(rf"(?:{NAME})?")
+"""Keys and values of labels, as Kubernetes wants them."""
 TOKEN = "the-service-account"
 
 
@@ -52,118 +57,132 @@ def apply(operations: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any
     return document
 
 
+def merged(patch: Any, to: Any) -> Any:
+    """The value after a JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    after = dict(to) if isinstance(to, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            after.pop(key, None)
+        else:
+            after[key] = merged(value, after.get(key))
+    return after
+
+
 @dataclass
 class NodeServer:
-    """A context that serves ``node``."""
+    """A context that serves ``node``, over TLS with a certificate made in ``directory``."""
 
     node: dict[str, Any]
+    directory: Path
     drivers: list[str] | None = None
     """None: there is no CSINode yet."""
     refuse: list[int] = field(default_factory=list)
+    silent: bool = False
+    """It takes requests and answers none."""
+    torn: int = 0
+    """So many of the next patches are done, and the connection is closed before the answer."""
     before_patch: list[Callable[[], None]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    url: str = ""
+    token: str = TOKEN
 
     @property
     def taints(self) -> list[dict[str, Any]]:
         return self.node["spec"].get("taints") or []
 
-    def kubeconfig(self, path: Path) -> Path:
-        """A file with which it is reached."""
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-            "users": [{"name": "u", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        }
-        path.write_text(yaml.safe_dump(config))
-        return path
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.node["metadata"].get("labels") or {}
+
+    @property
+    def patches(self) -> int:
+        """How many patches came."""
+        return sum(each.startswith("PATCH ") for each in self.requests)
+
+    @property
+    def account(self) -> Path:
+        """A pod's service account: the directory with its token and the cluster's authority."""
+        return self.directory / "serviceaccount"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What Kubernetes sets in a pod."""
+        return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self._server.port)}
 
     def __enter__(self) -> NodeServer:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                self._answer(*outer._get(self))
-
-            def do_PATCH(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self._answer(*outer._patch(self, body))
-
-            def _answer(self, status: int, what: Any) -> None:
-                body = json.dumps(what).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        authority = Authority(self.directory / "authority")
+        self.account.mkdir(exist_ok=True)
+        (self.account / "token").write_text(self.token)
+        shutil.copy(authority.path, self.account / "ca.crt")
+        self._server = Loopback(self._answer, authority.issue("api-server", "127.0.0.1")).__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def __exit__(self, *how: object) -> None:
+        self._server.__exit__(*how)
 
-    def _check(self, request: Any) -> tuple[int, Any] | None:
-        self.requests.append(f"{request.command} {request.path}")
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.complaints.append("no token")
+    def _answer(self, asked: Asked) -> Said:
+        self.requests.append(f"{asked.method} {asked.path}")
+        if self.silent:
+            return Said(silent=True)
+        if asked.headers.get("Authorization") != f"Bearer {self.token}":
+            return _status(401, "Unauthorized")
         if self.refuse:
             return _status(self.refuse.pop(0), "told to")
-        return None
-
-    def _get(self, request: Any) -> tuple[int, Any]:
-        if refused := self._check(request):
-            return refused
+        path, _, query = asked.path.partition("?")
         name = self.node["metadata"]["name"]
-        if request.path == f"/api/v1/nodes/{name}":
-            return 200, self.node
-        if request.path == f"/apis/storage.k8s.io/v1/csinodes/{name}":
+        if asked.method == "GET" and path == f"/apis/storage.k8s.io/v1/csinodes/{name}":
             if self.drivers is None:
                 return _status(404, f'csinodes.storage.k8s.io "{name}" not found')
             listed = [{"name": each, "nodeID": name, "topologyKeys": None} for each in self.drivers]
-            return 200, {"kind": "CSINode", "metadata": {"name": name}, "spec": {"drivers": listed}}
-        self.complaints.append(f"unknown path {request.path}")
-        return _status(404, "not found")
-
-    def _patch(self, request: Any, body: bytes) -> tuple[int, Any]:
-        if refused := self._check(request):
-            return refused
-        if not re.fullmatch(rf"/api/v1/nodes/{self.node['metadata']['name']}", request.path):
-            self.complaints.append(f"unknown path {request.path}")
+            return said({"kind": "CSINode", "metadata": {"name": name}, "spec": {"drivers": listed}})
+        if path != f"/api/v1/nodes/{name}" or asked.method not in ("GET", "PATCH"):
+            self.complaints.append(f"unknown request {asked.method} {path}")
             return _status(404, "not found")
-        if request.headers.get("Content-Type") != "application/json-patch+json":
-            self.complaints.append(f"not a JSON patch: {request.headers.get('Content-Type')}")
-            return _status(415, "unsupported media type")
-        if self.before_patch:
-            self.before_patch.pop(0)()
-        operations = json.loads(body)
-        if not any(each["op"] == "test" for each in operations):
-            self.complaints.append("a patch without a test could hit what somebody else has changed")
-        try:
-            after = apply(operations, self.node)
-        except Unfit as error:
-            return _status(422, f"the server rejected our request due to an error in our request: {error}")
-        if _without_taints(after) != _without_taints(self.node):
-            self.complaints.append("something else than taints was changed")
+        if asked.method == "PATCH":
+            if query != "fieldManager=helios-csi":
+                self.complaints.append(f"nobody says who patches: {query!r}")
+            if self.before_patch:
+                self.before_patch.pop(0)()
+            try:
+                self._patch(asked)
+            except Unfit as error:
+                return _status(422, f"the server rejected our request due to an error in our request: {error}")
+            if self.torn:
+                self.torn -= 1
+                return Said(torn=True)
+        if "as=PartialObjectMetadata" in asked.headers.get("Accept", ""):
+            return said({"kind": "PartialObjectMetadata", "metadata": self.node["metadata"]})
+        return said(self.node)
+
+    def _patch(self, asked: Asked) -> None:
+        """Change the node, whole or not at all. Raises Unfit."""
+        kind, patch = asked.headers.get("Content-Type"), json.loads(asked.body)
+        if kind == "application/json-patch+json":
+            if not any(each["op"] == "test" for each in patch):
+                self.complaints.append("a patch without a test could hit what somebody else has changed")
+            after = apply(patch, self.node)
+            if _without_taints(after) != _without_taints(self.node):
+                self.complaints.append("something else than taints was changed")
+        elif kind == "application/merge-patch+json":
+            after = merged(patch, self.node)
+            if set(patch) != {"metadata"} or set(patch["metadata"]) != {"labels"}:
+                self.complaints.append("something else than labels was changed")
+            for key, value in patch["metadata"]["labels"].items():
+                if not LABEL.fullmatch(key) or not (value is None or VALUE.fullmatch(value)):
+                    raise Unfit(f"metadata.labels: Invalid value: {key!r}: {value!r}")
+                if not key.startswith("helios.dev/cached-"):
+                    self.complaints.append(f"somebody else's label was changed: {key}")
+        else:
+            raise Unfit(f"the body of the request was in an unknown format: {kind}")
         self.node = after
-        return 200, self.node
 
 
 def _without_taints(node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "spec": {**node["spec"], "taints": None}}
 
 
-def _status(code: int, message: str) -> tuple[int, Any]:
-    return code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+def _status(code: int, message: str) -> Said:
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+    return said(status, code)

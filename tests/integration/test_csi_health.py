@@ -10,9 +10,11 @@ import grpc
 import pytest
 
 from csi.health_service import Request, Response
+from helios.names import RepoId
+from helios.node_labels import PREFIX, cached_key
 from tests.fakes.kubernetes_nodes import NodeServer
 from tests.support.csi import refused, running_driver
-from tests.support.mounts import mounted, write
+from tests.support.mounts import mounted, push, write
 
 pytestmark = [
     pytest.mark.fuse,
@@ -97,16 +99,18 @@ def test_the_driver_answers_at_once_and_is_ready_when_the_mount_is(helios_home, 
         assert page(driver, "/readyz")[0] == 200
 
 
+def at_cluster(cluster, **more):
+    """Settings of a driver in a pod of this cluster."""
+    account = {"HELIOS_CSI__SERVICE_ACCOUNT": str(cluster.account)}
+    pages = {"HELIOS_CSI__LISTEN": "127.0.0.1:0", "HELIOS_LOG__FORMAT": "json"}
+    return {**cluster.environ, **account, **pages, **more}
+
+
 def test_the_taint_goes_when_the_node_is_ready_and_not_before(helios_home, tmp_path):
     ours, theirs = ({"key": key, "effect": "NoExecute"} for key in (TAINT, "another"))
     node = {"metadata": {"name": "node-1"}, "spec": {"taints": [ours, theirs]}}
-    with NodeServer(node, ["csi.helios.dev"]) as cluster:
-        env = {
-            "KUBECONFIG": str(cluster.kubeconfig(tmp_path / "kubeconfig")),
-            "HELIOS_CSI__STARTUP_TAINT": TAINT,
-            "HELIOS_CSI__LISTEN": "127.0.0.1:0",
-            "HELIOS_LOG__FORMAT": "json",
-        }
+    with NodeServer(node, tmp_path, ["csi.helios.dev"]) as cluster:
+        env = at_cluster(cluster, HELIOS_CSI__STARTUP_TAINT=TAINT)
         with running_driver(helios_home, tmp_path, **env) as driver:
             assert metric(driver, "helios_csi_startup_taint") == 1
             assert cluster.requests == []  # nobody looks before there is a mount
@@ -114,6 +118,45 @@ def test_the_taint_goes_when_the_node_is_ready_and_not_before(helios_home, tmp_p
                 eventually(lambda: cluster.taints == [theirs], 60)
                 eventually(lambda: metric(driver, "helios_csi_startup_taint") == 0)
         assert cluster.complaints == []
+
+
+def test_the_node_says_which_models_are_here(helios_home, helios, tmp_path):
+    """Of two models one is read: it has a label, and what a driver of before left has none. After an eviction the next
+    driver takes the label away; an API server that is silent keeps no pod waiting."""
+    commits = {}
+    for name in ("org/here", "org/elsewhere"):
+        files = {"config.json": name.encode(), "model.bin": name.encode() * 9}
+        commits[name] = push(helios_home, write(tmp_path / name, files), name)
+    here, stale = cached_key(RepoId.parse("org/here"), commits["org/here"]), f"{PREFIX}{'0' * 16}"
+    theirs = {"kubernetes.io/hostname": "node-1"}
+    node = {"metadata": {"name": "node-1", "labels": {**theirs, stale: "whole"}}, "spec": {}}
+    with NodeServer(node, tmp_path) as cluster, mounted(helios_home, tmp_path / "mnt") as mount:
+        (mount.path / "org/elsewhere" / commits["org/elsewhere"] / "config.json").read_bytes()
+        helios("warm", "org/here")
+        env = at_cluster(cluster, HELIOS_CSI__NODE_LABELS="true")
+        with running_driver(helios_home, tmp_path, **env) as driver:
+            eventually(lambda: cluster.labels == {**theirs, here: "whole"})
+            eventually(lambda: metric(driver, "helios_csi_node_labels") == 1)
+            assert metric(driver, "helios_csi_startup_taint") == 0
+            helios("evict", "org/here")
+            driver.restart()
+            eventually(lambda: cluster.labels == theirs)
+            cluster.silent = True
+            driver.restart()
+            asked = len(cluster.requests)
+            helios("warm", "org/here")
+            eventually(lambda: len(cluster.requests) > asked)
+            target = driver.target("pod")
+            driver.publish("v", target, model="org/here")
+            assert (target / "config.json").read_bytes() == b"org/here"
+            driver.unpublish("v", target)
+        assert cluster.complaints == []
+
+
+def test_what_is_changed_at_the_cluster_needs_one(helios, tmp_path):
+    command = ("csi", "--endpoint", f"unix://{tmp_path}/csi.sock", "--node-id", "n")
+    env = {"HELIOS_CSI__NODE_LABELS": "true", "KUBERNETES_SERVICE_HOST": ""}
+    assert "KUBERNETES_SERVICE_HOST is not set" in helios(*command, code=2, env=env).err
 
 
 @pytest.mark.parametrize(

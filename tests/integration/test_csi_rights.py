@@ -10,8 +10,10 @@ import pytest
 from csi.pod_tokens import KEY
 from csi.rights import NAMESPACE
 from helios.errors import InvalidInput, RepoNotFound
+from helios.http.client import HttpClient
 from helios.names import RepoId
 from helios.registry_answers import Allowed
+from helios.registry_client import RegistryClient
 from tests.support.command import Command
 from tests.support.csi import refused, running_driver
 from tests.support.mounts import call, mounted, write
@@ -46,6 +48,26 @@ def test_the_registry_says_which_namespaces_may_read_what(core, tmp_path):
             client.allowed(secret, "Not/One")
         with contextlib.closing(registry.client()) as anybody, pytest.raises(RepoNotFound):
             anybody.allowed(secret, "acme")
+
+
+def test_nodes_with_a_tenants_token_learn_of_no_other_tenant_whatever_namespace_they_name(core, tmp_path):
+    """A node token may name any namespace; a cluster that isn't trusted so far has its tenant's (docs/csi.md)."""
+    tokens = tmp_path / "rival.tokens"
+    tokens.write_text(f"{hashlib.sha256(b'rivals').hexdigest()} the rival's nodes\n")
+    tenants = {**TENANTS, "rival": {**TENANTS["rival"], "tokens": str(tokens)}}
+    core.env["HELIOS_REGISTRY__TENANTS"] = json.dumps(tenants)
+    with running_registry(core) as registry:
+        for name in ("acme/secret", "rival/own"):
+            core("push", str(write(tmp_path / "m", FILES)), name)
+        with (
+            contextlib.closing(RegistryClient(HttpClient(registry.url, token=lambda: TOKEN))) as node,
+            contextlib.closing(RegistryClient(HttpClient(f"{registry.url}/t/rival", token=lambda: "rivals"))) as rivals,
+        ):
+            assert node.allowed(RepoId.parse("acme/secret"), "acme").allowed
+            with pytest.raises(RepoNotFound):
+                rivals.allowed(RepoId.parse("acme/secret"), "acme")
+            assert rivals.allowed(RepoId.parse("rival/own"), "rival").allowed
+            assert not rivals.allowed(RepoId.parse("rival/own"), "acme").allowed
 
 
 @pytest.mark.fuse

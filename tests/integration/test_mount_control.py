@@ -78,6 +78,8 @@ def test_warm_brings_everything_and_says_so(helios: Any, helios_home: Home, tmp_
         few = helios("warm", "org/name", "*.json", "tokenizer*", "--json").json()
         assert (few["state"], few["files"], few["files_done"]) == ("done", 2, 2)
         assert not blob(mount, WEIGHTS).exists()
+        (held,) = call(mount, "GET", "models")["models"]
+        assert (held["weights"], held["local_files"], held["files"]) == ("none", 2, 4)
         before = link.passed
         done = helios("warm", "org/name", "--json").json()
         assert (done["files"], done["files_done"], done["bytes_done"]) == (4, 4, TOTAL)
@@ -86,6 +88,8 @@ def test_warm_brings_everything_and_says_so(helios: Any, helios_home: Home, tmp_
         assert all(blob(mount, name).exists() for name in FILES), "whole, and so verified, when it returns"
         came = link.passed
         assert TOTAL - done["found_bytes"] <= came - before
+        (held,) = call(mount, "GET", "models")["models"]
+        assert (held["weights"], held["local"], held["bytes"]) == ("whole", TOTAL, TOTAL)
         read_all(mount.files)
         assert link.passed - came < 100_000, "nothing was fetched again"
         assert "has no file 'nothing*'" in helios("warm", "org/name", "nothing*", code=1).err

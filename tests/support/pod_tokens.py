@@ -4,14 +4,14 @@ shows its public keys over HTTP on the loopback or in a file."""
 from __future__ import annotations
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from tests.support.loopback import Asked, Loopback, Said
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
@@ -72,32 +72,19 @@ class Issuer:
         return jwt.encode(self.claims(namespace, **more), key, self.algorithm, {"kid": kid})
 
     def __enter__(self) -> Issuer:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                outer.asked += 1
-                outer.seen.append(self.headers.get("Authorization", ""))
-                body = b"" if outer.away else outer.document()
-                self.send_response(503 if outer.away else 200)
-                self.send_header("Content-Type", "application/jwk-set+json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/openid/v1/jwks"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self._server = Loopback(self._answer).__enter__()
+        self.url = f"{self._server.url}/openid/v1/jwks"
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def __exit__(self, *how: object) -> None:
+        self._server.__exit__(*how)
+
+    def _answer(self, asked: Asked) -> Said:
+        self.asked += 1
+        self.seen.append(asked.headers.get("Authorization", ""))
+        if self.away:
+            return Said(status=503)
+        return Said(self.document(), kind="application/jwk-set+json")
 
 
 def published(token: str, audience: str = "helios") -> str:

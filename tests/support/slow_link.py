@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from urllib.parse import urlsplit
 
 from tests.support.origin import SLICE, Throttle
 
@@ -52,6 +53,13 @@ class SlowLink:
             thread.join(10)
             assert not thread.is_alive()
 
+    def _connected(self) -> socket.socket | None:
+        """A connection to the server; None where it takes none."""
+        try:
+            return socket.create_connection(self._target, timeout=10)
+        except OSError:
+            return None
+
     def _start(self, target: object, *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
@@ -63,9 +71,8 @@ class SlowLink:
                 client, _ = listener.accept()
             except OSError:
                 return  # the end
-            try:
-                server = socket.create_connection(self._target, timeout=10)
-            except OSError:
+            server = self._connected()
+            if server is None:
                 client.close()
                 continue
             server.settimeout(None)
@@ -109,3 +116,21 @@ class SlowLink:
                 each.close()
             with self._lock:
                 self._sockets -= {source, sink}
+
+
+class Spread(SlowLink):
+    """A plain TCP balancer: each connection goes to the next of some servers that takes it, and ends with it."""
+
+    def __init__(self, *urls: str, rate: float | None = None) -> None:
+        super().__init__("", 0, rate)
+        addresses = [urlsplit(url) for url in urls]
+        self._targets = [(each.hostname or "", each.port or 80) for each in addresses]
+        self._turn = 0
+
+    def _connected(self) -> socket.socket | None:
+        for _ in self._targets:
+            self._target = self._targets[self._turn % len(self._targets)]
+            self._turn += 1
+            if (found := super()._connected()) is not None:
+                return found
+        return None

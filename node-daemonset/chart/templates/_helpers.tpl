@@ -68,6 +68,18 @@ imagePullSecrets:
 {{- .Values.priorityClass.name | default (printf "%s-node" (include "helios.name" .)) -}}
 {{- end }}
 
+{{- /* Of the nodes' pods: theirs, and the taint that nodes have until they are ready. */}}
+{{- define "helios.nodeTolerations" -}}
+{{- $own := list }}
+{{- with .Values.csi.startupTaint }}{{ $own = list (dict "key" . "operator" "Exists") }}{{ end }}
+{{- toYaml (concat .Values.node.tolerations $own) }}
+{{- end }}
+
+{{- /* Whether the driver changes its node's object: "true" or nothing. */}}
+{{- define "helios.changesNode" -}}
+{{- if or .Values.csi.startupTaint .Values.csi.nodeLabels }}true{{ end }}
+{{- end }}
+
 {{- define "helios.log" -}}
 - name: HELIOS_LOG__FORMAT
   value: json

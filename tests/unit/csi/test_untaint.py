@@ -1,17 +1,19 @@
 """The node's startup taint goes when the kubelet knows the driver, and nothing else of the node does."""
 
 import asyncio
-import contextlib
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi import untaint
+from csi.api_server import ApiServer
+from csi.calls import Calls
 from csi.untaint import removal, remove
-from helios.cluster import cluster_client
 from helios.errors import Forbidden, Unavailable, UsageError
 from tests.fakes.kubernetes_nodes import NodeServer, apply
+from tests.support.certificates import Authority
 
 KEY = "helios.dev/agent-not-ready"
 OURS = {"key": KEY, "effect": "NoExecute"}
@@ -25,20 +27,19 @@ def node(*taints):
 
 @pytest.fixture
 def server(tmp_path):
-    with NodeServer(node(THEIRS, OURS), [DRIVER]) as found:
+    with NodeServer(node(THEIRS, OURS), tmp_path, [DRIVER]) as found:
         yield found
     assert found.complaints == []
 
 
-def run(server, tmp_path, **options):
+@pytest.fixture
+def nodes(server):
+    with closing(ApiServer(server.account, server.environ, request_s=2)) as found:
+        yield found
+
+
+def run(server, **options):
     """Whether there was a taint, and how often it was slept."""
-    file = str(server.kubeconfig(tmp_path / "kubeconfig"))
-
-    @contextlib.asynccontextmanager
-    async def cluster():
-        async with cluster_client(kubeconfig=file) as (client, _):
-            yield untaint.ApiNodes(client)
-
     pauses = []
 
     async def sleep(seconds):
@@ -47,96 +48,128 @@ def run(server, tmp_path, **options):
         if (then := options.get("then")) is not None:
             then(len(pauses))
 
-    found = asyncio.run(remove(cluster, "n", DRIVER, KEY, sleep=sleep, deadline_s=300))
-    return found, pauses
+    async def main():
+        with closing(ApiServer(server.account, server.environ)) as nodes:
+            return await remove(nodes, Calls(), "n", DRIVER, KEY, sleep=sleep)
+
+    return asyncio.run(main()), pauses
 
 
-def test_the_taint_goes_and_others_stay(server, tmp_path):
-    assert run(server, tmp_path) == (True, [])
+def test_the_taint_goes_and_others_stay(server):
+    assert run(server) == (True, [])
     assert server.taints == [THEIRS]
 
 
-def test_a_node_without_it_is_not_changed(server, tmp_path):
+def test_a_node_without_it_is_not_changed(server):
     server.node = node(THEIRS)
-    assert run(server, tmp_path) == (False, [])
+    assert run(server) == (False, [])
     server.node["spec"].pop("taints")
-    assert run(server, tmp_path) == (False, [])
+    assert run(server) == (False, [])
     assert not any(request.startswith("PATCH") for request in server.requests)
 
 
-def test_it_stays_until_the_kubelet_knows_the_driver(server, tmp_path):
+def test_it_stays_until_the_kubelet_knows_the_driver(server):
     server.drivers = None
 
     def then(pause):
         assert OURS in server.taints
         server.drivers = ["another.example.com"] if pause < 3 else ["another.example.com", DRIVER]
 
-    found, pauses = run(server, tmp_path, then=then)
+    found, pauses = run(server, then=then)
     assert found
     assert len(pauses) == 3
     assert server.taints == [THEIRS]
 
 
-def test_taints_that_come_and_go_meanwhile_are_as_others_want_them(server, tmp_path):
+def test_taints_that_come_and_go_meanwhile_are_as_others_want_them(server):
     new = {"key": "new", "effect": "NoSchedule"}
     server.before_patch = [lambda: server.taints.insert(0, new), lambda: server.taints.remove(THEIRS)]
-    found, pauses = run(server, tmp_path)
+    found, pauses = run(server)
     assert found
     assert len(pauses) == 2
     assert server.taints == [new]
 
 
-def test_an_api_server_that_fails_is_asked_again_with_growing_pauses(server, tmp_path):
+def test_an_api_server_that_fails_is_asked_again_with_growing_pauses(server):
     server.refuse = [503, 401, 403, 409, 500, 429, 422, 503]
-    found, pauses = run(server, tmp_path)
+    found, pauses = run(server)
     assert found
     assert len(pauses) == 8
     assert pauses[0] < 1 < pauses[4] <= 15 * 1.3
     assert server.taints == [THEIRS]
 
 
+def test_a_try_whose_answer_is_lost_is_made_again(server):
+    server.torn = 1
+    assert run(server) == (False, [pytest.approx(0.5, rel=0.31)])
+    assert server.taints == [THEIRS]
+
+
 def test_what_was_wrong_is_said_when_the_deadline_has_come():
     class Refusing:
-        async def taints(self, node):
+        def taints(self, node):
             raise Forbidden("reading the node n: 403, no", hint="The driver needs get and patch on nodes.")
-
-    @contextlib.asynccontextmanager
-    async def cluster():
-        yield Refusing()
 
     async def for_long(seconds):
         await asyncio.sleep(3600)
 
-    with pytest.raises(Unavailable, match=r"removed within 0\.05 s: .*403, no .*needs get and patch on nodes"):
-        asyncio.run(remove(cluster, "n", DRIVER, KEY, sleep=for_long, deadline_s=0.05))
+    async def main():
+        await remove(Refusing(), Calls(), "n", DRIVER, KEY, sleep=for_long, deadline_s=0.5)
+
+    with pytest.raises(Unavailable, match=r"removed within 0\.5 s: .*403, no .*needs get and patch on nodes"):
+        asyncio.run(main())
 
 
-def test_a_right_that_is_missing_is_said_with_what_to_give(server, tmp_path):
-    file = str(server.kubeconfig(tmp_path / "kubeconfig"))
-
-    async def ask():
-        async with cluster_client(kubeconfig=file) as (client, _):
-            await untaint.ApiNodes(client).taints("n")
-
+def test_a_right_that_is_missing_is_said_with_what_to_give(server, nodes):
     server.refuse = [403]
     with pytest.raises(Forbidden, match="403, told to") as error:
-        asyncio.run(ask())
+        nodes.taints("n")
     assert "get and patch on nodes" in error.value.hint
 
 
-def test_it_goes_with_whatever_effect_it_has(server, tmp_path):
+def test_it_goes_with_whatever_effect_it_has(server):
     server.node = node(OURS, THEIRS, {**OURS, "effect": "NoSchedule", "value": "x"})
-    assert run(server, tmp_path)[0]
+    assert run(server)[0]
     assert server.taints == [THEIRS]
 
 
-def test_a_kubeconfig_that_is_none_says_so(tmp_path):
-    async def connect():
-        async with cluster_client(kubeconfig=str(tmp_path / "none")):
-            pass
+def test_a_token_that_is_renewed_is_sent_and_an_authority_too(server, nodes, monkeypatch):
+    """A node's certificates may be replaced under a driver that runs for months."""
+    monkeypatch.setattr("helios.tokens.LOOK_AGAIN_S", 0.0)
+    assert nodes.taints("n")
+    server.token = "another"
+    with pytest.raises(Forbidden, match="401"):
+        nodes.taints("n")
+    (server.account / "token").write_text("another")
+    assert nodes.taints("n")
+    authority = (server.account / "ca.crt").read_bytes()
+    (server.account / "ca.crt").write_bytes(Path(Authority(server.directory / "other").path).read_bytes())
+    nodes.close()
+    with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        nodes.taints("n")
+    (server.account / "ca.crt").write_bytes(authority)
+    assert nodes.taints("n")
 
-    with pytest.raises(UsageError, match="can't be read"):
-        asyncio.run(connect())
+
+@pytest.mark.parametrize("missing", ["token", "ca.crt"])
+def test_a_service_account_that_is_not_there_yet_is_looked_for_again(server, nodes, missing):
+    content = (server.account / missing).read_bytes()
+    (server.account / missing).unlink()
+    with pytest.raises(Unavailable, match=f"{missing} can't be read"):
+        nodes.taints("n")
+    (server.account / missing).write_bytes(content)
+    assert nodes.taints("n")
+
+
+def test_a_silent_api_server_is_given_up_in_time(server, nodes):
+    server.silent = True
+    with pytest.raises(Unavailable, match="did not answer"):
+        nodes.taints("n")
+
+
+def test_outside_of_a_cluster_there_is_nobody_to_ask():
+    with pytest.raises(UsageError, match="KUBERNETES_SERVICE_HOST"):
+        ApiServer(Path("/none"), {})
 
 
 @given(st.lists(st.sampled_from(["a", "b", KEY]).flatmap(lambda key: st.just({"key": key, "effect": "NoSchedule"}))))

@@ -27,18 +27,30 @@ VALUES: dict[str, dict[str, Any]] = {
         "router": {"enabled": True, "replicas": 1, "antiAffinity": "preferred", "resolve": False},
         "networkPolicy": {"enabled": False},
         "priorityClass": {"create": False, "name": "system-node-critical"},
+        "csi": {"nodeLabels": True},
     },
     "everything": {
         "images": {"repository": "registry.example/helios", "tag": "7", "keeperTag": "5", "pullSecrets": ["pull"]},
         "registryToken": {"secret": "node-token"},
         "logLevel": "debug",
-        "node": {"root": "/mnt/nvme/helios/", "kubelet": "/var/lib/k0s/kubelet"},
+        "node": {
+            "root": "/mnt/nvme/helios/",
+            "kubelet": "/var/lib/k0s/kubelet",
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        },
         "keeper": {"hostPID": True, "stallSeconds": 2.5},
         "worker": {
             "tiers": {"l1": {"path": "/nvme/models", "limitGiB": 800.5}, "l2": {"path": "/ssd/models", "minFree": 0.1}},
             "config": {"mount": {"pool_mib": 256, "shadow_percent": 1.5}, "registry": {"offline": True}},
         },
-        "csi": {"authorise": "token", "audience": "models", "cluster": "east-1", "driver": "models.example.com"},
+        "csi": {
+            "authorise": "token",
+            "audience": "models",
+            "cluster": "east-1",
+            "driver": "models.example.com",
+            "startupTaint": "helios.dev/agent-not-ready",
+            "nodeLabels": True,
+        },
         "storageClasses": [
             {"name": "a", "model": "org/name", "revision": "v1", "format": "hub", "prefetch": "*.json"},
             {"name": "b", "model": "gpt2", "reclaimPolicy": "Retain"},

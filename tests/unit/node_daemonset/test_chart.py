@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.support.manifests import containers, pods
+from tests.support.manifests import containers, pods, settings
 from tests.unit.node_daemonset.conftest import DAEMONSET, IMAGES, ROOT, VALUES, Chart, Refused
 
 VERSIONS = ("1.28", "1.31", "1.34", "1.37")
@@ -85,6 +85,8 @@ def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
         ({"priorityClass": {"create": False}}, "priorityClass.name is empty"),
         ({"csi": {"authorise": "node"}}, "/csi/authorise"),
         ({"csi": {"driver": "CSI_driver"}}, "/csi/driver"),
+        ({"csi": {"startupTaint": "helios.dev/agent-not-ready:NoExecute"}}, "/csi/startupTaint"),
+        ({"csi": {"nodeLabels": "yes"}}, "/csi/nodeLabels"),
         ({"node": {"root": "var/lib/helios"}}, "/node/root"),
         ({"node": {"root": "/var/lib/" + "x" * 60}}, "/node/root"),
         ({"worker": {"port": 0}}, "/worker/port"),
@@ -174,17 +176,76 @@ def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Char
     assert budgets == {"helios-registry": 1, "helios-router": 1}
 
 
+def api_tokens(pod: dict[str, Any]) -> list[str]:
+    """Containers of a pod that have a token for the API server."""
+    volumes = {
+        volume["name"]
+        for volume in pod["spec"]["volumes"]
+        for source in volume.get("projected", {}).get("sources", [])
+        if "audience" not in source.get("serviceAccountToken", {"audience": ""})
+    }
+    return [
+        container["name"]
+        for container in containers(pod)
+        if pod["spec"]["automountServiceAccountToken"] or volumes & {m["name"] for m in container["volumeMounts"]}
+    ]
+
+
+def rights(objects: Objects, kind: str) -> dict[str, list[dict[str, list[str]]]]:
+    return {each["metadata"]["name"]: each["rules"] for each in objects if each["kind"] == kind}
+
+
 def test_only_who_asks_the_api_server_has_a_token_and_few_rights(everything: Objects):
-    with_token = {name for name, pod in pods(everything) if pod["spec"]["automountServiceAccountToken"]}
+    with_token = {name: found for name, pod in pods(everything) if (found := api_tokens(pod))}
     bound = {s["name"] for each in everything if each["kind"].endswith("RoleBinding") for s in each["subjects"]}
-    assert with_token == bound == {"helios-csi-controller", "helios-router"}
+    assert set(with_token) == bound == {"helios-csi-controller", "helios-csi-node", "helios-router"}
+    assert with_token["helios-csi-node"] == ["driver"], "the registrar asks the kubelet alone"
     for each in everything:
         if each["kind"] in ("Role", "ClusterRole"):
             for rule in each["rules"]:
                 assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
                 assert "secrets" not in rule["resources"]
-    cluster = [each["metadata"]["name"] for each in everything if each["kind"] == "ClusterRole"]
-    assert cluster == ["helios-csi-controller"], "volumes and classes are the cluster's"
+    cluster = rights(everything, "ClusterRole")
+    assert set(cluster) == {"helios-csi-controller", "helios-csi-node"}, "volumes, classes and nodes are the cluster's"
+    for name, pod in pods(everything):
+        assert name not in bound or pod["spec"]["serviceAccountName"] == name
+
+
+NODES = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
+CSI_NODES = {"apiGroups": ["storage.k8s.io"], "resources": ["csinodes"], "verbs": ["get"]}
+
+
+@pytest.mark.parametrize(
+    ("csi", "rules"),
+    [
+        ({}, None),
+        ({"nodeLabels": True}, [NODES]),
+        ({"startupTaint": "helios.dev/agent-not-ready"}, [NODES, CSI_NODES]),
+    ],
+)
+def test_the_driver_may_change_nodes_only_where_it_is_told_to(chart: Chart, csi: dict[str, Any], rules: Any):
+    objects = chart.objects({**VALUES["nodes-alone"], "csi": csi})
+    assert rights(objects, "ClusterRole").get("helios-csi-node") == rules
+    pod = dict(pods(objects))["helios-csi-node"]
+    assert api_tokens(pod) == ([] if rules is None else ["driver"])
+    assert pod["spec"].get("serviceAccountName") == (None if rules is None else "helios-csi-node")
+    (policy,) = (o for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "helios-csi-node")
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert (6443 in ports) == (rules is not None)
+    (driver,) = (each for each in pod["spec"]["containers"] if each["name"] == "driver")
+    found = settings(driver).csi
+    assert (found.node_labels, found.startup_taint) == (csi.get("nodeLabels", False), csi.get("startupTaint", ""))
+    (place,) = [m["mountPath"] for m in driver["volumeMounts"] if m["name"] == "service-account"] or [None]
+    assert place == (None if rules is None else found.service_account)
+
+
+def test_the_nodes_pods_tolerate_the_taint_that_they_take_away(everything: Objects):
+    found = {name: pod["spec"].get("tolerations", []) for name, pod in pods(everything)}
+    ours = {"key": "helios.dev/agent-not-ready", "operator": "Exists"}
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists"}
+    for part in ("keeper", "worker", "csi-node"):
+        assert found[f"helios-{part}"] == [gpu, ours]
+    assert ours not in found["helios-registry"] + found["helios-router"] + found["helios-csi-controller"]
 
 
 def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
@@ -223,7 +284,7 @@ def test_a_pod_reaches_what_its_settings_name_and_little_else(everything: Object
         return {port["port"] for rule in policies[name]["egress"] for port in rule.get("ports", [])}
 
     assert 8470 in out("helios-worker") & out("helios-csi-node") & out("helios-csi-controller") & out("helios-router")
-    assert out("helios-csi-node") == {53, 8470}
+    assert out("helios-csi-node") == {53, 8470, 443, 6443}
     assert {443, 6443} <= out("helios-csi-controller")
     for name, port in (("helios-worker", 8472), ("helios-csi-node", 8474)):
         assert policies[name]["ingress"] == [

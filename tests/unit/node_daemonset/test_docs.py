@@ -11,6 +11,7 @@ import yaml
 
 from csi import attributes
 from helios.cli.main import COMMANDS
+from helios.node_labels import cached_key
 from tests.unit.node_daemonset.conftest import DAEMONSET, ROOT, Chart
 from tests.unit.node_daemonset.test_chart import VERSIONS
 
@@ -33,7 +34,7 @@ def test_objects_on_the_page_are_ones_that_kubernetes_takes(version: str):
 
 @pytest.mark.parametrize("number", range(len(VALUES)))
 def test_values_on_the_page_are_ones_that_the_chart_takes(chart: Chart, number: int):
-    assert len(VALUES) == 2
+    assert len(VALUES) == 3
     assert chart.objects(VALUES[number])
 
 
@@ -59,8 +60,17 @@ def attribute_sets() -> list[dict[str, Any]]:
 
 def test_volumes_on_the_page_are_ones_that_the_driver_takes():
     read = [attributes.read(each, where="the page") for each in attribute_sets()]
-    assert [each.form for each in read] == ["model", "model", "hub"]
+    assert [each.form for each in read] == ["model", "model", "hub", "model"]
     assert {str(each.repo) for each in read} == {"models/org/name"}
+
+
+def test_the_label_on_the_page_is_the_one_of_the_model_that_its_pod_mounts():
+    (pod,) = [each for each in OBJECTS if each.get("metadata", {}).get("name") == "near-its-model"]
+    terms = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = terms[0]["preference"]["matchExpressions"]
+    mounted = attributes.read(pod["spec"]["volumes"][0]["csi"]["volumeAttributes"], where="the page")
+    assert mounted.commit is not None
+    assert expression["key"] == cached_key(mounted.repo, mounted.commit)
 
 
 def test_pods_and_claims_on_the_page_fit_together():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import promql_parser
 import pytest
 import yaml
 
-from helios.metrics import MountMetrics, RegistryMetrics, RouterMetrics, WorkerMetrics, WorkerState
+from helios.metrics import CsiMetrics, MountMetrics, RegistryMetrics, RouterMetrics, WorkerMetrics, WorkerState
 from tests.support.manifests import containers, pods
-from tests.unit.node_daemonset.conftest import DAEMONSET
+from tests.support.operator_schemas import SPECS, check
+from tests.unit.node_daemonset.conftest import DAEMONSET, VALUES, Chart
 
 CHART = DAEMONSET / "chart"
 TARGET = {"job", "namespace", "pod", "container", "instance", "node", "service", "endpoint"}
@@ -26,7 +29,7 @@ def exported() -> dict[str, set[str]]:
     """Names of series with the labels that they may have."""
     found: dict[str, set[str]] = {}
     workers = [WorkerState(url="http://a", models=["m"], up=True, requests=0, tokens=0)]
-    for metrics in (MountMetrics(), RegistryMetrics(), RouterMetrics(lambda: workers), WorkerMetrics()):
+    for metrics in (MountMetrics(), RegistryMetrics(), RouterMetrics(lambda: workers), WorkerMetrics(), CsiMetrics()):
         more = OF_WORKERS if isinstance(metrics, WorkerMetrics) else set()
         declared = {id(each): each for each in vars(metrics).values() if hasattr(each, "_labelnames")}
         labels = {each._name: set(each._labelnames) for each in declared.values()}
@@ -118,6 +121,46 @@ def test_what_alerts_say_uses_labels_that_they_have():
             text = rule["annotations"]["summary"]
             used = {word.split("}")[0].strip() for word in text.split("$labels.")[1:]}
             assert used <= known, (rule["alert"], used)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_monitors_and_rules_are_ones_that_the_operator_takes(chart: Chart, values: str):
+    monitoring = {"monitors": True, "rules": True, "labels": {"release": "prometheus"}}
+    found = [each for each in chart.objects({**VALUES[values], "monitoring": monitoring}) if each["kind"] in SPECS]
+    assert "PrometheusRule" in {each["kind"] for each in found}
+    for each in found:
+        check(each)
+    plain = [
+        e for e in yaml.safe_load_all((DAEMONSET / "manifests" / "monitoring.yaml").read_text()) if e["kind"] in SPECS
+    ]
+    assert len(plain) == 5
+    for each in plain:
+        check(each)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["spec", "podMetricsEndpoints", 0, "relabeling"], []),
+        (["spec", "podMetricsEndpoints", 0, "interval"], "15"),
+        (["spec", "podMetricsEndpoints", 0, "port"], 8472),
+        (["spec", "podMetricsEndpoints", 0, "relabelings", 0, "target_label"], "job"),
+        (["spec", "podMetricsEndpoints", 0, "relabelings", 0, "action"], "set"),
+        (["spec", "endpoints"], []),
+        (["spec", "selector", "matchLabels"], {}),
+        (["metadata", "labels", "release"], 1),
+        (["apiVersion"], "monitoring.coreos.com/v1beta1"),
+    ],
+)
+def test_what_the_operator_would_not_take_is_found(everything: list[dict[str, Any]], place: list[Any], value: Any):
+    """Else the test above could not fail."""
+    monitor = copy.deepcopy(next(each for each in everything if each["kind"] == "PodMonitor"))
+    at: Any = monitor
+    for part in place[:-1]:
+        at = at[part]
+    at[place[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check(monitor)
 
 
 def test_monitors_scrape_ports_that_there_are(everything: list[dict[str, Any]]):
