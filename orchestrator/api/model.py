@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from orchestrator.api.common import MAX_SECONDS, Commit, Condition, Count, Name, Part, Repo, Revision
+from orchestrator.api.common import (
+    MAX_SECONDS,
+    Commit,
+    Conditions,
+    Count,
+    Part,
+    Repo,
+    Revision,
+    Selector,
+    Subdomain,
+    Time,
+    Whole,
+)
 
 
 class Source(Part, frozen=True, kw_only=True):
@@ -37,7 +49,7 @@ class Prefetch(Part, frozen=True, kw_only=True):
 
     nodes: Count = 0
     """On how many, at least."""
-    selector: dict[str, str] = field(default_factory=dict)
+    selector: Selector = field(default_factory=dict)
     """Labels of the nodes among which they are chosen."""
 
 
@@ -47,7 +59,7 @@ class Storage(Part, frozen=True, kw_only=True):
     volume: Literal["Inline", "Claim"] = "Inline"
     """``Inline``: a CSI volume in the pod. ``Claim``: a PersistentVolumeClaim of ``storage_class_name``, made for each
     commit."""
-    storage_class_name: Name | None = None
+    storage_class_name: Subdomain | None = None
     format: Literal["files", "hub"] = "files"
 
 
@@ -63,16 +75,16 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 class ModelStatus(Part, frozen=True, kw_only=True):
     """Conditions: ``Resolved``, ``Verified``, ``Prefetched``, and ``Ready``, which sums them up."""
 
-    observed_generation: int = 0
-    conditions: list[Condition] = field(default_factory=list)
+    observed_generation: Whole = 0
+    conditions: Conditions = field(default_factory=list)
     commit: Commit | None = None
     """The one that counts."""
     candidate: Commit | None = None
     """What the revision names, where that is another one."""
     revision: Revision | None = None
     """The revision that ``commit`` was resolved from."""
-    size_bytes: int | None = None
-    files: int | None = None
-    nodes_cached: int = 0
-    checked_at: str = ""
+    size_bytes: Whole | None = None
+    files: Whole | None = None
+    nodes_cached: Whole = 0
+    checked_at: Time = ""
     """RFC 3339: when the registry last said what the revision names."""
