@@ -32,6 +32,7 @@ Selector = Annotated[dict[str, LabelValue], Meta(max_length=32)]
 Text = Annotated[str, Meta(max_length=4096)]
 Arguments = Annotated[list[Text], Meta(max_length=256)]
 Commit = Annotated[str, Meta(min_length=40, max_length=40, pattern=r"^[0-9a-f]{40}\Z")]
+ShortCommit = Annotated[str, Meta(max_length=12)]
 Repo = Annotated[str, Meta(min_length=1, max_length=193, pattern=rf"^({_PART}/)?{_PART}\Z")]
 """A repository at the registry, ``org/name``."""
 Revision = Annotated[str, Meta(min_length=1, max_length=250, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*\Z")]
@@ -69,10 +70,12 @@ def plain(part: Part) -> dict[str, Any]:
 
 
 class EnvironmentVariable(Part, frozen=True, kw_only=True):
-    """Of a container."""
+    """A variable of a container's environment."""
 
     name: Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*\Z")]
+    """What it is called."""
     value: Annotated[str, Meta(max_length=32_768)] | None = None
+    """Its text."""
     value_from: FreeForm | None = None
     """A Secret's or a ConfigMap's key, or a field of the pod, as in a container."""
 
@@ -81,17 +84,24 @@ class Toleration(Part, frozen=True, kw_only=True):
     """Of a node's taint, as in a pod."""
 
     key: LabelKey | None = None
+    """Of the taint; without one every taint is tolerated."""
     operator: Literal["Exists", "Equal", "Lt", "Gt"] | None = None
+    """How the taint's value has to be to ``value``; default: ``Equal``."""
     value: Annotated[str, Meta(max_length=63)] | None = None
+    """Of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Of the taint; default: all of them."""
     toleration_seconds: Annotated[int, Meta(ge=-1, le=MAX_SECONDS)] | None = None
+    """How long a pod stays on a node that gets the taint ``NoExecute``; default: for ever."""
 
 
 class Condition(Part, frozen=True, kw_only=True):
     """What is the case, since when and why (Kubernetes' API conventions, "Typical status properties")."""
 
     type: Annotated[str, Meta(min_length=1, max_length=316)]
+    """What it is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it is the case."""
     reason: Annotated[str, Meta(min_length=1, max_length=1024)]
     """One word in CamelCase, for programs."""
     message: Annotated[str, Meta(max_length=32_768)] = ""
@@ -99,6 +109,7 @@ class Condition(Part, frozen=True, kw_only=True):
     last_transition_time: Time = ""
     """RFC 3339, when ``status`` last changed."""
     observed_generation: Whole = 0
+    """Of the specification that it is about."""
 
 
 Conditions = Annotated[

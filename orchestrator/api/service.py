@@ -21,6 +21,7 @@ from orchestrator.api.common import (
     Quantity,
     Seconds,
     Selector,
+    ShortCommit,
     Subdomain,
     Time,
     Toleration,
@@ -36,6 +37,7 @@ class ModelRef(Part, frozen=True, kw_only=True):
     """A Model of the same namespace."""
 
     name: Name
+    """Its name."""
 
 
 class Engine(Part, frozen=True, kw_only=True):
@@ -56,7 +58,9 @@ class Engine(Part, frozen=True, kw_only=True):
     connector: Literal["nixl", "nixl-push", "mooncake", "shared-storage", "none"] = "nixl"
     """What carries KV blocks from prefill to decode."""
     start_timeout_seconds: Annotated[int, Meta(ge=10, le=MAX_SECONDS)] = 900
+    """How long a worker may take to start."""
     drain_seconds: Annotated[int, Meta(ge=5, le=MAX_SECONDS)] = 120
+    """How long requests under way have when a worker ends."""
     shared_memory: Quantity = "8Gi"
     """Limit of the memory at ``/dev/shm``."""
 
@@ -67,7 +71,9 @@ class Accelerator(Part, frozen=True, kw_only=True):
     type: Annotated[LabelValue, Meta(min_length=1)] | None = None
     """Value of the node label ``label``: ``NVIDIA-H100-80GB-HBM3``. Default: any."""
     label: LabelKey = "nvidia.com/gpu.product"
+    """The label of nodes that says their type."""
     resource: LabelKey = "nvidia.com/gpu"
+    """What it is called among a node's resources."""
     count: Annotated[int, Meta(ge=0, le=64)] = 1
     """Of each worker; it is its tensor-parallel size, too. 0: it runs on the CPU."""
 
@@ -76,16 +82,21 @@ class Placement(Part, frozen=True, kw_only=True):
     """On which nodes workers run."""
 
     node_selector: Selector = field(default_factory=dict)
+    """Labels that a node has to have, beside the accelerator's."""
     tolerations: Annotated[
         list[Toleration], Meta(max_length=64, extra_json_schema={"x-kubernetes-list-type": "atomic"})
     ] = field(default_factory=list)
+    """Of nodes' taints, as in a pod."""
     zone_spread: Literal["None", "Preferred", "Required"] = "Preferred"
+    """Whether workers of a role are to be in all zones alike."""
     prefer_cached: bool = True
     """Nodes come first that have the commit in their caches."""
     near: bool = True
     """Prefill workers come near decode workers of the same service (same zone; blocks travel between them)."""
     priority_class_name: Subdomain | None = None
+    """Of the pods."""
     runtime_class_name: Subdomain | None = None
+    """Of the pods."""
 
 
 class Targets(Part, frozen=True, kw_only=True):
@@ -125,12 +136,15 @@ class Overprovision(Part, frozen=True, kw_only=True):
 
 
 class Scaling(Part, frozen=True, kw_only=True):
+    """How many workers there are, and who decides it."""
+
     by: Literal["Auto", "Operator", "HPA", "KEDA"] = "Auto"
     """Who moves replicas between 1 and the maximum; 0 to 1 and back is the operator's in any case. ``Auto``: an HPA
     where the cluster has the operator's external metrics, else the operator."""
     min_replicas: Count = 1
     """0: it may sleep."""
     max_replicas: Annotated[int, Meta(ge=1, le=10_000)] = 4
+    """More there never are."""
     targets: Targets = Targets(in_flight=16, queued=4, kv_usage_percent=80)
     idle_seconds: Annotated[int, Meta(ge=10, le=MAX_SECONDS)] = 600
     """With ``min_replicas: 0``: how long nothing may have been asked for before it sleeps."""
@@ -151,21 +165,26 @@ class Role(Part, frozen=True, kw_only=True):
 
     accelerator: Accelerator = Accelerator()
     cpu: Quantity = "4"
+    """That each worker asks for."""
     memory: Quantity = "16Gi"
+    """That each worker asks for, and its limit."""
     cache: Quantity = "20Gi"
     """Room for what the engine compiles and writes (an emptyDir)."""
     args: Arguments = field(default_factory=list)
     """vLLM's, after the engine's."""
     scaling: Scaling | None = None
-    """Default: the service's."""
+    """Default: the service's; instead of it as a whole."""
     placement: Placement | None = None
+    """Default: the service's; instead of it as a whole."""
 
 
 class Weight(Part, frozen=True, kw_only=True):
     """A commit's share of the requests."""
 
     commit: Commit
+    """Of the model."""
     weight: Annotated[int, Meta(ge=0, le=100)]
+    """In percent."""
 
 
 class Rollout(Part, frozen=True, kw_only=True):
@@ -180,6 +199,7 @@ class Rollout(Part, frozen=True, kw_only=True):
     ] = field(default_factory=lambda: [10, 50, 100])
     """Share of the new commit in each step, in percent; they rise and end with 100."""
     step_seconds: Annotated[int, Meta(ge=1, le=MAX_SECONDS)] = 300
+    """How long each step lasts."""
     max_error_percent: Percent = 2
     """More errors than the old commit has by this much: the old one comes back."""
     max_ttft_percent: Annotated[int, Meta(ge=100, le=10_000)] = 150
@@ -200,6 +220,8 @@ class Limits(Part, frozen=True, kw_only=True):
 
 
 class ServiceSpec(Part, frozen=True, kw_only=True):
+    """What is wanted of a service."""
+
     model: ModelRef
     served_names: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
@@ -208,8 +230,11 @@ class ServiceSpec(Part, frozen=True, kw_only=True):
     """Names by which clients ask for it; default: the repository's."""
     engine: Engine = Engine()
     aggregated: Role | None = None
+    """Workers that do both, prefill and decode..."""
     prefill: Role | None = None
+    """...or workers for prompts alone..."""
     decode: Role | None = None
+    """...and workers that generate."""
     scaling: Scaling = Scaling()
     placement: Placement = Placement()
     rollout: Rollout = Rollout()
@@ -246,6 +271,7 @@ class RevisionStatus(Part, frozen=True, kw_only=True):
     """Of the workers of one commit."""
 
     commit: Commit
+    """Of the model."""
     weight: Whole = 0
     """Its share of the requests, in percent."""
     ready: Whole = 0
@@ -258,13 +284,19 @@ class ServiceStatus(Part, frozen=True, kw_only=True):
     """Conditions: ``ModelReady``, ``Scheduled``, ``Available``, ``Progressing``, ``ScalingActive``, and ``Ready``."""
 
     observed_generation: Whole = 0
+    """Of the specification that this is about."""
     conditions: Conditions = field(default_factory=list)
+    """What is the case, since when and why."""
     commit: Commit | None = None
     """The one that gets requests, or most of them."""
+    short_commit: ShortCommit = ""
+    """Its first digits, for people."""
     revisions: Annotated[list[RevisionStatus], Meta(max_length=64)] = field(default_factory=list)
+    """Commits that have workers."""
     refused: Commit | None = None
     """A commit that was rolled back; it is not tried again."""
     roles: Annotated[dict[str, RoleStatus], Meta(max_length=8)] = field(default_factory=dict)
+    """``aggregated``, or ``prefill`` and ``decode``."""
     replicas: Whole = 0
     """Of the decode or only role: what ``kubectl scale`` shows."""
     selector: Annotated[str, Meta(max_length=1024)] = ""
