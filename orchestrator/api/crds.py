@@ -44,7 +44,7 @@ def _definition(
             "spec": schema_of(spec),
             "status": schema_of(status, defaults=False),
         },
-        "x-kubernetes-validations": [NAMES[kind].written()],
+        "x-kubernetes-validations": [NAMES[spec].written()],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -8,8 +8,8 @@ error as the condition ``Invalid``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,19 +17,11 @@ from helios.decoding import converted
 from helios.errors import InvalidInput
 from orchestrator.api.common import Part
 from orchestrator.api.model import ModelSpec, ModelStatus
-from orchestrator.api.rules import violations
+from orchestrator.api.rules import misnamed, violations
 from orchestrator.api.schema import FREE, INT_OR_STRING, Schema, schema_of
 from orchestrator.api.service import ServiceSpec, ServiceStatus
 
 PartT = TypeVar("PartT", bound=Part)
-
-SPECS: Final[dict[str, type[ModelSpec] | type[ServiceSpec]]] = {"Model": ModelSpec, "InferenceService": ServiceSpec}
-"""What a resource's ``spec`` is, by its kind..."""
-STATUSES: Final[dict[str, type[ModelStatus] | type[ServiceStatus]]] = {
-    "Model": ModelStatus,
-    "InferenceService": ServiceStatus,
-}
-"""...and its ``status``."""
 
 _WHERE = re.compile(r" - at `\$(.*)`\Z")
 
@@ -70,7 +62,8 @@ def _spec(kind: type[PartT], manifest: Mapping[str, Any]) -> PartT:
         found = converted(admitted(given, schema), kind)
     except msgspec.ValidationError as error:
         raise InvalidResource(_said(str(error))) from None
-    wrong = list(violations(found, "spec"))
+    name = manifest.get("metadata", {}).get("name", "")
+    wrong = [*(misnamed(kind, name) if name else ()), *_doubles(given, schema, "spec"), *violations(found, "spec")]
     if wrong:
         raise InvalidResource("\n".join(wrong))
     return found
@@ -89,6 +82,21 @@ def _said(message: str) -> str:
     found = _WHERE.search(message)
     path, text = (found[1], message[: found.start()]) if found else ("", message)
     return f"spec{path}: {text[0].lower()}{text[1:]}"
+
+
+def _doubles(value: Any, schema: Schema, path: str) -> Iterator[str]:
+    """What stands twice in a list that the schema has as a set or a map."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if key in schema.get("properties", {}):
+                yield from _doubles(each, schema["properties"][key], f"{path}.{key}")
+    elif isinstance(value, list):
+        keys = schema.get("x-kubernetes-list-map-keys", ())
+        marks = [tuple(each[key] for key in keys) if keys else each for each in value]
+        for number, each in enumerate(value):
+            if schema.get("x-kubernetes-list-type") in ("set", "map") and marks[number] in marks[:number]:
+                yield f"{path}[{number}]: is there twice: take one of the two out"
+            yield from _doubles(each, schema["items"], f"{path}[{number}]")
 
 
 def admitted(value: Any, schema: Schema, *, unknown: bool = True) -> Any:
