@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from orchestrator.api.common import API_VERSION, GROUP, VERSION, Part
 from orchestrator.api.model import ModelSpec, ModelStatus
-from orchestrator.api.rules import NAMES
+from orchestrator.api.rules import NAMED
 from orchestrator.api.schema import Schema, schema_of
 from orchestrator.api.service import ServiceSpec, ServiceStatus
 
@@ -44,7 +44,7 @@ def _definition(
             "spec": schema_of(spec),
             "status": schema_of(status, defaults=False),
         },
-        "x-kubernetes-validations": [NAMES[spec].written()],
+        "x-kubernetes-validations": [NAMED.written()],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

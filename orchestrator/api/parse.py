@@ -63,7 +63,7 @@ def _spec(kind: type[PartT], manifest: Mapping[str, Any]) -> PartT:
     except msgspec.ValidationError as error:
         raise InvalidResource(_said(str(error))) from None
     name = manifest.get("metadata", {}).get("name", "")
-    wrong = [*(misnamed(kind, name) if name else ()), *_doubles(given, schema, "spec"), *violations(found, "spec")]
+    wrong = [*(misnamed(name) if name else ()), *_doubles(given, schema, "spec"), *violations(found, "spec")]
     if wrong:
         raise InvalidResource("\n".join(wrong))
     return found

@@ -23,10 +23,7 @@ from helios.errors import InvalidInput
 from orchestrator.api import model, service
 from orchestrator.api.common import EnvironmentVariable, Part, Toleration
 
-MODEL_NAME = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-SERVICE_NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
-SERVICE_NAME_LENGTH = 40
-"""What is made of a service has a role and a part of a commit behind its name, and 63 characters at the most."""
+LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -276,20 +273,13 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
     ),
 }
 
-NAMES: dict[type[Part], Rule] = {
-    model.ModelSpec: Rule(
-        f"self.metadata.name.size() <= 63 && self.metadata.name.matches('^{MODEL_NAME}$')",
-        "metadata.name: a Model's name is a DNS label, with 63 lower-case letters, digits and - at the most, no dots",
-        holds=lambda name: len(name) <= 63 and bool(re.fullmatch(MODEL_NAME, name)),
-    ),
-    service.ServiceSpec: Rule(
-        f"self.metadata.name.size() <= {SERVICE_NAME_LENGTH} && self.metadata.name.matches('^{SERVICE_NAME}$')",
-        f"metadata.name: a service's name has {SERVICE_NAME_LENGTH} lower-case letters, digits and - at the most, and "
-        "begins with a letter; Services and Deployments are named after it",
-        holds=lambda name: len(name) <= SERVICE_NAME_LENGTH and bool(re.fullmatch(SERVICE_NAME, name)),
-    ),
-}
-"""About the whole resource, by what its ``spec`` is; ``holds`` is about its name."""
+NAMED = Rule(
+    f"self.metadata.name.size() <= 63 && self.metadata.name.matches('^{LABEL}$')",
+    "metadata.name: has to be a DNS label, 63 lower-case letters, digits and - at the most, and no dots: pods have it "
+    "as a label",
+    holds=lambda name: len(name) <= 63 and bool(re.fullmatch(LABEL, name)),
+)
+"""About each resource as a whole; ``holds`` is about its name."""
 
 
 def rules_of(kind: type) -> tuple[Rule, ...]:
@@ -297,11 +287,10 @@ def rules_of(kind: type) -> tuple[Rule, ...]:
     return RULES.get(kind, ())
 
 
-def misnamed(kind: type[Part], name: str) -> Iterator[str]:
-    """What is wrong with the name of a resource whose ``spec`` is of this type."""
-    rule = NAMES[kind]
-    if rule.holds is not None and not rule.holds(name):
-        yield rule.message
+def misnamed(name: str) -> Iterator[str]:
+    """What is wrong with the name of a resource."""
+    if NAMED.holds is not None and not NAMED.holds(name):
+        yield NAMED.message
 
 
 def violations(part: Part, path: str) -> Iterator[str]:

@@ -205,9 +205,9 @@ class Rollout(Part, frozen=True, kw_only=True):
     max_ttft_percent: Annotated[int, Meta(ge=100, le=10_000)] = 150
     """A time to first token that is this much of the old commit's (median): the old one comes back."""
     min_requests: Count = 20
-    """Fewer requests in a step say nothing: the step goes on."""
+    """Fewer requests in a step say nothing: it lasts until there are so many, or ``progress_deadline_seconds``."""
     progress_deadline_seconds: Seconds = 3600
-    """A new commit with no worker ready after so long: the old one comes back."""
+    """A new commit whose next workers aren't ready after so long: the old one comes back."""
 
 
 class Limits(Part, frozen=True, kw_only=True):
@@ -223,11 +223,8 @@ class ServiceSpec(Part, frozen=True, kw_only=True):
     """What is wanted of a service."""
 
     model: ModelRef
-    served_names: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=200)]],
-        Meta(max_length=16, extra_json_schema={"x-kubernetes-list-type": "set"}),
-    ] = field(default_factory=list)
-    """Names by which clients ask for it; default: the repository's."""
+    served_name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """The name by which clients ask for it; default: the repository's. (More names: the router's ``aliases``.)"""
     engine: Engine = Engine()
     aggregated: Role | None = None
     """Workers that do both, prefill and decode..."""
@@ -294,7 +291,9 @@ class ServiceStatus(Part, frozen=True, kw_only=True):
     revisions: Annotated[list[RevisionStatus], Meta(max_length=64)] = field(default_factory=list)
     """Commits that have workers."""
     refused: Commit | None = None
-    """A commit that was rolled back; it is not tried again."""
+    """A commit that was rolled back; it is not tried again, until another one has all requests."""
+    refused_at: Time = ""
+    """RFC 3339: when that was."""
     roles: Annotated[dict[str, RoleStatus], Meta(max_length=8)] = field(default_factory=dict)
     """``aggregated``, or ``prefill`` and ``decode``."""
     replicas: Whole = 0

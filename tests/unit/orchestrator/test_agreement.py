@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.api import parse
 from orchestrator.api.crds import definitions
-from orchestrator.api.rules import NAMES, RULES
+from orchestrator.api.rules import NAMED, RULES
 from tests.support.admission import Admission, Refused, Schema
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -108,5 +108,5 @@ def test_what_the_one_takes_the_other_takes(kind: str, seed: int, wrong: float):
 
 
 def test_every_rule_can_be_asked_of_what_is_stored_but_those_about_changes():
-    rules = [rule for each in RULES.values() for rule in each] + list(NAMES.values())
+    rules = [rule for each in RULES.values() for rule in each] + [NAMED]
     assert [rule.cel for rule in rules if rule.holds is None] == ["self.repo == oldSelf.repo"]
