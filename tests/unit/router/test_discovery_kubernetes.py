@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import certifi
@@ -17,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from helios import cluster
 from helios.config import KubernetesSettings
 from helios.errors import IntegrityError, UsageError
+from helios.kube.reflector import Gone, Lines, Reflector, Refused
 from helios.metrics import RouterMetrics
 from router.discovery.endpoints import workers_of
 from router.discovery.kubernetes import KubernetesSource
 from router.discovery.objects import EndpointSlice, Pod, decode
-from router.discovery.reflector import Gone, Lines, Reflector, Refused
 from router.discovery.source import Teller
 from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, line, pod, selector
 
@@ -245,7 +246,7 @@ def test_something_has_to_be_selected():
 
 
 def test_a_reflector_keeps_what_it_has_until_a_list_is_whole():
-    known = Reflector(Pod)
+    known = Reflector(partial(decode, kind=Pod))
     page = {"metadata": {"resourceVersion": "5"}, "items": [pod("a", "1.1.1.1")]}
     assert known.page(json.dumps(page).encode()) is None
     known.begin()
@@ -272,7 +273,7 @@ def test_a_reflector_keeps_what_it_has_until_a_list_is_whole():
 )
 def test_what_no_event_is(text, error):
     with pytest.raises(error):
-        Reflector(Pod).event(text)
+        Reflector(partial(decode, kind=Pod)).event(text)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
