@@ -59,10 +59,14 @@ T = TypeVar("T", bound=Identified)
 class Reflector(Generic[T]):
     """The objects of a type by namespace and name; ``version`` is where a watch goes on."""
 
-    def __init__(self, decode: Callable[[Any], T], changed: Callable[[T | None, T | None], None] | None = None) -> None:
+    def __init__(
+        self, decode: Callable[[Any], T], changed: Callable[[T | None, T | None], None] | None = None, *,
+        newer: Callable[[T, T], bool] = lambda known, coming: True,
+    ) -> None:  # fmt: skip
         """``decode`` may raise msgspec.DecodeError. ``changed`` is told of each change, by a watch or found by a new
-        list, after it was made: what the object was, and what it is."""
-        self._decode, self._changed = decode, changed
+        list, after it was made: what the object was, and what it is. ``newer``: whether what a watch says of an object
+        counts after what is known of it; False for what ``put`` knew before the watch."""
+        self._decode, self._changed, self._newer = decode, changed, newer
         self._coming: dict[tuple[str, str], T] = {}
         self.objects: dict[tuple[str, str], T] = {}
         self.version = ""
@@ -122,6 +126,9 @@ class Reflector(Generic[T]):
             raise IntegrityError(f"an event does not decode: {error}") from None
         key = one.metadata.namespace, one.metadata.name
         before = self.objects.get(key)
+        if before is not None and not self._newer(before, one):
+            self._advance(one.metadata.resource_version)
+            return False
         if event.type in ("ADDED", "MODIFIED"):
             changed = bool(before != one)
             self._put(self.objects, one)
@@ -133,6 +140,21 @@ class Reflector(Generic[T]):
         if changed and self._changed is not None:
             self._changed(before, self.objects.get(key))
         return changed
+
+    def put(self, one: T) -> None:
+        """An object as the answer to a write showed it, which no watch has told of yet."""
+        key = one.metadata.namespace, one.metadata.name
+        before = self.objects.get(key)
+        if before != one and (before is None or self._newer(before, one)):
+            self._put(self.objects, one)
+            if self._changed is not None:
+                self._changed(before, one)
+
+    def drop(self, key: tuple[str, str]) -> None:
+        """An object that a write has removed."""
+        before = self.objects.pop(key, None)
+        if before is not None and self._changed is not None:
+            self._changed(before, None)
 
     def _advance(self, version: str) -> None:
         if not version:
