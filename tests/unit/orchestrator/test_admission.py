@@ -94,7 +94,7 @@ GOOD = [
 REPO, REVISION, STORAGE, SCALING = "spec.source.repo", "spec.revision", "spec.storage", "spec.scaling"
 BAD: list[tuple[dict[str, Any], str, str]] = [
     # (what, the field that is named, what is said of it)
-    (model(source={}), "spec.source", "'repo' is a required property"),
+    (model(source={}), "spec.source", '"repo" is a required property'),
     (model(source={"repo": "a/b/c"}), REPO, "does not match"),
     (model(source={"repo": "org/"}), REPO, "does not match"),
     (model(source={"repo": "org--x/name"}), REPO, "does not match"),
@@ -105,7 +105,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (model(source={"repo": "_/name"}), REPO, "neither is '_'"),
     (model(source={"repo": "org/" + "x" * 97}), REPO, "96 characters each"),
     (model(source={"repo": ""}), REPO, ""),
-    (model(source={"repo": 7}), REPO, "is not of type 'string'"),
+    (model(source={"repo": 7}), REPO, 'is not of type "string"'),
     (model(source={"repo": "a/b", "pull": "Always"}), "spec.source.pull", "is not one of"),
     (model(source={"repo": "a/b", "commit": COMMIT}), "spec.source.commit", "unknown field"),
     (model(sauce={}), "spec.sauce", "unknown field"),
@@ -114,13 +114,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (model(revision={"revision": "a/"}), f"{REVISION}.revision", "no ref and no commit"),
     (model(revision={"revision": "x.lock"}), f"{REVISION}.revision", "no ref and no commit"),
     (model(revision={"revision": "-x"}), f"{REVISION}.revision", "does not match"),
-    (model(revision={"revision": "x" * 251}), f"{REVISION}.revision", "is too long"),
+    (model(revision={"revision": "x" * 251}), f"{REVISION}.revision", "longer than 250 characters"),
     (model(revision={"revision": COMMIT, "policy": "Follow"}), f"{REVISION}.policy", "a commit never moves"),
     (model(revision={"approved": COMMIT}), f"{REVISION}.approved", "approved counts with policy Approve alone"),
     (model(revision={"policy": "Approve", "approved": "abc"}), f"{REVISION}.approved", ""),
     (model(revision={"policy": "Newest"}), f"{REVISION}.policy", "is not one of"),
     (model(revision={"checkSeconds": 1}), f"{REVISION}.checkSeconds", "less than the minimum"),
-    (model(revision={"checkSeconds": 7.5}), f"{REVISION}.checkSeconds", "is not of type 'integer'"),
+    (model(revision={"checkSeconds": 7.5}), f"{REVISION}.checkSeconds", 'is not of type "integer"'),
     (model(storage={"volume": "Claim"}), f"{STORAGE}.storageClassName", "storageClassName is missing"),
     (model(storage={"storageClassName": "fast"}), f"{STORAGE}.storageClassName", "storageClassName counts with volume"),
     (model(storage={"volume": "Claim", "storageClassName": "Fast"}), f"{STORAGE}.storageClassName", "does not match"),
@@ -129,7 +129,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (model(prefetch={"selector": {"a": "b c"}}), "spec.prefetch.selector.a", "does not match"),
     (named(model(), "with.dot"), "", "metadata.name: has to be a DNS label"),
     (named(model(), "x" * 64), "", "metadata.name: has to be a DNS label"),
-    (service(model={}), "spec.model", "'name' is a required property"),
+    (service(model={}), "spec.model", '"name" is a required property'),
     (service(model={"name": "Name"}), "spec.model.name", "does not match"),
     (service(aggregated=None), "spec", "no workers"),
     (service(aggregated={}, **TWO), "spec.aggregated", "aggregated excludes prefill and decode"),
@@ -139,8 +139,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (service(**TWO, engine={"connector": "none"}), "spec.engine.connector", "engine.connector is none"),
     (service(engine={"connector": "rdma"}), "spec.engine.connector", "is not one of"),
     (service(engine={"image": "a b"}), "spec.engine.image", "does not match"),
-    (service(engine={"args": [8192]}), "spec.engine.args[0]", "is not of type 'string'"),
-    (service(engine={"env": [{"value": "1"}]}), "spec.engine.env[0]", "'name' is a required property"),
+    (service(engine={"args": [8192]}), "spec.engine.args[0]", 'is not of type "string"'),
+    (service(engine={"env": [{"value": "1"}]}), "spec.engine.env[0]", '"name" is a required property'),
     (service(engine={"env": [{"name": "A"}, {"name": "A"}]}), "spec.engine.env[1]", "Duplicate value"),
     (
         service(engine={"env": [{"name": "A", "value": "1", "valueFrom": {}}]}),
@@ -205,7 +205,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(traffic=split({COMMIT: 50, OTHER: 40})), "spec.traffic", "the weights have to be 100 together"),
     (service(traffic=split({COMMIT: 50}) * 2), "spec.traffic[1]", "Duplicate value"),
-    (service(traffic=[{"commit": COMMIT}]), "spec.traffic[0]", "'weight' is a required property"),
+    (service(traffic=[{"commit": COMMIT}]), "spec.traffic[0]", '"weight" is a required property'),
     (service(traffic=[{"commit": "main", "weight": 100}]), "spec.traffic[0].commit", "does not match"),
     (service(replicas=5), "spec.replicas", "replicas is more than scaling.maxReplicas"),
     (service(replicas=5, prefill={}, decode={}), "spec.replicas", "replicas is more than scaling.maxReplicas"),
@@ -233,7 +233,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(placement={"zoneSpread": "Always"}), "spec.placement.zoneSpread", "is not one of"),
     (named(service(), "x" * 64), "", "metadata.name: has to be a DNS label"),
-    ({**model(), "spec": None}, "", "'spec' is a required property"),
+    ({**model(), "spec": None}, "", '"spec" is a required property'),
 ]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.api.crds import definitions
 from orchestrator.api.rules import NAMED, RULES
+from tests.fakes.kubernetes.cel import compiled
 from tests.support import structural
-from tests.support.admission import program
 
 VERSIONS = ("1.28", "1.31", "1.34", "1.37")
 DEFINITIONS = definitions()
@@ -111,7 +111,7 @@ def test_columns_and_paths_lead_to_fields_that_there_are(definition: dict[str, A
 def test_rules_are_cel_and_no_two_kinds_of_part_are_without_theirs():
     rules = [rule for each in RULES.values() for rule in each] + [NAMED]
     for rule in rules:
-        program(rule.cel)
+        compiled(rule.cel)
     written = str([schema_of(each) for each in DEFINITIONS.values()])
     assert all(repr(rule.message)[1:-1] in written or rule.message in written for rule in rules)
 
