@@ -8,6 +8,7 @@ Kubernetes' documentation, "Extend the Kubernetes API with CustomResourceDefinit
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import re
@@ -125,7 +126,7 @@ class _Writer:
         if self._defaults and not field.required:
             given = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
             if given is not None:
-                schema["default"] = msgspec.to_builtins(given)
+                schema["default"] = _filled(msgspec.to_builtins(given), schema)
         return schema
 
     def _any(self, kind: Any) -> Schema:
@@ -158,6 +159,15 @@ class _Writer:
             case DictType(value_type=value, max_length=most):
                 return {"type": "object", "additionalProperties": self._any(value)} | _without_none(maxProperties=most)
         raise TypeError(f"nothing says how a schema has {kind!r}")
+
+
+def _filled(value: Any, schema: Schema) -> Any:
+    """A default with the defaults of all below it: the API server looks at each default by itself, rules included."""
+    if isinstance(value, dict):
+        for name, each in schema.get("properties", {}).items():
+            if name in value or "default" in each:
+                value[name] = _filled(value.get(name, copy.deepcopy(each.get("default"))), each)
+    return value
 
 
 def _without_none(**given: Any) -> Schema:

@@ -12,7 +12,9 @@ import pytest
 
 from orchestrator.api.crds import definitions
 from orchestrator.api.rules import NAMED, RULES
-from tests.fakes.kubernetes.cel import compiled
+from tests.fakes.kubernetes import cel
+from tests.fakes.kubernetes.schema import Schema
+from tests.fakes.kubernetes.schema import validator as schema_validator
 from tests.support import structural
 
 VERSIONS = ("1.28", "1.31", "1.34", "1.37")
@@ -90,6 +92,29 @@ def test_everything_is_described_in_the_names_that_people_write(definition: dict
     assert set(pythonic) <= {".spec.engine.image"}, "a setting of the operator"
 
 
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema in it."""
+    yield path, schema
+    for name, each in schema.get("properties", {}).items():
+        yield from nodes(each, f"{path}.{name}")
+    for below in ("items", "additionalProperties"):
+        if isinstance(schema.get(below), dict):
+            yield from nodes(schema[below], path + "[]")
+
+
+def test_each_default_is_by_itself_what_its_schema_and_rules_allow(definition: dict[str, Any]):
+    """A real API server refuses definitions with others; it fills nothing in before it looks."""
+    found = 0
+    for path, schema in nodes(schema_of(definition)):
+        if "default" in schema:
+            found += 1
+            assert list(cel.wrong(schema["default"], cel.MISSING, Schema(schema))) == [], path
+            assert schema_validator(schema).is_valid(schema["default"]), path
+            for name, each in schema.get("properties", {}).items():
+                assert ("default" in each) <= (name in schema["default"]), f"{path}.{name}"
+    assert found > 10
+
+
 def test_columns_and_paths_lead_to_fields_that_there_are(definition: dict[str, Any]):
     version = definition["spec"]["versions"][0]
     scale = version["subresources"].get("scale", {})
@@ -111,7 +136,7 @@ def test_columns_and_paths_lead_to_fields_that_there_are(definition: dict[str, A
 def test_rules_are_cel_and_no_two_kinds_of_part_are_without_theirs():
     rules = [rule for each in RULES.values() for rule in each] + [NAMED]
     for rule in rules:
-        compiled(rule.cel)
+        cel.compiled(rule.cel)
     written = str([schema_of(each) for each in DEFINITIONS.values()])
     assert all(repr(rule.message)[1:-1] in written or rule.message in written for rule in rules)
 
