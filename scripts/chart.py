@@ -7,7 +7,7 @@
 
 - In values.schema.json the settings of helios/config.py, so that `helm install` refuses one that the program would.
 - chart/dashboards/helios.json (scripts/dashboard.py).
-- chart/crds/: the CustomResourceDefinitions of orchestrator/api/.
+- chart/crds/: the CustomResourceDefinitions of orchestrator/api/, and their reference in docs/operator-resources.md.
 - manifests/: the chart rendered with manifests/values.yaml, for those who have no Helm.
 
 Rendering is Helm's own engine, from the package helm-python-sdk. It is a Go library that takes over a process' signals,
@@ -114,8 +114,10 @@ def manifests() -> dict[str, str]:
 def parts_of_chart() -> dict[Path, str]:
     """What is generated of the chart itself, by its path; rendering reads it."""
     import dashboard
+    import resources
 
     files = {CHART / "crds" / name: text for name, text in crds().items()}
+    files[resources.PAGE] = resources.page()
     return {**files, SCHEMA: schema(), CHART / "dashboards" / "helios.json": dashboard.text()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,9 @@ class Served:
         causes = []
         for error in self.validator.iter_errors(one):
             path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
+            if missing := re.fullmatch(r'"(.*)" is a required property', error.message):
+                causes.append((f"{path}.{missing[1]}".lstrip("."), "Required value"))
+                continue
             causes.append((path.lstrip("."), f"Invalid value: {json.dumps(error.instance)[:80]}: {error.message}"))
         if self.custom:
             causes += doubles(one, self.schema)

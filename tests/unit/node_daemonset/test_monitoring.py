@@ -10,7 +10,7 @@ import promql_parser
 import pytest
 import yaml
 
-from helios.metrics import MountMetrics, RegistryMetrics, RouterMetrics, WorkerMetrics, WorkerState
+from helios.metrics import MountMetrics, OperatorMetrics, RegistryMetrics, RouterMetrics, WorkerMetrics, WorkerState
 from tests.support.manifests import containers, pods
 from tests.unit.node_daemonset.conftest import DAEMONSET
 
@@ -26,7 +26,13 @@ def exported() -> dict[str, set[str]]:
     """Names of series with the labels that they may have."""
     found: dict[str, set[str]] = {}
     workers = [WorkerState(url="http://a", models=["m"], up=True, requests=0, tokens=0)]
-    for metrics in (MountMetrics(), RegistryMetrics(), RouterMetrics(lambda: workers), WorkerMetrics()):
+    for metrics in (
+        MountMetrics(),
+        RegistryMetrics(),
+        RouterMetrics(lambda: workers),
+        WorkerMetrics(),
+        OperatorMetrics(),
+    ):
         more = OF_WORKERS if isinstance(metrics, WorkerMetrics) else set()
         declared = {id(each): each for each in vars(metrics).values() if hasattr(each, "_labelnames")}
         labels = {each._name: set(each._labelnames) for each in declared.values()}
@@ -126,7 +132,7 @@ def test_monitors_scrape_ports_that_there_are(everything: list[dict[str, Any]]):
         for name, pod in pods(everything)
     }
     monitors = [each for each in everything if each["kind"] in ("PodMonitor", "ServiceMonitor")]
-    assert len(monitors) == 4
+    assert len(monitors) == 5
     for each in monitors:
         assert each["apiVersion"] == "monitoring.coreos.com/v1"
         assert each["metadata"]["labels"]["release"] == "prometheus"

@@ -94,7 +94,7 @@ GOOD = [
 REPO, REVISION, STORAGE, SCALING = "spec.source.repo", "spec.revision", "spec.storage", "spec.scaling"
 BAD: list[tuple[dict[str, Any], str, str]] = [
     # (what, the field that is named, what is said of it)
-    (model(source={}), "spec.source", '"repo" is a required property'),
+    (model(source={}), "spec.source.repo", "Required value"),
     (model(source={"repo": "a/b/c"}), REPO, "does not match"),
     (model(source={"repo": "org/"}), REPO, "does not match"),
     (model(source={"repo": "org--x/name"}), REPO, "does not match"),
@@ -129,7 +129,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (model(prefetch={"selector": {"a": "b c"}}), "spec.prefetch.selector.a", "does not match"),
     (named(model(), "with.dot"), "", "metadata.name: has to be a DNS label"),
     (named(model(), "x" * 64), "", "metadata.name: has to be a DNS label"),
-    (service(model={}), "spec.model", '"name" is a required property'),
+    (service(model={}), "spec.model.name", "Required value"),
     (service(model={"name": "Name"}), "spec.model.name", "does not match"),
     (service(aggregated=None), "spec", "no workers"),
     (service(aggregated={}, **TWO), "spec.aggregated", "aggregated excludes prefill and decode"),
@@ -140,7 +140,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (service(engine={"connector": "rdma"}), "spec.engine.connector", "is not one of"),
     (service(engine={"image": "a b"}), "spec.engine.image", "does not match"),
     (service(engine={"args": [8192]}), "spec.engine.args[0]", 'is not of type "string"'),
-    (service(engine={"env": [{"value": "1"}]}), "spec.engine.env[0]", '"name" is a required property'),
+    (service(engine={"env": [{"value": "1"}]}), "spec.engine.env[0].name", "Required value"),
     (service(engine={"env": [{"name": "A"}, {"name": "A"}]}), "spec.engine.env[1]", "Duplicate value"),
     (
         service(engine={"env": [{"name": "A", "value": "1", "valueFrom": {}}]}),
@@ -205,7 +205,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(traffic=split({COMMIT: 50, OTHER: 40})), "spec.traffic", "the weights have to be 100 together"),
     (service(traffic=split({COMMIT: 50}) * 2), "spec.traffic[1]", "Duplicate value"),
-    (service(traffic=[{"commit": COMMIT}]), "spec.traffic[0]", '"weight" is a required property'),
+    (service(traffic=[{"commit": COMMIT}]), "spec.traffic[0].weight", "Required value"),
     (service(traffic=[{"commit": "main", "weight": 100}]), "spec.traffic[0].commit", "does not match"),
     (service(replicas=5), "spec.replicas", "replicas is more than scaling.maxReplicas"),
     (service(replicas=5, prefill={}, decode={}), "spec.replicas", "replicas is more than scaling.maxReplicas"),
@@ -233,7 +233,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(placement={"zoneSpread": "Always"}), "spec.placement.zoneSpread", "is not one of"),
     (named(service(), "x" * 64), "", "metadata.name: has to be a DNS label"),
-    ({**model(), "spec": None}, "", '"spec" is a required property'),
+    ({**model(), "spec": None}, "spec", "Required value"),
 ]
 
 
