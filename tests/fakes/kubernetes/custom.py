@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,9 @@ import jsonschema_rs
 
 from helios.kube.kinds import Kind
 from tests.fakes.kubernetes import cel
+from tests.fakes.kubernetes.doubles import doubles
 from tests.fakes.kubernetes.errors import invalid
-from tests.fakes.kubernetes.schema import MAP, META, SET, Schema, validator
+from tests.fakes.kubernetes.schema import META, Schema, validator
 
 CRD = "CustomResourceDefinition.apiextensions.k8s.io"
 
@@ -55,27 +55,6 @@ class Served:
             causes += doubles(one, self.schema)
         if causes:
             raise invalid(self.full_name, one["metadata"].get("name", ""), causes)
-
-
-def doubles(value: Any, schema: Schema, path: str = "") -> Iterator[tuple[str, str]]:
-    """What is in a set twice, or under the same key in a list that is a map."""
-    if isinstance(value, dict):
-        for name, one in value.items():
-            inner = schema.field(name)
-            if inner is not None:
-                yield from doubles(one, inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        keys = [_mark(one, schema) for one in value]
-        for at, one in enumerate(value):
-            if keys[at] is not None and keys[at] in keys[:at]:
-                yield f"{path}[{at}]", f"Duplicate value: {json.dumps(one)[:80]}"
-            yield from doubles(one, schema.element, f"{path}[{at}]")
-
-
-def _mark(one: Any, schema: Schema) -> Any:
-    if schema.list_type == MAP:
-        return schema.key(one) if isinstance(one, dict) else None
-    return one if schema.list_type == SET else None
 
 
 def served_by(crd: dict[str, Any]) -> list[Served]:
