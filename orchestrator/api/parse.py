@@ -112,7 +112,7 @@ def admitted(value: Any, schema: Schema, *, unknown: bool = True) -> Any:
         found = {}
         for key, each in value.items():
             its = named.get(key, others)
-            if its is not None and (each is not None or others is not None):
+            if its is not None and each is not None:
                 found[key] = admitted(each, its, unknown=unknown)
             elif its is None and unknown:
                 found[key] = each

@@ -57,6 +57,7 @@ GOOD = [
     model(storage={"volume": "Claim", "storageClassName": "helios.models.example", "format": "hub"}),
     model(storage={"storageClassName": None}),
     model(prefetch={"nodes": 3, "selector": {"nvidia.com/gpu.product": "H100", "empty": ""}}),
+    model(prefetch={"nodes": 3, "selector": {"gone": None}}),
     model(priority="pinned"),
     named(model(), "7b-chat"),
     service(),
