@@ -40,7 +40,7 @@ from helios.http.hosts import split_listen
 from helios.metrics import CsiMetrics
 
 if TYPE_CHECKING:
-    from csi.front import Front
+    from helios.http.front import Front
 
 log = logging.getLogger("csi")
 
@@ -225,7 +225,7 @@ def _front(settings: CsiSettings, health: Health, metrics: CsiMetrics) -> Iterat
     if not settings.listen:
         yield None
         return
-    from csi.front import Front
+    from helios.http.front import Front
     from helios.http.server import listen_tcp, url_of
 
     host, port = split_listen(settings.listen, "csi.listen")

@@ -607,7 +607,10 @@ class AdmissionSettings(Section, frozen=True):
     queue: QueueSettings = QueueSettings()
     wake_url: str = ""
     """What is asked to start a model that is not up, ``http://…`` (docs/router-discovery.md, "Waking"); empty: nothing,
-    and requests for it get 503."""
+    and requests for it get 503, unless ``hold`` is set."""
+    hold: bool = False
+    """Requests for a model that is not up wait although nobody is asked to start it: whoever scales sees that they do
+    (docs/scaling-signals.md)."""
 
 
 class BatchSettings(Section, frozen=True):
@@ -687,9 +690,12 @@ class RouterSettings(Section, frozen=True):
     discovery: DiscoverySettings = DiscoverySettings()
     admin_host: str = "127.0.0.1"
     admin_port: int = 8481
-    """Where the administration listens if there are ``admin_tokens`` or ``discovery.registrars``; 0: a free port."""
+    """Where the administration listens if there are ``admin_tokens``, ``demand_tokens`` or
+    ``discovery.registrars``; 0: a free port."""
     admin_tokens: str = ""
     """File with the sha256 of each token that may administer the router over TCP, one a line; empty: nobody may."""
+    demand_tokens: str = ""
+    """File with the sha256 of each token that may look at the demand (docs/scaling-signals.md), one a line."""
     admin_socket: str = ""
     """Unix socket of the administration, for the router's own user; empty: ``$HELIOS_HOME/run/router-<port>.sock``."""
     policy: str | dict[str, Any] = "prefix-cache"
@@ -848,6 +854,83 @@ class CsiSettings(Section, frozen=True):
     changed."""
 
 
+class TlsSettings(Section, frozen=True):
+    """How a server of ours speaks TLS; renewed files count for new connections."""
+
+    cert: str = ""
+    """What clients are shown, with those between it and its authority; PEM. Empty: no TLS."""
+    key: str = ""
+    client_ca: str = ""
+    """Authorities whose certificates clients have to show, PEM. Empty: they need none."""
+
+
+class SignalsSettings(Section, frozen=True):
+    """What the operator hears of routers, and tells whoever scales (docs/scaling-signals.md)."""
+
+    routers: list[str] = []
+    """Addresses of the administrations of all replicas of the router, ``http://HOST:8481``..."""
+    router_service: str = ""
+    """...or the Service in front of them, ``NAMESPACE/NAME``: its endpoints are asked, each of them."""
+    router_port: str = "admin"
+    """Name or number of that port of the Service."""
+    token_file: str = ""
+    """File with a token of ``router.demand_tokens``."""
+    poll_s: float = 5.0
+    """How often each replica is asked, in seconds; who waits is told without being asked."""
+    timeout_s: float = 3.0
+    """Longest wait for an answer, in seconds."""
+    stale_s: float = 15.0
+    """What a replica said longer ago is not known any more, in seconds."""
+    window_s: float = 600.0
+    """How long it is remembered what became of requests, in seconds."""
+    scaler_listen: str = ""
+    """``host:port`` of KEDA's external scaler; empty: there is none."""
+    scaler_tls: TlsSettings = TlsSettings()
+    external_listen: str = ""
+    """``host:port`` of the cluster's external metrics; empty: they are not served."""
+    external_tls: TlsSettings = TlsSettings()
+    """``client_ca``: the front proxy's authority; empty: as the cluster says (kube-system,
+    extension-apiserver-authentication)."""
+    external_names: list[str] = []
+    """Common names of the front proxy's certificate, with ``client_ca``; none: any that its authority has signed."""
+
+
+class OperatorSettings(Section, frozen=True):
+    """The Kubernetes operator (docs/operator-runtime.md)."""
+
+    namespace: str = ""
+    """The one namespace whose objects are reconciled; empty: all."""
+    kubeconfig: str = ""
+    """Instead of the pod's service account, KUBECONFIG and ~/.kube/config."""
+    context: str = ""
+    """Which of the kubeconfig's contexts; empty: the current one."""
+    lease_name: str = "helios-operator"
+    """The Lease by which one of several processes leads..."""
+    lease_namespace: str = ""
+    """...and where it is; empty: the pod's namespace, or the context's."""
+    lease_s: float = 15.0
+    """Others lead when the leader has not been heard of for so long, in seconds."""
+    renew_s: float = 10.0
+    """The leader stops when it could not renew its lease for so long, in seconds; less than ``lease_s``."""
+    retry_s: float = 2.0
+    """Pause between renewals, in seconds; less than half of ``renew_s``."""
+    workers: int = 8
+    """Objects that are worked on at a time."""
+    call_s: float = 10.0
+    """Longest time for one call of the API server, in seconds."""
+    resync_s: float = 600.0
+    """How often every object has a turn whether it has changed or not, in seconds."""
+    silence_s: float = 75.0
+    """A watch that says nothing for so long is made anew, in seconds."""
+    watch_s: float = 240.0
+    """How long one watch goes on, in seconds."""
+    relist_s: float = 1800.0
+    """How often everything is listed anew, in seconds."""
+    listen: str = ""
+    """``host:port`` where the operator serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
+    signals: SignalsSettings = SignalsSettings()
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
@@ -858,6 +941,7 @@ class Config(Section, frozen=True):
     loader: LoaderSettings = LoaderSettings()
     compile_cache: CompileCacheSettings = CompileCacheSettings()
     csi: CsiSettings = CsiSettings()
+    operator: OperatorSettings = OperatorSettings()
     log: LogSettings = LogSettings()
 
 

@@ -7,6 +7,7 @@
 
 - In values.schema.json the settings of helios/config.py, so that `helm install` refuses one that the program would.
 - chart/dashboards/helios.json (scripts/dashboard.py).
+- chart/crds/: the CustomResourceDefinitions of orchestrator/api/, and their reference in docs/operator-resources.md.
 - manifests/: the chart rendered with manifests/values.yaml, for those who have no Helm.
 
 Rendering is Helm's own engine, from the package helm-python-sdk. It is a Go library that takes over a process' signals,
@@ -89,7 +90,10 @@ def manifests() -> dict[str, str]:
             "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
         }
     )
-    images = [{"name": f"registry.example/helios/{part}"} for part in ("keeper", "worker", "csi", "registry", "router")]
+    images = [
+        {"name": f"registry.example/helios/{part}"}
+        for part in ("keeper", "worker", "csi", "registry", "router", "operator")
+    ]
     images = [{**each, "newName": each["name"], "newTag": "0.1.0"} for each in images]
     files["kustomization.yaml"] = (
         HEAD
@@ -110,8 +114,37 @@ def manifests() -> dict[str, str]:
 def parts_of_chart() -> dict[Path, str]:
     """What is generated of the chart itself, by its path; rendering reads it."""
     import dashboard
+    import resources
 
-    return {SCHEMA: schema(), CHART / "dashboards" / "helios.json": dashboard.text()}
+    files = {CHART / "crds" / name: text for name, text in crds().items()}
+    files[resources.PAGE] = resources.page()
+    return {**files, SCHEMA: schema(), CHART / "dashboards" / "helios.json": dashboard.text()}
+
+
+def crds() -> dict[str, str]:
+    """The CustomResourceDefinitions by file name."""
+    import yaml
+
+    from orchestrator.api.crds import definitions
+
+    head = "# Made by scripts/chart.py from orchestrator/api; changes here are lost.\n"
+    # width: a description is one line, so that a change of a word changes one line
+    return {
+        name: head + yaml.dump(each, Dumper=_plain_dumper(), sort_keys=False, width=1 << 16)
+        for name, each in definitions().items()
+    }
+
+
+def _plain_dumper() -> Any:
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        """Without anchors, which not everybody reads."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return Plain
 
 
 def serve() -> int:

@@ -10,20 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from helios.decoding import from_json
-
-
-class Object(msgspec.Struct, frozen=True, rename="camel"):
-    """Base of what the API server sends."""
-
-
-class Metadata(Object, frozen=True):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    deletion_timestamp: str | None = None
+from helios.kube.wire import Metadata, Object
 
 
 class Target(Object, frozen=True):
@@ -69,7 +56,7 @@ class Container(Object, frozen=True):
 
 
 class PodSpec(Object, frozen=True):
-    containers: list[Container] = []
+    containers: tuple[Container, ...] = ()
 
 
 class PodCondition(Object, frozen=True):
@@ -90,37 +77,6 @@ class Pod(Object, frozen=True):
 
 
 T = TypeVar("T", EndpointSlice, Pod)
-
-
-class ListMetadata(Object, frozen=True):
-    resource_version: str = ""
-    next: str | None = msgspec.field(default=None, name="continue")
-
-
-class Page(Object, frozen=True):
-    """A part of a list; what is in it is converted to its type by whoever asked."""
-
-    metadata: ListMetadata
-    items: list[msgspec.Raw] | None = None
-
-
-class Event(Object, frozen=True):
-    """A line of a watch. The object of ``ERROR`` is a ``Status``, that of ``BOOKMARK`` has nothing but a version."""
-
-    type: str
-    object: msgspec.Raw
-
-
-class Status(Object, frozen=True):
-    """metav1.Status: why something was refused."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class Bookmark(Object, frozen=True):
-    metadata: Metadata
 
 
 def decode(content: Any, kind: type[T]) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import jsonschema
+import jsonschema_rs
 
 DURATION: Final = r"^(0|((\d+)y)?((\d+)w)?((\d+)d)?((\d+)h)?((\d+)m)?((\d+)s)?((\d+)ms)?)$"
 """Prometheus' durations: numbers with units, the longest first."""
@@ -70,7 +70,7 @@ SPECS: Final[dict[str, Any]] = {
 
 
 def check(document: dict[str, Any]) -> None:
-    """Raise jsonschema.ValidationError for an object of these kinds that the operator would not take as it is."""
+    """Raise ValueError for an object of these kinds that the operator would not take as it is."""
     schema = _object(
         ("apiVersion", "kind", "metadata", "spec"),
         apiVersion={"const": "monitoring.coreos.com/v1"},
@@ -78,8 +78,8 @@ def check(document: dict[str, Any]) -> None:
         metadata=METADATA,
         spec=SPECS[document["kind"]],
     )
-    jsonschema.validate(document, schema)
+    jsonschema_rs.validate(schema, document)
     if document["kind"] == "PrometheusRule":
         names = [group["name"] for group in document["spec"]["groups"]]
         if len(set(names)) < len(names):  # a list with the key "name"
-            raise jsonschema.ValidationError(f"groups of the same name: {names}")
+            raise ValueError(f"groups of the same name: {names}")

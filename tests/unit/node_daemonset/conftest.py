@@ -75,6 +75,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "workers": {"namespace": "models", "slices": "app=vllm,tier!=test", "pods": ""},
             "keys": {"secret": "keys"},
             "adminTokens": {"secret": "admins"},
+            "demandTokens": {"secret": "demand-sums"},
             "registrars": {"secret": "registrars"},
             "config": {
                 "policy": "prefix-index",
@@ -83,6 +84,16 @@ VALUES: dict[str, dict[str, Any]] = {
                 "admission": {"queue": {"per_worker": 64}, "shared": {"url": "redis://valkey:6379/0"}},
             },
         },
+        "operator": {
+            "enabled": True,
+            "replicas": 3,
+            "namespace": "models",
+            "writes": {"istio": True, "keda": True},
+            "config": {"workers": 16, "resync_s": 300, "signals": {"poll_s": 2}},
+            "signals": {"token": {"secret": "demand"}},
+            "scaler": {"enabled": True},
+            "externalMetrics": {"enabled": True, "secret": "external", "caBundle": "QQ=="},
+        },
         "networkPolicy": {"monitoring": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
         "monitoring": {"monitors": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}},
     },
@@ -90,6 +101,7 @@ VALUES: dict[str, dict[str, Any]] = {
         **IMAGES,
         "node": {"enabled": False},
         "registry": {"enabled": True, "store": "s3://models/helios", "database": "postgresql://helios@db/helios"},
+        "operator": {"enabled": True},
         "monitoring": {"monitors": True},
     },
 }

@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from orchestrator.api.crds import definitions
 from tests.support.manifests import containers, pods, settings
 from tests.unit.node_daemonset.conftest import DAEMONSET, IMAGES, ROOT, VALUES, Chart, Refused
 
@@ -101,6 +102,18 @@ def test_helm_itself_finds_nothing_to_complain_of(chart: Chart):
             "registry.storeClaim is empty",
         ),
         ({"router": {"enabled": True, "workers": {"slices": "", "pods": ""}}}, "both empty"),
+        ({"operator": {"namespace": "Models"}}, "/operator/namespace"),
+        ({"operator": {"writes": {"linkerd": True}}}, "linkerd"),
+        ({"operator": {"config": {"worker": 3}}}, "worker"),
+        ({"operator": {"enabled": True, "config": {"lease_name": "a"}}}, "lease_name is said by the chart"),
+        (
+            {"operator": {"enabled": True, "config": {"signals": {"scaler_listen": "a:1"}}}},
+            "is said by operator.scaler",
+        ),
+        (
+            {"operator": {"enabled": True, "externalMetrics": {"enabled": True}}},
+            "operator.externalMetrics needs a certificate",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused_with_their_name(chart: Chart, wrong: dict[str, Any], message: str):
@@ -162,7 +175,9 @@ def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Char
         "limits": {"cpu": "8", "memory": "16Gi"},
     }
     for each in objects:
-        if each["kind"] in ("StatefulSet", "Deployment"):
+        if each["kind"] in ("StatefulSet", "Deployment") and each["metadata"]["name"] in sizes.keys() - {
+            "helios-operator"
+        }:
             assert each["spec"]["replicas"] == 3
             apart = each["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
             (term,) = apart["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -173,7 +188,7 @@ def test_registry_and_router_have_by_default_what_they_are_sized_for(chart: Char
         for each in objects
         if each["kind"] == "PodDisruptionBudget"
     }
-    assert budgets == {"helios-registry": 1, "helios-router": 1}
+    assert budgets == {"helios-operator": 1, "helios-registry": 1, "helios-router": 1}
 
 
 def api_tokens(pod: dict[str, Any]) -> list[str]:
@@ -198,7 +213,7 @@ def rights(objects: Objects, kind: str) -> dict[str, list[dict[str, list[str]]]]
 def test_only_who_asks_the_api_server_has_a_token_and_few_rights(everything: Objects):
     with_token = {name: found for name, pod in pods(everything) if (found := api_tokens(pod))}
     bound = {s["name"] for each in everything if each["kind"].endswith("RoleBinding") for s in each["subjects"]}
-    assert set(with_token) == bound == {"helios-csi-controller", "helios-csi-node", "helios-router"}
+    assert set(with_token) == bound == {"helios-csi-controller", "helios-csi-node", "helios-operator", "helios-router"}
     assert with_token["helios-csi-node"] == ["driver"], "the registrar asks the kubelet alone"
     for each in everything:
         if each["kind"] in ("Role", "ClusterRole"):
@@ -206,7 +221,7 @@ def test_only_who_asks_the_api_server_has_a_token_and_few_rights(everything: Obj
                 assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
                 assert "secrets" not in rule["resources"]
     cluster = rights(everything, "ClusterRole")
-    assert set(cluster) == {"helios-csi-controller", "helios-csi-node"}, "volumes, classes and nodes are the cluster's"
+    assert set(cluster) == {"helios-csi-controller", "helios-csi-node", "helios-operator-cluster"}, "volumes, nodes"
     for name, pod in pods(everything):
         assert name not in bound or pod["spec"]["serviceAccountName"] == name
 
@@ -246,6 +261,91 @@ def test_the_nodes_pods_tolerate_the_taint_that_they_take_away(everything: Objec
     for part in ("keeper", "worker", "csi-node"):
         assert found[f"helios-{part}"] == [gpu, ours]
     assert ours not in found["helios-registry"] + found["helios-router"] + found["helios-csi-controller"]
+
+
+def granted(objects: Objects, name: str) -> dict[str, set[str]]:
+    """``resource.group`` -> verbs, of all roles that this service account is bound to."""
+    roles = {
+        (each["kind"], each["metadata"]["name"]): each["rules"] for each in objects if each["kind"].endswith("Role")
+    }
+    found: dict[str, set[str]] = {}
+    for each in objects:
+        if each["kind"].endswith("RoleBinding") and name in {subject["name"] for subject in each["subjects"]}:
+            for rule in roles.get((each["roleRef"]["kind"], each["roleRef"]["name"]), []):
+                for group in rule["apiGroups"]:
+                    for resource in rule["resources"]:
+                        key = f"{resource}.{group}" if group else resource
+                        found.setdefault(key, set()).update(rule["verbs"])
+    return found
+
+
+def test_the_operator_may_do_what_it_does_to_each_kind_and_nothing_else(chart: Chart, everything: Objects):
+    """Least privilege, kind by kind: what it makes, what it only looks at, and how it tells."""
+    made, seen = {"list", "watch", "create", "patch", "delete"}, {"list", "watch"}
+    istio = {f"{name}.networking.istio.io" for name in ("destinationrules", "virtualservices")}
+    istio |= {"peerauthentications.security.istio.io"}
+    core = {"services", "pods", "persistentvolumeclaims", "persistentvolumes"}
+    core |= {"deployments.apps", "poddisruptionbudgets.policy", "horizontalpodautoscalers.autoscaling"}
+    core |= {"networkpolicies.networking.k8s.io"}
+    usual = {
+        **dict.fromkeys(core, made),
+        **{key: {"list", "watch", "patch"} for key in ("models.helios.dev", "inferenceservices.helios.dev")},
+        **{key: {"patch"} for key in ("models/status.helios.dev", "inferenceservices/status.helios.dev")},
+        **{key: {"update"} for key in ("models/finalizers.helios.dev", "inferenceservices/finalizers.helios.dev")},
+        "deployments/scale.apps": {"patch"},
+        "events.events.k8s.io": {"create", "patch"},
+        "leases.coordination.k8s.io": {"get", "update", "create"},
+        "nodes": seen,
+    }
+    others = dict.fromkeys((*istio, "scaledobjects.keda.sh", "inferencepools.inference.networking.k8s.io"), seen)
+    assert granted(chart.objects(VALUES["no-nodes"]), "helios-operator") == {**usual, **others}
+    allowed = dict.fromkeys((*istio, "scaledobjects.keda.sh"), made)
+    routers = {"endpointslices.discovery.k8s.io": seen}
+    assert granted(everything, "helios-operator") == {**usual, **others, **allowed, **routers}
+
+
+def test_the_operator_reaches_no_further_than_its_namespace(chart: Chart, everything: Objects):
+    def kinds(objects: Objects) -> dict[str, tuple[str, str | None]]:
+        found = [o for o in objects if o["kind"] in ("Role", "ClusterRole") and "operator" in o["metadata"]["name"]]
+        return {o["metadata"]["name"]: (o["kind"], o["metadata"].get("namespace")) for o in found}
+
+    lease, cluster = ("Role", "helios"), ("ClusterRole", None)
+    assert kinds(everything) == {
+        "helios-operator": ("Role", "models"),
+        "helios-operator-release": lease,
+        "helios-operator-cluster": cluster,
+    }
+    everywhere = kinds(chart.objects(VALUES["no-nodes"]))
+    assert everywhere["helios-operator"] == ("ClusterRole", None)
+    (lease_role,) = [
+        o for o in everything if o["metadata"]["name"] == "helios-operator-release" and o["kind"] == "Role"
+    ]
+    assert lease_role["rules"][0]["resourceNames"] == ["helios-operator"], "it may change no other lease"
+
+
+def test_external_metrics_have_a_certificate_that_the_api_server_can_check(chart: Chart, everything: Objects):
+    (service,) = [each for each in everything if each["kind"] == "APIService"]
+    assert service["spec"]["caBundle"] == "QQ=="
+    assert service["spec"]["service"] == {"name": "helios-operator", "namespace": "helios", "port": 443}
+    values = {
+        **VALUES["no-nodes"],
+        "operator": {"enabled": True, "externalMetrics": {"enabled": True, "issuer": "ours"}},
+    }
+    objects = chart.objects(values)
+    (service,) = [each for each in objects if each["kind"] == "APIService"]
+    (certificate,) = [each for each in objects if each["kind"] == "Certificate"]
+    assert service["metadata"]["annotations"] == {"cert-manager.io/inject-ca-from": "helios/helios-operator"}
+    assert "caBundle" not in service["spec"]
+    assert certificate["spec"]["dnsNames"] == ["helios-operator.helios.svc"]
+    (pod,) = [pod for name, pod in pods(objects) if name == "helios-operator"]
+    secrets = [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
+    assert certificate["spec"]["secretName"] in secrets
+
+
+def test_the_definitions_are_in_the_chart_and_are_no_templates():
+    found = {path.name: yaml.safe_load(path.read_text()) for path in (DAEMONSET / "chart" / "crds").iterdir()}
+    assert found == definitions()
+    assert not any("{{" in path.read_text() for path in (DAEMONSET / "chart" / "crds").iterdir())
 
 
 def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:

@@ -89,7 +89,7 @@ def test_every_image_of_the_chart_is_a_target_that_says_who_runs_it(chart: Chart
     for text in chart.files(VALUES["everything"]).values():
         used |= set(re.findall(r"image: registry\.example/helios/([\w-]+):", text))
     _, found = stages("Dockerfile")
-    assert used == {"keeper", "worker", "csi", "registry", "router"} <= set(found)
+    assert used == {"keeper", "worker", "csi", "registry", "router", "operator"} <= set(found)
     for image in used:
         user = found[image].last("USER")
         assert user == ("0:0" if image in ROOT_USERS else "10001:10001"), image
@@ -104,7 +104,7 @@ def test_environments_are_made_of_extras_that_there_are_in_versions_that_were_tr
         for _, text in stage.steps:
             if match := re.fullmatch(r"environment (\S+) ?(\S*)", text):
                 made[match[1]] = [extra for extra in match[2].split(",") if extra]
-    assert set(made) == {"keeper", "worker", "csi", "registry", "router"}
+    assert set(made) == {"keeper", "worker", "csi", "registry", "router", "operator"}
     for image, names in made.items():
         assert set(names) <= set(extras), image
         assert ("COPY", f"--from={image}-environment /made/{image}/ /") in found[image].steps

@@ -12,6 +12,8 @@ from csi.server import GRACE_S, socket_of
 from csi.server import check as check_csi
 from helios.home import SOCKET_PATH_MAX, Home
 from heliosfs.keeper.wire import NEXT
+from orchestrator.operator import STOP_S
+from orchestrator.operator import check as check_operator
 from registry.api import health
 from router.processes.supervisor import BEYOND_S
 from router.routes import PROBES
@@ -58,6 +60,7 @@ def test_commands_take_their_arguments(objects: Objects):
         "csi": "csi",
         "registry": "registry",
         "router": "router",
+        "operator": "operator",
     }
     assert seen == {part: known[part] for part in seen}
     assert seen
@@ -67,6 +70,7 @@ def test_settings_are_known_and_what_the_values_say(objects: Objects):
     for _, pod, container in ours(objects):
         found = settings(container, toml_of(objects, pod))
         check_csi(found.csi)
+        check_operator(found.operator)
         assert found.log.format == ("auto" if container["name"] == "keeper" else "json")
 
 
@@ -91,15 +95,32 @@ def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: O
     assert router.admission.queue.per_worker == 64
     csi = by_image["csi"].csi
     assert csi.driver == "models.example.com"
+    operator = by_image["operator"].operator
+    assert (operator.workers, operator.resync_s, operator.namespace) == (16, 300, "models")
+    assert (operator.lease_name, operator.lease_namespace) == ("helios-operator", "helios")
+    assert operator.signals.router_service == "helios/helios-router-headless"
+    assert (operator.signals.poll_s, operator.signals.token_file) == (2, "/etc/helios/demand-token/token")
+    assert operator.signals.external_tls.cert == "/etc/helios/external-metrics/tls.crt"
+    assert router.demand_tokens == "/etc/helios/demand-tokens/tokens"
+    assert by_image["operator"].registry.urls == ["http://helios-registry.helios.svc:8470"]
 
 
 def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart: Chart, everything: Objects):
     """Each variable that a template sets would win over the same setting in a ``config``, unseen."""
-    mine = {"worker": ("mount", "registry"), "registry": ("registry",), "router": ("router",)}
+    mine = {
+        "worker": ("mount", "registry"),
+        "registry": ("registry",),
+        "router": ("router",),
+        "operator": ("operator",),
+    }
     for _, _, container in ours(everything):
         for name in environment(container) if container["name"] in mine else []:
             section, _, key = name.removeprefix("HELIOS_").lower().partition("__")
-            if section not in mine[container["name"]] or key in ("discovery", "admission"):  # parts of which are
+            if section not in mine[container["name"]] or key in (
+                "discovery",
+                "admission",
+                "signals",
+            ):  # parts of which are
                 continue
             config = (
                 {section: {key: VALID.get(key, "7")}} if container["name"] == "worker" else {key: VALID.get(key, "7")}
@@ -146,6 +167,11 @@ def test_ports_are_those_that_are_listened_at(everything: Objects):
         "router": lambda found, given: {"http": given["port"], "admin": found.router.admin_port},
         "worker": lambda found, given: {"metrics": int(found.mount.listen.rpartition(":")[2])},
         "driver": lambda found, given: {"health": int(found.csi.listen.rpartition(":")[2])},
+        "operator": lambda found, given: {
+            "health": int(found.operator.listen.rpartition(":")[2]),
+            "scaler": int(found.operator.signals.scaler_listen.rpartition(":")[2]),
+            "external": int(found.operator.signals.external_listen.rpartition(":")[2]),
+        },
     }
     for _, pod, container in ours(everything):
         expected = listened.get(container["name"])
@@ -159,6 +185,7 @@ def test_probes_ask_for_pages_that_there_are(objects: Objects):
         "registry": {route.path for route in health.routes()},
         "router": {page.decode() for page in PROBES},
         "worker": {"/healthz", "/readyz", "/metrics"},  # docs/control-api.md; the integration tests ask for them
+        "operator": {"/healthz", "/readyz"},  # helios/http/front.py, as the driver
         "driver": {"/healthz", "/readyz"},  # docs/csi.md; the integration tests ask for them
     }
     for _, pod in pods(objects):
@@ -244,6 +271,8 @@ def test_grace_periods_cover_what_the_program_takes_to_end(everything: Objects):
     assert router["spec"]["terminationGracePeriodSeconds"] >= before + drain + BEYOND_S
     for kind, name in (("DaemonSet", "csi-node"), ("Deployment", "csi-controller")):
         assert named(everything, kind, name)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 2 * GRACE_S
+    operator = named(everything, "Deployment", "operator")["spec"]["template"]["spec"]
+    assert operator["terminationGracePeriodSeconds"] >= 2 * STOP_S
 
 
 def test_the_keeper_is_not_replaced_by_an_upgrade_and_the_worker_takes_over(everything: Objects):
