@@ -60,7 +60,7 @@ class Schema:
         """Whether any field may be in it."""
         if self.marked("preserve-unknown-fields"):
             return True
-        is_object = "object" in self.node.get("type", ())
+        is_object = "object" in self.node.get("type", "object")  # without a type: JSON, as JSONSchemaPropsOrArray
         return is_object and "properties" not in self.node and not self.node.get("additionalProperties")
 
     def field(self, name: str) -> Schema | None:
