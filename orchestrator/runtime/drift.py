@@ -27,12 +27,15 @@ APPLIED: Final = "helios.dev/applied"
 _NAME = ("name",)
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
 KEYS: Final[Mapping[tuple[str, str], Sequence[str]]] = {
-    **{("spec", name): _NAME for name in (*_CONTAINERS, "volumes", "imagePullSecrets", "resourceClaims")},
+    **{
+        ("spec", name): _NAME
+        for name in (*_CONTAINERS, "volumes", "imagePullSecrets", "resourceClaims", "schedulingGates")
+    },
     ("spec", "hostAliases"): ("ip",),
     ("spec", "ports"): ("port", "protocol"),
     ("spec", "topologySpreadConstraints"): ("topologyKey", "whenUnsatisfiable"),
     ("metadata", "ownerReferences"): ("uid",),
-    ("status", "conditions"): ("type",),
+    ("resources", "claims"): _NAME,
     **{(of, "env"): _NAME for of in _CONTAINERS},
     **{(of, "ports"): ("containerPort", "protocol") for of in _CONTAINERS},
     **{(of, "volumeDevices"): ("devicePath",) for of in _CONTAINERS},
