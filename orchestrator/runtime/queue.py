@@ -27,9 +27,9 @@ class Limits(msgspec.Struct, frozen=True):
     """The wait after the first failure..."""
     most_s: float = 120.0
     """...and the longest."""
-    rate: float = 50.0
+    rate: float = 200.0
     """Turns a second, once ``burst`` turns were given."""
-    burst: int = 200
+    burst: int = 500
 
 
 @dataclass(slots=True)
