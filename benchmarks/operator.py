@@ -1,10 +1,10 @@
 """The operator beside a bare client: objects reconciled from nothing, what steady state costs, and memory over churn.
 
 The fake API server of the tests runs in a process of its own, and has Greetings (tests/support/sample_operator.py),
-each of which owns a ConfigMap and a Deployment: four writes. The operator is a process of its own, too. The
-yardstick is the official client that sends the same writes to the same server, as many at a time as the operator has
-workers, and does nothing else. Then every object is changed again and again, with memory read after each round; between the rounds,
-with a resync each second, nothing may be written.
+each of which owns a ConfigMap and a Deployment: four writes. The operator is a process of its own, too. The yardstick
+is the official client that sends the same writes to the same server, as many at a time as the operator has workers,
+and does nothing else. Then every object is changed again and again, with memory read after each round; between the
+rounds, with a resync each second, nothing may be written.
 
     python -m benchmarks.operator [--objects 100] [--rounds 10] [--json FILE]
 
@@ -118,9 +118,10 @@ class Server:
         """Seconds until everything is as it should be."""
         begin = time.perf_counter()
         async with asyncio.timeout(300):
-            while (await self.ask())["wrong"]:
+            while True:
+                if not (await self.ask())["wrong"]:
+                    return time.perf_counter() - begin
                 await asyncio.sleep(0.02)
-        return time.perf_counter() - begin
 
 
 @asynccontextmanager
