@@ -239,3 +239,25 @@ async def test_a_lease_is_given_back_at_the_end_and_the_next_one_leads_at_once(t
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await here.until(lambda: other.leadership.remaining_s() > 0, 5)
+
+
+@scenario
+async def test_somebody_who_insists_is_told_of_and_not_fought_without_end(tmp_path):
+    async with site(tmp_path) as here:
+        here.admin("greetings", "create", greeting("g"))
+        here.start()
+        await here.converged()
+
+        def insists(call):
+            if call.verb == "apply" and call.kind == "ConfigMap":
+                asyncio.get_running_loop().call_later(0.01, change)
+
+        def change():
+            here.admin("configmaps", "update", of(here, "configmaps") | {"data": {"text": "theirs"}})
+
+        here.server.performing = insists
+        change()
+        await here.until(lambda: ready(here) == ("False", "Contested of ConfigMap"))
+        before = here.server.asked["ConfigMap", "apply"]
+        await asyncio.sleep(0.5)
+        assert here.server.asked["ConfigMap", "apply"] == before <= 1 + 5
