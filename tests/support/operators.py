@@ -50,8 +50,8 @@ class Site:
         ended = await asyncio.gather(*(task for _, task in self.running), return_exceptions=True)
         await self.server.close()
         assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
-        assert self.server.complaints == []
-        assert self.deposed == []
+        assert self.server.complaints == [], self.server.complaints
+        assert self.deposed == [], self.deposed
 
     def _performing(self, call: Call) -> None:
         if call.write and call.user and call.kind != "Lease":
