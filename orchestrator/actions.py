@@ -145,7 +145,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
 class Problem(msgspec.Struct, frozen=True):
     """An action that failed, for a condition. ``reason`` is one of QuotaExceeded, Forbidden, Invalid, Conflict,
-    NotFound, NotOwned, TooManyRequests, Unavailable; ``since``: when it failed first, in Unix seconds."""
+    NotFound, NotOwned, Contested (somebody changes it again and again), TooManyRequests, Unavailable; ``since``: when
+    it failed first, in Unix seconds."""
 
     ref: Ref
     reason: str

@@ -13,9 +13,11 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from helios.cluster import cluster_client, require_client
 from helios.config import Config, OperatorSettings
@@ -24,6 +26,7 @@ from helios.kube.following import BACKOFF_S, Clients, Follower, Pace
 from helios.kube.kinds import Kind
 from helios.metrics import OperatorMetrics
 from orchestrator.actions import Reconciler
+from orchestrator.runtime.cache import Trim
 from orchestrator.runtime.controller import Controller
 from orchestrator.runtime.events import Recorder
 from orchestrator.runtime.leading import Leadership
@@ -41,20 +44,30 @@ STOP_S: Final = 10.0
 """Longest time for what is under way at the end, in seconds."""
 
 
+class Watched(msgspec.Struct, frozen=True):
+    """What of a kind is wanted: a label selector where most of its objects are other people's; a part of large ones."""
+
+    selector: str = ""
+    trim: Trim | None = None
+
+
 class Operator:
     """One process of it. ``run`` runs until it is cancelled, and has given the lease back by then."""
 
     def __init__(
         self, settings: OperatorSettings, reconcilers: Sequence[Reconciler[Any]], clients: Clients,
         metrics: OperatorMetrics, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
-        limits: Limits | None = None, backoff_s: tuple[float, float] = BACKOFF_S,
+        watched: Mapping[Kind, Watched] | None = None, limits: Limits | None = None,
+        backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:  # fmt: skip
         """Raises UsageError for settings that can't work."""
+        self._watched = watched or {}
         self.identity = f"{socket.gethostname()[:60]}_{secrets.token_hex(8)}"
         self._settings, self._clients, self._metrics, self._clock = settings, clients, metrics, clock
         self._pace = Pace(settings.silence_s, settings.watch_s, settings.relist_s, ABSENT_S, backoff_s)
-        self._heard: dict[Kind, float] = {}
-        self.controller = Controller(reconcilers, metrics, clock, wall, limits=limits)
+        self._active: dict[Kind, float] = {}
+        trims = {kind: one.trim for kind, one in self._watched.items() if one.trim is not None}
+        self.controller = Controller(reconcilers, metrics, clock, wall, limits=limits, trims=trims)
         self._connection = Connection(clients)
         times = Times(settings.lease_s, settings.renew_s, settings.retry_s)
         leases = Leases(self._connection, settings.lease_namespace, settings.lease_name, settings.renew_s / 2)
@@ -62,17 +75,18 @@ class Operator:
         self.leadership = Leadership(election, leases, times, told=metrics.leading.set)
         self._writer = Writer(self._connection, self.leadership.remaining_s, metrics, call_s=settings.call_s)
         recorder = Recorder(self.identity, clock, wall)
-        self._performer = Performer(self.controller.cache, self._writer, recorder, metrics)
+        self._performer = Performer(self.controller.cache, self._writer, recorder, metrics, clock)
 
     # --- health ---
 
     @property
     def unlive(self) -> str:
-        """Which watches are dead although they should have been made anew long ago; empty: none."""
+        """Which kinds nobody follows any more; empty: none. While the API server is away it is tried again and again,
+        and a restart would not help."""
         limit = 3 * (self._settings.silence_s + self._settings.watch_s)
         now = self._clock()
-        dead = sorted(kind.resource for kind, heard in self._heard.items() if now - heard > limit)
-        return f"nothing was heard for {limit:g} s of {', '.join(dead)}" if dead else ""
+        dead = sorted(kind.resource for kind, active in self._active.items() if now - active > limit)
+        return f"nothing was heard or tried for {limit:g} s of {', '.join(dead)}" if dead else ""
 
     @property
     def unready(self) -> str:
@@ -86,11 +100,12 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for kind, known in self.controller.cache.followed.items():
-                    self._heard[kind] = self._clock()
-                    told = _Told(kind, self._heard, self._metrics, self._clock)
+                    self._active[kind] = self._clock()
+                    told = _Told(kind, self._active, self._metrics, self._clock)
                     follower = Follower(
                         kind, known, self._clients, told, self._pace, clock=self._clock,
                         everywhere=not self._settings.namespace, fresh=self.controller.wake,
+                        selector=self._watched.get(kind, Watched()).selector,
                     )  # fmt: skip
                     tasks.create_task(follower.run())
                 tasks.create_task(self._resync())
@@ -117,15 +132,16 @@ class _Told:
     """Hears how following one kind goes."""
 
     kind: Kind
-    heard_at: dict[Kind, float]
+    active: dict[Kind, float]
     metrics: OperatorMetrics
     clock: Callable[[], float]
 
     def heard(self) -> None:
-        self.heard_at[self.kind] = self.clock()
+        self.active[self.kind] = self.clock()
         self.metrics.heard.labels(self.kind.resource).set_to_current_time()
 
     def failed(self, reason: str, why: str) -> None:
+        self.active[self.kind] = self.clock()
         self.metrics.watch_failures.labels(self.kind.resource, reason).inc()
         log.warning("a kind can't be followed", extra={"kind": self.kind.resource, "reason": reason, "why": why})
 
@@ -141,21 +157,25 @@ def check(settings: OperatorSettings) -> None:
         raise UsageError(f"operator.workers is {settings.workers}; 1 to 64 are possible")
 
 
-def run(config: Config, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None]) -> int:
+def run(
+    config: Config, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None], *,
+    watched: Mapping[Kind, Watched] | None = None,
+) -> int:  # fmt: skip
     """Run it until SIGTERM or SIGINT; ``ready`` is told its URL, if it has one. Returns the exit status."""
     check(config.operator)
-    asyncio.run(_run(config.operator, reconcilers, ready))
+    asyncio.run(_run(config.operator, reconcilers, ready, watched))
     return 0
 
 
 async def _run(
-    settings: OperatorSettings, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None]
-) -> None:
+    settings: OperatorSettings, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None],
+    watched: Mapping[Kind, Watched] | None,
+) -> None:  # fmt: skip
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics = OperatorMetrics()
-    operator = Operator(settings, reconcilers, lambda: client_of(settings), metrics)
+    operator = Operator(settings, reconcilers, lambda: client_of(settings), metrics, watched=watched)
     with _front(settings, operator, metrics) as (serve, url):
         tasks = [asyncio.create_task(operator.run())]
         if serve is not None:

@@ -7,7 +7,7 @@ the answer, and what a watch says of an earlier version of the same object is pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -69,7 +69,7 @@ def owners(manifest: Manifest) -> list[str]:
 class Cache:
     """A ``View``. ``followed`` are for who keeps them as the server has them (``helios.kube.following``)."""
 
-    def __init__(self, kinds: Iterable[Kind], changed: Changed, trims: dict[Kind, Trim] | None = None) -> None:
+    def __init__(self, kinds: Iterable[Kind], changed: Changed, trims: Mapping[Kind, Trim] | None = None) -> None:
         self._changed = changed
         self._owned: dict[Kind, dict[str, set[tuple[str, str]]]] = {}
         self._names: dict[str, tuple[Kind, str, str]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from helios.kube.kinds import Kind
@@ -38,7 +38,7 @@ class Controller:
 
     def __init__(
         self, reconcilers: Sequence[Reconciler[Any]], metrics: OperatorMetrics, clock: Callable[[], float],
-        wall: Callable[[], float], *, limits: Limits | None = None, trims: dict[Kind, Trim] | None = None,
+        wall: Callable[[], float], *, limits: Limits | None = None, trims: Mapping[Kind, Trim] | None = None,
     ) -> None:  # fmt: skip
         """``clock``: seconds that only grow; ``wall``: Unix seconds."""
         self._reconcilers, self._metrics, self._wall = tuple(reconcilers), metrics, wall
@@ -86,7 +86,8 @@ class Controller:
     def _owners(self, kind: Kind, one: Manifest) -> Iterable[Key]:
         metadata = one["metadata"]
         for owner in metadata.get("ownerReferences") or ():
-            if owner.get("controller") and owner.get("kind") == kind.kind:
+            group = str(owner.get("apiVersion", "")).rpartition("/")[0]
+            if owner.get("controller") and (owner.get("kind"), group) == (kind.kind, kind.group):
                 yield Key(metadata.get("namespace", "") if kind.namespaced else "", str(owner.get("name", "")))
         found = self.cache.by_uid((metadata.get("labels") or {}).get(OWNER_LABEL, ""))
         if found is not None and found[0] == kind:

@@ -16,10 +16,13 @@ Which lists have keys is Kubernetes' ``x-kubernetes-list-map-keys``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+
+from orchestrator.actions import Ref
 
 APPLIED: Final = "helios.dev/applied"
 """Annotation with the digest of what was applied."""
@@ -27,12 +30,15 @@ APPLIED: Final = "helios.dev/applied"
 _NAME = ("name",)
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
 KEYS: Final[Mapping[tuple[str, str], Sequence[str]]] = {
-    **{("spec", name): _NAME for name in (*_CONTAINERS, "volumes", "imagePullSecrets", "resourceClaims")},
+    **{
+        ("spec", name): _NAME
+        for name in (*_CONTAINERS, "volumes", "imagePullSecrets", "resourceClaims", "schedulingGates")
+    },
     ("spec", "hostAliases"): ("ip",),
     ("spec", "ports"): ("port", "protocol"),
     ("spec", "topologySpreadConstraints"): ("topologyKey", "whenUnsatisfiable"),
     ("metadata", "ownerReferences"): ("uid",),
-    ("status", "conditions"): ("type",),
+    ("resources", "claims"): _NAME,
     **{(of, "env"): _NAME for of in _CONTAINERS},
     **{(of, "ports"): ("containerPort", "protocol") for of in _CONTAINERS},
     **{(of, "volumeDevices"): ("devicePath",) for of in _CONTAINERS},
@@ -44,7 +50,32 @@ DEFAULTS: Final = {"protocol": "TCP"}
 SETS: Final = frozenset({"finalizers"})
 """Lists of texts that others may add to."""
 
+REPAIRS: Final = 5
+"""So many repairs of one object are made at once..."""
+REPAIR_S: Final = 30.0
+"""...and then one each so many seconds: who else insists is another controller, or a person who should know."""
+MOST: Final = 10_000
+
 _MISSING: Final = "\0missing"
+
+
+class Repairs:
+    """How often objects were repaired, so that two who both insist don't keep the API server busy."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._known: OrderedDict[Ref, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, ref: Ref) -> float:
+        """0: it may be repaired now, and is counted; else in so many seconds."""
+        now = self._clock()
+        left, at = self._known.pop(ref, (float(REPAIRS), now))
+        left = min(REPAIRS, left + (now - at) / REPAIR_S)
+        may = left >= 1
+        self._known[ref] = (left - may, now)
+        while len(self._known) > MOST:
+            self._known.popitem(last=False)
+        return 0.0 if may else (1 - left) * REPAIR_S
 
 
 def digest(value: Any) -> str:

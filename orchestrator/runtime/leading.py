@@ -101,13 +101,19 @@ class Leadership:
             log.warning("the lease can't be read", extra={"why": why(error)})
 
     async def _release(self) -> None:
-        claim: Claim | None = self._election.release()
-        if claim is None:
-            return
-        try:
-            await self._store.write(claim.version, claim.spec)
-        except FAILURES as error:
-            log.warning("the lease could not be given back; it runs out", extra={"why": why(error)})
+        """Twice at most: a renewal that was cut off may have been written, and then the record has another version."""
+        for last in (False, True):
+            claim: Claim | None = self._election.release()
+            if claim is None:
+                return
+            try:
+                await self._store.write(claim.version, claim.spec)
+                return
+            except FAILURES as error:
+                if last:
+                    log.warning("the lease could not be given back; it runs out", extra={"why": why(error)})
+                else:
+                    await self._look()
 
     async def _pause(self) -> None:
         await asyncio.sleep(self._times.retry_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from helios.errors import HeliosError
@@ -28,9 +29,9 @@ from orchestrator.actions import (
     SetFinalizer,
 )
 from orchestrator.runtime.cache import Cache, owners
-from orchestrator.runtime.drift import APPLIED, digest, same, shown
+from orchestrator.runtime.drift import APPLIED, Repairs, digest, same, shown
 from orchestrator.runtime.events import Create, Recorder
-from orchestrator.runtime.refusals import CONFLICT, NOT_OWNED, Failure, NotLeading, failure
+from orchestrator.runtime.refusals import CONFLICT, CONTESTED, NOT_OWNED, Failure, NotLeading, failure
 from orchestrator.runtime.writes import FAILURES, Writer
 
 log = logging.getLogger("helios.operator")
@@ -62,9 +63,11 @@ class Settled:
 class Performer:
     """Performs the actions of turns. Used on one event loop; two turns have different objects."""
 
-    def __init__(self, cache: Cache, writer: Writer, recorder: Recorder, metrics: OperatorMetrics) -> None:
+    def __init__(
+        self, cache: Cache, writer: Writer, recorder: Recorder, metrics: OperatorMetrics, clock: Callable[[], float]
+    ) -> None:
         self._cache, self._writer, self._recorder, self._metrics = cache, writer, recorder, metrics
-        self._settled = Settled()
+        self._settled, self._repairs = Settled(), Repairs(clock)
 
     async def perform(self, action: Action, subject: Ref) -> None:
         """One action of ``subject``'s turn. Raises Failure, NotLeading."""
@@ -107,6 +110,10 @@ class Performer:
             marked = (found["metadata"].get("annotations") or {}).get(APPLIED) == wanted
             if marked and (same(action.manifest, made) or self._settled.is_so(ref, "", wanted, digest(made))):
                 return
+            if marked and (wait := self._repairs.wait_s(ref)):
+                problem = Failure(f"somebody changes {ref} again and again; it is repaired later", code=CONTESTED)
+                problem.retry_after_s = wait
+                raise problem
             if marked:
                 self._metrics.repairs.labels(kind.kind).inc()
                 log.info("repairing what somebody has changed", extra={"object": str(ref)})

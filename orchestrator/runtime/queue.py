@@ -27,9 +27,9 @@ class Limits(msgspec.Struct, frozen=True):
     """The wait after the first failure..."""
     most_s: float = 120.0
     """...and the longest."""
-    rate: float = 50.0
+    rate: float = 200.0
     """Turns a second, once ``burst`` turns were given."""
-    burst: int = 200
+    burst: int = 500
 
 
 @dataclass(slots=True)
@@ -97,11 +97,9 @@ class Queue(Generic[K]):
             if state is None or state.due != due:  # an entry that was brought forward, or taken
                 heapq.heappop(self._heap)
                 continue
-            if state.working:  # a later turn that has become due: it is for when this one is done
-                heapq.heappop(self._heap)
-                state.due, state.again = None, True
-                continue
             heapq.heappop(self._heap)
+            if state.working:  # ``done`` puts it back
+                continue
             self._tokens -= 1
             state.due, state.working, state.again = None, True, False
             return key
@@ -111,21 +109,24 @@ class Queue(Generic[K]):
         """The work is over. ``failed``: it is to be done again after a growing wait, of at least ``again_in_s``;
         otherwise after ``again_in_s``, or never (None)."""
         state, now = self._states[key], self._clock()
-        state.working = False
+        later, again = state.due, state.again or (state.due is not None and state.due <= now)
+        state.working, state.again, state.due = False, False, None
+        wanted = [] if later is None else [later]
         if failed:
             state.failures += 1
             doubled = self._limits.first_s * 2.0 ** min(state.failures - 1, 30)
             wait = min(doubled, self._limits.most_s) * (0.5 + 0.5 * self._jitter())
             state.not_before = now + max(min(wait, self._limits.first_s), again_in_s or 0.0)
-            self._push(key, state, state.not_before if state.again else max(now + wait, state.not_before))
+            wanted.append(now if again else now + wait)
         else:
             state.failures, state.not_before = 0, 0.0
-            if state.again:
-                self._push(key, state, now)
-            elif again_in_s is not None:
-                self.add(key, again_in_s)
-        state.again = False
-        if state.due is None:
+            if again:
+                wanted.append(now)
+            if again_in_s is not None:
+                wanted.append(now + again_in_s)
+        if wanted:
+            self._push(key, state, max(min(wanted), state.not_before))
+        else:
             del self._states[key]
 
     def wait_s(self) -> float | None:
@@ -138,9 +139,7 @@ class Queue(Generic[K]):
                 self._refill(now)
                 short = max(0.0, 1 - self._tokens) / self._limits.rate
                 return max(0.0, due - now, short)
-            if state is not None and state.due == due:
-                state.due, state.again = None, True
-            heapq.heappop(self._heap)
+            heapq.heappop(self._heap)  # an old entry, or one of a key that is worked on: ``done`` puts that back
         return None
 
     def _push(self, key: K, state: _State, due: float) -> None:

@@ -11,7 +11,7 @@ from helios.kube.following import why
 from helios.kube.reflector import Refused
 
 QUOTA, FORBIDDEN, INVALID, CONFLICT, NOT_FOUND = "QuotaExceeded", "Forbidden", "Invalid", "Conflict", "NotFound"
-NOT_OWNED, TOO_MANY, UNAVAILABLE = "NotOwned", "TooManyRequests", "Unavailable"
+NOT_OWNED, TOO_MANY, UNAVAILABLE, CONTESTED = "NotOwned", "TooManyRequests", "Unavailable", "Contested"
 
 PATIENCE: Final = {CONFLICT: 3, TOO_MANY: 3, UNAVAILABLE: 3, NOT_FOUND: 2}
 """Failures in a row before one of these is told to reconcilers: most are over with the next try."""

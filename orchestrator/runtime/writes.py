@@ -7,15 +7,16 @@ may still act; the request's deadline is shorter than that, and without enough t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
 
 from helios.decoding import from_json
-from helios.errors import HeliosError, IntegrityError, NotFound
+from helios.errors import HeliosError, IntegrityError
 from helios.kube.calls import request
 from helios.kube.following import Clients
 from helios.kube.kinds import LEASE, Kind
@@ -64,33 +65,54 @@ async def call(
     return found
 
 
+@dataclass(slots=True)
+class _Open:
+    """A client, and how many use it; it is closed by the last one once it is not to be used any more."""
+
+    stack: AsyncExitStack
+    client: ApiClient
+    namespace: str
+    users: int = 0
+
+
 class Connection:
-    """The client of all writes: opened when one is needed, and anew, with credentials as they are then, after one was
-    refused for want of good ones or had no answer."""
+    """The client of all writes: opened when one is needed, and anew, with credentials as they are then, after a call
+    had no answer or was refused for want of good ones."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
-        self._open: tuple[AsyncExitStack, ApiClient, str] | None = None
+        self._open: _Open | None = None
         self._opening = asyncio.Lock()
 
-    async def get(self) -> tuple[ApiClient, str]:
-        """The client, and the namespace that is meant. Raises UsageError for credentials that can't be read."""
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[tuple[ApiClient, str]]:
+        """The client, and the namespace that is meant; what is raised in the context is looked at. Raises UsageError
+        for credentials that can't be read."""
         async with self._opening:
             if self._open is None:
                 stack = AsyncExitStack()
-                self._open = (stack, *await stack.enter_async_context(self._clients()))
-            return self._open[1:]
-
-    async def failed(self, client: ApiClient, error: Exception) -> None:
-        """A call with this client failed so."""
-        refused = isinstance(error, HeliosError) and error.status != 401
-        if not refused and self._open is not None and self._open[1] is client:
-            await self.close()
+                self._open = _Open(stack, *await stack.enter_async_context(self._clients()))
+            used = self._open
+            used.users += 1
+        try:
+            yield used.client, used.namespace
+        except NotLeading:
+            raise
+        except FAILURES as error:
+            refused = isinstance(error, HeliosError) and error.status != 401
+            if not refused and self._open is used:
+                self._open = None
+            raise
+        finally:
+            used.users -= 1
+            if self._open is not used and not used.users:
+                await used.stack.aclose()
 
     async def close(self) -> None:
+        """Nobody uses it any more."""
         gone, self._open = self._open, None
-        if gone is not None:
-            await gone[0].aclose()
+        if gone is not None and not gone.users:
+            await gone.stack.aclose()
 
 
 class Leases:
@@ -101,37 +123,26 @@ class Leases:
         self._connection, self._namespace, self._name, self._timeout_s = connection, namespace, name, timeout_s
 
     async def read(self) -> Manifest | None:
-        client, meant = await self._connection.get()
-        return await self._call(client, "GET", LEASE.path(self._namespace or meant, self._name))
+        async with self._connection.client() as (client, meant):
+            try:
+                path = LEASE.path(self._namespace or meant, self._name)
+                return await call(client, "GET", path, timeout_s=self._timeout_s)
+            except HeliosError as error:
+                if error.status == 404:
+                    return None
+                raise
 
     async def write(self, version: str, spec: dict[str, Any]) -> Manifest:
         """Create it (``version`` empty), or replace what has this version. Raises Refused (409) if it is not so."""
-        client, meant = await self._connection.get()
-        metadata = {"name": self._name, "namespace": self._namespace or meant}
-        body: dict[str, Any] = {
-            "apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec,
-        }  # fmt: skip
-        method, path = "POST", LEASE.path(metadata["namespace"])
-        if version:
-            method, path = "PUT", LEASE.path(metadata["namespace"], self._name)
-            metadata["resourceVersion"] = version
-        found = await self._call(client, method, path, query={"fieldManager": MANAGER}, body=body)
-        if found is None:
-            raise NotFound(f"the lease {self._name}, or its namespace, is gone")
-        return found
-
-    async def _call(self, client: ApiClient, method: str, path: str, **options: Any) -> Manifest | None:
-        """The answer's object; None: there is none."""
-        try:
-            return await call(client, method, path, timeout_s=self._timeout_s, **options)
-        except HeliosError as error:
-            if error.status == 404:
-                return None
-            await self._connection.failed(client, error)
-            raise
-        except FAILURES as error:
-            await self._connection.failed(client, error)
-            raise
+        async with self._connection.client() as (client, meant):
+            metadata = {"name": self._name, "namespace": self._namespace or meant}
+            method, path = "POST", LEASE.path(metadata["namespace"])
+            if version:
+                method, path = "PUT", LEASE.path(metadata["namespace"], self._name)
+                metadata["resourceVersion"] = version
+            body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+            query = {"fieldManager": MANAGER}
+            return await call(client, method, path, query=query, body=body, timeout_s=self._timeout_s)
 
 
 class Writer:
@@ -168,21 +179,17 @@ class Writer:
         return await self._send("DELETE", kind.path(namespace, name), kind, body=options)
 
     async def _send(self, method: str, path: str, kind: Kind, **options: Any) -> Manifest:
-        client, _ = await self._connection.get()
-        left = self._remaining_s()
-        if left <= LEAST_S:
-            raise NotLeading(f"{method} {path} was not sent: this process does not lead any more")
-        result = "failed"
-        try:
-            found = await call(client, method, path, timeout_s=min(self._call_s, left - LEAST_S), **options)
-            result = "done"
-        except HeliosError as error:
-            result = str(error.status)
-            await self._connection.failed(client, error)
-            raise
-        except FAILURES as error:
-            await self._connection.failed(client, error)
-            raise
-        finally:
-            self._metrics.writes.labels(kind.kind, method, result).inc()
-        return found
+        async with self._connection.client() as (client, _):
+            left = self._remaining_s()
+            if left <= LEAST_S:
+                raise NotLeading(f"{method} {path} was not sent: this process does not lead any more")
+            result = "failed"
+            try:
+                found = await call(client, method, path, timeout_s=min(self._call_s, left - LEAST_S), **options)
+                result = "done"
+            except HeliosError as error:
+                result = str(error.status)
+                raise
+            finally:
+                self._metrics.writes.labels(kind.kind, method, result).inc()
+            return found

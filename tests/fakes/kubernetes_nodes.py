@@ -8,7 +8,6 @@ labels of ours is kept in ``complaints``. Faults: ``refuse``, statuses for the n
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.kubernetes.errors import Refusal
+from tests.fakes.kubernetes.patches import json_patch, merge_patch
 from tests.support.certificates import Authority
 from tests.support.loopback import Asked, Loopback, Said, said
 
@@ -25,49 +26,6 @@ LABEL = re.compile(rf"(?:[a-z0-9](?:[a-z0-9.-]{{0,251}}[a-z0-9])?/)?{NAME}")
 VALUE = re.compile(rf"(?:{NAME})?")
 """Keys and values of labels, as Kubernetes wants them."""
 TOKEN = "the-service-account"
-
-
-class Unfit(Exception):
-    """A patch that can't be applied."""
-
-
-def apply(operations: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any]:
-    """The document after a patch of the operations ``test``, ``remove``, ``add`` and ``replace``. Raises Unfit."""
-    document = copy.deepcopy(to)
-    for each in operations:
-        *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in each["path"].split("/")[1:])
-        at: Any = document
-        try:
-            for part in parents:
-                at = at[int(part)] if isinstance(at, list) else at[part]
-            place: Any = int(last) if isinstance(at, list) else last
-            if each["op"] == "test":
-                if at[place] != each["value"]:
-                    raise Unfit(f"testing value {each['path']} failed")
-            elif each["op"] == "remove":
-                del at[place]
-            elif each["op"] == "add" and isinstance(at, list):
-                at.insert(place, each["value"])
-            elif each["op"] in ("add", "replace"):
-                at[place] = each["value"]
-            else:
-                raise Unfit(f"no operation: {each['op']}")
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise Unfit(f"{each['path']}: {error!r}") from None
-    return document
-
-
-def merged(patch: Any, to: Any) -> Any:
-    """The value after a JSON merge patch (RFC 7396)."""
-    if not isinstance(patch, dict):
-        return patch
-    after = dict(to) if isinstance(to, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            after.pop(key, None)
-        else:
-            after[key] = merged(value, after.get(key))
-    return after
 
 
 @dataclass
@@ -147,8 +105,8 @@ class NodeServer:
                 self.before_patch.pop(0)()
             try:
                 self._patch(asked)
-            except Unfit as error:
-                return _status(422, f"the server rejected our request due to an error in our request: {error}")
+            except Refusal as error:
+                return _status(422, f"the server rejected our request due to an error in our request: {error.message}")
             if self.torn:
                 self.torn -= 1
                 return Said(torn=True)
@@ -157,25 +115,25 @@ class NodeServer:
         return said(self.node)
 
     def _patch(self, asked: Asked) -> None:
-        """Change the node, whole or not at all. Raises Unfit."""
+        """Change the node, whole or not at all. Raises Refusal."""
         kind, patch = asked.headers.get("Content-Type"), json.loads(asked.body)
         if kind == "application/json-patch+json":
             if not any(each["op"] == "test" for each in patch):
                 self.complaints.append("a patch without a test could hit what somebody else has changed")
-            after = apply(patch, self.node)
+            after = json_patch(self.node, patch)
             if _without_taints(after) != _without_taints(self.node):
                 self.complaints.append("something else than taints was changed")
         elif kind == "application/merge-patch+json":
-            after = merged(patch, self.node)
+            after = merge_patch(self.node, patch)
             if set(patch) != {"metadata"} or set(patch["metadata"]) != {"labels"}:
                 self.complaints.append("something else than labels was changed")
             for key, value in patch["metadata"]["labels"].items():
                 if not LABEL.fullmatch(key) or not (value is None or VALUE.fullmatch(value)):
-                    raise Unfit(f"metadata.labels: Invalid value: {key!r}: {value!r}")
+                    raise Refusal(422, "Invalid", f"metadata.labels: Invalid value: {key!r}: {value!r}")
                 if not key.startswith("helios.dev/cached-"):
                     self.complaints.append(f"somebody else's label was changed: {key}")
         else:
-            raise Unfit(f"the body of the request was in an unknown format: {kind}")
+            raise Refusal(422, "Invalid", f"the body of the request was in an unknown format: {kind}")
         self.node = after
 
 

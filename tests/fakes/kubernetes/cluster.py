@@ -155,8 +155,9 @@ class Cluster:
         gone = managers.applied(who, set(wanted), differ, lambda path: path in there)
         one = remove(merged, gone, schema)
         if live is None:
-            self._checked_name(served, metadata)
-            one = self._new(kind, self._admitted(served, _strip(one, kind, namespace), None, strict=False))
+            one = _strip(one, kind, namespace)
+            self._checked_name(served, one["metadata"])
+            one = self._new(kind, self._admitted(served, one, None, strict=False))
             return self._stored(served, one, managers, before, "apply")
         one = self._part(served, live, one, subresource)
         return self._stored(served, self._admitted(served, one, live, strict=False), managers, before, "apply", live)

@@ -7,6 +7,7 @@ pruning, defaulting, validation.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from helios.kube.kinds import Kind
 from tests.fakes.kubernetes import cel
 from tests.fakes.kubernetes.doubles import doubles
 from tests.fakes.kubernetes.errors import invalid
-from tests.fakes.kubernetes.schema import META, Schema, validator
+from tests.fakes.kubernetes.schema import META, Schema, builtin, validator
 
 CRD = "CustomResourceDefinition.apiextensions.k8s.io"
 
@@ -42,8 +43,7 @@ class Served:
     def checked(self, one: dict[str, Any]) -> None:
         """Raise Refusal (422) where a value is not what the schema says."""
         if self.validator is None:
-            raw = _json_schema(self.schema.raw) if self.custom else self.schema.raw
-            self.validator = validator(raw)
+            self.validator = validator(_json_schema(self.schema.raw)) if self.custom else builtin_validator(self.kind)
         causes = []
         for error in self.validator.iter_errors(one):
             path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
@@ -55,6 +55,11 @@ class Served:
             causes += doubles(one, self.schema)
         if causes:
             raise invalid(self.full_name, one["metadata"].get("name", ""), causes)
+
+
+@functools.cache
+def builtin_validator(kind: Kind) -> jsonschema_rs.Validator:
+    return validator(builtin(kind.group, kind.version, kind.kind).raw)
 
 
 def served_by(crd: dict[str, Any]) -> list[Served]:

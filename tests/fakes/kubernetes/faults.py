@@ -27,6 +27,8 @@ class Call:
     subresource: str
     query: dict[str, str]
     body: Any = None
+    user: str = ""
+    """Whose token it came with."""
 
     @property
     def write(self) -> bool:

@@ -70,9 +70,14 @@ def merge(live: Any, wanted: Any, schema: Schema) -> Any:
         return live + [one for one in wanted if one not in live]
     if isinstance(live, list) and isinstance(wanted, list) and schema.list_type == MAP:
         there = {schema.key(one): one for one in live}
-        ours = {schema.key(one): one for one in wanted}
-        kept = [one for key, one in there.items() if key not in ours]
-        return [merge(there.get(key), one, schema.element) for key, one in ours.items()] + kept
+        ours = [(schema.key(one), one) for one in wanted]
+        known = {key for key, _ in ours}
+        turns = iter([*ours])
+        found = []
+        for key, one in there.items():  # each of ours takes a place of ours, in the order that was asked for
+            taken = next(turns) if key in known else None
+            found.append(one if taken is None else merge(there.get(taken[0]), taken[1], schema.element))
+        return found + [merge(there.get(key), one, schema.element) for key, one in turns]
     return copy.deepcopy(wanted)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import re
@@ -53,6 +54,8 @@ class ApiServer:
     def __init__(self, token: str = "secret", *, bookmark_s: float = 0.05, collect_s: float = 0.02) -> None:
         self.token, self.bookmark_s, self._collect_s = token, bookmark_s, collect_s
         self.cluster, self.faults = Cluster(), Faults()
+        self.users: dict[str, str] = {}
+        """Further tokens -> whose they are."""
         self.complaints: list[str] = []
         self.lists = self.watches = 0
         self.asked: Counter[tuple[str, str]] = Counter()
@@ -61,6 +64,8 @@ class ApiServer:
         """Every request, if somebody wants to know."""
         self.gone_as_status = self.mute = self.drip = False
         self.page_most, self.url = 1000, ""
+        self.performing: Callable[[Call], None] = lambda call: None
+        """Told of each request but watches in the moment in which it is performed."""
         self.before_page: Callable[[dict[str, str]], None] = lambda query: None
         self._open: set[Any] = set()
         self._runner: web.AppRunner | None = None
@@ -181,15 +186,19 @@ class ApiServer:
             served = self.cluster.kinds.get((found["group"] or "", found["version"], found["plural"]))
         if served is None or found is None:
             return web.Response(text="404 page not found\n", status=404)  # as for a group that is not installed
-        if request.headers.get("authorization") != f"Bearer {self.token}":
+        users = {f"Bearer {self.token}": "", **{f"Bearer {token}": name for token, name in self.users.items()}}
+        user = users.get(request.headers.get("authorization", ""))
+        if user is None:
             raise Refusal(401, "Unauthorized", "Unauthorized")
         call = await self._meant(request, served, found["namespace"] or "", found["name"] or "", found["sub"] or "")
+        call = dataclasses.replace(call, user=user)
         self.asked[call.kind, call.verb] += 1
         if self.calls is not None:
             self.calls.append(call)
         fault = await self.faults.before(call)
         if call.verb == "watch":
             return await self._watch(request, served, call)
+        self.performing(call)
         answer = self._perform(call, served, PATCHES.get(request.content_type, ""))
         if fault is not None and fault.lost:
             raise Cut

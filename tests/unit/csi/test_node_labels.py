@@ -14,7 +14,8 @@ from helios.errors import HeliosError, InvalidInput, Unavailable
 from helios.metrics import CsiMetrics
 from helios.names import RepoId
 from helios.node_labels import PREFIX, cached_key
-from tests.fakes.kubernetes_nodes import NodeServer, merged
+from tests.fakes.kubernetes.patches import merge_patch
+from tests.fakes.kubernetes_nodes import NodeServer
 
 THEIRS = {"kubernetes.io/hostname": "n", "helios.dev/pool": "gpu"}
 NAMES = [f"org/m{n}" for n in range(6)]
@@ -66,7 +67,7 @@ labels = st.dictionaries(
 def test_after_the_changes_the_node_has_what_is_here_and_what_is_others(present, found, most):
     after = wanted(found, most)
     patch = changes(present, after)
-    node = merged(patch, present)
+    node = merge_patch(present, patch)
     assert ours(node) == after
     others = {name: value for name, value in present.items() if not name.startswith(PREFIX)}
     assert {name: value for name, value in node.items() if not name.startswith(PREFIX)} == others

@@ -12,7 +12,8 @@ from csi.api_server import ApiServer
 from csi.calls import Calls
 from csi.untaint import removal, remove
 from helios.errors import Forbidden, Unavailable, UsageError
-from tests.fakes.kubernetes_nodes import NodeServer, apply
+from tests.fakes.kubernetes.patches import json_patch
+from tests.fakes.kubernetes_nodes import NodeServer
 from tests.support.certificates import Authority
 
 KEY = "helios.dev/agent-not-ready"
@@ -175,5 +176,5 @@ def test_outside_of_a_cluster_there_is_nobody_to_ask():
 @given(st.lists(st.sampled_from(["a", "b", KEY]).flatmap(lambda key: st.just({"key": key, "effect": "NoSchedule"}))))
 def test_the_patch_removes_these_and_nothing_else(taints):
     document = {"spec": {"taints": taints}}
-    after = apply(removal(taints, KEY), document)
+    after = json_patch(document, removal(taints, KEY))
     assert after["spec"]["taints"] == [taint for taint in taints if taint["key"] != KEY]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import promql_parser
 import pytest
 import yaml
@@ -169,7 +170,7 @@ def test_what_the_operator_would_not_take_is_found(everything: list[dict[str, An
     for part in place[:-1]:
         at = at[part]
     at[place[-1]] = value
-    with pytest.raises(ValueError):
+    with pytest.raises(jsonschema_rs.ValidationError):
         check(monitor)
 
 
