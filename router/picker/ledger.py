@@ -16,11 +16,14 @@ from collections.abc import Callable
 from typing import Final
 
 from helios.config import PickerSettings
-from router.worker import Worker
+from router.worker import Lease, Worker
 from router.worker_metrics import WorkerMetrics
 
 LAG_S: Final = 0.25
 """A request that was begun so shortly before a reading may not have been at the worker yet."""
+
+Held = tuple[float, Lease]
+"""A request, and since when it counts."""
 
 
 def goes_by_metrics(settings: PickerSettings) -> bool:
@@ -29,20 +32,21 @@ def goes_by_metrics(settings: PickerSettings) -> bool:
 
 
 class Ledger:
-    """``hold_s``: the longest time, in seconds; ``outlived`` hears of each request that has counted for so long."""
+    """``hold_s``: the longest time, in seconds; ``outlived`` hears of each request that has counted for so long, ``freed``
+    of each that is over."""
 
-    def __init__(self, hold_s: float, outlived: Callable[[], None]) -> None:
-        self._hold_s, self._outlived = hold_s, outlived
-        self._open: dict[Worker, deque[tuple[float, Callable[[], None]]]] = {}
+    def __init__(self, hold_s: float, outlived: Callable[[], None], freed: Callable[[Worker], None]) -> None:
+        self._hold_s, self._outlived, self._freed = hold_s, outlived, freed
+        self._open: dict[Worker, deque[Held]] = {}
         self._read: dict[Worker, WorkerMetrics] = {}
         """The reading that was taken into account last."""
 
     def __len__(self) -> int:
         return sum(map(len, self._open.values()))
 
-    def add(self, worker: Worker, now: float, end: Callable[[], None]) -> None:
-        """A request goes to the worker from ``now`` on; ``end`` is called once."""
-        self._open.setdefault(worker, deque()).append((now, end))
+    def add(self, worker: Worker, now: float, lease: Lease) -> None:
+        """A request that was counted at the worker just ``now`` is left to this, which ends it."""
+        self._open.setdefault(worker, deque()).append((now, lease))
 
     def tick(self, now: float) -> None:
         """Some time has passed."""
@@ -50,27 +54,28 @@ class Ledger:
             requests, metrics = self._open[worker], worker.metrics
             if metrics is not None and metrics is not self._read.get(worker):
                 self._read[worker] = metrics
-                self._end(requests, _over(requests, metrics))
+                self._end(worker, requests, _over(requests, metrics))
             while requests and now - requests[0][0] >= self._hold_s:
                 self._outlived()
-                self._end(requests, 1)
+                self._end(worker, requests, 1)
             if not requests:
                 del self._open[worker]
                 self._read.pop(worker, None)
 
     def close(self) -> None:
         """End everything."""
-        for requests in list(self._open.values()):
-            self._end(requests, len(requests))
+        for worker, requests in list(self._open.items()):
+            self._end(worker, requests, len(requests))
         self._open.clear()
         self._read.clear()
 
-    def _end(self, requests: deque[tuple[float, Callable[[], None]]], count: int) -> None:
+    def _end(self, worker: Worker, requests: deque[Held], count: int) -> None:
         for _ in range(count):
-            requests.popleft()[1]()
+            requests.popleft()[1].end()
+            self._freed(worker)
 
 
-def _over(requests: deque[tuple[float, Callable[[], None]]], metrics: WorkerMetrics) -> int:
+def _over(requests: deque[Held], metrics: WorkerMetrics) -> int:
     """How many of these the reading says are over."""
     begun = sum(1 for since, _ in requests if since <= metrics.at - LAG_S)
     excess = metrics.sent - metrics.running - metrics.waiting

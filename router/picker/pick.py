@@ -302,10 +302,11 @@ class Pick:
 
     def leave(self) -> None:
         """The gateway is left: the request counts until it is over by the ledger."""
-        worker = self.worker
-        if self._phase is PICKED and worker is not None:
-            self._picker.ledger.add(worker, self._picker.relay.now(), self._release)
-            self._attempt_over()
+        worker, lease = self.worker, self._lease
+        if self._phase is PICKED and worker is not None and lease is not None:
+            self._lease = None
+            self._picker.ledger.add(worker, self._picked_at, lease)
+            self._release()
             self._close(gone=False)
 
     def end(self) -> None:
@@ -330,19 +331,15 @@ class Pick:
             self._intake.release()
         self._picker.relay.active.discard(self)
 
-    def _attempt_over(self) -> None:
+    def _release(self) -> None:
+        """Give the worker back."""
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end()
-
-    def _release(self) -> None:
-        """Give the worker back."""
-        self._attempt_over()
         lease, self._lease = self._lease, None
         if lease is not None and self.worker is not None:
             lease.end()
-            if self._picker.relay.admission is not None:
-                self._picker.relay.admission.freed(self.worker)
+            self._picker.freed(self.worker)
 
 
 def _nothing() -> None:

@@ -34,7 +34,7 @@ class Picker:
     def __init__(self, relay: Relay, catalog: Catalog) -> None:
         self.relay, self.settings, self._catalog = relay, relay.settings.picker, catalog
         self.metrics: RouterMetrics = relay.metrics
-        self.ledger = Ledger(self.settings.hold_s, self.metrics.picks_outlived.inc)
+        self.ledger = Ledger(self.settings.hold_s, self.metrics.picks_outlived.inc, self.freed)
         self.unreachable: frozenset[Worker] = frozenset()
         """Workers that no gateway can be sent to."""
         self._endpoints: dict[Worker, str] = {}
@@ -97,6 +97,11 @@ class Picker:
             return [], removed
         removed += [name for name, _ in raw if name in CREDENTIALS]
         return [pair for pair in passed if pair[0] == CREDENTIALS[0]], removed
+
+    def freed(self, worker: Worker) -> None:
+        """A worker has a request less."""
+        if self.relay.admission is not None:
+            self.relay.admission.freed(worker)
 
     def count(self, result: str) -> None:
         """A request is answered. ``result`` is an error's code, or as the metric says: there are few."""

@@ -27,7 +27,7 @@ PROXIED: Final = ("x-request-id", "traceparent", "x-forwarded-for", "via")
 
 def problems(record: Record, own_host: str, *, owned: bool = False, gateway: bool = False) -> list[str]:
     """What is wrong with a request's head; ``own_host`` is the host and port it should name; ``owned``: the path is for
-    the worker's owner, who calls it without a proxy; ``gateway``: one sends it as well, with its own host and in chunks.
+    the worker's owner, who calls it without a proxy; ``gateway``: one may send it, with its own host and in chunks.
     """
     found = []
     gateway = gateway and bool(record.header("x-forwarded-proto"))
