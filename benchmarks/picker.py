@@ -3,11 +3,11 @@
 Proxies (Envoy and the picker together) have a core, workers (nginx) and load (wrk) the other. Prompts differ
 (benchmarks/router_prompts.py), so the policy, which is the default one, has something to decide; keys, limits and
 metrics are on where ours is asked. Envoy runs with one worker thread, and as docs/router-picker.md says, but for the
-mode of the response that a row names: ``leave``: the picker ends the stream when it has answered; ``follow``: Envoy
-keeps it to the end of the answer, and sends nothing more; ``follow, status``: it sends the answer's head as well.
+mode of the response that a row names. ``leave``: the picker ends the stream when it has answered; ``follow``: Envoy
+keeps it to the end of the answer, and sends nothing more; ``follow, status``: it sends the answer's head, too.
 
-Whole answers, at 1 and at 32 connections: requests a second, p50 and p99, CPU of Envoy and of the router's processes for
-each request. What the picker adds to the time of one request is the difference of the p50s at one connection to Envoy
+Whole answers, at 1 and at 32 connections: requests a second, p50 and p99, CPU of Envoy and of the router's processes a
+request. What the picker adds to the time of one request is the difference of the p50s at one connection to Envoy
 alone. Absolute figures do not travel between machines; ratios of one run do.
 
     python -m benchmarks.picker [--seconds 5] [--rounds 3] [--workers 4] [--json FILE]

@@ -32,8 +32,8 @@ def goes_by_metrics(settings: PickerSettings) -> bool:
 
 
 class Ledger:
-    """``hold_s``: the longest time, in seconds; ``outlived`` hears of each request that has counted for so long, ``freed``
-    of each that is over."""
+    """``hold_s``: the longest time, in seconds; ``outlived`` hears of each request that has counted for so long, and
+    ``freed`` of each that is over."""
 
     def __init__(self, hold_s: float, outlived: Callable[[], None], freed: Callable[[Worker], None]) -> None:
         self._hold_s, self._outlived, self._freed = hold_s, outlived, freed
