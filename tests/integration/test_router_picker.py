@@ -193,6 +193,25 @@ def test_what_is_in_flight_is_known(
     wait_for(lambda: router.in_flight() == 0, what="nothing to be in flight")
 
 
+@pytest.mark.parametrize("response", ["leave", "follow"])
+def test_a_gateway_that_would_send_every_piece_of_the_answer(
+    fake_vllm: Start, start_router: StartRouter, envoy: Any, response: str
+) -> None:
+    """As Istio's do: it is left, or gets each piece back."""
+    fake = fake_vllm("tiny", gateway=True, token_s=0.01)
+    router = start_router(fake, picker=json.dumps({"listen": "127.0.0.1:0", "response": response}))
+    config = documented()[0]
+    follows(config, response_header_mode="SEND", response_body_mode="FULL_DUPLEX_STREAMED")
+    front = envoy(router, config)
+    body = {"model": "tiny", "max_tokens": 20, "stream": True, "ignore_eos": True, "prompt": "hello", "seed": 1}
+    direct, through = (via.request("POST", "/v1/completions", body) for via in (router, front))
+    texts = [[json.loads(line[6:])["choices"][0]["text"] for line in answer.body.splitlines()
+              if line.startswith(b"data: {")] for answer in (direct, through)]  # fmt: skip
+    assert len(texts[0]) >= 20
+    assert texts[0] == texts[1]
+    assert chat(front, "whole").status == 200
+
+
 def test_a_request_waits_for_a_worker_and_is_shed(
     fake_vllm: Start, start_router: StartRouter, envoy: Any, wait_for: Any
 ) -> None:

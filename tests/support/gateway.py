@@ -57,7 +57,7 @@ def lists_workers(config: dict[str, Any], *workers: Control) -> None:
     """The gateway knows the workers, and goes on without the picker."""
     cluster = copy.deepcopy(documented()[1])
     cluster["load_assignment"]["endpoints"] = [
-        {"lb_endpoints": [{"endpoint": {"address": {"socket_address": _place(w.url)}}} for w in workers]}
+        {"lb_endpoints": [{"endpoint": {"address": {"socket_address": place(w.url)}}} for w in workers]}
     ]
     config["static_resources"]["clusters"][0] = cluster
     config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"][
@@ -93,7 +93,7 @@ def gateway(picker: str, config: dict[str, Any], directory: Path) -> Iterator[Ro
     resources["listeners"][0]["address"]["socket_address"]["port_value"] = 0
     cluster = next(one for one in resources["clusters"] if one["name"] == "picker")
     endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
-    endpoint["address"]["socket_address"] = _place(f"http://{picker}")
+    endpoint["address"]["socket_address"] = place(f"http://{picker}")
     directory.mkdir(exist_ok=True)
     log, told = directory / "envoy.log", directory / "admin"
     command = [
@@ -125,6 +125,7 @@ def _listening(process: subprocess.Popen[str], told: Path, log: Path) -> str:
     pytest.fail(f"Envoy did not start:\n{log.read_text()}")
 
 
-def _place(url: str) -> dict[str, Any]:
+def place(url: str) -> dict[str, Any]:
+    """A URL's host and port, as Envoy writes them."""
     host, port = split_listen(url.partition("//")[2], "an address")
     return {"address": host, "port_value": port}
