@@ -249,5 +249,5 @@ class Course:
     def _able(self, model: str, tried: frozenset[Worker]) -> Target | None:
         if self._fallbacks is None:
             self._fallbacks = self._relay.resilience.fallbacks.of(model, self.said.route)
-        fit = (one for one in self._fallbacks if self._ours or one.endpoint is None)
+        fit = [one for one in self._fallbacks if self._ours or one.endpoint is None]
         return next((one for one in fit if one.able(self._relay.workers, tried)), None)

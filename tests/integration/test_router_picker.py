@@ -19,8 +19,9 @@ from tests.fakes.vllm.client import Control
 from tests.fakes.vllm.fixtures import allowed_violations, fake_vllm
 from tests.support.gateway import asks, documented, follows, gateway, hints, lists_workers, picker_of
 from tests.support.routing import RouterProcess, StartRouter, start_router, stream
+from tests.support.wake_hook import Hook, hook
 
-__all__ = ["allowed_violations", "fake_vllm", "start_router"]
+__all__ = ["allowed_violations", "fake_vllm", "hook", "start_router"]
 Start = Callable[..., Control]
 PICKER = ("--picker", "127.0.0.1:0")
 CHAT = "/v1/chat/completions"
@@ -258,6 +259,26 @@ def test_a_client_that_leaves_the_queue_is_gone(
     first.close()
     sock.close()
     wait_for(lambda: router.in_flight() == 0, what="the first to be gone, too")
+
+
+def test_a_request_for_a_model_that_sleeps_is_held_while_it_wakes(
+    fake_vllm: Start, start_router: StartRouter, envoy: Any, wait_for: Any, hook: Hook
+) -> None:
+    """A stream, too, which hears nothing meanwhile; and so again after it went to sleep."""
+    fake = fake_vllm("tiny", gateway=True)
+    router = start_router(fake, args=PICKER, admission=json.dumps({"wake_url": hook.url}))
+    front = envoy(router)
+    for _ in range(2):
+        hook.documents.clear()
+        fake.refuse()
+        wait_for(lambda: router.up() == 0, what="the worker to be down")
+        answers: list[Any] = []
+        waiting = threading.Thread(target=lambda into=answers: into.append(chat(front, "hello", stream=True)))
+        waiting.start()
+        wait_for(lambda: hook.asked == ["tiny"], what="it to be woken")
+        fake.accept()
+        waiting.join(30)
+        assert [(answer.status, answer.body[:6]) for answer in answers] == [(200, b"data: ")]
 
 
 def kill(router: RouterProcess) -> None:

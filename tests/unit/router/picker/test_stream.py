@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from itertools import pairwise
@@ -228,6 +229,17 @@ async def test_a_limit_that_is_reached_sheds_and_what_was_taken_stays_taken() ->
     status, code, headers = refused(await asked(site, head(), body()))
     assert (status, code) == (429, "rate_limit_exceeded")
     assert int(headers["retry-after"]) > 0
+
+
+@in_loop
+async def test_an_adapter_is_sent_where_it_is_loaded_before_where_there_is_room() -> None:
+    workers = ("m=http://10.0.0.1:80,adapter=lora", "m=http://10.0.0.2:80,adapter=lora")
+    site = Site(workers, policy="lora-affinity")
+    for worker, running, usage in zip(site.workers.all, ("lora", "other"), (0.9, 0.1), strict=True):
+        worker.metrics = WorkerMetrics(time.monotonic(), 0, 3, 0, usage, frozenset({running}), frozenset(), 1)
+    for _ in range(3):
+        answers = await asked(site, head(("x-gateway-inference-objective", "none")), body(b'{"model": "lora"}'))
+        assert destination(answers) == "10.0.0.1:80"
 
 
 @in_loop
