@@ -38,9 +38,11 @@ EVENTS, PACE_S = 100, 0.01
 MODELS = json.dumps(
     {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "vllm"}]}
 ).encode()
+METRICS = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+"""What nginx says of itself: it answers at once."""
 LOCATIONS = "\n".join(
     f"location {path} {{ default_type application/json; return 200 '{content.decode()}'; }}"
-    for path, content in (("/v1/models", MODELS), ("/", ANSWER))
+    for path, content in (("/v1/models", MODELS), ("/metrics", METRICS), ("/", ANSWER))
 )
 
 

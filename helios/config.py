@@ -678,6 +678,26 @@ class DisaggregationSettings(Section, frozen=True):
     connector is ``cache-threshold``."""
 
 
+class PickerSettings(Section, frozen=True):
+    """The endpoint picker: gateways ask it where each request goes (docs/router-picker.md); used once ``listen`` is
+    set."""
+
+    listen: str = ""
+    """``HOST:PORT`` at which gateways ask, over gRPC (Envoy's external processing); port 0 takes a free one."""
+    tls_cert: str = ""
+    """Certificate that gateways are shown, with those between it and its authority; PEM. Empty: no TLS."""
+    tls_key: str = ""
+    response: Literal["leave", "follow"] = "leave"
+    """Whether a gateway is left once its request has a worker: answers outlive the picker, and what is in flight is
+    estimated; or followed to the end of the answer, so that it is counted."""
+    hold_s: float = 60.0
+    """Longest time that a request counts at its worker where the gateway is left, in seconds."""
+    endpoints: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    """Workers that a gateway is told for each request, the first choice and those to be tried after it."""
+    max_streams: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    """Most requests of gateways at a time in one process; others are told 503."""
+
+
 class RouterSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8480
@@ -744,6 +764,7 @@ class RouterSettings(Section, frozen=True):
     batches: BatchSettings = BatchSettings()
     tracing: TracingSettings = TracingSettings()
     disaggregation: DisaggregationSettings = DisaggregationSettings()
+    picker: PickerSettings = PickerSettings()
 
 
 class ServedSettings(Section, frozen=True):

@@ -392,6 +392,23 @@ class RouterMetrics(Metrics):
         self.batch_losses = Counter(
             "helios_router_batch_losses_total", "Batches that their owner had to leave", ["reason"], registry=r
         )  # reason: taken (by another), store (it could not be reached)
+        self.picks = Counter(
+            "helios_router_picks_total", "Requests of gateways that were answered", ["result"], registry=r
+        )
+        # result: picked, models (their list, answered here), gone, or the error's code
+        self.pick_seconds = Histogram(
+            "helios_router_pick_seconds", "From a gateway's request to where it goes", buckets=LATENCY_S, registry=r
+        )
+        self.picker_streams = Gauge("helios_router_picker_streams", "Requests that gateways ask about", registry=r)
+        self.picks_elsewhere = Counter(
+            "helios_router_picks_elsewhere_total", "Requests that a gateway sent to another choice than the first",
+            registry=r,
+        )  # fmt: skip
+        self.picks_outlived = Counter(
+            "helios_router_picks_outlived_total",
+            "Requests of gateways that counted for router.picker.hold_s",
+            registry=r,
+        )
         self.shared_limits_up = Gauge(
             "helios_router_shared_limits_up", "1 while the store of shared limits can be asked", registry=r
         )

@@ -167,25 +167,19 @@ class Router:
 
     async def _models(self, request: Request) -> Response:
         try:
-            return JSONResponse(self.catalog.list(self._visible(request)))
+            return JSONResponse(self.catalog.list(self.catalog.visible(request.scope["headers"], self.admission)))
         except ApiError as error:
             return refusal(request, error)
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["model"]
         try:
-            visible = self._visible(request)
+            visible = self.catalog.visible(request.scope["headers"], self.admission)
             if name not in visible:
-                raise errors.unknown_model(name, visible)
+                raise errors.unknown_model(name, list(visible))
             return JSONResponse(self.catalog.get(name))
         except ApiError as error:
             return refusal(request, error)
-
-    def _visible(self, request: Request) -> list[str]:
-        """The models that the client may use. Raises ApiError."""
-        if self.admission is None:
-            return self.workers.models
-        return self.admission.visible(self.admission.identify(request.scope["headers"]))
 
     async def _healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

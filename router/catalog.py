@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router.health import State
 from router.workers import Workers
+
+if TYPE_CHECKING:
+    from router.admission.admission import Admission
+    from router.relay.headers import Headers
 
 
 class Catalog:
@@ -20,6 +24,10 @@ class Catalog:
     def __init__(self, workers: Workers, aliases: Mapping[str, str]) -> None:
         self._workers, self._aliases = workers, aliases
         self._created = int(time.time())
+
+    def visible(self, headers: Headers, admission: Admission | None) -> Sequence[str]:
+        """The names that the sender of these headers (names in lower case) may use. Raises ApiError."""
+        return self._workers.models if admission is None else admission.visible(admission.identify(headers))
 
     def list(self, names: Sequence[str]) -> dict[str, Any]:
         """OpenAI's list object of these models and aliases."""

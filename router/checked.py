@@ -16,6 +16,7 @@ from router.batches import service as batches
 from router.discovery.assembly import Discovery
 from router.discovery.waking import waker
 from router.kv.publishers import check_settings
+from router.picker import port as picker
 from router.resilience.resilience import Resilience
 from router.scheduling.configured import Tools, build
 from router.tracing import settings as tracing
@@ -78,6 +79,7 @@ def check(settings: RouterSettings, registry: RegistrySettings) -> list[str]:
         raise UsageError("router.discovery.hold holds requests while the registry is asked, which needs resolve")
     Discovery(settings.discovery, registry, workers.apply, lambda model: False, metrics)
     batches.check(settings.batches)
+    picker.check(settings.picker)
     tracing.check(settings.tracing)
     Access(settings.admin_tokens, settings.discovery.registrars)
     return workers.models

@@ -287,6 +287,11 @@ def no_metrics() -> ApiError:
     return _unavailable("no_metrics", message)
 
 
+def gateway_mode(mode: str) -> ApiError:
+    message = f"The gateway asks with request_body_mode {mode}; the picker takes FULL_DUPLEX_STREAMED."
+    return ApiError(500, "gateway_mode", message, type="server_error")
+
+
 def no_such(kind: str, identity: str, param: str) -> ApiError:
     """404: a file or a batch that there is not, or that is another tenant's."""
     return ApiError(404, f"{kind.lower()}_not_found", f"No such {kind} object: {identity[:100]}", param=param)

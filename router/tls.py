@@ -17,13 +17,14 @@ LOOK_S: Final = 10.0
 class Certificate:
     """The certificate that clients see. ``context`` stays the same object; what it shows is renewed by ``refresh``."""
 
-    def __init__(self, cert: str, key: str) -> None:
-        """Raises UsageError when the files can't be read or don't belong together."""
-        self._cert, self._key = cert, key
+    def __init__(self, cert: str, key: str, names: tuple[str, str] = ("router.tls_cert", "router.tls_key")) -> None:
+        """``names``: of the settings that say the files. Raises UsageError when these can't be read or don't belong
+        together."""
+        self._cert, self._key, self._names = cert, key, names
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._seen = self._looks()
-        _load(self.context, cert, key, "router.tls_cert", "router.tls_key")
+        _load(self.context, cert, key, *names)
 
     def refresh(self) -> bool:
         """Read the files again if they are others now; says whether. Connections that there are go on as they are.
@@ -34,9 +35,9 @@ class Certificate:
         if looks == self._seen:
             return False
         # Tried on another context: half of a pair that does not belong together must not get into this one.
-        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._cert, self._key, "router.tls_cert", "router.tls_key")
+        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._cert, self._key, *self._names)
         self._seen = looks
-        _load(self.context, self._cert, self._key, "router.tls_cert", "router.tls_key")
+        _load(self.context, self._cert, self._key, *self._names)
         return True
 
     def _looks(self) -> list[tuple[int, int, int]]:

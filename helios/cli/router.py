@@ -30,6 +30,11 @@ from helios.cli.router_top import top
     help="How a worker is chosen (default: prefix-affinity): a name, or a table in JSON; docs/router.md lists them.",
 )
 @click.option(
+    "--picker",
+    metavar="HOST:PORT",
+    help="Tell gateways (Envoy, Istio) there where requests go, over gRPC; docs/router-picker.md.",
+)
+@click.option(
     "--config",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -44,6 +49,7 @@ def router(
     processes: int | None,
     workers: tuple[str, ...],
     policy: str | None,
+    picker: str | None,
     file: Path | None,
     as_json: bool,
 ) -> int | None:
@@ -60,7 +66,10 @@ def router(
 
     given = [msgspec.to_builtins(parse_worker(text)) for text in workers] or None
     chosen = None if policy is None else parse_policy(policy)
-    ours = {"host": host, "port": port, "processes": processes, "workers": given, "policy": chosen}
+    asked = None if picker is None else {"listen": picker}
+    ours = {
+        "host": host, "port": port, "processes": processes, "workers": given, "policy": chosen, "picker": asked,
+    }  # fmt: skip
 
     def load() -> Config:
         return load_from_process({"router": ours}, file)
@@ -68,8 +77,9 @@ def router(
     config = load()
     logs.setup(config.log)
 
-    def announce(url: str, models: list[str]) -> None:
-        click.echo(json.dumps({"url": url, "models": models}) if as_json else url)
+    def announce(url: str, models: list[str], picker: str) -> None:
+        told = {"url": url, "models": models, **({"picker": picker} if picker else {})}
+        click.echo(json.dumps(told) if as_json else url)
 
     return run(config, announce, load)
 

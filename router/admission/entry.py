@@ -258,16 +258,17 @@ class Entry:
         if self._meter is not None:
             self._meter.feed(piece)
 
+    def leave_unseen(self) -> None:
+        """The request is over at a worker whose answer went past here: it used what was estimated."""
+        self._leave(False)
+        if self._keeper is not None and self._meter is not None:
+            self._admission.used(self.model, "estimated", self._asked.tokens)
+        self._keeper = None
+
     def leave(self, head: Head | None, ended: bool, gone: bool) -> None:
         """The request is over, whichever way. ``head`` is the worker's, None where none came; ``ended``: the answer
         is whole."""
-        self._left = True
-        if self._stop_looking is not None:
-            self._stop_looking()
-        if self._ticket is not None:
-            self._admission.line.leave(self.model, self._ticket)
-            self._done_waiting("gone" if gone else "refused")
-            self._ticket = None
+        self._leave(gone)
         if self._keeper is None:
             return
         if head is None or head.status >= 400:
@@ -281,6 +282,16 @@ class Entry:
             self._admission.used(self.model, source, tokens)
         if used is not None:
             self._settle(float(used))
+
+    def _leave(self, gone: bool) -> None:
+        """Ask and wait no more."""
+        self._left = True
+        if self._stop_looking is not None:
+            self._stop_looking()
+        if self._ticket is not None:
+            self._admission.line.leave(self.model, self._ticket)
+            self._done_waiting("gone" if gone else "refused")
+            self._ticket = None
 
     def _settle(self, used: float) -> None:
         """The tokens that were used, of those taken; a request stays a request."""

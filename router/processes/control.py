@@ -41,6 +41,7 @@ from router.discovery.registration import Lease
 from router.discovery.waking import waker
 from router.health import State
 from router.kv.owner import Owner
+from router.picker.ledger import goes_by_metrics
 from router.processes.channel import Channel
 from router.processes.fleet import Fleet
 from router.processes.messages import (
@@ -157,7 +158,7 @@ class Process:
         )  # fmt: skip
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(checks.running())
-            if reads_metrics(settings.policy):
+            if reads_metrics(settings.policy) or goes_by_metrics(settings.picker):
                 interval_s = settings.scrape_interval_s
                 scraper = Scraper(self._workers, interval_s, time.monotonic, context, keys, self._read)
                 await parts.enter_async_context(scraper.running())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
 
@@ -55,6 +56,9 @@ from router.relay.protocol import relaying
 from router.relay.turned_away import turning_away
 from router.routes import RAW_ROUTES
 
+if TYPE_CHECKING:
+    from router.picker.server import PickerServer
+
 log = logging.getLogger("helios.router")
 
 ENDING_S: Final = 10
@@ -97,10 +101,12 @@ class Process:
             turning_away(RAW_ROUTES, metrics.turned_away),
         )  # fmt: skip
 
+        self._picker: PickerServer | None = None
+
     async def run(self) -> int:
         self._channel = channel = await Channel.over(self._inherited.channel, self._handle, self._stop)
         await self._known.wait()
-        async with self.router.running(), asyncio.TaskGroup() as tasks:
+        async with self.router.running(), asyncio.TaskGroup() as tasks, self._serving_gateways():
             looking = None if self._certificate is None else tasks.create_task(self._renew(self._certificate))
             await self._server.serve()
             if looking is not None:
@@ -108,6 +114,20 @@ class Process:
         channel.send(Counted(0, snapshot(self.router.metrics.registry)))  # else what came last would be missing
         await channel.close()
         return 0
+
+    @contextlib.asynccontextmanager
+    async def _serving_gateways(self) -> AsyncIterator[None]:
+        """Answer gateways, too, where that is wanted."""
+        if not self._inherited.picker:
+            yield
+            return
+        from router.picker.picker import Picker
+        from router.picker.server import PickerServer  # gRPC, which must not be there before this process is
+
+        picker = Picker(self.router.relay, self.router.catalog)
+        self._picker = PickerServer(picker, self._inherited.picker)
+        async with self._picker.running():
+            yield
 
     def _resolve(self, model: str) -> None:
         self._send(Asked(model))
@@ -131,6 +151,8 @@ class Process:
             self._left = True
             self._send(Leaving())
             self.router.leave()
+            if self._picker is not None:
+                self._picker.leave()
 
     def _stop(self) -> None:
         self._server.stop()

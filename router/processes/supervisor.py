@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import FrameType
 from typing import Final
 
@@ -65,13 +66,15 @@ class Inherited:
     slot: int
     processes: int
     index: socket.socket
+    picker: str
+    """Where gateways ask, HOST:PORT; empty: nowhere."""
 
     @property
     def settings(self) -> RouterSettings:
         return self.config.router
 
 
-KEPT: Final = ("host", "port", "processes", "admin_host", "admin_port", "admin_socket")
+KEPT: Final = ("host", "port", "processes", "admin_host", "admin_port", "admin_socket", "picker.listen")
 """Settings that are those of the start until the end."""
 
 Main = Callable[[Inherited], int]
@@ -84,14 +87,16 @@ class Supervisor:
     def __init__(
         self, config: Config, sockets: Sequence[socket.socket], admin: Sequence[socket.socket],
         mains: Mapping[Role, Main], reload: Callable[[], Config], announce: Callable[[], None], processes: int,
+        picker: str = "",
     ) -> None:  # fmt: skip
-        """``sockets`` are the data processes', and closed here; ``admin`` are the control process's.
+        """``sockets`` are the data processes', and closed here; ``admin`` are the control process's. At ``picker`` data
+        processes serve gateways as well.
 
         ``announce`` is called once all processes serve for the first time.
         """
         settings = config.router
         self._config, self._sockets, self._admin, self._mains = config, list(sockets), list(admin), mains
-        self._processes = processes
+        self._processes, self._picker = processes, picker
         self._index = listen()
         self._reload, self._announce, self._announced = reload, announce, False
         # As many again: those of a new configuration serve before the others are told to go.
@@ -261,6 +266,7 @@ class Supervisor:
                 member.slot,
                 self._processes,
                 self._index,
+                self._picker,
             )
             status = main(inherited)
         except BaseException:
@@ -321,8 +327,7 @@ class Supervisor:
             log.error("the new configuration can't be used; the old one stays", extra={"reason": str(error)})
             return
         before, settings = self._config.router, config.router
-        kept = {name: getattr(before, name) for name in KEPT}
-        if changed := [name for name, value in kept.items() if getattr(settings, name) != value]:
+        if changed := [name for name in KEPT if attrgetter(name)(settings) != attrgetter(name)(before)]:
             log.warning("these settings change only when the router is started anew", extra={"settings": changed})
         self._config = config
         self._members.renew(settings.drain_s + BEYOND_S)

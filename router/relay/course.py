@@ -1,7 +1,7 @@
 """Where one request goes: the worker that is chosen for it, and after a failure another one, or a fallback.
 
-No I/O: ``Exchange`` carries out what is said here. What is chosen is counted in the same step, by the ``Dispatch`` that
-begins there.
+No I/O: ``Exchange`` carries out what is said here, or a gateway does that asked for it (``router.picker``). What is
+chosen is counted in the same step, by the ``Dispatch`` that begins there, or the gateway's ``Pick``.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Course:
     """One request's."""
 
     __slots__ = (
-        "_fallbacks", "_give_up_at", "_indexed", "_placed", "_reason", "_relay", "_repeats", "_target", "_tried",
-        "body", "model", "request", "said", "spans", "transfer",
+        "_fallbacks", "_give_up_at", "_indexed", "_ours", "_placed", "_reason", "_relay", "_repeats", "_target",
+        "_tried", "body", "model", "request", "said", "spans", "transfer",
     )  # fmt: skip
 
-    def __init__(self, relay: Relay, said: RequestHead) -> None:
-        self._relay, self.said = relay, said
-        self.spans: Spans | None = None if relay.tracing is None else relay.tracing.begin(said)
+    def __init__(self, relay: Relay, said: RequestHead, *, ours: bool = True) -> None:
+        """``ours``: it goes over connections of this router; else a gateway sends it, which reaches workers alone and
+        writes spans of its own."""
+        self._relay, self.said, self._ours = relay, said, ours
+        self.spans: Spans | None = None if relay.tracing is None or not ours else relay.tracing.begin(said)
         """What is noted for its spans; None where it has none."""
         self._placed = False
         self.model = UNKNOWN
@@ -94,15 +96,19 @@ class Course:
 
         return lookups.ask(self.said.route.path, intake.model, intake, told)
 
-    def choose(self, intake: Intake, entry: Entry | None) -> Worker | Endpoint | None:
-        """Where the request goes now, which nothing has counted yet. None: it has to wait. Raises ApiError."""
+    def choose(
+        self, intake: Intake, entry: Entry | None, outside: frozenset[Worker] = NOBODY
+    ) -> Worker | Endpoint | None:
+        """Where the request goes now, which nothing has counted yet. None: it has to wait. Raises ApiError.
+
+        ``outside``: workers that it can't go to, whatever becomes of the others."""
         workers = self._relay.workers
         if self._target is not None and self._target.endpoint is not None:
             self._target, self.body = None, b""  # it was there
         now = self._relay.now()
         while True:
             model = self._known(intake, now)
-            candidates = workers.candidates(model, self._tried)
+            candidates = workers.candidates(model, self._tried | outside if outside else self._tried)
             if candidates and candidates[0].guard.clear:
                 break
             target = self._fall_back(model, intake) if poor(candidates) else None
@@ -243,4 +249,5 @@ class Course:
     def _able(self, model: str, tried: frozenset[Worker]) -> Target | None:
         if self._fallbacks is None:
             self._fallbacks = self._relay.resilience.fallbacks.of(model, self.said.route)
-        return next((one for one in self._fallbacks if one.able(self._relay.workers, tried)), None)
+        fit = [one for one in self._fallbacks if self._ours or one.endpoint is None]
+        return next((one for one in fit if one.able(self._relay.workers, tried)), None)

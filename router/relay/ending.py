@@ -28,19 +28,23 @@ def event(content: bytes, head: Head | None) -> bytes:
 
 def answer(error: ApiError, content: bytes, identity: bytes, keep_alive: bool) -> bytes:
     """A whole answer."""
-    lines = [
-        STATUS_LINES[error.status],
-        b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (len(content), identity),
-    ]
-    if error.retry_after_s is not None:
-        lines.append(b"retry-after: %d\r\n" % error.retry_after_s)
-    if error.allow is not None:
-        lines.append(b"allow: %b\r\n" % error.allow.encode())
-    if error.challenge is not None:
-        lines.append(b"www-authenticate: %b\r\n" % error.challenge.encode())
+    lines = [STATUS_LINES[error.status], b"content-length: %d\r\n" % len(content)]
+    lines += [b"%b: %b\r\n" % pair for pair in headers(error, identity)]
     if not keep_alive:
         lines.append(b"connection: close\r\n")
     return b"".join([*lines, b"\r\n", content])
+
+
+def headers(error: ApiError, identity: bytes) -> list[tuple[bytes, bytes]]:
+    """What the head of an error's answer says, but for what is the connection's."""
+    found = [(b"content-type", b"application/json"), (b"x-request-id", identity)]
+    if error.retry_after_s is not None:
+        found.append((b"retry-after", b"%d" % error.retry_after_s))
+    if error.allow is not None:
+        found.append((b"allow", error.allow.encode()))
+    if error.challenge is not None:
+        found.append((b"www-authenticate", error.challenge.encode()))
+    return found
 
 
 def chunked(head: Head) -> bool:

@@ -13,8 +13,13 @@ from router.errors import ApiError
 
 if TYPE_CHECKING:
     from router.admission.entry import Entry
-    from router.relay.delivery import Delivery
     from router.relay.intake import Intake
+
+
+class Told(Protocol):
+    """Where a client hears that its request waits."""
+
+    def comment(self, text: bytes, keep_alive: bool) -> None: ...
 
 
 class Owner(Protocol):
@@ -37,10 +42,10 @@ class Owner(Protocol):
 class Queued:
     """What one request does while it is QUEUED; ``owner.deadline`` is when ``look`` is due."""
 
-    __slots__ = ("_delivery", "_entry", "_owner")
+    __slots__ = ("_entry", "_owner", "_told")
 
-    def __init__(self, owner: Owner, entry: Entry, delivery: Delivery) -> None:
-        self._owner, self._entry, self._delivery = owner, entry, delivery
+    def __init__(self, owner: Owner, entry: Entry, told: Told) -> None:
+        self._owner, self._entry, self._told = owner, entry, told
 
     def admit(self, intake: Intake) -> None:
         """The request is whole and has its turn."""
@@ -73,7 +78,7 @@ class Queued:
             self._owner.fail(error)
             return
         if entry.streams:
-            self._delivery.comment(entry.comment(), self._owner.keep_alive)
+            self._told.comment(entry.comment(), self._owner.keep_alive)
         self._owner.deadline = entry.due()
 
     # --- what the queue says ---

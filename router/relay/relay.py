@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from router.disaggregation.splits import Splits
     from router.kv.asking import Lookups
     from router.relay.dispatch import Dispatch
-    from router.relay.exchange import Exchange
     from router.tracing.recorder import Recorder
 
 TICK_S: Final = 0.1
@@ -35,6 +34,18 @@ TICK_S: Final = 0.1
 
 class Timer(Protocol):
     def cancel(self) -> None: ...
+
+
+class Underway(Protocol):
+    """A request. ``deadline`` is when ``expire`` is due, in the loop's seconds."""
+
+    deadline: float
+
+    def expire(self) -> None: ...
+
+    def cut(self) -> None:
+        """The router's time is up."""
+        ...
 
 
 def _later(seconds: float, call: Callable[[], None]) -> Timer:
@@ -64,8 +75,8 @@ class Relay:
         self.budget = Budget(settings.max_buffered_mib << 20)
         self.tls = tls
         self.pool = Pool(settings.connect_timeout_s, tls)
-        self.active: set[Exchange] = set()
-        """Requests under way..."""
+        self.active: set[Underway] = set()
+        """Requests under way, those of gateways included..."""
         self.dispatches: set[Dispatch] = set()
         """...and their attempts."""
         self.now: Callable[[], float] = time.monotonic

@@ -87,7 +87,9 @@ class Endpoint:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = await read(receive)
         record = self._fake.journal.open(scope, body)
-        record.violations += problems(record, self._fake.own_host, owned=self._owned)
+        record.violations += problems(
+            record, self._fake.own_host, owned=self._owned, gateway=self._fake.settings.gateway
+        )
         cycle = scope["extensions"][CYCLE]
         fault = self._fake.faults.take(scope["path"])
         reply = Reply(send, cycle, record, fault, hashlib.sha256())

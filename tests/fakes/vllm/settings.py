@@ -35,6 +35,8 @@ class Settings:
     """After this long without a request a connection is closed (vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
     api_key: str = ""
     """The key that is wanted (vLLM's ``--api-key``) on the paths that vLLM asks it on; empty: none."""
+    gateway: bool = False
+    """A gateway (Envoy) may be before it, which does not name it in ``Host`` and sends bodies in chunks."""
     block_tokens: int = 16
     """Tokens in a KV block."""
     load_tracking: bool = False

@@ -25,21 +25,24 @@ PROXIED: Final = ("x-request-id", "traceparent", "x-forwarded-for", "via")
 """Headers by which a request is known that came through a proxy."""
 
 
-def problems(record: Record, own_host: str, *, owned: bool = False) -> list[str]:
+def problems(record: Record, own_host: str, *, owned: bool = False, gateway: bool = False) -> list[str]:
     """What is wrong with a request's head; ``own_host`` is the host and port it should name; ``owned``: the path is for
-    the worker's owner, who calls it without a proxy."""
+    the worker's owner, who calls it without a proxy; ``gateway``: one may send it, with its own host and in chunks.
+    """
     found = []
+    gateway = gateway and bool(record.header("x-forwarded-proto"))
     for name, value in record.headers:
-        if name in HOP_BY_HOP:
+        if name in HOP_BY_HOP and not (gateway and (name, value) == ("transfer-encoding", "chunked")):
             found.append(f"hop-by-hop header {name}: {value}")
         if name == "connection" and value.lower() not in ("keep-alive", "close"):
             found.append(f"connection: {value}")
     for name in ONCE:
         if len(record.header(name)) > 1:
             found.append(f"{name} comes {len(record.header(name))} times")
-    if record.header("host") != [own_host]:
+    if record.header("host") != [own_host] and not (gateway and len(record.header("host")) == 1):
         found.append(f"host is {record.header('host')}, not {own_host}")
-    if record.method == "POST" and record.header("content-length") != [str(record.body_bytes)]:
+    chunked = gateway and not record.header("content-length") and bool(record.header("transfer-encoding"))
+    if record.method == "POST" and record.header("content-length") != [str(record.body_bytes)] and not chunked:
         found.append(f"content-length is {record.header('content-length')} for {record.body_bytes} bytes")
     if record.target.partition("?")[0] in ADMINISTRATION and not (owned and not any(map(record.header, PROXIED))):
         found.append(f"{record.target} must never be reached")
