@@ -74,7 +74,7 @@ class ScalingSettings(Section, frozen=True):
     extra_percent: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """...and so much more."""
 
-    idle_s: Seconds = 600.0
+    idle_s: Seconds = 300.0
     """Without a request for so long the last replica goes, in seconds, where ``min_replicas`` is 0."""
     warm_replicas: Annotated[int, msgspec.Meta(ge=1)] = 1
     """A model that wakes gets at least so many..."""
