@@ -1,9 +1,9 @@
 """Nodes with GPUs and a disk that holds models, and how long a replica takes to start on one.
 
 A cold start, as docs/performance.md has it measured: Helios' own share (0.23 s, "Cold starts"), vLLM until it listens
-without its weights (35 s: 30 to 40 on a quiet machine), and the weights: from a node's disk at 2 GB/s ("Loaders": 0.49 s
-a GB through the mount, cold), over 10 Gbit/s at 0.98 of the link (cold_link). A pod gets 5 s more until its process
-runs. What is local is in the disk's page cache at no node: that is the slow case.
+without its weights (35 s: 30 to 40 on a quiet machine), and the weights: from a node's disk at 2 GB/s ("Loaders": a GB
+in 0.49 s through the mount, cold), over 10 Gbit/s at 0.98 of the link (cold_link). A pod gets 5 s more until its
+process runs. The page cache never has a model: that is the slow case.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The least that serving everybody at once would cost to who knows the future.
 
-Of each model all requests begin when they come, so what is under way at any time is known, and by that how many
-replicas work, filled to the last slot. The k-th replica is needed while there are more than k - 1 replicas' requests. It is
-started so early that it is ready, from the node's disk, and is kept over a pause that is shorter than a start. No scaler
-can do better: requests don't move between workers, so real replicas are never as full.
+All requests begin when they come, so what is under way at any time is known, and by that how many replicas work, filled
+to the last slot. The k-th replica is needed while there are more than k - 1 replicas' requests. It is started so early
+that it is ready, from the node's disk, and is kept over a pause that is shorter than a start. No scaler can do better:
+requests don't move between workers, so real replicas are never as full.
 """
 
 from __future__ import annotations

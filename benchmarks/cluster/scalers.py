@@ -1,8 +1,8 @@
 """Who scales: Helios' policy as it is, and beside it others, made after their descriptions.
 
 - ``Hpa``: Kubernetes' HorizontalPodAutoscaler on the average of requests per pod (docs: "Horizontal Pod Autoscaling",
-  algorithm details): every 15 s ``ceil(sum / target)``, unless that is within 10% of what there is; up at most by 4 pods
-  or 100% in 15 s, down to the most that was recommended within 300 s; never below 1.
+  algorithm details): every 15 s ``ceil(sum / target)``, unless that is within 10% of what there is; up at most by 4
+  pods or 100% in 15 s, down to the most that was recommended within 300 s; never below 1.
 - ``KubeAi``: its moving average (docs: "Autoscaling"): every 10 s ``ceil(average / target)`` of the requests of the
   last 10 minutes; down only after its ``scaleDownDelaySeconds``, 30 s, by so many votes in a row; a request for a model
   without replicas brings one at once.
@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.cluster.site import Model, Site
 from benchmarks.cluster.traffic import MONDAY, WEEK, Stream
 from orchestrator.scaling.forecast import Forecast
+from orchestrator.scaling.outlook import Outlook
 from orchestrator.scaling.policy import Policy
 from orchestrator.scaling.settings import ScalingSettings
 from orchestrator.scaling.signals import Signals
@@ -28,7 +29,9 @@ from orchestrator.scaling.state import State
 
 TARGET: Final = 0.75
 MOST: Final = 40
-LEARN_S: Final = 60.0
+LEARN_S: Final = 300.0
+OUTLOOK_S: Final = 59.0
+"""A forecast is asked again after so long, in seconds."""
 
 
 class Hpa:
@@ -97,8 +100,7 @@ class Helios:
         self._states: dict[int, State] = {}
         self._due: dict[int, float] = {}
         self._forecasts = learnt
-        self._unlearnt: dict[int, int] = {}
-        self._learnt_at: dict[int, float] = {}
+        self._outlooks: dict[int, tuple[Outlook | None, float]] = {}
 
     def look(self, now: float, site: Site) -> None:
         for model in site.models:
@@ -115,7 +117,10 @@ class Helios:
         if self._forecasts is not None:
             forecast = self._forecasts[number]
             forecast.observe(at, model.arrivals, model.flying)
-            outlook = forecast.outlook(at, self._policy.lead_s(state))
+            outlook, made_at = self._outlooks.get(number, (None, 0.0))
+            if now - made_at >= OUTLOOK_S:
+                outlook = forecast.outlook(at, self._policy.lead_s(state))
+                self._outlooks[number] = outlook, now
         seen = Signals(
             replicas=model.wanted, ready=model.ready, held=len(model.held), in_flight=model.flying,
             arrivals=model.arrivals,
@@ -131,8 +136,8 @@ class Helios:
 
 
 def learnt(streams: list[Stream], settings: ScalingSettings, weeks: int) -> list[Forecast]:
-    """Forecasts that have seen so many weeks, a look a minute: what a cluster would have had that never made anybody
-    wait."""
+    """Forecasts that have seen so many weeks, a look in five minutes: as they would be in a cluster in which nobody
+    waits."""
     made = []
     edges = np.arange(0.0, weeks * WEEK + 1, LEARN_S)
     for stream in streams:

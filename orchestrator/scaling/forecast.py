@@ -18,6 +18,7 @@ worse than to expect of each bin what the bin before has brought.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -32,16 +33,21 @@ GAP_S: Final = 300.0
 """After so long without a look nothing is said about what was between, in seconds."""
 COVERED: Final = 0.5
 """Part of a bin that must have been seen for it to count."""
-HOURS_S, DAYS_S, MONTHS_S = 2700.0, 2 * 86_400.0, 14 * 86_400.0
+SHORT_S, LONG_S, SPREAD_S = 1800.0, 2 * 86_400.0, 14 * 86_400.0
 """How long the short level, the long one with the judgement, and the spread and the time of a request go back."""
+FADES_S: Final = 3600.0
+"""How long the short level is expected to last."""
+FIRST_S: Final = 86_400.0
+"""It is judged from the second day on."""
 PRIOR: Final = 5.0
 """Expected requests on either side of a level."""
 LEVELS: Final = (0.2, 5.0)
 """What a level can be."""
 SPREAD, SPREADS = 0.3, (0.1, 1.0)
 """The spread to begin with, and what it can be, as a part of what is expected."""
-WORSE: Final = 1.1
-"""It may be so much worse than the last bin, which is no reason yet to do without."""
+WORSE: Final = 1.5
+"""It may be so much worse than the last bin: that one is hard to beat for what changes slowly, and late when it counts.
+"""
 
 
 class _Sums(msgspec.Struct):
@@ -92,6 +98,8 @@ class Forecast:
         self._last = -1.0
         """What came in the bin before; -1: not known."""
         self._ahead: dict[int, float] = {}
+        self._spread, self._doubt = SPREAD, ""
+        self._judged()
 
     def observe(self, now: float, arrivals: int | None, in_flight: int | None) -> None:
         """``arrivals``: since the look before; ``in_flight``: at workers, now. ``now``: Unix seconds; a look that is
@@ -113,7 +121,7 @@ class Forecast:
             self._covered_s += here
             self._sums.seen_s += elapsed
             if in_flight is not None:
-                kept = math.exp(-elapsed / MONTHS_S)
+                kept = math.exp(-elapsed / SPREAD_S)
                 self._sums.busy_s = self._sums.busy_s * kept + in_flight * elapsed
                 self._sums.busy = self._sums.busy * kept + arrivals
         elif number != self._number:
@@ -122,12 +130,16 @@ class Forecast:
     def outlook(self, now: float, lead_s: float) -> Outlook:
         """What is expected until ``lead_s`` from now, and until nodes that are told now have the model and ``lead_s``
         has passed."""
+        soon_at = now + lead_s
+        later_at = soon_at + self._settings.prefetch_s
+        first, last = math.ceil(now / BIN_S - 0.5), math.floor(later_at / BIN_S - 0.5)
+        middles = [(number + 0.5) * BIN_S for number in range(first, last + 1)]
+        soon = self._most((now, soon_at, *(at for at in middles if at < soon_at)), now)
+        later = self._most((later_at, *(at for at in middles if at >= soon_at)), now)
         return Outlook(
-            soon=self._most(now, lead_s),
-            later=self._most(now, lead_s + self._settings.prefetch_s),
-            trusted=not (why := self._doubt()),
-            why=why,
-        )
+            soon=self._expected(soon), later=self._expected(max(soon, later)),
+            trusted=not self._doubt, why=self._doubt,
+        )  # fmt: skip
 
     @property
     def takes_s(self) -> float:
@@ -136,34 +148,32 @@ class Forecast:
 
     def rate(self, at: float, now: float) -> float:
         """Requests a second that are expected at a time."""
-        number, part = divmod(at / BIN_S - 0.5, 1.0)
-        base = self._seasonal(int(number)) * (1 - part) + self._seasonal(int(number) + 1) * part
-        short = _level(self._sums.short_came, self._sums.short_due)
-        return base * self._long() * (1 + (short - 1) * math.exp(-max(0.0, at - now) / HOURS_S))
+        return self._most((at,), now)
 
-    def _most(self, now: float, ahead_s: float) -> Expected:
-        times = [now, now + ahead_s]
-        first = math.ceil(now / BIN_S - 0.5)
-        times += [(number + 0.5) * BIN_S for number in range(first, int((now + ahead_s) / BIN_S + 0.5))]
-        rate = max(self.rate(at, now) for at in times)
+    def _most(self, times: Iterable[float], now: float) -> float:
+        """The most that is expected at these times; between the middles of two bins it goes straight."""
+        sums, most = self._sums, 0.0
+        short = _level(sums.short_came, sums.short_due) - 1
+        for at in times:
+            number = math.floor(at / BIN_S - 0.5)
+            part = at / BIN_S - 0.5 - number
+            base = self._seasonal(number) * (1 - part) + self._seasonal(number + 1) * part
+            most = max(most, base * (1 + short * math.exp((now - at) / FADES_S)))
+        return most * _level(sums.long_came, sums.long_due)
+
+    def _expected(self, rate: float) -> Expected:
         mean = rate * self.takes_s
-        spread = self._spread()
-        return Expected(mean + self._settings.margin * math.sqrt(mean + (spread * mean) ** 2), rate)
+        return Expected(mean + self._settings.margin * math.sqrt(mean + (self._spread * mean) ** 2), rate)
 
-    def _doubt(self) -> str:
-        needed = self._settings.history_s
-        if self._sums.seen_s < needed:
-            return f"{self._sums.seen_s / 3600:.0f} of {needed / 3600:.0f} hours seen"
-        if self._sums.off > WORSE * self._sums.naive_off:
-            return "it was lately worse than to expect that all stays as it is"
-        return ""
-
-    def _spread(self) -> float:
-        measured = (self._sums.spread + SPREAD**2) / (self._sums.weight + 1)
-        return min(SPREADS[1], max(SPREADS[0], math.sqrt(max(0.0, measured))))
-
-    def _long(self) -> float:
-        return _level(self._sums.long_came, self._sums.long_due)
+    def _judged(self) -> None:
+        """What follows from the sums for the next bin."""
+        sums, needed = self._sums, self._settings.history_s
+        self._spread = min(SPREADS[1], max(SPREADS[0], _root((sums.spread + SPREAD**2) / (sums.weight + 1))))
+        self._doubt = ""
+        if sums.seen_s < needed:
+            self._doubt = f"{sums.seen_s / 3600:.0f} of {needed / 3600:.0f} hours seen"
+        elif sums.off > WORSE * sums.naive_off:
+            self._doubt = "it was lately worse than to expect that all stays as it is"
 
     def _seasonal(self, number: int) -> float:
         """The season's rate in a bin, kept while that does not change."""
@@ -183,6 +193,7 @@ class Forecast:
         self._last = self._came * BIN_S / self._covered_s if seen and number == self._number + 1 else -1.0
         self._number, self._came, self._covered_s = number, 0.0, 0.0
         self._ahead.clear()
+        self._judged()
         start = number * BIN_S
         self._due = self.rate(start + BIN_S / 2, start) * BIN_S if self._season.days else -1.0
 
@@ -190,8 +201,8 @@ class Forecast:
         """Levels, spread and the comparison with the bin before, after a bin for which there was a forecast."""
         sums, due = self._sums, self._due
         season = self._seasonal(self._number) * BIN_S
-        long = self._long()
-        short_kept, long_kept, kept = (math.exp(-BIN_S / past_s) for past_s in (HOURS_S, DAYS_S, MONTHS_S))
+        long = _level(sums.long_came, sums.long_due)
+        short_kept, long_kept, kept = (math.exp(-BIN_S / past_s) for past_s in (SHORT_S, LONG_S, SPREAD_S))
         sums.short_came = sums.short_came * short_kept + came
         sums.short_due = sums.short_due * short_kept + season * long
         sums.long_came = sums.long_came * long_kept + came
@@ -199,7 +210,7 @@ class Forecast:
         if due > 0:
             sums.spread = sums.spread * kept + min(4.0, ((came - due) ** 2 - due) / due**2) * min(1.0, due / 10)
             sums.weight = sums.weight * kept + min(1.0, due / 10)
-        if self._last >= 0:
+        if self._last >= 0 and sums.seen_s >= FIRST_S:
             sums.off = sums.off * long_kept + abs(came - due)
             sums.naive_off = sums.naive_off * long_kept + abs(came - self._last)
 
@@ -227,7 +238,12 @@ class Forecast:
             made._came, made._covered_s, made._due, made._last = (
                 record.came, record.covered_s, record.due, record.last,
             )  # fmt: skip
+            made._judged()
         return made
+
+
+def _root(square: float) -> float:
+    return math.sqrt(max(0.0, square))
 
 
 def _level(came: float, due: float) -> float:

@@ -35,10 +35,12 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     """Why it isn't trusted."""
 
 
-def replicas_for(expected: Expected, settings: ScalingSettings, replicas: int) -> int:
-    """Replicas for it, of which there are ``replicas``. Up to a whole one it is a matter of how often that is used
-    (``worth_s``); one that is there stays a little longer than it would be started for."""
+def replicas_for(expected: Expected, settings: ScalingSettings, startup_s: float, replicas: int) -> int:
+    """Replicas for it, of which there are ``replicas``. Up to a whole one it is a matter of what that spares: the
+    requests that would wake the model, and those that come while it starts (``worth_s``). One that is there stays a
+    little longer than it would be started for."""
     by_work = math.ceil(expected.work / settings.in_flight_per_replica - 1e-9)
     if by_work <= 1:
-        by_work = 1 if expected.rate * settings.forecast.worth_s >= (STAYS if replicas else 1) else 0
+        spared = expected.rate * (1 + expected.rate * startup_s)
+        by_work = 1 if spared * settings.forecast.worth_s >= (STAYS if replicas else 1) else 0
     return min(settings.max_replicas, by_work)

@@ -93,7 +93,7 @@ class Policy:
         if blind:
             high = max(high, seen.replicas)
 
-        expected, ahead, nodes = self._forecast(outlook, seen.replicas)
+        expected, ahead, nodes = self._forecast(outlook, seen.replicas, self.startup_s(state))
         state = self._observed(now, seen, state, load.busy or blind)
         downs = falling(state.downs, now, max(high, ahead), now - s.down_window_s)
         ups = rising(state.ups, now, low, now - s.up_window_s)
@@ -102,13 +102,18 @@ class Policy:
         down_to = downs[0][1]
         if down_to <= 1 and not used and not ahead:
             down_to = 0
-        least = max(s.min_replicas, self._warm(now, state), 1 if load.busy or (used and seen.replicas) else 0)
-        needed = max(ups[0][1] if seen.replicas else low, least)
-        wanted = self._clamped(seen.replicas, max(needed, ahead), down_to)
+        needed = max(ups[0][1] if seen.replicas else low, s.min_replicas, 1 if load.busy else 0)
+        kept = self._warm(now, state)
+        if used and seen.replicas:
+            kept = max(kept, 1)
+        elif not seen.replicas and (load.busy or ahead):  # it wakes
+            kept = s.warm_replicas
+        least = max(s.min_replicas, kept, 1 if load.busy else 0, ahead)
+        wanted = self._clamped(seen.replicas, max(needed, least), down_to)
         replicas = self._slowed(now, seen.replicas, wanted, state)
         return Decision(
             replicas=replicas,
-            floor=min(s.max_replicas, max(least, ahead)),
+            floor=min(s.max_replicas, least),
             needed=min(needed, replicas),
             wake=replicas > 0 and not seen.replicas,
             expected=expected,
@@ -118,15 +123,15 @@ class Policy:
             state=msgspec.structs.replace(state, downs=downs, ups=ups, strain=load.strain),
         )
 
-    def _forecast(self, outlook: Outlook | None, replicas: int) -> tuple[int, int, int]:
+    def _forecast(self, outlook: Outlook | None, replicas: int, startup_s: float) -> tuple[int, int, int]:
         """What is expected, what of it is acted on, nodes that should have the model."""
         s = self.settings
         if outlook is None or s.forecast.mode == "off":
             return 0, 0, 0
-        expected = replicas_for(outlook.soon, s, replicas)
+        expected = replicas_for(outlook.soon, s, startup_s, replicas)
         if not outlook.trusted or s.forecast.mode != "act":
             return expected, 0, 0
-        later = replicas_for(outlook.later, s, replicas) if s.forecast.prefetch_s else 0
+        later = replicas_for(outlook.later, s, startup_s, replicas) if s.forecast.prefetch_s else 0
         return expected, expected, max(expected, later)
 
     def _clamped(self, there: int, up_to: int, down_to: int) -> int:

@@ -22,7 +22,7 @@ EPOCH: Final = 3 * DAY
 """1970-01-01 was a Thursday; weeks begin on Monday."""
 NEW_WEEK, NEW_DAY = 0.4, 0.25
 """Weight of the last week, and of the last day, beside those before."""
-NEAR: Final = (0.1, 0.2, 0.4, 0.2, 0.1)
+NEAR: Final = (0.15, 0.2, 0.3, 0.2, 0.15)
 """Weights of a bin and its neighbours."""
 SURE: Final = 20.0
 """Requests in those bins with which week and day weigh alike."""
@@ -87,7 +87,10 @@ class Season:
 
     def _factor(self, day: int) -> float:
         value = self._days[day]
-        return min(5.0, max(0.05, value)) if value >= 0 else 1.0
+        if value < 0:  # a first Saturday: as far as it has come
+            today, came, usual, _ = self._today
+            value = came / usual if day == int(today) and usual > 0 else 1.0
+        return min(5.0, max(0.05, value))
 
     def _close(self, day: int) -> None:
         """A day is over."""

@@ -28,9 +28,9 @@ class ForecastSettings(Section, frozen=True):
 
     mode: Literal["off", "observe", "act"] = "observe"
     """``observe``: it is made and shown, and nothing follows."""
-    worth_s: Positive = 900.0
-    """A sleeping model is kept up ahead of its requests where one comes in so many seconds, or more of them: how long a
-    replica may idle to spare one request a cold start."""
+    worth_s: Positive = 500.0
+    """How long a replica may idle to spare one request a cold start, in seconds: a model is kept up ahead of its
+    requests where about one comes in so long, or more of them do."""
     margin: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """What is added to the expected load, in standard deviations."""
     prefetch_s: Seconds = 1800.0

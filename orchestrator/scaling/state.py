@@ -88,8 +88,8 @@ def falling(steps: tuple[Step, ...], now: float, value: int, since: float) -> tu
 
 
 def rising(steps: tuple[Step, ...], now: float, value: int, since: float) -> tuple[Step, ...]:
-    """A window whose first entry is the least of all that was put in since ``since``."""
-    kept = [step for step in steps if step[0] >= since and step[1] < value]
+    """A window whose first entry is the least of all that was put in after ``since``."""
+    kept = [step for step in steps if step[0] > since and step[1] < value]
     if len(kept) >= MOST:
         kept[-2:] = [(kept[-1][0], kept[-2][1])]
     return (*kept, (now, value))
