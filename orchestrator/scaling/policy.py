@@ -33,6 +33,8 @@ WAKES_S: Final = 2.0
 """A model that was woken is kept for its first replica for so many usual starts, then as if that had come."""
 STARTUPS: Final = 12
 """Starts that are remembered."""
+STARTUP_MOST_S: Final = 3600.0
+"""What took longer was no usual start."""
 HAIR: Final = 1e-9
 
 
@@ -72,7 +74,7 @@ class Policy:
         """How long a replica takes until it is ready: four of five of the last starts took no longer."""
         if state is None or not state.startups:
             return self.settings.startup_s
-        return sorted(state.startups)[math.ceil(0.8 * len(state.startups)) - 1]
+        return min(STARTUP_MOST_S, sorted(state.startups)[math.ceil(0.8 * len(state.startups)) - 1])
 
     def lead_s(self, state: State | None) -> float:
         """How far ahead a forecast has to look: until somebody looks here again, and a start."""
@@ -81,12 +83,14 @@ class Policy:
     def decide(self, now: float, seen: Signals, state: State | None, outlook: Outlook | None = None) -> Decision:
         """``now``: Unix seconds; ``state``: the last decision's, None at a first look."""
         s = self.settings
-        silent = state is not None and now - state.at > s.stale_s and seen.replicas > 0
-        if state is None:
+        if state is None or state.at > now + s.stale_s:  # the second: somebody's clock was wrong
             state = State.fresh(now, seen.replicas, seen.ready)
         now = max(now, state.at)
+        elapsed_s = now - state.at
+        silent = elapsed_s > s.stale_s and seen.replicas > 0
+        state = self._observed(now, seen, state)
         settled = seen.starting == 0 and now - state.moved_at >= s.stale_s
-        load = measured(seen, s, relaxed(seen, s, state.strain, now - state.at), settled)
+        load = measured(seen, s, relaxed(seen, s, state.strain, elapsed_s), settled)
         low = min(s.max_replicas, _up(load.replicas * (1 - s.tolerance)))
         high = min(s.max_replicas, max(low, _up(load.replicas * (1 + s.tolerance))))
         blind = silent or bool(load.unknown)
@@ -94,11 +98,11 @@ class Policy:
             high = max(high, seen.replicas)
 
         expected, ahead, nodes = self._forecast(outlook, seen.replicas, self.startup_s(state))
-        state = self._observed(now, seen, state, load.busy or blind)
+        demand_at = now if load.busy or blind else state.demand_at
         downs = falling(state.downs, now, max(high, ahead), now - s.down_window_s)
         ups = rising(state.ups, now, low, now - s.up_window_s)
 
-        used = load.busy or now - state.demand_at < s.idle_s
+        used = load.busy or now - demand_at < s.idle_s
         down_to = downs[0][1]
         if down_to <= 1 and not used and not ahead:
             down_to = 0
@@ -120,7 +124,7 @@ class Policy:
             prefetch=nodes,
             why=tuple(self._why(seen, load, silent, expected, ahead, down_to, wanted, replicas)),
             next_look_s=s.interval_s if replicas or seen.replicas else s.stale_s,
-            state=msgspec.structs.replace(state, downs=downs, ups=ups, strain=load.strain),
+            state=msgspec.structs.replace(state, demand_at=demand_at, downs=downs, ups=ups, strain=load.strain),
         )
 
     def _forecast(self, outlook: Outlook | None, replicas: int, startup_s: float) -> tuple[int, int, int]:
@@ -162,7 +166,7 @@ class Policy:
             ready_at = state.woken_at + WAKES_S * self.startup_s(state)
         return s.warm_replicas if now < ready_at + s.warm_s else 0
 
-    def _observed(self, now: float, seen: Signals, state: State, demand: bool) -> State:
+    def _observed(self, now: float, seen: Signals, state: State) -> State:
         """What has happened since the last look."""
         s = self.settings
         woken_at, ready_at = state.woken_at, state.ready_at
@@ -185,7 +189,7 @@ class Policy:
             since = _since(changes, now - max(s.up.period_s, s.down.period_s))
             changes = (*changes[since:], (now, seen.replicas))[-MOST:]
         return State(
-            at=now, replicas=seen.replicas, ready=seen.ready, demand_at=now if demand else state.demand_at,
+            at=now, replicas=seen.replicas, ready=seen.ready, demand_at=state.demand_at,
             moved_at=now if moved else state.moved_at, downs=state.downs, ups=state.ups, changes=changes,
             woken_at=woken_at, ready_at=ready_at, strain=state.strain, begun=begun, startups=startups,
         )  # fmt: skip

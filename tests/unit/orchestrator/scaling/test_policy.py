@@ -169,6 +169,40 @@ def test_after_a_long_silence_a_window_begins_anew() -> None:
     assert driven.look().replicas == 5
 
 
+def test_a_clock_that_was_wrong_is_got_over() -> None:
+    driven = Driven(Policy(settings()), replicas=5)
+    driven.look(in_flight=40, after_s=1e8)
+    driven.now -= 1e8
+    numbers = [driven.look().replicas for _ in range(60)]
+    assert numbers[0] == 5
+    assert numbers[-1] == 0
+
+
+def test_how_long_starts_take_is_learnt() -> None:
+    policy = Policy(settings(startup_s=50))
+    driven = Driven(policy)
+    driven.look()
+    assert policy.startup_s(driven.state) == 50
+    driven.look(held=20)  # three are asked for
+    for _ in range(5):
+        driven.look(held=20, ready=0)
+    driven.look(held=0, in_flight=20, ready=2)
+    driven.look(in_flight=20, ready=3)
+    assert sorted(driven.state.startups) == [90.0, 90.0, 105.0]
+    assert policy.startup_s(driven.state) == 105
+    assert policy.lead_s(driven.state) > 105
+
+
+def test_late_tokens_of_before_a_replica_came_do_not_add_another() -> None:
+    driven = Driven(Policy(settings(ttft_s=1.0)), replicas=2)
+    for _ in range(6):
+        decision = driven.look(in_flight=14, ttft_s=3.0)
+    more = decision.replicas
+    assert more > 2
+    driven.look(in_flight=14, ttft_s=3.0, ready=2)
+    assert [driven.look(in_flight=14, ttft_s=3.0, ready=more).replicas for _ in range(3)] == [more] * 3
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version":2}', b'{"version":1,"state":{}}', "null"])
 def test_a_state_that_can_not_be_read_is_none(data: bytes | str) -> None:
     assert decode(data) is None
