@@ -12,11 +12,10 @@ All are given the same requests per replica to aim at, three quarters of the slo
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.cluster.site import Model, Site
 from benchmarks.cluster.traffic import MONDAY, WEEK, Stream
@@ -34,29 +33,34 @@ OUTLOOK_S: Final = 59.0
 """A forecast is asked again after so long, in seconds."""
 
 
+def _active(site: Site) -> NDArray[np.int64]:
+    """Requests of each model, under way and held."""
+    return np.array([model.flying + len(model.held) for model in site.models])
+
+
 class Hpa:
     interval_s = 15.0
-    TOLERANCE, WINDOW_S = 0.1, 300.0
+    TOLERANCE, WINDOW = 0.1, 21
+    """Looks within 300 s, this one and the one 300 s before included."""
 
     def __init__(self) -> None:
-        self._said: dict[int, deque[tuple[float, int]]] = {}
+        self._said: NDArray[np.int64] | None = None
+        self._look = 0
 
     def look(self, now: float, site: Site) -> None:
-        for model in site.models:
-            if not model.wanted:  # as installed
-                site.scale(now, model, 1)
-                continue
-            wanted, load = model.wanted, (model.flying + len(model.held)) / (TARGET * model.spec.slots)
-            said = wanted if abs(load / wanted - 1) <= self.TOLERANCE else max(1, math.ceil(load))
-            window = self._said.setdefault(model.number, deque())
-            while window and window[0][0] < now - self.WINDOW_S:
-                window.popleft()
-            window.append((now, said))
-            if said < wanted:
-                said = min(wanted, max(number for _, number in window))
-            said = min(said, max(2 * wanted, wanted + 4), MOST)
-            if said != wanted:
-                site.scale(now, model, said)
+        wanted = np.array([model.wanted for model in site.models])
+        load = _active(site) / np.array([TARGET * model.spec.slots for model in site.models])
+        near = np.abs(load - wanted) <= self.TOLERANCE * wanted
+        said = np.where(near, wanted, np.maximum(1, np.ceil(load))).astype(int)
+        if self._said is None:  # as installed
+            self._said = np.zeros((self.WINDOW, len(site.models)), dtype=int)
+            said = np.ones(len(site.models), dtype=int)
+        self._said[self._look % self.WINDOW] = said
+        self._look += 1
+        said = np.where(said < wanted, np.minimum(wanted, self._said.max(axis=0)), said)
+        said = np.minimum(said, np.where(wanted, np.maximum(2 * wanted, wanted + 4), 1))
+        for number in np.flatnonzero(said != wanted):
+            site.scale(now, site.models[number], min(MOST, int(said[number])))
 
     def held(self, now: float, site: Site, model: Model) -> None: ...
 
@@ -66,25 +70,26 @@ class KubeAi:
     WINDOW, DELAY_S = 60, 30.0
 
     def __init__(self) -> None:
-        self._past: dict[int, deque[int]] = {}
-        self._sums: dict[int, int] = {}
-        self._votes: dict[int, int] = {}
+        self._past: NDArray[np.int64] | None = None
+        self._sum = self._votes = np.zeros(0, dtype=int)
+        self._look = 0
 
     def look(self, now: float, site: Site) -> None:
-        for model in site.models:
-            past = self._past.setdefault(model.number, deque([0] * self.WINDOW))
-            active = model.flying + len(model.held)
-            past.append(active)
-            total = self._sums[model.number] = self._sums.get(model.number, 0) + active - past.popleft()
-            said = min(MOST, math.ceil(total / self.WINDOW / (TARGET * model.spec.slots)))
-            if said >= model.wanted:
-                self._votes[model.number] = 0
-                if said > model.wanted:
-                    site.scale(now, model, said)
-                continue
-            votes = self._votes[model.number] = self._votes.get(model.number, 0) + 1
-            if votes >= self.DELAY_S / self.interval_s:
-                site.scale(now, model, said)
+        active = _active(site)
+        if self._past is None:
+            self._past = np.zeros((self.WINDOW, len(active)), dtype=int)
+            self._sum, self._votes = np.zeros_like(active), np.zeros_like(active)
+        place = self._look % self.WINDOW
+        self._look += 1
+        self._sum = self._sum + active - self._past[place]
+        self._past[place] = active
+        wanted = np.array([model.wanted for model in site.models])
+        each = np.array([TARGET * model.spec.slots for model in site.models])
+        said = np.ceil(self._sum / self.WINDOW / each).astype(int)
+        self._votes = np.where(said < wanted, self._votes + 1, 0)
+        due = (said > wanted) | (self._votes * self.interval_s >= self.DELAY_S)
+        for number in np.flatnonzero(due):
+            site.scale(now, site.models[number], min(MOST, int(said[number])))
 
     def held(self, now: float, site: Site, model: Model) -> None:
         site.scale(now, model, 1)
@@ -113,12 +118,13 @@ class Helios:
     def _decide(self, now: float, site: Site, model: Model) -> None:
         number, state = model.number, self._states.get(model.number)
         at = MONDAY + now
-        outlook = None
+        outlook, fresh = None, False
         if self._forecasts is not None:
             forecast = self._forecasts[number]
             forecast.observe(at, model.arrivals, model.flying)
             outlook, made_at = self._outlooks.get(number, (None, 0.0))
-            if now - made_at >= OUTLOOK_S:
+            if now - made_at >= OUTLOOK_S or outlook is None:
+                fresh = True
                 outlook = forecast.outlook(at, self._policy.lead_s(state))
                 self._outlooks[number] = outlook, now
         seen = Signals(
@@ -131,7 +137,7 @@ class Helios:
         self._due[number] = now + decision.next_look_s - 1e-3
         if decision.replicas != model.wanted:
             site.scale(now, model, decision.replicas)
-        if decision.prefetch > decision.replicas:
+        if fresh and decision.prefetch > decision.replicas:
             site.nodes.prefetch(model.spec, decision.prefetch)
 
 
