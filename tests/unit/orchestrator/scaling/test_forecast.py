@@ -112,7 +112,7 @@ def test_it_is_not_trusted_when_it_is_no_use() -> None:
     forecast = Forecast(ForecastSettings())
     days = random.Random(5)
     levels = [days.choice([0.01, 2.0]) for _ in range(400)]  # six hours each, and no habit in it
-    now = fed(forecast, 30, rate=lambda at: levels[int((at - MONDAY) / (6 * HOUR))])
+    now = fed(forecast, 12, rate=lambda at: levels[int((at - MONDAY) / (6 * HOUR))])
     outlook = forecast.outlook(now, 120)
     assert not outlook.trusted
     assert "worse" in outlook.why
