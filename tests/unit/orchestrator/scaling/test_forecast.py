@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from orchestrator.scaling.forecast import Forecast
@@ -141,6 +142,7 @@ looks = st.lists(
 
 
 @given(looks, st.integers(0, 2_000_000))
+@hypothesis_settings(max_examples=40)
 def test_put_down_and_taken_up_it_is_the_same(course: list[tuple], offset: int) -> None:
     settings = ForecastSettings(history_s=DAY)
     one = other = Forecast(settings)
