@@ -39,6 +39,8 @@ def measured(seen: Signals, settings: ScalingSettings, strain: float, settled: b
     unknown = ""
     if old or seen.held is None or seen.in_flight is None:
         unknown = "what routers hold and have under way"
+    elif seen.arrivals is None:  # a request may have come and be gone
+        unknown = "what came since the last look"
     elif seen.partial:
         unknown = "what some router has"
     came = 0 if old or seen.arrivals is None else seen.arrivals

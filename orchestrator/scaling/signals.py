@@ -42,7 +42,8 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
     """Requests at workers, by the routers' own count."""
     in_flight_tokens: int | None = None
     arrivals: int | None = None
-    """Requests that came since the sample before, those included that are gone again: answered, refused or given up."""
+    """Requests that came since the sample before, those included that are gone again: answered, refused or given up.
+    None at a first sample, which has none before."""
     router_age_s: float = 0.0
     """How old the oldest of the routers' counts is; ``UNHEARD``: there are none."""
     partial: bool = False

@@ -111,7 +111,14 @@ def test_down_to_the_most_of_the_window() -> None:
 
 @pytest.mark.parametrize(
     "unknown",
-    [{"held": None}, {"in_flight": None}, {"router_age_s": UNHEARD}, {"router_age_s": 61.0}, {"partial": True}],
+    [
+        {"held": None},
+        {"in_flight": None},
+        {"arrivals": None},
+        {"router_age_s": UNHEARD},
+        {"router_age_s": 61.0},
+        {"partial": True},
+    ],
     ids=str,
 )
 def test_what_is_not_known_takes_nothing_away(unknown: dict[str, object]) -> None:
