@@ -139,6 +139,19 @@ def kv_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def autoscaling_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """What the forecast spares of the requests hit by cold starts, to the 80% it should; the 15% more hours that it may
+    take, to those that it takes; the autoscaler's hours and the moving average's hit requests to its own."""
+    rows, ratios = result["rows"]["diurnal"], result["ratios"]["diurnal"]
+    ours = rows["Helios, forecast"]
+    return {
+        "80_percent_to_spared": ratios["spared"] / 0.8,
+        "15_percent_to_hours": 1.15 / ratios["hours"],
+        "hpa_hours": rows["HPA"]["replica_hours"] / ours["replica_hours"],
+        "kubeai_hit": rows["KubeAI"]["hit"] / max(1.0, ours["hit"]),
+    }
+
+
 BENCHMARKS = {
     "ingest": Benchmark(("--gb", "10"), ("--gb", "1", "--rounds", "1"), median_of("ratio"), {"ratio": 0.8}),
     "whole_path": Benchmark(
@@ -293,6 +306,12 @@ BENCHMARKS = {
             for where, row in result["rows"].items()
         },
         {"long_goodput": 1.0, "chat_goodput": 1.0, "short_goodput": 0.9},
+    ),
+    "autoscaling": Benchmark(
+        (),
+        ("--traces", "diurnal", "--seeds", "11"),
+        autoscaling_ratios,
+        {"80_percent_to_spared": 1.0, "15_percent_to_hours": 1.0, "hpa_hours": 1.0, "kubeai_hit": 1.0},
     ),
     "router_decisions": Benchmark(
         (),
