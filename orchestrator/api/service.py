@@ -148,9 +148,9 @@ class Rollout(Part, frozen=True, kw_only=True):
     max_ttft_percent: Annotated[int, Meta(ge=100)] = 150
     """A time to first token that is this much of the old commit's (median): the old one comes back."""
     min_requests: Count = 20
-    """Fewer requests in a step say nothing: the step goes on."""
+    """Fewer requests in a step say nothing: it lasts until there are so many, or ``progress_deadline_seconds``."""
     progress_deadline_seconds: Seconds = 3600
-    """A new commit with no worker ready after so long: the old one comes back."""
+    """A new commit whose next workers aren't ready after so long: the old one comes back."""
 
 
 class Limits(Part, frozen=True, kw_only=True):
@@ -162,8 +162,8 @@ class Limits(Part, frozen=True, kw_only=True):
 
 class ServiceSpec(Part, frozen=True, kw_only=True):
     model: ModelRef
-    served_names: list[Annotated[str, Meta(min_length=1, max_length=200)]] = field(default_factory=list)
-    """Names by which clients ask for it; default: the repository's."""
+    served_name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """The name by which clients ask for it; default: the repository's. (More names: the router's ``aliases``.)"""
     engine: Engine = Engine()
     aggregated: Role | None = None
     prefill: Role | None = None
@@ -202,7 +202,9 @@ class ServiceStatus(Part, frozen=True, kw_only=True):
     """The one that gets requests, or most of them."""
     revisions: list[RevisionStatus] = field(default_factory=list)
     refused: Commit | None = None
-    """A commit that was rolled back; it is not tried again."""
+    """A commit that was rolled back; it is not tried again, until another one has all requests."""
+    refused_at: str = ""
+    """RFC 3339: when that was."""
     roles: dict[str, RoleStatus] = field(default_factory=dict)
     replicas: int = 0
     """Of the decode or only role: what ``kubectl scale`` shows."""
