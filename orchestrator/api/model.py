@@ -75,4 +75,4 @@ class ModelStatus(Part, frozen=True, kw_only=True):
     files: int | None = None
     nodes_cached: int = 0
     checked_at: str = ""
-    """RFC 3339: when the registry last said what the revision names."""
+    """RFC 3339: when the registry said so; it is asked again and again, and that alone changes nothing here."""

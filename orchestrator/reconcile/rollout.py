@@ -261,13 +261,13 @@ def _recreate(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], n
     its = next(one for one in state.revisions if one.commit == wanted)
     others = [one for one in state.revisions if one.commit != wanted]
     late = now - its.since >= wish.rollout.progress_deadline_seconds
-    if others and late and not wish.asleep and not seen.get(wanted, Seen()).ready and wanted != state.refused:
-        if wish.target != state.refused:
-            wrong = f"no worker of it is ready after {wish.rollout.progress_deadline_seconds} s"
-            state = replace(state, refused=wanted, refused_at=now)
-            state = _weigh(state, {max(others, key=lambda one: one.since).commit: 100}, now)
-            notes = (*notes, Note("Warning", "RolledBack", f"commit {_short(wanted)}: {wrong}"))
-            wanted = state.heaviest or wanted
+    failed = late and not wish.asleep and not seen.get(wanted, Seen()).ready
+    if others and failed and wish.target != state.refused:
+        wrong = f"no worker of it is ready after {wish.rollout.progress_deadline_seconds} s"
+        state = replace(state, refused=wanted, refused_at=now)
+        state = _weigh(state, {max(others, key=lambda one: one.since).commit: 100}, now)
+        notes = (*notes, Note("Warning", "RolledBack", f"commit {_short(wanted)}: {wrong}"))
+        wanted = state.heaviest or wanted
     done = seen.get(wanted, Seen()).ready or wish.asleep
     if done or not others:
         step = _complete(state, wish, wanted, seen, now)

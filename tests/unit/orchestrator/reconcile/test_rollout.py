@@ -1,4 +1,4 @@
-"""Requests move from commit to commit: step by step, back when it gets worse, and never to workers that are not there."""
+"""Requests move from commit to commit: by steps, back when it gets worse, and never to workers that are not there."""
 
 from __future__ import annotations
 
