@@ -64,7 +64,7 @@ def owner_reference(owner: Ref) -> Manifest:
 # --- what is to be done ---
 
 
-class Apply(msgspec.Struct, frozen=True, tag=True):
+class Apply(msgspec.Struct, frozen=True):
     """Make the object have these fields, creating it if need be (server-side apply, conflicts forced).
 
     ``manifest``: apiVersion, kind, metadata (with the owner reference or ``OWNER_LABEL``) and every field that is
@@ -81,7 +81,7 @@ class Apply(msgspec.Struct, frozen=True, tag=True):
         return ref_of(self.kind, self.manifest)
 
 
-class Delete(msgspec.Struct, frozen=True, tag=True):
+class Delete(msgspec.Struct, frozen=True):
     """Delete exactly what was seen: by uid and resource version. Refused where it is not owned by the reconciled
     object; well if it is gone already."""
 
@@ -89,7 +89,7 @@ class Delete(msgspec.Struct, frozen=True, tag=True):
     resource_version: str
 
 
-class PatchStatus(msgspec.Struct, frozen=True, tag=True):
+class PatchStatus(msgspec.Struct, frozen=True):
     """Make the status of the object be this (server-side apply of the subresource). ``status`` is all of it that is
     Helios' to say, ``observedGeneration`` and conditions with their times included."""
 
@@ -97,14 +97,14 @@ class PatchStatus(msgspec.Struct, frozen=True, tag=True):
     status: Manifest
 
 
-class Scale(msgspec.Struct, frozen=True, tag=True):
+class Scale(msgspec.Struct, frozen=True):
     """Set the number of replicas through the scale subresource, for who applies no ``spec.replicas``."""
 
     ref: Ref
     replicas: int
 
 
-class Emit(msgspec.Struct, frozen=True, tag=True):
+class Emit(msgspec.Struct, frozen=True):
     """Tell people (events.k8s.io/v1). The same again within minutes is one event with a count. ``reason`` is one word
     in CamelCase; ``regarding`` None: the reconciled object."""
 
@@ -114,14 +114,14 @@ class Emit(msgspec.Struct, frozen=True, tag=True):
     regarding: Ref | None = None
 
 
-class SetFinalizer(msgspec.Struct, frozen=True, tag=True):
+class SetFinalizer(msgspec.Struct, frozen=True):
     """Nothing is deleted before this name is taken out; set it before anything is made that no one would collect."""
 
     ref: Ref
     name: str
 
 
-class RemoveFinalizer(msgspec.Struct, frozen=True, tag=True):
+class RemoveFinalizer(msgspec.Struct, frozen=True):
     """All is cleaned up: the object may go."""
 
     ref: Ref

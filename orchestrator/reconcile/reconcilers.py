@@ -1,4 +1,4 @@
-"""The two reconcilers as the runtime calls them: what they see in the caches, and whose turn it is when that changes."""
+"""The two reconcilers as the runtime calls them: what they see in the caches, and whose turn a change there is."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Models:
         spec, wrong = _spec(found, ModelSpec)
         users = [one for one in view.all(INFERENCE_SERVICE, key.namespace) if _model_name(one) == key.name]
         running = [one["commit"] for user in users for one in (user.get("status") or {}).get("revisions") or ()]
-        answer, facts, nodes = None, {}, ()
+        answer, facts = None, {}
+        nodes: tuple[NodeSeen, ...] = ()
         if spec is not None:
             source = spec.source
             answer = self._registry.answer(source.repo, spec.revision.revision, source.pull == "IfMissing")
