@@ -92,7 +92,7 @@ def template(its: Workers) -> FreeForm:
 
 
 def _annotations(its: Workers) -> dict[str, str]:
-    found = {worker_labels.MODELS: its.served}
+    found = {worker_labels.MODEL: its.served}
     if its.site.mesh != "off":
         found["traffic.sidecar.istio.io/includeInboundPorts"] = ",".join(map(str, CAPTURED))
         kv = (DEFAULTS.side_channel_port, DEFAULTS.kv_events_port, DEFAULTS.kv_replay_port)
@@ -207,7 +207,8 @@ def _container(its: Workers) -> FreeForm:
 
 def _arguments(its: Workers, wired: tuple[str, ...]) -> list[str]:
     engine, role = its.spec.engine, its.settings
-    found = ["worker", _mountpoint(its), "--name", its.served, "--revision", its.commit, "--role", its.role]
+    name = its.served.replace("$(", "$$(")  # the kubelet fills in variables
+    found = ["worker", _mountpoint(its), "--name", name, "--revision", its.commit, "--role", its.role]
     found += ["--host", its.site.host]
     for url in its.site.routers:
         found += ["--router", url]
