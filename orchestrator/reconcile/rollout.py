@@ -192,8 +192,7 @@ def _prepare(
         moved = _weigh(state, {wanted: following, main: 100 - following}, now)
         told = Note("Normal", "RolloutStep", f"commit {_short(wanted)} gets {following}% of the requests")
         if following == 100:
-            step = _complete(moved, wish, wanted, seen, now)
-            return replace(step, notes=(*notes, *step.notes))
+            return replace(_complete(moved, wish, wanted, seen, now), notes=(*notes, _completed(wanted)))
         text = f"{following}% of the requests go to commit {_short(wanted)}"
         return _settled(moved, wish, seen, now, "RollingOut", text, notes=(*notes, told), again=rollout.step_seconds)
     text = f"{its.weight}% of the requests go to commit {_short(wanted)}; "
@@ -237,13 +236,10 @@ def _back(state: State, wish: Wish, to: str, wanted: str, seen: Mapping[str, See
 def _complete(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], now: float) -> Step:
     """``wanted`` has everything."""
     back = wish.target == state.refused and wanted != state.refused
-    notes: tuple[Note, ...] = ()
     if not back:
-        if any(one.commit != wanted and one.since == now for one in state.revisions):
-            notes = (Note("Normal", "RolloutCompleted", f"all requests go to commit {_short(wanted)}"),)
         if wanted != state.refused:
             state = replace(state, refused=None, refused_at=0.0)
-        return _settled(state, wish, seen, now, "Complete", f"all requests go to commit {_short(wanted)}", notes=notes)
+        return _settled(state, wish, seen, now, "Complete", f"all requests go to commit {_short(wanted)}")
     text = f"commit {_short(state.refused)} was rolled back; it is tried again when another one was served meanwhile"
     return _settled(state, wish, seen, now, "RolledBack", text)
 
@@ -271,7 +267,8 @@ def _recreate(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], n
     done = seen.get(wanted, Seen()).ready or wish.asleep
     if done or not others:
         step = _complete(state, wish, wanted, seen, now)
-        return replace(step, notes=(*notes, *step.notes))
+        done_now = bool(others) and step.phase == "Complete"
+        return replace(step, notes=(*notes, *((_completed(wanted),) if done_now else ())))
     gone = not any(seen.get(one.commit, Seen()).pods for one in state.revisions if one.commit != wanted)
     capacity = {one.commit: 0 for one in state.revisions} | {wanted: 100 if gone else 0}
     text = f"the workers of commit {_short(wanted)} come up" if gone else "the workers of the old commit end"
@@ -302,6 +299,10 @@ def _split(state: State, wish: Wish, split: Mapping[str, int], seen: Mapping[str
     return _settled(moved, wish, seen, now, "Splitting", text, split)
 
 
+def _completed(commit: str) -> Note:
+    return Note("Normal", "RolloutCompleted", f"all requests go to commit {_short(commit)}")
+
+
 def _weigh(state: State, weights: Mapping[str, int], now: float) -> State:
     """These weights and no others; since now where they have changed."""
     return replace(
@@ -326,7 +327,7 @@ def _settled(
         capacity[one.commit] = max(one.weight, more.get(one.commit, 0))
         coming = one.commit in more or one.weight
         settled = age >= HEARD_S and (one.weight or its.in_flight == 0 or age >= wish.drain_s)
-        if not settled and its.pods and not wish.asleep:
+        if not settled and its.pods and not wish.asleep and one.weight < 100:
             hold.add(one.commit)
             waits.append(max(1.0, HEARD_S - age if age < HEARD_S else min(5.0, wish.drain_s - age)))
         follows = one.commit == wish.target and one.commit != state.refused and not wish.split
