@@ -14,7 +14,7 @@ from orchestrator.actions import OWNER_LABEL, Apply, Ref
 from orchestrator.reconcile import names
 from orchestrator.reconcile.deployment import metadata
 from orchestrator.reconcile.observed import ModelSeen
-from orchestrator.reconcile.pod import volume_attributes
+from orchestrator.reconcile.pod import claim_name, volume_attributes, volume_name
 from orchestrator.reconcile.site import Site
 
 SIZE: Final = "1Gi"
@@ -29,7 +29,7 @@ def claims(owner: Ref, model: ModelSeen, commits: Iterable[str], site: Site) -> 
 
 
 def _volume(owner: Ref, model: ModelSeen, commit: str, site: Site) -> Apply:
-    name = names.of_volume(owner.namespace, model.name, commit)
+    name = volume_name(owner.namespace, model, commit)
     labels = {**names.labels(model.name, "volume", "model"), OWNER_LABEL: owner.uid}
     attributes = volume_attributes(model, commit)
     manifest = {
@@ -41,7 +41,7 @@ def _volume(owner: Ref, model: ModelSeen, commit: str, site: Site) -> Apply:
             "capacity": {"storage": SIZE},
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": model.spec.storage.storage_class_name or "",
-            "claimRef": {"namespace": owner.namespace, "name": names.of_claim(model.name, commit)},
+            "claimRef": {"namespace": owner.namespace, "name": claim_name(model, commit)},
             "csi": {
                 "driver": site.csi_driver, "volumeHandle": name, "readOnly": True, "volumeAttributes": attributes,
             },
@@ -51,7 +51,7 @@ def _volume(owner: Ref, model: ModelSeen, commit: str, site: Site) -> Apply:
 
 
 def _claim(owner: Ref, model: ModelSeen, commit: str) -> Apply:
-    described = metadata(owner, names.of_claim(model.name, commit), names.labels(model.name, "volume", "model"))
+    described = metadata(owner, claim_name(model, commit), names.labels(model.name, "volume", "model"))
     manifest = {
         "apiVersion": PERSISTENT_VOLUME_CLAIM.api_version,
         "kind": PERSISTENT_VOLUME_CLAIM.kind,
@@ -59,7 +59,7 @@ def _claim(owner: Ref, model: ModelSeen, commit: str) -> Apply:
         "spec": {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": model.spec.storage.storage_class_name or "",
-            "volumeName": names.of_volume(owner.namespace, model.name, commit),
+            "volumeName": volume_name(owner.namespace, model, commit),
             "resources": {"requests": {"storage": SIZE}},
         },
     }

@@ -6,6 +6,8 @@ import hashlib
 import re
 from typing import Final
 
+import msgspec
+
 from helios import worker_labels
 from orchestrator.actions import MANAGER
 from orchestrator.api.common import GROUP
@@ -62,19 +64,24 @@ def dns_1035(name: str, longest: int = LONGEST) -> str:
     return f"h{name[: longest - _HASH - 2].rstrip('-.')}-{digest}"
 
 
-def of_claim(model: str, commit: str) -> str:
-    return bounded(f"{model}-{short(commit)}")
+def of_claim(model: str, commit: str, content: object) -> str:
+    """``content``: what can't be changed in it; another one is another claim."""
+    return bounded(f"{model}-{short(commit)}-{digest_of(content)[:_HASH]}")
 
 
-def of_volume(namespace: str, model: str, commit: str) -> str:
+def of_volume(namespace: str, model: str, commit: str, content: object) -> str:
     """A PersistentVolume's name, and its handle. It is in no namespace, so the hash is of all of it."""
-    digest = hashlib.sha256(f"{namespace}/{model}@{commit}".encode()).hexdigest()[:16]
-    return f"helios-{bounded(model, 32)}-{digest}"
+    return f"helios-{bounded(model, 32)}-{digest_of([namespace, model, commit, content])[:16]}"
 
 
-def of_prefetch(model: str, commit: str, node: str) -> str:
-    digest = hashlib.sha256(f"{model}@{commit}@{node}".encode()).hexdigest()[:12]
-    return f"{bounded(model, 40)}-prefetch-{digest}"
+def of_prefetch(model: str, content: object) -> str:
+    """``content``: all of the pod's spec, which can't be changed."""
+    return f"{bounded(model, 40)}-prefetch-{digest_of(content)[:12]}"
+
+
+def digest_of(content: object) -> str:
+    """Hexadecimal, the same for the same JSON."""
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 def selector(service: str, role: str = "", commit: str = "") -> dict[str, str]:

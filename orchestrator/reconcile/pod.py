@@ -235,7 +235,8 @@ def _env(its: Workers, wired: tuple[tuple[str, str], ...]) -> list[FreeForm]:
         plain["HELIOS_COMPILE_CACHE__KEY_FILE"] = f"{COMPILE_KEY}/{site.compile_key.key}"
     found += [{"name": name, "value": value} for name, value in (*plain.items(), *wired)]
     ours = {one["name"] for one in found}
-    return found + [one for one in its.spec.engine.env if one.get("name") not in ours]
+    theirs = {one.get("name"): one for one in its.spec.engine.env}  # of one that is there twice the last, as elsewhere
+    return found + [one for name, one in theirs.items() if name not in ours]
 
 
 def _secrets(site: Site) -> list[tuple[str, str, str]]:
@@ -270,7 +271,7 @@ def _volumes(its: Workers) -> list[FreeForm]:
 
 def _model(its: Workers) -> FreeForm:
     if its.model.spec.storage.volume == "Claim":
-        claim = names.of_claim(its.model.name, its.commit)
+        claim = claim_name(its.model, its.commit)
         return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     attributes = volume_attributes(its.model, its.commit)
     return {"csi": {"driver": its.site.csi_driver, "readOnly": True, "volumeAttributes": attributes}}
@@ -280,3 +281,16 @@ def volume_attributes(model: ModelSeen, commit: str) -> dict[str, str]:
     """What the CSI driver is told (docs/csi.md)."""
     found = {"model": model.spec.source.repo, "revision": commit, "prefetch": "true", "priority": model.spec.priority}
     return found | ({"format": "hub"} if model.spec.storage.format == "hub" else {})
+
+
+def _content(model: ModelSeen, commit: str) -> list[object]:
+    """What can't be changed in a volume once it is there."""
+    return [volume_attributes(model, commit), model.spec.storage.storage_class_name]
+
+
+def claim_name(model: ModelSeen, commit: str) -> str:
+    return names.of_claim(model.name, commit, _content(model, commit))
+
+
+def volume_name(namespace: str, model: ModelSeen, commit: str) -> str:
+    return names.of_volume(namespace, model.name, commit, _content(model, commit))

@@ -62,7 +62,7 @@ def pods(
     owner: Ref, model: ModelSeen, wanted: Sequence[Order], children: Sequence[tuple[Ref, Manifest]], site: Site
 ) -> tuple[list[Apply], list[Delete]]:
     """Those that there should be, and those that should not: of other commits and nodes, and ones that have ended."""
-    made = {names.of_prefetch(model.name, one.commit, one.node): one for one in wanted}
+    made = {pod["metadata"]["name"]: pod for pod in (_pod(owner, model, one, site) for one in wanted)}
     there: Mapping[str, tuple[Ref, Manifest]] = {ref.name: (ref, pod) for ref, pod in children if ref.kind == POD}
     gone = [
         Delete(ref, pod["metadata"].get("resourceVersion", ""))
@@ -70,8 +70,8 @@ def pods(
         if (name not in made or ended(pod)) and not pod["metadata"].get("deletionTimestamp")
     ]
     applied = [
-        Apply(POD, _pod(owner, name, model, one, site))
-        for name, one in made.items()
+        Apply(POD, pod)
+        for name, pod in made.items()
         if name not in there or not (ended(there[name][1]) or there[name][1]["metadata"].get("deletionTimestamp"))
     ]
     return applied, gone
@@ -81,7 +81,7 @@ def ended(pod: Manifest) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
 
 
-def _pod(owner: Ref, name: str, model: ModelSeen, order: Order, site: Site) -> FreeForm:
+def _pod(owner: Ref, model: ModelSeen, order: Order, site: Site) -> FreeForm:
     labels = {**names.labels(model.name, "prefetch", "model"), names.PREFETCH: "true"}
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [order.node]}]}
     attributes = volume_attributes(model, order.commit)
@@ -117,5 +117,5 @@ def _pod(owner: Ref, name: str, model: ModelSeen, order: Order, site: Site) -> F
     }  # fmt: skip
     if site.pull_secrets:
         spec["imagePullSecrets"] = [{"name": one} for one in site.pull_secrets]
-    described = metadata(owner, name, labels) | {"annotations": {NODE: order.node}}
+    described = metadata(owner, names.of_prefetch(model.name, spec), labels) | {"annotations": {NODE: order.node}}
     return {"apiVersion": POD.api_version, "kind": POD.kind, "metadata": described, "spec": spec}

@@ -16,7 +16,7 @@ from orchestrator.api.common import FINALIZER
 from orchestrator.api.service import ServiceSpec
 from orchestrator.reconcile import connectors, gateway, istio, network, pdb, services
 from orchestrator.reconcile.deployment import deployment
-from orchestrator.reconcile.fleet import Fleet, answering, fleet_of, floor, moved_by, roles, scales, scaling
+from orchestrator.reconcile.fleet import By, Fleet, answering, fleet_of, floor, moved_by, roles, scales, scaling
 from orchestrator.reconcile.hpa import autoscaler
 from orchestrator.reconcile.keda import scaled_object
 from orchestrator.reconcile.kinds import INFERENCE_POOL, ISTIO, SCALED_OBJECT
@@ -50,10 +50,11 @@ def reconcile(seen: ServiceObserved, site: Site) -> Outcome:
     )  # fmt: skip
     now = float(int(seen.now))
     step = advance(state, wish, {commit: fleet.seen(commit, seen.health.get(commit)) for commit in commits}, now)
+    movers = {role: moved_by(spec, role, site, seen.capabilities.keda) for role in roles(spec)}
     actions: list[Action] = []
     if seen.model is not None:
-        actions = _actions(seen, spec, seen.model, site, fleet, step)
-    status = status_of(seen, spec, fleet, step)
+        actions = _actions(seen, spec, seen.model, site, fleet, step, movers)
+    status = status_of(seen, spec, fleet, step, movers)
     notes = [Emit(note.type, note.reason, note.message) for note in step.notes]
     return Outcome([*actions, *_told(seen, status, notes)], step.again_s)
 
@@ -66,10 +67,10 @@ def _told(seen: ServiceObserved, status: dict[str, object], notes: list[Emit]) -
 
 
 def _actions(
-    seen: ServiceObserved, spec: ServiceSpec, model: ModelSeen, site: Site, fleet: Fleet, step: Step
-) -> list[Action]:
+    seen: ServiceObserved, spec: ServiceSpec, model: ModelSeen, site: Site, fleet: Fleet, step: Step,
+    movers: Mapping[str, By],
+) -> list[Action]:  # fmt: skip
     owner, its_roles = seen.object.ref, roles(spec)
-    movers = {role: moved_by(spec, role, site, seen.capabilities.keda) for role in its_roles}
     around = _around(seen, owner, site, spec, step)
     made, weights, movers_made, new = [], [], [], []
     alone = len(step.state.revisions) == 1

@@ -22,7 +22,7 @@ from orchestrator.actions import Emit
 from orchestrator.api.service import RevisionStatus, RoleStatus, ServiceSpec, ServiceStatus
 from orchestrator.conditions import Condition, conditions, timestamp
 from orchestrator.reconcile import names
-from orchestrator.reconcile.fleet import Fleet, answering
+from orchestrator.reconcile.fleet import By, Fleet, answering, scaling
 from orchestrator.reconcile.observed import ServiceObserved, moment
 from orchestrator.reconcile.rollout import State, Step, Weighted
 
@@ -60,7 +60,9 @@ def wrong_status(seen: ServiceObserved, wrong: str) -> dict[str, Any]:
     return _written(seen, msgspec.structs.replace(read(seen.object.status), conditions=[]), ready)
 
 
-def status_of(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, step: Step) -> dict[str, Any]:
+def status_of(
+    seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, step: Step, movers: Mapping[str, By]
+) -> dict[str, Any]:
     role = answering(spec)
     state = step.state
     found = ServiceStatus(
@@ -81,7 +83,7 @@ def status_of(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, step: Step
         ),
         scaling=seen.scaling_state,
     )
-    return _written(seen, found, _conditions(seen, fleet, step))
+    return _written(seen, found, _conditions(seen, spec, fleet, step, movers))
 
 
 def _written(seen: ServiceObserved, status: ServiceStatus, wanted: list[Condition]) -> dict[str, Any]:
@@ -103,11 +105,13 @@ def _role(seen: ServiceObserved, fleet: Fleet, role: str) -> RoleStatus:
     )
 
 
-def _conditions(seen: ServiceObserved, fleet: Fleet, step: Step) -> list[Condition]:
+def _conditions(
+    seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, step: Step, movers: Mapping[str, By]
+) -> list[Condition]:
     model, scheduled = _model(seen), _scheduled(seen, fleet)
     available = _available(seen, fleet, step, scheduled)
-    scaling, progressing = _scaling(seen, fleet), _progressing(seen, step)
-    return [model, scheduled, available, progressing, scaling, _ready(model, scheduled, available, progressing)]
+    moved, progressing = _scaling(seen, spec, fleet, movers), _progressing(seen, step)
+    return [model, scheduled, available, progressing, moved, _ready(model, scheduled, available, progressing)]
 
 
 def _ready(model: Condition, scheduled: Condition, available: Condition, progressing: Condition) -> Condition:
@@ -183,7 +187,7 @@ def _progressing(seen: ServiceObserved, step: Step) -> Condition:
     return Condition("Progressing", "True" if moving else "False", step.phase, step.message)
 
 
-def _scaling(seen: ServiceObserved, fleet: Fleet) -> Condition:
+def _scaling(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, movers: Mapping[str, By]) -> Condition:
     unknown = [names.ROLES[role] for role in fleet.desired if role not in seen.wanted]
     if unknown:
         return Condition("ScalingActive", "Unknown", "Starting", f"nothing was decided yet for {', '.join(unknown)}")
@@ -191,9 +195,12 @@ def _scaling(seen: ServiceObserved, fleet: Fleet) -> Condition:
     if deaf:
         text = f"routers and workers don't say what {', '.join(deaf)} has to do: nothing is taken away"
         return Condition("ScalingActive", "False", "NoSignals", text)
-    return Condition(
-        "ScalingActive", "True", "Scaling", "; ".join(f"{names.ROLES[r]} {n}" for r, n in fleet.desired.items())
-    )
+    by = sorted(set(movers.values()))
+    text = ", ".join(f"{names.ROLES[role]} {count}" for role, count in fleet.desired.items())
+    for role, its in movers.items():
+        if (said := scaling(spec, role).by) not in ("Auto", its):
+            text += f"; by {its}, because this cluster has not what spec.scaling.by: {said} needs"
+    return Condition("ScalingActive", "True", f"By{by[0] if len(by) == 1 else 'Several'}", text)
 
 
 def _advised(text: str, reason: str) -> str:

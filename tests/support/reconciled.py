@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from helios.kube.kinds import AUTOSCALER, DEPLOYMENT, PERSISTENT_VOLUME, POD, Kind
+from helios.kube.kinds import AUTOSCALER, DEPLOYMENT, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD, Kind
 from orchestrator.actions import (
     OWNER_LABEL,
     Apply,
@@ -29,6 +29,8 @@ from orchestrator.actions import (
 from orchestrator.reconcile.kinds import INFERENCE_SERVICE, MODEL
 from orchestrator.reconcile.observed import Answer, Facts, Health, Wanted
 
+UNCHANGEABLE = (POD, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM)
+"""Kinds of whose spec next to nothing can be changed."""
 Place = tuple[Kind, str, str]
 
 
@@ -150,6 +152,8 @@ class Cluster:
             new["metadata"] |= {key: there["metadata"][key] for key in ("uid", "resourceVersion", "generation")}
             if new == there:
                 return
+            if action.kind in UNCHANGEABLE:
+                assert new["spec"] == there["spec"], "it can't be changed"
         self.check(manifest)
         self.put(action.kind, new)
         self.writes += 1

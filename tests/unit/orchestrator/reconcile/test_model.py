@@ -201,11 +201,23 @@ def test_claims_are_made_for_each_commit_in_use_and_go_with_it():
     settle(world.cluster, services, "chat", world.now)
     world.names(B)
     names = [one["metadata"]["name"] for one in world.cluster.all(PERSISTENT_VOLUME_CLAIM)]
-    assert names == [f"llama-{A[:10]}", f"llama-{B[:10]}"], "the service still runs the first"
+    assert [name[:16] for name in names] == [f"llama-{A[:10]}", f"llama-{B[:10]}"], "the service still runs the first"
     world.cluster.delete(INFERENCE_SERVICE, "chat")
     world.settle()
-    assert [one["metadata"]["name"] for one in world.cluster.all(PERSISTENT_VOLUME_CLAIM)] == [f"llama-{B[:10]}"]
+    assert [one["metadata"]["name"] for one in world.cluster.all(PERSISTENT_VOLUME_CLAIM)] == [names[1]]
     assert len(world.cluster.all(PERSISTENT_VOLUME)) == 1
+
+
+def test_what_can_t_be_changed_in_a_volume_makes_another_one():
+    world = World(storage={"volume": "Claim"}, prefetch={"nodes": 1})
+    world.node("one")
+    world.names(A)
+    kinds = (PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD)
+    before = [world.cluster.all(kind)[0]["metadata"]["name"] for kind in kinds]
+    world.spec(priority="scratch")
+    after = [[one["metadata"]["name"] for one in world.cluster.all(kind)] for kind in kinds]
+    assert [len(names) for names in after] == [1, 1, 1]
+    assert not set(before) & {name for names in after for name in names}
 
 
 def test_it_stays_while_services_use_it_and_goes_then_whatever_the_registry_says():

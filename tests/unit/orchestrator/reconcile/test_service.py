@@ -316,6 +316,13 @@ def test_scaling_that_goes_by_nothing_is_said():
     assert world.settle().condition("ScalingActive")[:2] == ("False", "NoSignals")
 
 
+def test_who_scales_is_said_and_what_isn_t_there_can_t():
+    assert World(site=HPA).settle().condition("ScalingActive")[1] == "ByHPA"
+    world = World(scaling={"by": "KEDA"}).settle()
+    assert world.condition("ScalingActive")[1] == "ByOperator"
+    assert "spec.scaling.by: KEDA" in world.condition("ScalingActive")[2]
+
+
 def test_a_status_that_makes_no_sense_begins_anew():
     world = World().settle()
     world.cluster.objects[INFERENCE_SERVICE, "models", "chat"]["status"] = {"revisions": "none", "conditions": []}
