@@ -24,6 +24,8 @@ IN_FLIGHT: Final = External("helios_in_flight_requests", "in_flight")
 TOKENS: Final = External("helios_tokens_in_flight", "tokens")
 TTFT: Final = External("helios_ttft_milliseconds", "ttft_milliseconds", average=False)
 ITL: Final = External("helios_itl_milliseconds", "itl_milliseconds", average=False)
+DESIRED: Final = External("helios_desired_replicas", "")
+"""What the scaling policy wants, for whoever scales by nothing else: target 1."""
 ALL: Final = (QUEUED, KV_USAGE, IN_FLIGHT, TOKENS, TTFT, ITL)
 
 

@@ -6,13 +6,27 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from orchestrator.api.common import MAX_SECONDS, Commit, Condition, Count, Name, Part, Repo, Revision
+from orchestrator.api.common import (
+    MAX_SECONDS,
+    Commit,
+    Conditions,
+    Count,
+    Part,
+    Repo,
+    Revision,
+    Selector,
+    ShortCommit,
+    Subdomain,
+    Time,
+    Whole,
+)
 
 
 class Source(Part, frozen=True, kw_only=True):
     """Where it comes from. It can't be changed: another repository is another Model."""
 
     repo: Repo
+    """Its repository at the registry, ``org/name``."""
     pull: Literal["IfMissing", "Never"] = "IfMissing"
     """Whether the registry may fetch it from its upstream."""
 
@@ -21,6 +35,7 @@ class RevisionPolicy(Part, frozen=True, kw_only=True):
     """Which commit counts, and when that changes."""
 
     revision: Revision = "main"
+    """A branch, a tag, an alias or a commit."""
     policy: Literal["Pinned", "Follow", "Approve"] = "Pinned"
     """``Pinned``: the commit that the revision named first, until ``revision`` is changed. ``Follow``: whatever it
     names. ``Approve``: what it names is shown as ``status.candidate``, and ``approved`` is what counts."""
@@ -37,7 +52,7 @@ class Prefetch(Part, frozen=True, kw_only=True):
 
     nodes: Count = 0
     """On how many, at least."""
-    selector: dict[str, str] = field(default_factory=dict)
+    selector: Selector = field(default_factory=dict)
     """Labels of the nodes among which they are chosen."""
 
 
@@ -47,11 +62,15 @@ class Storage(Part, frozen=True, kw_only=True):
     volume: Literal["Inline", "Claim"] = "Inline"
     """``Inline``: a CSI volume in the pod. ``Claim``: a PersistentVolumeClaim of ``storage_class_name``, made for each
     commit."""
-    storage_class_name: Name | None = None
+    storage_class_name: Subdomain | None = None
+    """The StorageClass of the claims; its provisioner is the CSI driver."""
     format: Literal["files", "hub"] = "files"
+    """``files``: the commit's files. ``hub``: a Hugging Face cache with this commit."""
 
 
 class ModelSpec(Part, frozen=True, kw_only=True):
+    """What is wanted of a model."""
+
     source: Source
     revision: RevisionPolicy = RevisionPolicy()
     priority: Literal["pinned", "critical", "normal", "scratch"] = "critical"
@@ -63,16 +82,23 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 class ModelStatus(Part, frozen=True, kw_only=True):
     """Conditions: ``Resolved``, ``Verified``, ``Prefetched``, and ``Ready``, which sums them up."""
 
-    observed_generation: int = 0
-    conditions: list[Condition] = field(default_factory=list)
+    observed_generation: Whole = 0
+    """Of the specification that this is about."""
+    conditions: Conditions = field(default_factory=list)
+    """What is the case, since when and why."""
     commit: Commit | None = None
     """The one that counts."""
+    short_commit: ShortCommit = ""
+    """Its first digits, for people."""
     candidate: Commit | None = None
     """What the revision names, where that is another one."""
     revision: Revision | None = None
     """The revision that ``commit`` was resolved from."""
-    size_bytes: int | None = None
-    files: int | None = None
-    nodes_cached: int = 0
-    checked_at: str = ""
-    """RFC 3339: when the registry said so; it is asked again and again, and that alone changes nothing here."""
+    size_bytes: Whole | None = None
+    """Of all its files."""
+    files: Whole | None = None
+    """How many."""
+    nodes_cached: Whole = 0
+    """Nodes that have all of it."""
+    checked_at: Time = ""
+    """RFC 3339: when the registry last said what the revision names."""

@@ -1,0 +1,310 @@
+"""What types can't say: rules between fields, each in CEL for the API server and in Python for what is stored already.
+
+The API server evaluates the CEL (``x-kubernetes-validations``) whenever a resource is written. The Python says the same
+of a part that has been read: a resource may have been stored before a rule was made. A test holds both together.
+
+Cost. Kubernetes refuses a definition whose rules may cost too much: 10,000,000 for one rule, 100,000,000 for all, which
+it estimates from the longest list and text that the schema allows. So all of these have bounds, and the dearest rules
+here are those that look at each pair of ``steps`` (20 x 20, two comparisons each: some thousands) and the one that
+matches a revision of 250 characters with a pattern: under a thousandth of what one may cost. `make test-cluster` shows
+the definitions to a real API server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from helios import names
+from helios.errors import InvalidInput
+from orchestrator.api import model, service
+from orchestrator.api.common import EnvironmentVariable, Part, Toleration
+
+LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """``cel`` is about ``self``, the part; ``holds`` about the same part as its type, None for what compares with the
+    part as it was before. ``field``: the one that the API server names, below the part; empty: the part itself."""
+
+    cel: str
+    message: str
+    field: str = ""
+    reason: Literal["FieldValueInvalid", "FieldValueRequired", "FieldValueForbidden"] = "FieldValueInvalid"
+    holds: Callable[[Any], bool] | None = None
+
+    def written(self) -> dict[str, str]:
+        """As ``x-kubernetes-validations`` has it."""
+        found = {"rule": self.cel, "message": self.message, "reason": self.reason}
+        return found | ({"fieldPath": self.field} if self.field else {})
+
+
+def _readable(read: Callable[[str], object], text: str) -> bool:
+    try:
+        read(text)
+    except InvalidInput:
+        return False
+    return True
+
+
+def _needed(spec: service.ServiceSpec) -> int:
+    """Accelerators of one worker of each role."""
+    return sum(role.accelerator.count for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None)
+
+
+def _most(spec: service.ServiceSpec) -> int:
+    """The most workers of the decode or only role."""
+    role = spec.aggregated or spec.decode
+    return (role.scaling if role is not None and role.scaling is not None else spec.scaling).max_replicas
+
+
+RULES: dict[type[Part], tuple[Rule, ...]] = {
+    model.Source: (
+        Rule(
+            "self.repo == oldSelf.repo",
+            "repo can't be changed: another repository is another Model; make one, and name it in the services",
+            ".repo",
+        ),
+        Rule(
+            "self.repo.split('/').all(part, size(part) <= 96 && part != '_')",
+            "repo: organisation and name have 96 characters each at the most, and neither is '_'",
+            ".repo",
+            holds=lambda source: _readable(names.RepoId.parse, source.repo),
+        ),
+    ),
+    model.RevisionPolicy: (
+        Rule(
+            "!self.revision.contains('..') && !self.revision.contains('//')"
+            " && !self.revision.endsWith('/') && !self.revision.endsWith('.lock')",
+            "revision is no ref and no commit: it holds '..' or '//', or ends with '/' or '.lock'",
+            ".revision",
+            holds=lambda policy: _readable(names.check_revision, policy.revision),
+        ),
+        Rule(
+            "self.policy == 'Pinned' || !self.revision.matches('^[0-9a-f]{40}$')",
+            "policy: a commit never moves, so Follow and Approve have nothing to do; set policy to Pinned, or revision "
+            "to a branch or tag",
+            ".policy",
+            holds=lambda policy: policy.policy == "Pinned" or not names.is_commit(policy.revision),
+        ),
+        Rule(
+            "!has(self.approved) || self.policy == 'Approve'",
+            "approved counts with policy Approve alone: set policy to Approve, or take approved out",
+            ".approved",
+            "FieldValueForbidden",
+            holds=lambda policy: policy.approved is None or policy.policy == "Approve",
+        ),
+    ),
+    model.Storage: (
+        Rule(
+            "self.volume != 'Claim' || has(self.storageClassName)",
+            "storageClassName is missing: volume Claim needs the StorageClass of its claims (docs/kubernetes.md)",
+            ".storageClassName",
+            "FieldValueRequired",
+            holds=lambda storage: storage.volume != "Claim" or storage.storage_class_name is not None,
+        ),
+        Rule(
+            "self.volume == 'Claim' || !has(self.storageClassName)",
+            "storageClassName counts with volume Claim alone: set volume to Claim, or take storageClassName out",
+            ".storageClassName",
+            "FieldValueForbidden",
+            holds=lambda storage: storage.volume == "Claim" or storage.storage_class_name is None,
+        ),
+    ),
+    EnvironmentVariable: (
+        Rule(
+            "!has(self.value) || self.value == '' || !has(self.valueFrom)",
+            "value and valueFrom exclude each other: say one of them",
+            ".valueFrom",
+            "FieldValueForbidden",
+            holds=lambda variable: not variable.value or variable.value_from is None,
+        ),
+    ),
+    Toleration: (
+        Rule(
+            "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+            "key is missing: only operator Exists does without, and tolerates every taint then",
+            ".key",
+            "FieldValueRequired",
+            holds=lambda each: each.key is not None or each.operator == "Exists",
+        ),
+        Rule(
+            "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+            "value says nothing with operator Exists: take it out",
+            ".value",
+            "FieldValueForbidden",
+            holds=lambda each: each.operator != "Exists" or not each.value,
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds counts with effect NoExecute alone: set effect to that, or take tolerationSeconds out",
+            ".tolerationSeconds",
+            "FieldValueForbidden",
+            holds=lambda each: each.toleration_seconds is None or each.effect == "NoExecute",
+        ),
+    ),
+    service.Targets: (
+        Rule(
+            "has(self.inFlight) || has(self.queued) || has(self.tokens) || has(self.kvUsagePercent)"
+            " || has(self.ttftMilliseconds) || has(self.itlMilliseconds)",
+            "targets names none: say one of inFlight, queued, tokens, kvUsagePercent, ttftMilliseconds and "
+            "itlMilliseconds, or leave targets out for the usual ones",
+            reason="FieldValueRequired",
+            holds=lambda targets: targets != service.Targets(),
+        ),
+    ),
+    service.Scaling: (
+        Rule(
+            "self.minReplicas <= self.maxReplicas",
+            "minReplicas is more than maxReplicas: lower the one or raise the other",
+            ".minReplicas",
+            holds=lambda scaling: scaling.min_replicas <= scaling.max_replicas,
+        ),
+        Rule(
+            "self.overprovision.replicas <= self.maxReplicas - self.minReplicas || self.minReplicas > self.maxReplicas",
+            "overprovision.replicas and minReplicas are more than maxReplicas together: such room can't be had",
+            ".overprovision.replicas",
+            holds=lambda scaling: (
+                scaling.min_replicas > scaling.max_replicas
+                or scaling.overprovision.replicas <= scaling.max_replicas - scaling.min_replicas
+            ),
+        ),
+        Rule(
+            "self.forecast.mode != 'Act' || self.minReplicas < self.maxReplicas || self.minReplicas > self.maxReplicas",
+            "forecast.mode Act has nothing to raise, as minReplicas is maxReplicas: raise maxReplicas, or set mode to "
+            "Observe or Off",
+            ".forecast.mode",
+            holds=lambda scaling: scaling.forecast.mode != "Act" or scaling.min_replicas != scaling.max_replicas,
+        ),
+    ),
+    service.Role: (
+        Rule(
+            "!has(self.scaling) || !has(self.scaling.maxCost) || self.scaling.maxCost >= self.accelerator.count",
+            "scaling.maxCost is less than one worker's accelerator.count: no worker could ever start",
+            ".scaling.maxCost",
+            holds=lambda role: (
+                role.scaling is None or role.scaling.max_cost is None or role.scaling.max_cost >= role.accelerator.count
+            ),
+        ),
+    ),
+    service.Rollout: (
+        Rule(
+            "self.steps.all(step, self.steps.exists_one(other, other == step)"
+            " && self.steps[self.steps.filter(other, other < step).size()] == step)",
+            "steps have to rise: write each share once, the smallest first",
+            ".steps",
+            holds=lambda rollout: sorted(set(rollout.steps)) == rollout.steps,
+        ),
+        Rule(
+            "self.steps[self.steps.size() - 1] == 100",
+            "steps have to end with 100: the new commit has all requests in the end",
+            ".steps",
+            holds=lambda rollout: rollout.steps[-1] == 100,
+        ),
+    ),
+    service.ServiceSpec: (
+        Rule(
+            "has(self.aggregated) || has(self.prefill) || has(self.decode)",
+            "no workers: say aggregated (one kind of workers, {} is enough), or prefill and decode",
+            reason="FieldValueRequired",
+            holds=lambda spec: spec.aggregated or spec.prefill or spec.decode,
+        ),
+        Rule(
+            "!has(self.aggregated) || !(has(self.prefill) || has(self.decode))",
+            "aggregated excludes prefill and decode: say either the one or the two",
+            ".aggregated",
+            "FieldValueForbidden",
+            holds=lambda spec: not spec.aggregated or not (spec.prefill or spec.decode),
+        ),
+        Rule(
+            "!has(self.prefill) || has(self.decode) || has(self.aggregated)",
+            "prefill needs decode: nobody else generates; add decode, or say aggregated instead",
+            ".decode",
+            "FieldValueRequired",
+            holds=lambda spec: not spec.prefill or spec.decode or spec.aggregated,
+        ),
+        Rule(
+            "!has(self.decode) || has(self.prefill) || has(self.aggregated)",
+            "decode needs prefill: for workers that do both say aggregated instead",
+            ".prefill",
+            "FieldValueRequired",
+            holds=lambda spec: not spec.decode or spec.prefill or spec.aggregated,
+        ),
+        Rule(
+            "!has(self.prefill) || self.engine.connector != 'none'",
+            "engine.connector is none, so prefill could not hand KV blocks to decode: name one, or say aggregated",
+            ".engine.connector",
+            holds=lambda spec: not spec.prefill or spec.engine.connector != "none",
+        ),
+        Rule(
+            "self.traffic.size() == 0 || self.traffic.map(each, each.weight).sum() == 100",
+            "traffic: the weights have to be 100 together",
+            ".traffic",
+            holds=lambda spec: not spec.traffic or sum(each.weight for each in spec.traffic) == 100,
+        ),
+        Rule(
+            "!has(self.replicas) || self.replicas <= ("
+            "has(self.aggregated) && has(self.aggregated.scaling) ? self.aggregated.scaling.maxReplicas : "
+            "!has(self.aggregated) && has(self.decode) && has(self.decode.scaling) ? self.decode.scaling.maxReplicas : "
+            "self.scaling.maxReplicas)",
+            "replicas is more than scaling.maxReplicas (of decode, or of the only role): raise that first",
+            ".replicas",
+            holds=lambda spec: spec.replicas is None or spec.replicas <= _most(spec),
+        ),
+        Rule(
+            "!has(self.scaling.maxCost) || self.scaling.maxCost >="
+            " (has(self.aggregated) ? self.aggregated.accelerator.count : 0)"
+            " + (has(self.prefill) ? self.prefill.accelerator.count : 0)"
+            " + (has(self.decode) ? self.decode.accelerator.count : 0)",
+            "scaling.maxCost is less than accelerator.count of one worker of each role: the service could never start",
+            ".scaling.maxCost",
+            holds=lambda spec: spec.scaling.max_cost is None or spec.scaling.max_cost >= _needed(spec),
+        ),
+        Rule(
+            "self.rollout.progressDeadlineSeconds >= self.engine.startTimeoutSeconds",
+            "rollout.progressDeadlineSeconds is less than engine.startTimeoutSeconds: every new commit would be given "
+            "up while its workers start",
+            ".rollout.progressDeadlineSeconds",
+            holds=lambda spec: spec.rollout.progress_deadline_seconds >= spec.engine.start_timeout_seconds,
+        ),
+    ),
+}
+
+NAMED = Rule(
+    f"self.metadata.name.size() <= 63 && self.metadata.name.matches('^{LABEL}$')",
+    "metadata.name: has to be a DNS label, 63 lower-case letters, digits and - at the most, and no dots: pods have it "
+    "as a label",
+    holds=lambda name: len(name) <= 63 and bool(re.fullmatch(LABEL, name)),
+)
+"""About each resource as a whole; ``holds`` is about its name."""
+
+
+def rules_of(kind: type) -> tuple[Rule, ...]:
+    """The rules about a part of this type itself."""
+    return RULES.get(kind, ())
+
+
+def misnamed(name: str) -> Iterator[str]:
+    """What is wrong with the name of a resource."""
+    if NAMED.holds is not None and not NAMED.holds(name):
+        yield NAMED.message
+
+
+def violations(part: Part, path: str) -> Iterator[str]:
+    """What is wrong with a part and all below it, each with its path: ``spec.scaling.minReplicas: …``."""
+    for rule in rules_of(type(part)):
+        if rule.holds is not None and not rule.holds(part):
+            yield f"{path}{rule.field}: {rule.message}"
+    for name, written in zip(part.__struct_fields__, part.__struct_encode_fields__, strict=True):
+        yield from _below(getattr(part, name), f"{path}.{written}")
+
+
+def _below(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, Part):
+        yield from violations(value, path)
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _below(each, f"{path}[{number}]")
