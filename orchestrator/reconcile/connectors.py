@@ -49,23 +49,16 @@ def _transfer(connector: str, role: str) -> tuple[str, ...]:
 
 
 def wrong_with(spec: ServiceSpec) -> str:
-    """Why the roles can't be wired, and what to do; empty: they can."""
-    apart = [name for name in ("prefill", "decode") if getattr(spec, name) is not None]
-    if spec.aggregated is None and not apart:
-        return "the service has no role: say spec.aggregated, or spec.prefill and spec.decode"
-    if spec.aggregated is not None and apart:
-        return f"spec.aggregated and spec.{apart[0]} exclude each other: keep one"
-    if len(apart) == 1:
-        return f"spec.{apart[0]} is there alone: prefill and decode need each other"
-    if apart and spec.engine.connector == "none":
-        return "spec.engine.connector is none: prefill and decode need one; nixl is the default"
-    if apart and spec.engine.connector == "shared-storage":
-        for name in apart:
-            if not _says([*spec.engine.args, *getattr(spec, name).args]):
-                return (
-                    f"spec.engine.connector is shared-storage, and the engine's arguments don't say which: give "
-                    f"{TRANSFER} in spec.engine.args or spec.{name}.args"
-                )
+    """Why the roles can't be wired, and what to do; empty: they can. (The schema has other rules.)"""
+    if spec.engine.connector != "shared-storage":
+        return ""
+    for name in ("prefill", "decode"):
+        role = getattr(spec, name)
+        if role is not None and not _says([*spec.engine.args, *role.args]):
+            return (
+                f"spec.engine.connector: is shared-storage, and the engine's arguments don't say which: "
+                f"give {TRANSFER} in spec.engine.args or spec.{name}.args"
+            )
     return ""
 
 

@@ -72,7 +72,7 @@ def scaling(spec: ServiceSpec, role: str) -> Scaling:
 
 def moved_by(spec: ServiceSpec, role: str, site: Site, keda: bool) -> By:
     """Who moves replicas between 1 and the most: what isn't there can't."""
-    by = scaling(spec, role).by
+    by = "Operator" if spec.replicas is not None else scaling(spec, role).by
     if by == "KEDA" and keda and site.keda_scaler:
         return "KEDA"
     return "HPA" if by in ("Auto", "HPA") and site.external_metrics else "Operator"
@@ -91,6 +91,9 @@ def fleet_of(seen: ServiceObserved, spec: ServiceSpec) -> Fleet:
         asked = [one[1].get("spec", {}).get("replicas", CREATED) for (_, of), one in deployments.items() if of == role]
         count = wanted.replicas if wanted is not None else sum(asked)
         desired[role] = max(its.min_replicas, min(its.max_replicas, count))
+    if spec.replicas is not None:  # by hand: the other role, if there is one, keeps what it has
+        desired = {role: count if spec.replicas else 0 for role, count in desired.items()}
+        desired[answering(spec)] = spec.replicas
     if any(desired.values()):  # a role that sleeps would keep the other one from working
         desired = {role: max(1, count) for role, count in desired.items()}
     return Fleet(deployments, seen.pods, desired)

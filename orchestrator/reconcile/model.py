@@ -5,18 +5,17 @@ A registry that can't be reached is a condition, not an error: the commit that c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from helios.decoding import converted
 from helios.errors import InvalidInput
 from helios.kube.kinds import PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD, Kind
 from helios.names import RepoId
 from orchestrator.actions import Action, Delete, Emit, Outcome, PatchStatus, RemoveFinalizer, SetFinalizer
 from orchestrator.api.common import FINALIZER
 from orchestrator.api.model import ModelSpec, ModelStatus, Source
+from orchestrator.api.parse import model_status
 from orchestrator.conditions import Condition, conditions, timestamp
 from orchestrator.reconcile import prefetch
 from orchestrator.reconcile.claims import claims
@@ -24,6 +23,8 @@ from orchestrator.reconcile.names import short
 from orchestrator.reconcile.observed import ModelObserved, ModelSeen
 from orchestrator.reconcile.site import Site
 
+SHOWN: Final = 12
+"""Digits of a commit that people are shown."""
 NOWHERE: Final = Source(repo="unknown")
 """The source of a Model that can't be read: it has no commit, so nothing is made of it."""
 OWNS: Final[tuple[Kind, ...]] = (PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD)
@@ -40,12 +41,8 @@ class Choice(msgspec.Struct, frozen=True):
     verified: bool | None = True
 
 
-def read(status: Mapping[str, Any]) -> ModelStatus:
-    """A status as it was written; an empty one for what can't be read."""
-    try:
-        return converted(dict(status), ModelStatus)
-    except msgspec.ValidationError:
-        return ModelStatus()
+def before_of(seen: ModelObserved) -> ModelStatus:
+    return model_status({"status": seen.object.status})
 
 
 def reconcile(seen: ModelObserved, site: Site) -> Outcome:
@@ -54,8 +51,8 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
     if its.deleting:
         return _deleted(seen)
     if wrong or seen.spec is None:
-        return Outcome(_told(seen, read(its.status), [Condition("Ready", "False", "InvalidSpec", wrong)], []))
-    before, choice = read(its.status), choose(seen, seen.spec)
+        return Outcome(_told(seen, before_of(seen), [Condition("Ready", "False", "Invalid", wrong)], []))
+    before, choice = before_of(seen), choose(seen, seen.spec)
     actions: list[Action] = [] if FINALIZER in its.finalizers else [SetFinalizer(its.ref, FINALIZER)]
     model = ModelSeen(its.ref.name, seen.spec, choice.commit)
     wanted: list[prefetch.Order] = []
@@ -81,7 +78,7 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
     if (choice.commit, candidate) != (before.commit, before.candidate) and seen.answer is not None:
         checked = timestamp(seen.answer.checked_at)
     status = ModelStatus(
-        commit=choice.commit, candidate=candidate, revision=choice.revision,
+        commit=choice.commit, short_commit=(choice.commit or "")[:SHOWN], candidate=candidate, revision=choice.revision,
         size_bytes=facts.size_bytes if facts else None, files=facts.files if facts else None,
         nodes_cached=len(have), checked_at=checked,
     )  # fmt: skip
@@ -101,7 +98,7 @@ def _wrong_with(spec: ModelSpec | None) -> str:
 
 def choose(seen: ModelObserved, spec: ModelSpec) -> Choice:
     """Which commit counts."""
-    before, policy, answer = read(seen.object.status), spec.revision, seen.answer
+    before, policy, answer = before_of(seen), spec.revision, seen.answer
     found = answer.commit if answer is not None else None
     same = before.commit is not None and before.revision == policy.revision
     if policy.policy == "Approve" and policy.approved is not None:
@@ -136,7 +133,7 @@ def _deleted(seen: ModelObserved) -> Outcome:
         return Outcome()
     if seen.users:
         text = f"it is used by InferenceService {', '.join(seen.users)}: delete that, or have it use another Model"
-        return Outcome(_told(seen, read(its.status), [Condition("Ready", "False", "InUse", text)], []))
+        return Outcome(_told(seen, before_of(seen), [Condition("Ready", "False", "InUse", text)], []))
     deletes = [
         Delete(ref, one["metadata"].get("resourceVersion", ""))
         for ref, one in seen.children
@@ -226,7 +223,7 @@ TOLD: Final = (
     "Forbidden",
     "Retired",
     "RegistryUnreachable",
-    "InvalidSpec",
+    "Invalid",
     "TooFewNodes",
     "InUse",
 )

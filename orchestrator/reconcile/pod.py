@@ -14,7 +14,7 @@ from helios.launch.grace import grace_s
 from helios.names import RepoId
 from helios.node_labels import PART, WHOLE, cached_key
 from orchestrator.actions import Ref
-from orchestrator.api.common import FreeForm
+from orchestrator.api.common import FreeForm, plain
 from orchestrator.api.service import Placement, Role, ServiceSpec
 from orchestrator.reconcile import names
 from orchestrator.reconcile.connectors import wiring
@@ -104,7 +104,7 @@ def _annotations(its: Workers) -> dict[str, str]:
 def _spec(its: Workers) -> FreeForm:
     placement, accelerator = its.placement, its.settings.accelerator
     selector = dict(placement.node_selector)
-    tolerations = list(placement.tolerations)
+    tolerations = list(map(plain, placement.tolerations))
     if accelerator.count:
         tolerations.append({"key": accelerator.resource, "operator": "Exists", "effect": "NoSchedule"})
         if accelerator.type is not None:
@@ -224,19 +224,18 @@ def _env(its: Workers, wired: tuple[tuple[str, str], ...]) -> list[FreeForm]:
         {"name": "HELIOS_WORKER__ADVERTISE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "HELIOS_WORKER__ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     ]
-    plain = {"HELIOS_HOME": HOME, "HOME": f"{HOME}/user", "HELIOS_LOG__FORMAT": "json"}
+    told = {"HELIOS_HOME": HOME, "HOME": f"{HOME}/user", "HELIOS_LOG__FORMAT": "json"}
     if site.routers and site.registrar is not None:
-        plain["HELIOS_WORKER__ROUTER_TOKEN_FILE"] = f"{REGISTRAR}/{site.registrar.key}"
+        told["HELIOS_WORKER__ROUTER_TOKEN_FILE"] = f"{REGISTRAR}/{site.registrar.key}"
     if site.registry_urls:
-        plain["HELIOS_REGISTRY__URLS"] = ",".join(site.registry_urls)
+        told["HELIOS_REGISTRY__URLS"] = ",".join(site.registry_urls)
         if site.registry_token is not None:
-            plain["HELIOS_REGISTRY__TOKEN_FILE"] = f"{REGISTRY_TOKEN}/{site.registry_token.key}"
+            told["HELIOS_REGISTRY__TOKEN_FILE"] = f"{REGISTRY_TOKEN}/{site.registry_token.key}"
     if site.compile_key is not None:
-        plain["HELIOS_COMPILE_CACHE__KEY_FILE"] = f"{COMPILE_KEY}/{site.compile_key.key}"
-    found += [{"name": name, "value": value} for name, value in (*plain.items(), *wired)]
+        told["HELIOS_COMPILE_CACHE__KEY_FILE"] = f"{COMPILE_KEY}/{site.compile_key.key}"
+    found += [{"name": name, "value": value} for name, value in (*told.items(), *wired)]
     ours = {one["name"] for one in found}
-    theirs = {one.get("name"): one for one in its.spec.engine.env}  # of one that is there twice the last, as elsewhere
-    return found + [one for name, one in theirs.items() if name not in ours]
+    return found + [plain(one) for one in its.spec.engine.env if one.name not in ours]
 
 
 def _secrets(site: Site) -> list[tuple[str, str, str]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
-
-from helios.decoding import converted
+from helios.errors import InvalidInput
 from helios.kube.kinds import NODE, POD, Kind
 from orchestrator.actions import Key, Manifest, Outcome, Problem, Ref, View, ref_of
+from orchestrator.api import parse
 from orchestrator.api.model import ModelSpec
-from orchestrator.api.service import ServiceSpec
 from orchestrator.reconcile import model, names, service
 from orchestrator.reconcile.kinds import INFERENCE_POOL, INFERENCE_SERVICE, ISTIO, MODEL, SCALED_OBJECT
 from orchestrator.reconcile.observed import (
@@ -47,7 +45,7 @@ class Models:
         if found is None:
             return None
         its = object_of(_ref(MODEL, key, found), found)
-        spec, wrong = _spec(found, ModelSpec)
+        spec, wrong = _spec(found, parse.model_spec)
         users = [one for one in view.all(INFERENCE_SERVICE, key.namespace) if _model_name(one) == key.name]
         running = [one["commit"] for user in users for one in (user.get("status") or {}).get("revisions") or ()]
         answer, facts = None, {}
@@ -55,7 +53,7 @@ class Models:
         if spec is not None:
             source = spec.source
             answer = self._registry.answer(source.repo, spec.revision.revision, source.pull == "IfMissing")
-            facts = self._facts(spec, {answer.commit if answer else None, model.read(its.status).commit})
+            facts = self._facts(spec, {answer.commit if answer else None, parse.model_status(found).commit})
             nodes = tuple(map(_node, view.all(NODE)))
         return ModelObserved(
             its, spec, wrong, answer, facts, tuple(sorted(one["metadata"]["name"] for one in users)),
@@ -89,7 +87,7 @@ class Services:
         if found is None:
             return None
         its = object_of(_ref(INFERENCE_SERVICE, key, found), found)
-        spec, wrong = _spec(found, ServiceSpec)
+        spec, wrong = _spec(found, parse.service_spec)
         pods = [
             pod_seen(pod)
             for pod in view.all(POD, key.namespace)
@@ -115,12 +113,12 @@ def _ref(kind: Kind, key: Key, manifest: Manifest) -> Ref:
     return Ref(kind, key.namespace, key.name, manifest["metadata"].get("uid", ""))
 
 
-def _spec(manifest: Manifest, kind: type[Spec]) -> tuple[Spec | None, str]:
-    """The spec, or why there is none: what was written before a schema refused it, or by a newer version."""
+def _spec(manifest: Manifest, read: Callable[[Manifest], Spec]) -> tuple[Spec | None, str]:
+    """The spec, or why there is none: what was written before a rule refused it, or by a newer version."""
     try:
-        return converted(manifest.get("spec") or {}, kind), ""
-    except msgspec.ValidationError as error:
-        return None, f"spec: {error}"
+        return read(manifest), ""
+    except InvalidInput as error:
+        return None, error.message
 
 
 def _children(view: View, kinds: Iterable[Kind], uid: str) -> tuple[tuple[Ref, Manifest], ...]:
@@ -131,10 +129,10 @@ def _model(view: View, namespace: str, name: str) -> ModelSeen | None:
     found = view.get(MODEL, namespace, name)
     if found is None:
         return None
-    spec, wrong = _spec(found, ModelSpec)
+    spec, wrong = _spec(found, parse.model_spec)
     if spec is None:
-        return ModelSeen(name, ModelSpec(source=model.NOWHERE), None, "InvalidSpec", f"Model {name}: {wrong}")
-    status = model.read(found.get("status") or {})
+        return ModelSeen(name, ModelSpec(source=model.NOWHERE), None, "Invalid", f"Model {name}: {wrong}")
+    status = parse.model_status(found)
     ready = next((one for one in status.conditions if one.type == "Ready"), None)
     if ready is None:
         return ModelSeen(name, spec, status.commit, "Resolving", f"Model {name} is looked at")

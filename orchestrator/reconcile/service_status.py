@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from helios.decoding import converted
 from orchestrator.actions import Emit
+from orchestrator.api.parse import service_status
 from orchestrator.api.service import RevisionStatus, RoleStatus, ServiceSpec, ServiceStatus
 from orchestrator.conditions import Condition, conditions, timestamp
 from orchestrator.reconcile import names
@@ -26,6 +26,8 @@ from orchestrator.reconcile.fleet import By, Fleet, answering, scaling
 from orchestrator.reconcile.observed import ServiceObserved, moment
 from orchestrator.reconcile.rollout import State, Step, Weighted
 
+SHOWN: Final = 12
+"""Digits of a commit that people are shown."""
 IMAGE: Final = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 CRASH: Final = ("CrashLoopBackOff", "RunContainerError", "CreateContainerError", "StartError", "Failed", "Evicted")
 WORDS: Final = {
@@ -37,17 +39,9 @@ WORDS: Final = {
 """What to do."""
 
 
-def read(status: Mapping[str, Any]) -> ServiceStatus:
-    """A status as it was written; an empty one for what can't be read."""
-    try:
-        return converted(dict(status), ServiceStatus)
-    except msgspec.ValidationError:
-        return ServiceStatus()
-
-
 def state_of(status: Mapping[str, Any]) -> State:
     """The rollout as the status has it."""
-    found = read(status)
+    found = service_status({"status": status})
     revisions = tuple(Weighted(one.commit, one.weight, moment(one.since)) for one in found.revisions)
     if revisions and sum(one.weight for one in revisions) != 100:
         revisions = ()  # somebody else wrote it: begin with what counts now
@@ -56,8 +50,8 @@ def state_of(status: Mapping[str, Any]) -> State:
 
 def wrong_status(seen: ServiceObserved, wrong: str) -> dict[str, Any]:
     """Of a service whose spec can't be. What serves is left alone, and so is what is said of it."""
-    ready = [Condition("Ready", "False", "InvalidSpec", wrong)]
-    return _written(seen, msgspec.structs.replace(read(seen.object.status), conditions=[]), ready)
+    ready = [Condition("Ready", "False", "Invalid", wrong)]
+    return _written(seen, msgspec.structs.replace(service_status({"status": seen.object.status}), conditions=[]), ready)
 
 
 def status_of(
@@ -68,6 +62,7 @@ def status_of(
     found = ServiceStatus(
         observed_generation=seen.object.generation,
         commit=state.heaviest,
+        short_commit=(state.heaviest or "")[:SHOWN],
         revisions=[
             RevisionStatus(
                 commit=one.commit, weight=one.weight, ready=fleet.ready(one.commit, role), since=timestamp(one.since)
@@ -96,11 +91,12 @@ def _written(seen: ServiceObserved, status: ServiceStatus, wanted: list[Conditio
 
 def _role(seen: ServiceObserved, fleet: Fleet, role: str) -> RoleStatus:
     wanted = seen.wanted.get(role)
+    fixed = "spec.replicas" if seen.spec is not None and seen.spec.replicas is not None else ""
     return RoleStatus(
         replicas=fleet.there(role),
         ready=sum(one.ready for one in fleet.pods if one.role == role),
         desired=fleet.desired[role],
-        reason=wanted.reason if wanted is not None else "",
+        reason=fixed or (wanted.reason[:1024] if wanted is not None else ""),
         forecast=wanted.forecast if wanted is not None else None,
     )
 
@@ -188,6 +184,9 @@ def _progressing(seen: ServiceObserved, step: Step) -> Condition:
 
 
 def _scaling(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, movers: Mapping[str, By]) -> Condition:
+    if spec.replicas is not None:
+        text = f"spec.replicas is {spec.replicas}: nothing is scaled until that field is taken out"
+        return Condition("ScalingActive", "False", "Fixed", text)
     unknown = [names.ROLES[role] for role in fleet.desired if role not in seen.wanted]
     if unknown:
         return Condition("ScalingActive", "Unknown", "Starting", f"nothing was decided yet for {', '.join(unknown)}")
@@ -209,7 +208,7 @@ def _advised(text: str, reason: str) -> str:
     return f"{text[:4096]}; {advice}" if advice else text[:4096]
 
 
-TOLD: Final = (*WORDS, "InvalidSpec", "PodsRefused", "ModelNotFound", "NoSignals", "NotOwned")
+TOLD: Final = (*WORDS, "Invalid", "PodsRefused", "ModelNotFound", "NoSignals", "NotOwned")
 """Reasons about which somebody has to do something."""
 
 

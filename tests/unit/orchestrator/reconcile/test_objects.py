@@ -160,7 +160,8 @@ def the(cluster: Cluster, kind: Any, name: str = "") -> dict[str, Any]:
 
 
 def test_the_longest_drain_has_its_grace_period():
-    cluster = made(engine={"drainSeconds": 600, "startTimeoutSeconds": 7200})
+    engine = {"drainSeconds": 600, "startTimeoutSeconds": 7200}
+    cluster = made(engine=engine, rollout={"progressDeadlineSeconds": 7200})
     spec = the(cluster, DEPLOYMENT)["spec"]
     assert spec["template"]["spec"]["terminationGracePeriodSeconds"] >= grace_s(600, ServedSettings().stop_s)
     assert spec["progressDeadlineSeconds"] > 7200

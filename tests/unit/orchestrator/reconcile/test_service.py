@@ -170,20 +170,20 @@ def test_a_commit_that_fails_is_rolled_back_and_not_tried_again():
 
 
 def test_a_commit_that_does_not_start_leaves_the_old_one_serving():
-    world = World(rollout={"progressDeadlineSeconds": 300}).settle()
+    world = World(rollout={"progressDeadlineSeconds": 900}).settle()
     world.cluster.dead.add(B)
     world.names(B)
     world.settle()
     assert world.weights == {"both-a": "50", "both-b": "0"}
-    world.settle(301)
+    world.settle(901)
     world.settle(130)
     assert world.replicas == {f"both-{A[:10]}": 2}
 
 
 def test_a_split_stays():
-    world = World(traffic=[{"commit": A, "weight": 3}, {"commit": B, "weight": 1}]).settle()
+    world = World(traffic=[{"commit": A, "weight": 75}, {"commit": B, "weight": 25}]).settle()
     assert [(one["commit"], one["weight"]) for one in world.status["revisions"]] == [(A, 75), (B, 25)]
-    world.cluster.change(INFERENCE_SERVICE, "chat", {"traffic": [{"commit": A, "weight": 1}]})
+    world.cluster.change(INFERENCE_SERVICE, "chat", {"traffic": [{"commit": A, "weight": 100}]})
     world.settle()
     world.settle(130)
     assert world.replicas == {f"both-{A[:10]}": 2}
@@ -291,9 +291,9 @@ def test_a_registry_that_is_down_stops_nothing():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"aggregated": {}, "prefill": {}}, "exclude each other"),
-        ({"prefill": {}}, "need each other"),
-        ({**APART, "engine": {"connector": "none"}}, "spec.engine.connector is none"),
+        ({"aggregated": {}, "prefill": {}}, "aggregated excludes prefill and decode"),
+        ({"prefill": {}}, "prefill needs decode"),
+        ({**APART, "engine": {"connector": "none"}}, "engine.connector is none"),
         ({**APART, "engine": {"connector": "shared-storage"}}, "--kv-transfer-config"),
         ({"aggregated": {"cpus": 3}}, "cpus"),
     ],
@@ -304,7 +304,7 @@ def test_a_spec_that_can_t_be_is_refused_with_its_field_and_what_serves_goes_on(
     world.cluster.put(INFERENCE_SERVICE, {**found, "spec": {"model": {"name": "llama"}, **spec}})
     world.settle()
     status, reason, message = world.condition("Ready")
-    assert (status, reason) == ("False", "InvalidSpec")
+    assert (status, reason) == ("False", "Invalid")
     assert words in message
     assert world.replicas == {f"both-{A[:10]}": 2}
     assert world.status["revisions"][0]["commit"] == A
@@ -314,6 +314,20 @@ def test_scaling_that_goes_by_nothing_is_said():
     world = World()
     world.known.by_role = {"both": Wanted(2, 1, signals=False)}
     assert world.settle().condition("ScalingActive")[:2] == ("False", "NoSignals")
+
+
+def test_kubectl_scale_wins_over_everything_until_it_is_taken_back():
+    world = World(site=HPA, **APART).settle()
+    world.cluster.change(INFERENCE_SERVICE, "chat", {"replicas": 3})
+    world.settle()
+    assert world.replicas == {f"decode-{A[:10]}": 3, f"prefill-{A[:10]}": 2}
+    assert world.cluster.all(AUTOSCALER) == []
+    assert world.condition("ScalingActive")[:2] == ("False", "Fixed")
+    world.cluster.change(INFERENCE_SERVICE, "chat", {"replicas": 0})
+    world.wants(4)
+    assert set(world.settle().replicas.values()) == {0}, "no request wakes it"
+    world.cluster.change(INFERENCE_SERVICE, "chat", {"replicas": None})
+    assert set(world.settle().replicas.values()) == {4}
 
 
 def test_who_scales_is_said_and_what_isn_t_there_can_t():
