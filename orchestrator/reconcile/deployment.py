@@ -6,9 +6,11 @@ from typing import Final
 
 from helios.kube.kinds import DEPLOYMENT
 from orchestrator.actions import Apply, Ref, owner_reference
-from orchestrator.api.common import FreeForm
+from orchestrator.api.common import GROUP, FreeForm
 from orchestrator.reconcile.pod import Workers, template
 
+REPO: Final = f"{GROUP}/repo"
+"""Annotation: the repository that the commit is of."""
 NODE_SECONDS: Final = 900
 """What a node may take to join, in seconds, before the worker on it begins to start (Knative gave up after two minutes
 while it booted)."""
@@ -35,7 +37,7 @@ def deployment(its: Workers) -> Apply:
     manifest = {
         "apiVersion": DEPLOYMENT.api_version,
         "kind": DEPLOYMENT.kind,
-        "metadata": metadata(its.owner, its.name, its.labels),
+        "metadata": metadata(its.owner, its.name, its.labels) | {"annotations": {REPO: its.repo}},
         "spec": spec,
     }
     return Apply(DEPLOYMENT, manifest)

@@ -10,8 +10,10 @@ import msgspec
 from helios import worker_labels
 from helios.kube.kinds import DEPLOYMENT
 from orchestrator.actions import Manifest, Ref, Scale
+from orchestrator.api.parse import service_status
 from orchestrator.api.service import Scaling, ServiceSpec
 from orchestrator.reconcile import names
+from orchestrator.reconcile.deployment import REPO
 from orchestrator.reconcile.observed import Health, PodSeen, ServiceObserved
 from orchestrator.reconcile.rollout import Seen, Step, carried, workers
 from orchestrator.reconcile.site import Site
@@ -36,6 +38,14 @@ class Fleet(msgspec.Struct, frozen=True):
         """What the cluster was asked for; None: there is no Deployment."""
         found = self.deployments.get((commit, role))
         return None if found is None else found[1].get("spec", {}).get("replicas", CREATED)
+
+    def of_another(self, commit: str, role: str, repo: str) -> bool:
+        """Whether its Deployment is of another repository: it was made for another Model."""
+        found = self.deployments.get((commit, role))
+        if found is None:
+            return False
+        said: str = (found[1]["metadata"].get("annotations") or {}).get(REPO, repo)
+        return said != repo
 
     def ready(self, commit: str, role: str) -> int:
         return sum(one.ready for one in self.pods if (one.commit, one.role) == (commit, role))
@@ -79,7 +89,8 @@ def moved_by(spec: ServiceSpec, role: str, site: Site, keda: bool) -> By:
 
 
 def fleet_of(seen: ServiceObserved, spec: ServiceSpec) -> Fleet:
-    """The present one. A role that nothing was decided for keeps what it has, or gets its least."""
+    """The present one. A role that nothing was decided for keeps what was wanted last, or gets its least."""
+    before = service_status({"status": seen.object.status}).roles
     deployments = {}
     for ref, manifest in seen.children:
         labels = manifest["metadata"].get("labels") or {}
@@ -88,8 +99,8 @@ def fleet_of(seen: ServiceObserved, spec: ServiceSpec) -> Fleet:
     desired = {}
     for role in roles(spec):
         its, wanted = scaling(spec, role), seen.wanted.get(role)
-        asked = [one[1].get("spec", {}).get("replicas", CREATED) for (_, of), one in deployments.items() if of == role]
-        count = wanted.replicas if wanted is not None else sum(asked)
+        last = before.get(names.ROLES[role])
+        count = wanted.replicas if wanted is not None else last.desired if last is not None else 0
         desired[role] = max(its.min_replicas, min(its.max_replicas, count))
     if spec.replicas is not None:  # by hand: the other role, if there is one, keeps what it has
         desired = {role: count if spec.replicas else 0 for role, count in desired.items()}

@@ -28,7 +28,7 @@ OURS: dict[str, st.SearchStrategy[Any]] = {
     "nodeSelector": st.dictionaries(KEYS, VALUES, max_size=2),
     "selector": st.dictionaries(KEYS, VALUES, max_size=2),
     "tolerations": st.lists(TOLERATIONS, max_size=2),
-    "env": st.lists(VARIABLES, max_size=2),
+    "env": st.lists(VARIABLES, max_size=2, unique_by=lambda one: one["name"]),
     "args": st.lists(TEXT, max_size=3),
     "resource": st.sampled_from(["nvidia.com/gpu", "amd.com/gpu", "nvidia.com/mig-1g.5gb"]),
     "label": st.sampled_from(["nvidia.com/gpu.product", "gpu"]),

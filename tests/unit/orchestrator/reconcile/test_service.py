@@ -180,6 +180,35 @@ def test_a_commit_that_does_not_start_leaves_the_old_one_serving():
     assert world.replicas == {f"both-{A[:10]}": 2}
 
 
+def test_another_model_comes_as_another_commit_does_and_the_old_workers_stay_what_they_are():
+    world = World(rollout={"stepSeconds": 60, "minRequests": 0}).settle()
+    world.cluster.put(MODEL, model("other", "org/other"))
+    world.known.answers["org/other", "main"] = Answer(B, 1000.0)
+    settle(world.cluster, world.models, "other", world.now)
+    world.cluster.change(INFERENCE_SERVICE, "chat", {"model": {"name": "other"}})
+    world.settle()
+    repos = {}
+    for one in world.cluster.all(DEPLOYMENT):
+        (volume,) = [one for one in one["spec"]["template"]["spec"]["volumes"] if one["name"] == "model"]
+        repos[one["metadata"]["labels"]["helios.dev/revision"]] = volume["csi"]["volumeAttributes"]["model"]
+    assert repos == {A: "org/llama", B: "org/other"}
+    for _ in range(5):
+        world.settle(61)
+    assert world.replicas == {f"both-{B[:10]}": 2}
+
+
+def test_an_operator_that_has_just_begun_keeps_what_was_wanted_last():
+    world = World().settle()
+    world.wants(3)
+    world.settle()
+    world.known.by_role = {}
+    world.names(B)
+    for _ in range(3):
+        world.settle()
+    assert world.status["roles"]["aggregated"]["desired"] == 3
+    assert world.condition("ScalingActive")[:2] == ("Unknown", "Starting")
+
+
 def test_a_split_stays():
     world = World(traffic=[{"commit": A, "weight": 75}, {"commit": B, "weight": 25}]).settle()
     assert [(one["commit"], one["weight"]) for one in world.status["revisions"]] == [(A, 75), (B, 25)]
