@@ -79,7 +79,7 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
         checked = timestamp(seen.answer.checked_at)
     status = ModelStatus(
         commit=choice.commit, short_commit=(choice.commit or "")[:SHOWN], candidate=candidate, revision=choice.revision,
-        size_bytes=facts.size_bytes if facts else None, files=facts.files if facts else None,
+        size_bytes=facts.size_bytes if facts else None,
         nodes_cached=len(have), checked_at=checked,
     )  # fmt: skip
     actions += _told(seen, status, _conditions(seen, seen.spec, choice, wanted, have), _notes(before, status))
@@ -223,6 +223,7 @@ TOLD: Final = (
     "Forbidden",
     "Retired",
     "RegistryUnreachable",
+    "UpstreamUnreachable",
     "Invalid",
     "TooFewNodes",
     "InUse",

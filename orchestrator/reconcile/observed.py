@@ -37,7 +37,8 @@ def object_of(ref: Ref, manifest: Mapping[str, Any]) -> Object:
 
 class Answer(msgspec.Struct, frozen=True):
     """What a revision names, as an adapter last heard. ``problem`` is one word in CamelCase where ``commit`` is None or
-    older than ``since`` (Unix seconds): RegistryUnreachable, NotFound, Forbidden, Retired, NotHere."""
+    older than ``since`` (Unix seconds): RegistryUnreachable, NotFound, Forbidden, Retired, NotHere, Fetching,
+    UpstreamUnreachable."""
 
     commit: str | None = None
     checked_at: float = 0.0
@@ -50,7 +51,6 @@ class Facts(msgspec.Struct, frozen=True):
     """Of one commit. ``signer`` None: nobody whom a rule of the registry asked for has signed it."""
 
     size_bytes: int
-    files: int
     signer: str | None = None
 
 
@@ -58,7 +58,9 @@ class Registry(Protocol):
     """What an adapter has heard from the registry; it asks in the background and has the resource's turn come when
     something is new. None: not known yet."""
 
-    def answer(self, repo: str, revision: str, pull: bool) -> Answer | None: ...
+    def answer(self, repo: str, revision: str, pull: bool, every_s: float) -> Answer | None:
+        """``pull``: the registry may fetch it from its upstream; ``every_s``: how often it is to be asked."""
+        ...
 
     def facts(self, repo: str, commit: str) -> Facts | None: ...
 

@@ -52,7 +52,8 @@ class Models:
         nodes: tuple[NodeSeen, ...] = ()
         if spec is not None:
             source = spec.source
-            answer = self._registry.answer(source.repo, spec.revision.revision, source.pull == "IfMissing")
+            revision, every_s = spec.revision.revision, float(spec.revision.check_seconds)
+            answer = self._registry.answer(source.repo, revision, source.pull == "IfMissing", every_s)
             facts = self._facts(spec, {answer.commit if answer else None, parse.model_status(found).commit})
             nodes = tuple(map(_node, view.all(NODE)))
         return ModelObserved(

@@ -210,7 +210,7 @@ class Known:
         self.by_role: dict[str, Wanted] = {}
         self.by_commit: dict[str, Health] = {}
 
-    def answer(self, repo: str, revision: str, pull: bool) -> Answer | None:
+    def answer(self, repo: str, revision: str, pull: bool, every_s: float) -> Answer | None:
         return self.answers.get((repo, revision))
 
     def facts(self, repo: str, commit: str) -> Facts | None:

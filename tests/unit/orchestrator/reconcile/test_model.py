@@ -117,10 +117,10 @@ def test_only_a_signed_commit_counts_where_that_is_required():
     world = World(revision={"policy": "Follow", "requireVerified": True})
     world.names(A)
     assert world.condition("Ready")[:2] == ("False", "Verifying")
-    world.known.of_commits["org/llama", A] = Facts(10, 2, "me@example.com")
+    world.known.of_commits["org/llama", A] = Facts(10, "me@example.com")
     assert world.settle().status["commit"] == A
     assert world.condition("Verified")[:2] == ("True", "Signed")
-    world.known.of_commits["org/llama", B] = Facts(10, 2)
+    world.known.of_commits["org/llama", B] = Facts(10)
     world.names(B)
     assert world.status["commit"] == A
     assert world.condition("Verified")[:2] == ("False", "NotVerified")
@@ -130,9 +130,9 @@ def test_only_a_signed_commit_counts_where_that_is_required():
 
 def test_size_and_rest():
     world = World()
-    world.known.of_commits["org/llama", A] = Facts(123, 4)
+    world.known.of_commits["org/llama", A] = Facts(123)
     world.names(A)
-    assert (world.status["sizeBytes"], world.status["files"]) == (123, 4)
+    assert world.status["sizeBytes"] == 123
     world.known.answers["org/llama", "main"] = Answer(A, world.now + 60)
     outcome = turn(world.cluster, world.models, "llama", world.now + 60)
     assert outcome is not None

@@ -73,7 +73,7 @@ APART = {
 def ready_model(cluster: Cluster, known: Known, **spec: Any) -> None:
     cluster.put(MODEL, model(**spec))
     known.answers["org/llama", "main"] = Answer(A, 1000.0)
-    known.of_commits["org/llama", A] = Facts(16_000_000_000, 12)
+    known.of_commits["org/llama", A] = Facts(16_000_000_000)
     settle(cluster, Models(ALL, known), "llama", 1000.0)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from helios.kube.kinds import AUTOSCALER, DEPLOYMENT, POD, SERVICE
 from orchestrator.actions import Apply, Problem, Ref, Scale
+from orchestrator.api.common import FINALIZER
 from orchestrator.reconcile.kinds import INFERENCE_SERVICE, MODEL, SCALED_OBJECT
 from orchestrator.reconcile.observed import Answer, Health, Wanted
 from orchestrator.reconcile.reconcilers import Models, Services
@@ -373,7 +374,13 @@ def test_a_status_that_makes_no_sense_begins_anew():
     assert world.status["revisions"][0]["weight"] == 100
 
 
-def test_its_end_leaves_nothing():
+def test_its_end_leaves_nothing_also_with_the_finalizer_of_another_version():
+    world = World(**APART).settle()
+    world.cluster.objects[INFERENCE_SERVICE, "models", "chat"]["metadata"]["finalizers"] = [FINALIZER]
+    world.cluster.delete(INFERENCE_SERVICE, "chat")
+    world.turn()
+    world.cluster.controllers()
+    assert {kind for kind, _, _ in world.cluster.objects} == {MODEL}
     world = World(**APART).settle()
     world.cluster.delete(INFERENCE_SERVICE, "chat")
     world.cluster.controllers()
