@@ -91,6 +91,8 @@ def test_what_is_as_good_as_allowed_goes_on():
     assert weights(advance(state, wish, {A: GOOD, B: edge}, 60.0).state) == {A: 50, B: 50}
     few = replace(GOOD, error_percent=100.0, requests=19)
     assert advance(state, wish, {A: GOOD, B: few}, 30.0).state.refused is None
+    enough = replace(few, requests=20)
+    assert advance(state, wish, {A: GOOD, B: enough}, 30.0).state.refused == B
 
 
 def test_the_way_back_goes_as_far_as_the_old_workers_carry_and_is_forced_at_last():
