@@ -29,6 +29,10 @@ class Revision(msgspec.Struct, frozen=True):
     manifest: str
 
 
+class Signature(msgspec.Struct, frozen=True):
+    signer: str | None
+
+
 class Commit(msgspec.Struct, frozen=True):
     """A commit record; ``time`` in unix seconds."""
 

@@ -51,6 +51,7 @@ from helios.registry_answers import (
     Repo,
     RepoList,
     Revision,
+    Signature,
     StartedPush,
     StoredFile,
     Usage,
@@ -186,6 +187,10 @@ class RegistryClient:
     def release(self, repo: RepoId, sha256: str, by: str) -> None:
         """Let a file go that is kept back."""
         self.http.json("POST", "/api/v1/quarantine/release", body={"repo": str(repo), "sha256": sha256, "by": by})
+
+    def signer(self, repo: RepoId, commit: str) -> str | None:
+        """Who signed the commit, where a rule of the registry asked for it; None: nobody."""
+        return self._get("/api/v1/signature", Signature, repo=str(repo), commit=commit).signer
 
     # --- levels ---
 

@@ -23,10 +23,8 @@ from helios.decoding import from_json
 from helios.errors import Unavailable
 from helios.home import Home
 from helios.launch import guard
+from helios.launch.grace import GUARD_GRACE_S
 from helios.process import ProcessId
-
-GUARD_GRACE_S = 8.0
-"""How long the guard needs beyond the command's own grace, in seconds."""
 
 
 class Record(msgspec.Struct, frozen=True):

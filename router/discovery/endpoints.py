@@ -11,7 +11,7 @@ at a port called ``kv-events``, ``kv-replay``, if there is one; the same holds f
 | ``helios.dev/model`` | one name |
 | ``helios.dev/role`` | ``both``, ``prefill``, ``decode`` |
 | ``helios.dev/revision`` | the commit it runs |
-| ``helios.dev/weight`` | share of requests relative to the other workers of the model |
+| ``helios.dev/weight`` | share of requests relative to the other workers of the model; ``0``: no new ones |
 | ``helios.dev/adapters`` | LoRA adapters, with commas |
 | ``helios.dev/port`` | name or number of its port |
 | ``helios.dev/scheme`` | ``http``, ``https`` |
@@ -37,15 +37,23 @@ from helios.config import WorkerSettings
 from helios.decoding import converted
 from helios.errors import UsageError
 from helios.http.hosts import bracketed
+from helios.worker_labels import (
+    ADAPTERS,
+    BOOTSTRAP,
+    EVENTS,
+    MODEL,
+    MODELS,
+    PORT,
+    PREFIX,
+    RANKS,
+    REPLAY,
+    REVISION,
+    ROLE,
+    SCHEME,
+    WEIGHT,
+)
 from router.discovery.objects import Endpoint, EndpointSlice, Pod
 from router.discovery.source import Found, checked
-
-PREFIX: Final = "helios.dev/"
-MODELS, MODEL, ROLE, REVISION, WEIGHT, ADAPTERS, PORT, SCHEME, RANKS = (
-    PREFIX + key for key in ("models", "model", "role", "revision", "weight", "adapters", "port", "scheme", "kv-ranks")
-)
-EVENTS, REPLAY, BOOTSTRAP = "kv-events", "kv-replay", "bootstrap"
-"""Keys, and names of ports."""
 
 FAMILIES: Final = ("IPv4", "IPv6", "FQDN")
 """Types of addresses, the preferred first."""
@@ -175,9 +183,11 @@ def _workers(places: list[_Place], port: str) -> Iterator[WorkerSettings]:
 
 
 def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
+    weight = place.note(WEIGHT) or "1"
+    none = weight == "0"  # a worker's weight is more than 0: this one is to get no new requests
     raw = {
         "model": model, "url": url, "role": place.note(ROLE) or "both", "revision": place.note(REVISION),
-        "weight": place.note(WEIGHT) or "1", "cordoned": not place.ready,
+        "weight": "1" if none else weight, "cordoned": none or not place.ready,
         "adapters": [name.strip() for name in place.note(ADAPTERS).split(",") if name.strip()],
         "kv_events": _place_of(place, EVENTS), "kv_replay": _place_of(place, REPLAY),
         "kv_ranks": place.note(RANKS) or "0", "bootstrap": _place_of(place, BOOTSTRAP),

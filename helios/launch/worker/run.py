@@ -28,6 +28,7 @@ from helios.launch import roles, vllm
 from helios.launch.compile_cache import Caches, CompileCaches, LocalCaches
 from helios.launch.compile_commits import Commits, FetchedCommits, MountedCommits
 from helios.launch.fleet import Fleet, Follows
+from helios.launch.grace import LATE_S
 from helios.launch.logs import Followers, prefixed, recorded
 from helios.launch.model_info import Task
 from helios.launch.plan import Placement, Wish
@@ -47,8 +48,6 @@ from helios.tokens import TokenFile, no_token
 
 log = logging.getLogger("helios.worker")
 
-LATE_S: Final = 10
-"""How long vLLM, told to end, goes on with requests that came in the last moment, in seconds."""
 WITHDRAW_S: Final = 10.0
 """Longest wait for routers to take the registration back, in seconds; after that its lease has to end by itself."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -53,6 +53,13 @@ def test_an_endpoint_is_what_its_pod_says():
     )
 
 
+def test_a_weight_of_a_service_counts_for_its_pods_and_none_is_no_new_requests():
+    for weight, expected in (("0", (1.0, True)), ("12.5", (12.5, False))):
+        one = endpoint_slice("s", [endpoint("10.0.0.1", "p", ready=True)], labels={"helios.dev/weight": weight})
+        worker = only(slices(one), pods(pod("p", "10.0.0.1", annotations=SERVES)))
+        assert (worker.weight, worker.cordoned) == expected
+
+
 def test_labels_of_the_slice_do_where_no_pods_are_looked_at():
     one = endpoint_slice("s", [endpoint("10.0.0.1", "p"), endpoint("10.0.0.2", None)], labels={"helios.dev/model": "m"})
     workers, problems = found(slices(one), None)

@@ -11,9 +11,8 @@ import yaml
 from helios.cli.worker import worker
 from helios.config import Config, ServedSettings, load
 from helios.errors import UsageError
-from helios.launch.processes import GUARD_GRACE_S
+from helios.launch.grace import grace_s
 from helios.launch.worker.front import Front
-from helios.launch.worker.run import LATE_S
 from tests.support.manifests import command_line
 from tests.support.manifests import settings as configured
 
@@ -67,8 +66,7 @@ def test_its_ports_are_the_defaults():
 
 def test_its_grace_period_covers_a_drain_and_the_end_of_vllm():
     settings = ServedSettings()
-    needed = settings.drain_s + LATE_S + settings.stop_s + GUARD_GRACE_S
-    assert pod()["spec"]["terminationGracePeriodSeconds"] >= needed
+    assert pod()["spec"]["terminationGracePeriodSeconds"] >= grace_s(settings.drain_s, settings.stop_s)
 
 
 def test_every_setting_and_every_metric_is_on_the_page():
