@@ -266,12 +266,12 @@ class Containerd:
         privileged: bool = False,
         read_only: bool = True,
         capabilities: bool = False,
-        name: str = "",
+        name: str = "c",
     ) -> Container:
         """Start a container as the image's user; without ``capabilities`` all of them are dropped."""
         self._started += 1
-        name = name or f"c{self._started}"
-        log, pid_file = (self._directory / "logs" / f"{name}-{self._started}.{kind}" for kind in ("log", "pid"))
+        name = f"{name}-{self._started}"
+        log, pid_file = (self._directory / "logs" / f"{name}.{kind}" for kind in ("log", "pid"))
         options = ["--rm", "--snapshotter", "native", "--runc-root", str(self._directory / "runc")]
         options += ["--fifo-dir", str(self.fifos), "--pid-file", str(pid_file)]
         options += ["--read-only"] if read_only else []
@@ -282,7 +282,9 @@ class Containerd:
         wanted = {bind.propagation for bind in binds} - {"None"}
         for each in [each for each in ("Bidirectional", "HostToContainer") if each in wanted][:1]:
             options += ["--rootfs-propagation", PROPAGATION[each]]
-        for bind in binds:
+        for bind in sorted(
+            binds, key=lambda bind: bind.target.count("/")
+        ):  # as runtimes do, so that none hides another
             options += ["--mount", bind.option()]
         for key, value in (environ or {}).items():
             options += ["--env", f"{key}={value}"]
@@ -295,6 +297,7 @@ class Containerd:
         while not (pid_file.exists() and pid_file.read_text()) and container.alive():
             assert time.monotonic() < end, f"{name} does not start\n{log.read_text()}"
             time.sleep(0.01)
+        assert pid_file.exists(), f"{name} was not started\n{log.read_text()}"
         return container
 
     def once(self, image: str, *command: str, binds: Sequence[Bind] = (), **options: Any) -> tuple[int, str]:

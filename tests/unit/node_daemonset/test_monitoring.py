@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from helios.metrics import MountMetrics, RegistryMetrics, RouterMetrics, WorkerMetrics, WorkerState
+from tests.support.chart import DAEMONSET
 from tests.support.manifests import containers, pods
-from tests.unit.node_daemonset.conftest import DAEMONSET
 
 CHART = DAEMONSET / "chart"
 TARGET = {"job", "namespace", "pod", "container", "instance", "node", "service", "endpoint"}
