@@ -40,6 +40,9 @@ CAPABILITIES: Final = (
 PROPAGATION: Final = {"None": "rprivate", "HostToContainer": "rslave", "Bidirectional": "rshared"}
 """Kubernetes' ``mountPropagation`` as a mount's option."""
 
+SNAPSHOTTER = "native"
+"""It copies, which is little for a busybox, and works on every filesystem."""
+
 _CONFIG = """\
 version = 2
 root = "{0}/root"
@@ -253,7 +256,7 @@ class Containerd:
     def load(self, name: str, layers: Sequence[bytes], user: str = "0:0", **environ: str) -> str:
         """Make an image and import it; returns its name."""
         path = archive(self._directory / "image.tar", name, layers, user, {"PATH": "/bin", **environ})
-        self.ctr("image", "import", "--snapshotter", "native", str(path))
+        self.ctr("image", "import", "--snapshotter", SNAPSHOTTER, str(path))
         path.unlink()
         return name
 
@@ -272,7 +275,7 @@ class Containerd:
         self._started += 1
         name = f"{name}-{self._started}"
         log, pid_file = (self._directory / "logs" / f"{name}.{kind}" for kind in ("log", "pid"))
-        options = ["--rm", "--snapshotter", "native", "--runc-root", str(self._directory / "runc")]
+        options = ["--rm", "--snapshotter", SNAPSHOTTER, "--runc-root", str(self._directory / "runc")]
         options += ["--fifo-dir", str(self.fifos), "--pid-file", str(pid_file)]
         options += ["--read-only"] if read_only else []
         if privileged:
