@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--created", action="store_true")
     args = parser.parse_args(argv)
 
+    if os.getpid() == 1:  # in a container of its own: the kernel keeps from it what it has no handler for
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     keeper = attach(os.environ[ENVIRON]) if ENVIRON in os.environ else None
 
     def say(key: str, value: Any) -> None:

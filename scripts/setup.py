@@ -152,9 +152,21 @@ def missing_packages(extra: str) -> dict[str, str]:
         need["postgresql"] = "the registry's tests start a server of their own"
     if extra == "dev" and not shutil.which("redis-server"):
         need["redis-server"] = "the tests of limits that routers share start a server of their own"
+    if extra == "dev" and not shutil.which("containerd"):
+        need["containerd"] = "the tests run real containers, with a daemon of their own"
+    if extra == "dev" and not shutil.which("runc"):
+        need["runc"] = "the tests run real containers"
+    if extra == "dev" and not is_static("busybox"):
+        need["busybox-static"] = "the root file system of the tests' containers"
     if extra == "dev" and not shutil.which("npm"):
         need["npm"] = "to install Azurite, against which the tests run Azure Blob Storage"
     return need
+
+
+def is_static(program: str) -> bool:
+    """Whether a program is here and needs no shared library."""
+    path = shutil.which(program)
+    return path is not None and subprocess.run(["ldd", path], capture_output=True, check=False).returncode != 0
 
 
 def has_library(name: str) -> bool:

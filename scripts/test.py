@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What `make test` runs after the set-up: lint, types, the wheels, then every test. Exits 0 only when all are clean.
 
-pytest comes last, so that its summary ("N passed, …") is the last line. Where /dev/fuse and vLLM are there, a skipped
-test is a failure (HELIOS_REQUIRE_ALL=1; tests/conftest.py). Arguments go to pytest.
+pytest comes last, so that its summary ("N passed, …") is the last line. Where /dev/fuse, vLLM and what runs containers
+are there, a skipped test is a failure (HELIOS_REQUIRE_ALL=1; tests/conftest.py). Arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.support.containers import why_no_containers  # noqa: E402 - it is beside us
+
 BIN = ROOT / ".venv" / "bin"
 PYTHON = str(BIN / "python")
 CHECKS = {
@@ -39,7 +42,7 @@ def why_not_all() -> str | None:
     """Why some tests can't run on this machine, or None."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is missing or not ours to open"
-    return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
+    return why_no_containers() if importlib.util.find_spec("vllm") else "vLLM is not installed"
 
 
 def check(name: str, env: dict[str, str]) -> bool:

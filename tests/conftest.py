@@ -10,8 +10,8 @@
   runs again, and gets those of one with a PostgreSQL database of its own. ``helios`` has such settings already. What a
   registry answers from its metadata is tested on both; a test of a module that is marked as a whole says by
   ``@pytest.mark.one_database`` that the database makes no difference to it, or that it is about one of them.
-- ``@pytest.mark.fuse`` and ``@pytest.mark.vllm`` skip where /dev/fuse or vLLM is missing. With HELIOS_REQUIRE_ALL=1 a
-  skip is a failure.
+- ``@pytest.mark.fuse``, ``@pytest.mark.vllm`` and ``@pytest.mark.containers`` skip where /dev/fuse, vLLM or what runs
+  containers is missing. With HELIOS_REQUIRE_ALL=1 a skip is a failure.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import hypothesis
 import pytest
 
 from helios.home import Home
+from tests.support.containers import why_no_containers
 from tests.support.postgres import Databases, databases, postgres_server, postgres_url
 
 __all__ = ["databases", "postgres_server", "postgres_url"]
@@ -73,8 +74,8 @@ def why_no_vllm() -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for marker, why in (("fuse", why_no_fuse()), ("vllm", why_no_vllm())):
-            if why and item.get_closest_marker(marker):
+        for marker, reason in (("fuse", why_no_fuse), ("vllm", why_no_vllm), ("containers", why_no_containers)):
+            if item.get_closest_marker(marker) and (why := reason()):
                 item.add_marker(pytest.mark.skip(reason=why))
 
 

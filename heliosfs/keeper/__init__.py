@@ -28,7 +28,8 @@ The state machine:
                (docs/concurrency.md says why that is safe)
 
     the mount  ends when it is unmounted, at a signal, or when the first spawned worker never served; it *stays* with
-               its worker, and the keeper ends, at SIGTERM with ``--external``; when another keeper asks for it, it has
-               the worker bring the mount there, and ends once that one has it, else goes on (docs/concurrency.md).
+               its worker, and the keeper ends, at SIGTERM with ``--external``, once one serves where one is about to;
+               when another keeper asks for it, it has the worker bring the mount there, and ends once that one has it,
+               else goes on (docs/concurrency.md).
                A worker whose keeper is gone, by this or by SIGKILL, gives the mount to the next one that listens.
 """

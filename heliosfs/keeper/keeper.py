@@ -27,6 +27,9 @@ BRISK_S: Final = 2.0
 HANDING_S: Final = 5.0
 """How long our worker may take to bring the mount to a successor."""
 
+PART_S: Final = 20.0
+"""How long a keeper that is told to end waits for a worker that is coming or going."""
+
 GUESTS: Final = 8
 
 
@@ -40,6 +43,7 @@ class Keeper:
         self._superseded = ""  # the name of the worker that one with another name replaced
         self._heir: Guest | None = None  # the successor that our worker is to bring the mount to
         self._until = 0.0
+        self._part_by: float | None = None  # we are to end, and until then to find a worker that holds the mount
         self._gone = False  # the mount stays, and we go
         self._status: int | None = None  # of our exit, once the mount ends
 
@@ -64,6 +68,8 @@ class Keeper:
         for guest in list(self._guests):
             self._turn(guest, now)
         self._place.tick(now)
+        if self._part_by is not None and self._status is None:
+            self._part(now >= self._part_by)
 
     def _wait(self, until: float) -> None:
         """Wait for what comes, and take it."""
@@ -79,14 +85,22 @@ class Keeper:
 
     def _on_signal(self) -> None:
         for number in os.read(self.signals, 64):
-            worker, external = self._place.worker, not self.settings.argv
             if number == signal.SIGHUP:
                 self._place.replace("as was asked")
-            elif number == signal.SIGTERM and external and worker and worker.ready_at and self._status is None:
-                log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
-                self._gone = True
+            elif number == signal.SIGTERM and not self.settings.argv:
+                self._part_by = self._part_by or time.monotonic() + PART_S
             else:
                 self._leave(0 if number == signal.SIGTERM else 128 + number, f"stopping: {signal.Signals(number).name}")
+
+    def _part(self, late: bool) -> None:
+        """Leave the mount with the worker that serves. One that starts or goes is waited for, as is one that waits for
+        its place; without any, or when it is late, the mount ends."""
+        worker = self._place.worker
+        if worker is not None and worker.phase is Phase.SERVING:
+            log("info", "the mount stays with its worker until another keeper comes", worker=worker.pid)
+            self._gone = True
+        elif late or (worker is None and not any(guest.hello == "1" for guest in self._guests)):
+            self._leave(0, "stopping: SIGTERM")
 
     def _leave(self, status: int, why: str) -> None:
         """Unmount and end the worker; the loop ends with it. The first reason counts."""

@@ -135,6 +135,43 @@ def test_a_keeper_that_ends_leaves_the_mount_with_its_worker_until_the_next_one_
     assert worker.wait(20) == 0
 
 
+@pytest.mark.parametrize("what", ["a worker starts", "a worker goes"])
+def test_a_keeper_that_is_told_to_end_leaves_the_mount_with_the_worker_that_is_about_to_serve(
+    kept: Kept, what: str
+) -> None:
+    kept.start("--grace", "1.5", spawn=False)
+    first, worker = kept.keeper, kept.start_worker("pod-1")
+    with reading(kept) as rounds:
+        serving(kept, 1)
+        rounds.next()
+        if what == "a worker starts":
+            kept.fault("start-hang")
+            end(kept, worker)
+            worker = kept.start_worker("pod-1")
+            kept.wait(lambda: kept.board().generation == 2 and "nanosleep" in doing(worker))
+            (kept.faults / "start-hang").unlink()
+        else:
+            os.kill(worker.pid, signal.SIGSTOP)
+        following = kept.start_worker("pod-2")  # the worker is told to go for it, and takes all of the grace
+        kept.wait(lambda: kept.logged("the worker is replaced, pod-2 comes"))
+        first.send_signal(signal.SIGTERM)
+        assert worker.wait(20) == -signal.SIGKILL
+        assert first.wait(20) == 0
+        assert kept.logged("the mount stays with its worker")
+        rounds.next()
+        kept.start(spawn=False)
+        rounds.next()
+        assert rounds.digests(60) == {kept.digest}
+    end(kept, kept.keeper, signal.SIGINT)
+    assert following.wait(20) == 0
+    assert kept.left() == []
+
+
+def doing(process: subprocess.Popen[bytes]) -> str:
+    """What of the kernel a process waits in."""
+    return Path(f"/proc/{process.pid}/wchan").read_text()
+
+
 def test_a_keeper_goes_for_a_successor_only_while_its_worker_lives(kept: Kept) -> None:
     kept.start(spawn=False, within=NAMESPACE)
     first, worker = kept.keeper, kept.start_worker("pod-1", NAMESPACE)

@@ -1,20 +1,14 @@
-"""The chart, rendered by Helm's own engine in a process of its own."""
+"""Sets of values for the chart, and what it is rendered to with them."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[3]
-DAEMONSET = ROOT / "node-daemonset"
+from tests.support.chart import Chart
+
 IMAGES = {"images": {"repository": "registry.example/helios"}}
 
 Render = Callable[[dict[str, Any]], list[dict[str, Any]]]
@@ -105,38 +99,6 @@ VALUES: dict[str, dict[str, Any]] = {
         "monitoring": {"monitors": True},
     },
 }
-
-
-class Refused(Exception):
-    """Why Helm does not render it."""
-
-
-class Chart:
-    """Renders the chart, as often as one likes."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, str(ROOT / "scripts" / "chart.py"), "--render"]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
-
-    def files(self, values: dict[str, Any]) -> dict[str, str]:
-        """The files by name. Raises Refused."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(values) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if "error" in answer:
-            raise Refused(answer["error"])
-        return answer["files"]
-
-    def objects(self, values: dict[str, Any]) -> list[dict[str, Any]]:
-        files = self.files(values)
-        files.pop("NOTES.txt", None)
-        return [each for text in files.values() for each in yaml.safe_load_all(text) if each]
-
-    def close(self) -> None:
-        self._process.communicate(timeout=20)
 
 
 @pytest.fixture(scope="session")

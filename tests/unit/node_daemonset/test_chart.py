@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from orchestrator.api.crds import definitions
+from tests.support.chart import DAEMONSET, ROOT, Chart, Refused
 from tests.support.manifests import containers, pods, settings
-from tests.unit.node_daemonset.conftest import DAEMONSET, IMAGES, ROOT, VALUES, Chart, Refused
+from tests.unit.node_daemonset.conftest import IMAGES, VALUES
 
 VERSIONS = ("1.28", "1.31", "1.34", "1.37")
 """The oldest that the chart takes (Chart.yaml), the newest that the schemas know, and two between."""

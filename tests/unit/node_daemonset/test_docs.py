@@ -12,7 +12,7 @@ import yaml
 from csi import attributes
 from helios.cli.main import COMMANDS
 from helios.node_labels import cached_key
-from tests.unit.node_daemonset.conftest import DAEMONSET, ROOT, Chart
+from tests.support.chart import DAEMONSET, ROOT, Chart
 from tests.unit.node_daemonset.test_chart import VERSIONS
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.support.chart import DAEMONSET, ROOT, Chart
 from tests.support.manifests import command_line
-from tests.unit.node_daemonset.conftest import DAEMONSET, ROOT, VALUES, Chart
+from tests.unit.node_daemonset.conftest import VALUES
 
 IMAGES = DAEMONSET / "images"
 DOCKERFILES = ("Dockerfile", "vllm.Dockerfile")

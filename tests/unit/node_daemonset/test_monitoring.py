@@ -21,9 +21,10 @@ from helios.metrics import (
     WorkerMetrics,
     WorkerState,
 )  # fmt: skip
+from tests.support.chart import DAEMONSET, Chart
 from tests.support.manifests import containers, pods
 from tests.support.operator_schemas import SPECS, check
-from tests.unit.node_daemonset.conftest import DAEMONSET, VALUES, Chart
+from tests.unit.node_daemonset.conftest import VALUES
 
 CHART = DAEMONSET / "chart"
 TARGET = {"job", "namespace", "pod", "container", "instance", "node", "service", "endpoint"}

@@ -17,8 +17,9 @@ from orchestrator.operator import check as check_operator
 from registry.api import health
 from router.processes.supervisor import BEYOND_S
 from router.routes import PROBES
+from tests.support.chart import Chart, Refused
 from tests.support.manifests import command_line, containers, environment, pods, settings
-from tests.unit.node_daemonset.conftest import VALUES, Chart, Refused
+from tests.unit.node_daemonset.conftest import VALUES
 
 OURS = "registry.example/helios/"
 DRIVER = Path(__file__).parents[3] / "csi"
