@@ -607,7 +607,10 @@ class AdmissionSettings(Section, frozen=True):
     queue: QueueSettings = QueueSettings()
     wake_url: str = ""
     """What is asked to start a model that is not up, ``http://…`` (docs/router-discovery.md, "Waking"); empty: nothing,
-    and requests for it get 503."""
+    and requests for it get 503, unless ``hold`` is set."""
+    hold: bool = False
+    """Requests for a model that is not up wait although nobody is asked to start it: whoever scales sees that they do
+    (docs/scaling-signals.md)."""
 
 
 class BatchSettings(Section, frozen=True):
@@ -687,9 +690,12 @@ class RouterSettings(Section, frozen=True):
     discovery: DiscoverySettings = DiscoverySettings()
     admin_host: str = "127.0.0.1"
     admin_port: int = 8481
-    """Where the administration listens if there are ``admin_tokens`` or ``discovery.registrars``; 0: a free port."""
+    """Where the administration listens if there are ``admin_tokens``, ``demand_tokens`` or
+    ``discovery.registrars``; 0: a free port."""
     admin_tokens: str = ""
     """File with the sha256 of each token that may administer the router over TCP, one a line; empty: nobody may."""
+    demand_tokens: str = ""
+    """File with the sha256 of each token that may look at the demand (docs/scaling-signals.md), one a line."""
     admin_socket: str = ""
     """Unix socket of the administration, for the router's own user; empty: ``$HELIOS_HOME/run/router-<port>.sock``."""
     policy: str | dict[str, Any] = "prefix-cache"

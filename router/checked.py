@@ -79,5 +79,5 @@ def check(settings: RouterSettings, registry: RegistrySettings) -> list[str]:
     Discovery(settings.discovery, registry, workers.apply, lambda model: False, metrics)
     batches.check(settings.batches)
     tracing.check(settings.tracing)
-    Access(settings.admin_tokens, settings.discovery.registrars)
+    Access(settings.admin_tokens, settings.discovery.registrars, settings.demand_tokens)
     return workers.models

@@ -41,7 +41,7 @@ def run(config: Config, announce: Announce, reload: Callable[[], Config], home: 
         check(new.router, new.registry)
         return new
 
-    access = Access(settings.admin_tokens, settings.discovery.registrars)
+    access = Access(settings.admin_tokens, settings.discovery.registrars, settings.demand_tokens)
     with closing(listen_tcp(settings.host, settings.port)) as sock:
         url = url_of(sock, settings.host, "https" if settings.tls_cert else "http")
         with listening(settings, access, sock.getsockname()[1], home or Home.from_env(os.environ)) as admin:
