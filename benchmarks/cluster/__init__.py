@@ -1,0 +1,1 @@
+"""A cluster in virtual time: models, their requests, nodes with GPUs and caches; what scales them is given."""
