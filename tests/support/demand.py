@@ -54,7 +54,9 @@ def token_file(path: Path) -> str:
     return str(path)
 
 
-def start_scaled(start_router: StartRouter, tmp_path: Path, *workers: Any, queue: Any = None, **settings: Any) -> Scaled:
+def start_scaled(
+    start_router: StartRouter, tmp_path: Path, *workers: Any, queue: Any = None, **settings: Any
+) -> Scaled:
     port = free_port()
     admission = json.dumps({"hold": True, "queue": queue or {}})
     router = start_router(
