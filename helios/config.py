@@ -849,6 +849,47 @@ class CsiSettings(Section, frozen=True):
     """Key of a taint that is removed from the node when the driver is ready and the kubelet knows it; empty: none."""
 
 
+class TlsSettings(Section, frozen=True):
+    """How a server of ours speaks TLS; renewed files count for new connections."""
+
+    cert: str = ""
+    """What clients are shown, with those between it and its authority; PEM. Empty: no TLS."""
+    key: str = ""
+    client_ca: str = ""
+    """Authorities whose certificates clients have to show, PEM. Empty: they need none."""
+
+
+class SignalsSettings(Section, frozen=True):
+    """What the operator hears of routers, and tells whoever scales (docs/scaling-signals.md)."""
+
+    routers: list[str] = []
+    """Addresses of the administrations of all replicas of the router, ``http://HOST:8481``..."""
+    router_service: str = ""
+    """...or the Service in front of them, ``NAMESPACE/NAME``: its endpoints are asked, each of them."""
+    router_port: str = "admin"
+    """Name or number of that port of the Service."""
+    token_file: str = ""
+    """File with a token of ``router.demand_tokens``."""
+    poll_s: float = 5.0
+    """How often each replica is asked, in seconds; who waits is told without being asked."""
+    timeout_s: float = 3.0
+    """Longest wait for an answer, in seconds."""
+    stale_s: float = 15.0
+    """What a replica said longer ago is not known any more, in seconds."""
+    window_s: float = 600.0
+    """How long it is remembered what became of requests, in seconds."""
+    scaler_listen: str = ""
+    """``host:port`` of KEDA's external scaler; empty: there is none."""
+    scaler_tls: TlsSettings = TlsSettings()
+    external_listen: str = ""
+    """``host:port`` of the cluster's external metrics; empty: they are not served."""
+    external_tls: TlsSettings = TlsSettings()
+    """``client_ca``: the front proxy's authority; empty: as the cluster says (kube-system,
+    extension-apiserver-authentication)."""
+    external_names: list[str] = []
+    """Common names of the front proxy's certificate, with ``client_ca``; none: any that its authority has signed."""
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 

@@ -155,9 +155,9 @@ class Admin:
         """Who waits, until the router ends, or the token is valid no more."""
         book = self._demanded.book
         while not self._draining():
-            version = book.version
+            version = book.pulse.version
             yield encode(book.line()) + b"\n"
-            await book.changed(version, ALIVE_S)
+            await book.pulse.after(version, ALIVE_S)
             await asyncio.sleep(PAUSE_S)  # what comes together is told together
             try:
                 self._access.demand(request.scope, Right.SCALE)

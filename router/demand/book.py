@@ -8,13 +8,13 @@ too small.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from helios.demand import Answers, Held, Line, Times, Waiting
 from helios.metrics import LATENCY_S
+from helios.pulse import Pulse
 from router.demand.counts import Ended, ModelCounts, Queued
 
 SILENT_S: Final = 5.0
@@ -58,9 +58,8 @@ class Book:
         self._said: dict[int, dict[str, ModelCounts]] = {}
         self._heard: dict[int, float] = {}
         self._gone: dict[str, ModelCounts] = {}
-        self._changed = asyncio.Event()
-        self.version = 0
-        """Another number when who waits is another thing, or whether that is all."""
+        self.pulse = Pulse()
+        """Beats when who waits is another thing, or whether that is all."""
 
     def counted(self, member: int, counts: Sequence[ModelCounts]) -> None:
         """A process says this of some models; of others what it said before holds."""
@@ -70,7 +69,7 @@ class Book:
         waits = {one.model for one in counts if _waits(one) or _waits(known.get(one.model))}
         known.update((one.model, one) for one in counts)
         if waits or before is not self.complete:
-            self.notify()
+            self.pulse.beat()
 
     def gone(self, member: int) -> None:
         """A process has ended. Nobody waits there any more; what it had counted stays counted."""
@@ -83,7 +82,7 @@ class Book:
             self._gone[model] = kept.of_gone(model)
         while len(self._gone) > MOST_MODELS:
             del self._gone[next(iter(self._gone))]
-        self.notify()
+        self.pulse.beat()
 
     @property
     def complete(self) -> bool:
@@ -111,22 +110,6 @@ class Book:
         now = self._clock()
         held = tuple(Held(model, waiting_of(one.queued, now)) for model, one in sorted(found.items()) if one.queued)
         return Line(self.epoch, self.complete, held)
-
-    async def changed(self, version: int, timeout_s: float) -> None:
-        """Wait until ``version`` is another one, or for so long, in seconds."""
-        if self.version != version:
-            return
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return
-
-    def notify(self) -> None:
-        """Whoever waits for a change looks."""
-        self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 def waiting_of(queued: Queued, now: float) -> Waiting:

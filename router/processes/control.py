@@ -278,7 +278,7 @@ class Process:
                 self._known.set()
             case Draining():
                 self._draining = True
-                self._book.notify()
+                self._book.pulse.beat()
             case Stop():
                 self._stop()
 

@@ -331,6 +331,6 @@ def test_a_watch_ends_with_its_token_and_leaves_its_place(tmp_path):
             tokens(file, "another")
             async with asyncio.timeout(10):
                 while await watches[0].content.readline():
-                    book.notify()
+                    book.pulse.beat()
 
     asyncio.run(run())

@@ -7,6 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -64,10 +65,10 @@ class Sums(RuleBasedStateMachine):
         self.ever[model] += more
         queued = Queued(waiting, waiting * 10, self.clock.now - waiting, waking=True) if waiting else None
         ended = [Ended("r1", requests, 0, 0, 0, [requests] + [0] * len(LATENCY_S), 0.0)]
-        version = self.book.version
+        version = self.book.pulse.version
         self.book.counted(member, [ModelCounts(model, requests, self.clock.now, queued, ended)])
         self.heard[member] = self.clock.now
-        assert self.book.version > version or not waiting, "whoever watches hears of all who wait"
+        assert self.book.pulse.version > version or not waiting, "whoever watches hears of all who wait"
 
     @precondition(lambda self: self.living)
     @rule(data=st.data())
@@ -100,6 +101,7 @@ class Sums(RuleBasedStateMachine):
 
 
 TestSums = Sums.TestCase
+TestSums.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 class Site:
