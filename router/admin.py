@@ -152,9 +152,9 @@ class Admin:
         self._watches -= 1
 
     async def _lines(self, request: Request) -> AsyncIterator[bytes]:
-        """Who waits, until the router ends, or the token is valid no more."""
+        """Who waits, until this process ends, or the token is valid no more."""
         book = self._demanded.book
-        while not self._draining():
+        while not self._demanded.over:
             version = book.pulse.version
             yield encode(book.line()) + b"\n"
             await book.pulse.after(version, ALIVE_S)

@@ -25,11 +25,18 @@ class Shown:
         self.book, self._workers, self._max_age_s = book, workers, max_age_s
         self._clock, self._draining = clock, draining
         self._looked_at = -WANTED_S
+        self.over = False
+        """Whether nothing will be known any more: whoever watches is to leave."""
 
     @property
     def wanted(self) -> bool:
         """Whether somebody has looked lately, for whom workers are asked for their metrics."""
         return self._clock() - self._looked_at < WANTED_S
+
+    def end(self) -> None:
+        """This process ends."""
+        self.over = True
+        self.book.pulse.beat()
 
     def document(self) -> Demand:
         """What it is now."""

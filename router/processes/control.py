@@ -177,6 +177,7 @@ class Process:
             looking_after = self._tasks.create_task(self._look_after())
             channel.send(Ready())
             await self._stopped.wait()
+            self._demand.end()
             looking_after.cancel()
             self._tasks = None  # no call is begun any more
             self._deposed()
@@ -278,7 +279,6 @@ class Process:
                 self._known.set()
             case Draining():
                 self._draining = True
-                self._book.pulse.beat()
             case Stop():
                 self._stop()
 
