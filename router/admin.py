@@ -153,12 +153,13 @@ class Admin:
 
     async def _lines(self, request: Request) -> AsyncIterator[bytes]:
         """Who waits, until this process ends, or the token is valid no more."""
-        book = self._demanded.book
+        book, sent_at = self._demanded.book, -math.inf
         while not self._demanded.over:
             version = book.pulse.version
             yield encode(book.line()) + b"\n"
+            await asyncio.sleep(max(0.0, sent_at + PAUSE_S - self._clock()))  # what comes together is told together
+            sent_at = self._clock()
             await book.pulse.after(version, ALIVE_S)
-            await asyncio.sleep(PAUSE_S)  # what comes together is told together
             try:
                 self._access.demand(request.scope, Right.SCALE)
             except HeliosError:
