@@ -39,7 +39,7 @@ from helios.metrics import CsiMetrics
 from helios.rpc.health import HealthService
 
 if TYPE_CHECKING:
-    from csi.front import Front
+    from helios.http.front import Front
 
 log = logging.getLogger("csi")
 
@@ -197,7 +197,7 @@ def _front(settings: CsiSettings, health: Health, metrics: CsiMetrics) -> Iterat
     if not settings.listen:
         yield None
         return
-    from csi.front import Front
+    from helios.http.front import Front
     from helios.http.server import listen_tcp, url_of
 
     host, port = split_listen(settings.listen, "csi.listen")

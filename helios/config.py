@@ -890,6 +890,43 @@ class SignalsSettings(Section, frozen=True):
     """Common names of the front proxy's certificate, with ``client_ca``; none: any that its authority has signed."""
 
 
+class OperatorSettings(Section, frozen=True):
+    """The Kubernetes operator (docs/operator-runtime.md)."""
+
+    namespace: str = ""
+    """The one namespace whose objects are reconciled; empty: all."""
+    kubeconfig: str = ""
+    """Instead of the pod's service account, KUBECONFIG and ~/.kube/config."""
+    context: str = ""
+    """Which of the kubeconfig's contexts; empty: the current one."""
+    lease_name: str = "helios-operator"
+    """The Lease by which one of several processes leads..."""
+    lease_namespace: str = ""
+    """...and where it is; empty: the pod's namespace, or the context's."""
+    lease_s: float = 15.0
+    """Others lead when the leader has not been heard of for so long, in seconds."""
+    renew_s: float = 10.0
+    """The leader stops when it could not renew its lease for so long, in seconds; less than ``lease_s``."""
+    retry_s: float = 2.0
+    """Pause between renewals, in seconds; less than half of ``renew_s``."""
+    workers: int = 8
+    """Objects that are worked on at a time."""
+    call_s: float = 10.0
+    """Longest time for one call of the API server, in seconds."""
+    resync_s: float = 600.0
+    """How often every object has a turn whether it has changed or not, in seconds."""
+    silence_s: float = 75.0
+    """A watch that says nothing for so long is made anew, in seconds."""
+    watch_s: float = 240.0
+    """How long one watch goes on, in seconds."""
+    relist_s: float = 1800.0
+    """How often everything is listed anew, in seconds."""
+    listen: str = ""
+    """``host:port`` where the operator serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
+    signals: SignalsSettings = SignalsSettings()
+    """What it hears of routers, and tells whoever scales."""
+
+
 class Config(Section, frozen=True):
     """Everything that can be configured; ``home`` comes from HELIOS_HOME."""
 
@@ -900,6 +937,7 @@ class Config(Section, frozen=True):
     loader: LoaderSettings = LoaderSettings()
     compile_cache: CompileCacheSettings = CompileCacheSettings()
     csi: CsiSettings = CsiSettings()
+    operator: OperatorSettings = OperatorSettings()
     log: LogSettings = LogSettings()
 
 

@@ -498,6 +498,47 @@ class CsiMetrics(Metrics):
         )
 
 
+class OperatorMetrics(Metrics):
+    """The operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.leading = Gauge("helios_operator_leading", "1 while this process leads", registry=r)
+        self.synced = Gauge("helios_operator_synced", "1 once every kind that is watched was listed", registry=r)
+        self.objects = Gauge("helios_operator_cached_objects", "Objects in the caches", registry=r)
+        self.queued = Gauge("helios_operator_queued", "Objects that wait for a turn, now or later", registry=r)
+        self.turns = Counter(
+            "helios_operator_turns_total", "Turns, by what became of them", ["kind", "result"], registry=r
+        )
+        # result: done; failed (an action was refused); broken (the reconciler itself failed)
+        self.turn_seconds = Histogram(
+            "helios_operator_turn_seconds",
+            "From the begin of a turn to its end",
+            ["kind"],
+            buckets=LATENCY_S,
+            registry=r,
+        )
+        self.failures = Counter(
+            "helios_operator_failures_total", "Actions that could not be performed", ["kind", "reason"], registry=r
+        )
+        self.writes = Counter(
+            "helios_operator_writes_total", "Writes to the API server", ["kind", "method", "result"], registry=r
+        )  # result: done, failed (no answer), or the HTTP status
+        self.repairs = Counter(
+            "helios_operator_repairs_total", "Objects that somebody had changed, applied again", ["kind"], registry=r
+        )
+        self.watch_failures = Counter(
+            "helios_operator_watch_failures_total", "Lists and watches that failed", ["kind", "reason"], registry=r
+        )  # reason: gone, list, connection, silent, watch
+        self.heard = Gauge(
+            "helios_operator_heard_timestamp_seconds",
+            "When the API server last said anything of a kind",
+            ["kind"],
+            registry=r,
+        )
+
+
 class _Rss:
     """``rss_bytes``, or what it was last while no descriptor is left to read it: the other figures say why then."""
 

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "router": ("helios.cli.router:router", "Run the router in front of vLLM workers."),
     "registry": ("helios.cli.registry:registry", "Run the registry."),
     "csi": ("helios.cli.csi:csi", "Run the CSI driver."),
+    "operator": ("helios.cli.operator:operator", "Run the Kubernetes operator."),
     "status": ("helios.cli.status:status", "Show what runs on this machine and what it holds."),
     "doctor": ("helios.cli.doctor:doctor", "Check this machine and say what to fix."),
     "quickstart": ("helios.cli.quickstart:quickstart", "Publish, mount, serve and ask a model, start to end."),

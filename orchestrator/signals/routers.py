@@ -8,8 +8,8 @@ growing wait, and is unknown meanwhile (``Collector``). Which replicas there are
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
@@ -19,6 +19,7 @@ import aiohttp
 
 from helios.demand import ALIVE_S, MAX_BYTES, MAX_LINE, read, read_line
 from helios.errors import HeliosError, UsageError
+from helios.kube.following import Waits, why
 from helios.metrics import SignalsMetrics
 from orchestrator.signals.collector import Collector
 
@@ -124,23 +125,21 @@ class _Asking:
 
     async def _look_again(self) -> None:
         poll_s, _ = self._routers.times
-        waits = _waits()
+        waits = Waits(*BACKOFF_S)
         while True:
-            wait_s = poll_s
             self._changed.clear()
             try:
                 await self._look()
-                waits = _waits()
-                self._is(well=True)
             except _FAILURES as error:
-                wait_s = min(poll_s, next(waits))
-                self._is(well=False, why=_said(error))
-            await asyncio.sleep(LEAST_S)
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
-            except TimeoutError:
+                self._is(well=False, reason=why(error))
+                await waits.wait()
                 continue
+            waits.reset()
+            self._is(well=True)
+            await asyncio.sleep(LEAST_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(poll_s):
+                    await self._changed.wait()
 
     async def _look(self) -> None:
         async with asyncio.timeout(self._routers.times[1]):
@@ -149,21 +148,21 @@ class _Asking:
         self._routers.collector.told(self._url, read(body))
 
     async def _watch_again(self) -> None:
-        waits = _waits()
+        waits = Waits(*BACKOFF_S)
         while True:
             try:
                 async for line in self._lines():
-                    waits = _waits()
+                    waits.reset()
                     if self._routers.collector.holds(self._url, read_line(line)):
                         self._changed.set()
                 reason = "it ended"
             except _FAILURES as error:
-                reason = _said(error)
+                reason = why(error)
             self._routers.collector.silent(self._url)
             self._routers.metrics.watch_failures.inc()
             self._changed.set()
             log.debug("a router's stream has ended", extra={"router": self._url, "reason": reason})
-            await asyncio.sleep(next(waits))
+            await waits.wait()
 
     async def _lines(self) -> AsyncIterator[bytes]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._routers.times[1], sock_read=SILENT_S)
@@ -186,7 +185,7 @@ class _Asking:
             f"{self._url}{path}", headers=self._routers.headers(), timeout=timeout, allow_redirects=False
         )
 
-    def _is(self, *, well: bool, why: str = "") -> None:
+    def _is(self, *, well: bool, reason: str = "") -> None:
         if not well:
             self._routers.metrics.look_failures.inc()
         if well is not self._well:
@@ -194,7 +193,7 @@ class _Asking:
             if well:
                 log.info("a router answers again", extra={"router": self._url})
             else:
-                log.warning("a router's demand can't be read", extra={"router": self._url, "reason": why})
+                log.warning("a router's demand can't be read", extra={"router": self._url, "reason": reason})
 
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
@@ -207,22 +206,3 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     if answer.status != 200:
         raise aiohttp.ClientError(f"it answered {answer.status}: {b''.join(parts)[:200].decode(errors='replace')}")
     return b"".join(parts)
-
-
-def _waits() -> Waits:
-    return Waits(*BACKOFF_S)
-
-
-class Waits:
-    """Growing waits with jitter, in seconds."""
-
-    def __init__(self, first_s: float, longest_s: float) -> None:
-        self._next_s, self._longest_s = first_s, longest_s
-
-    def __next__(self) -> float:
-        wait_s, self._next_s = self._next_s, min(self._longest_s, 2 * self._next_s)
-        return wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
-
-
-def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__

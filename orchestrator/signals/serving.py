@@ -10,19 +10,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from helios.config import SignalsSettings
-from helios.errors import UsageError
+from helios.cluster import cluster_client
+from helios.config import OperatorSettings, SignalsSettings
+from helios.errors import Unavailable, UsageError
 from helios.http.hosts import split_listen
 from helios.http.server import Server, listen_tcp, make_config, url_of
 from helios.http.tls import LOOK_S, Certificate
-from helios.metrics import SignalsMetrics
+from helios.kube.following import Clients, Pace, Waits, why
+from helios.metrics import OperatorMetrics, SignalsMetrics
 from helios.pulse import Pulse
 from helios.tokens import TokenFile
+from orchestrator.signals.cluster import FAILURES, Endpoints, front_proxy
 from orchestrator.signals.collector import Collector
 from orchestrator.signals.external_api import ExternalApi
 from orchestrator.signals.front_proxy import FrontProxy
@@ -34,6 +37,8 @@ from orchestrator.signals.values import Values
 
 log = logging.getLogger("helios.operator")
 
+TRUST_S: Final = (1.0, 60.0)
+"""First wait after the cluster could not say who its front proxy is, and how often it is asked, in seconds."""
 CONNECTIONS: Final = 256
 """Connections of the API server at a time; requests of more are answered 503."""
 
@@ -43,10 +48,10 @@ class Signals:
 
     def __init__(
         self, settings: SignalsSettings, metrics: SignalsMetrics, *, replicas: Replicas | None = None,
-        front_proxy: FrontProxy | None = None, clock: Callable[[], float] = time.monotonic,
+        front_proxy: Callable[[], Awaitable[FrontProxy]] | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """``replicas``: knows which routers there are; None: the settings say. ``front_proxy``: who may ask for
-        external metrics; None: as the settings say."""
+        """``replicas``: knows which routers there are; None: the settings say. ``front_proxy``: asks who may have
+        external metrics, where the settings don't say."""
         check(settings)
         self._settings, self._metrics, self._clock = settings, metrics, clock
         self.pulse = Pulse()
@@ -60,17 +65,20 @@ class Signals:
             timeout_s=settings.timeout_s,
         )  # fmt: skip
         self._certificate: Certificate | None = None
-        self._front_proxy = front_proxy
+        self._front_proxy: FrontProxy | None = None
+        self._ask_front_proxy = front_proxy
         if settings.external_listen:
             self._certificate = Certificate(
                 settings.external_tls.cert, settings.external_tls.key, "operator.signals.external_tls"
             )
-            self.trust(front_proxy or _of_files(settings))
+            if settings.external_tls.client_ca or front_proxy is None:
+                self._trust(_of_files(settings))
+                self._ask_front_proxy = None
 
-    def trust(self, front_proxy: FrontProxy) -> None:
+    def _trust(self, front_proxy: FrontProxy) -> None:
         """Believe this front proxy from now on. An authority that was believed before is until the operator ends: only
         its names are not. Raises UsageError."""
-        if self._certificate is not None:
+        if self._certificate is not None and front_proxy != self._front_proxy:
             front_proxy.trusted(self._certificate.context)
         self._front_proxy = front_proxy
 
@@ -126,19 +134,35 @@ class Signals:
         server = _Quiet(config)
         with contextlib.closing(listen_tcp(host, port, "operator.signals.external_listen")) as sock:
             serving = tasks.create_task(server.serve(sockets=[sock]))
-            renewing = tasks.create_task(_renew(certificate))
+            renewing = [tasks.create_task(_renew(certificate)), tasks.create_task(self._keep_trusting())]
             url = url_of(sock, host, "https")
             log.info("serving external metrics", extra={"url": url})
             try:
                 yield url
             finally:
-                renewing.cancel()
+                for task in renewing:
+                    task.cancel()
                 server.stop()
                 await serving
 
     def _believed(self) -> FrontProxy:
-        assert self._front_proxy is not None
+        """Raises Unavailable while it is not known."""
+        if self._front_proxy is None:
+            raise Unavailable("the cluster has not said yet who its front proxy is")
         return self._front_proxy
+
+    async def _keep_trusting(self) -> None:
+        """Whom the cluster names, now and whenever that is another one."""
+        ask, waits = self._ask_front_proxy, Waits(*TRUST_S)
+        while ask is not None:
+            try:
+                self._trust(await ask())
+            except FAILURES as error:
+                log.warning("the front proxy is not known", extra={"reason": why(error)})
+                await waits.wait()
+            else:
+                waits.reset()
+                await asyncio.sleep(TRUST_S[1])
 
     async def _grow_old(self) -> None:
         """What is known changes by itself, too: it gets old."""
@@ -166,6 +190,30 @@ async def _renew(certificate: Certificate) -> None:
             log.error("the new certificate can't be used; the old one stays", extra={"reason": error.message})
 
 
+def of_cluster(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals | None:
+    """The operator's, as its settings say; None: they name no router. Raises UsageError."""
+    ours = settings.signals
+    if not (ours.routers or ours.router_service):
+        check(ours)
+        return None
+
+    def client(namespace: str) -> Clients:
+        return lambda: cluster_client(
+            kubeconfig=settings.kubeconfig, context=settings.context, namespace=namespace
+        )  # fmt: skip
+
+    replicas = None
+    if ours.router_service:
+        namespace, _, name = ours.router_service.rpartition("/")
+        if not namespace or not name:
+            raise UsageError(f"operator.signals.router_service is {ours.router_service!r}: write NAMESPACE/NAME")
+        pace = Pace(settings.silence_s, settings.watch_s, settings.relist_s)
+        replicas = Endpoints(client(namespace), name, ours.router_port, pace)
+    return Signals(
+        ours, SignalsMetrics(metrics.registry), replicas=replicas, front_proxy=lambda: front_proxy(client(""))
+    )
+
+
 def check(settings: SignalsSettings) -> None:
     """Raise UsageError for settings that can't work."""
     where = "operator.signals"
@@ -181,6 +229,8 @@ def check(settings: SignalsSettings) -> None:
             raise UsageError(f"{where}.{name}.cert and {where}.{name}.key go together")
     if settings.external_listen and not settings.external_tls.cert:
         raise UsageError(f"{where}.external_listen needs {where}.external_tls.cert", hint="The API server speaks TLS.")
+    if (settings.scaler_listen or settings.external_listen) and not (settings.routers or settings.router_service):
+        raise UsageError(f"{where}.scaler_listen and external_listen need {where}.routers or router_service")
     if settings.scaler_listen:
         split_listen(settings.scaler_listen, f"{where}.scaler_listen")
 

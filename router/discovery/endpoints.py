@@ -37,7 +37,8 @@ from helios.config import WorkerSettings
 from helios.decoding import converted
 from helios.errors import UsageError
 from helios.http.hosts import bracketed
-from router.discovery.objects import Endpoint, EndpointSlice, Pod
+from helios.kube.endpoints import Endpoint, EndpointSlice
+from router.discovery.objects import Pod
 from router.discovery.source import Found, checked
 
 PREFIX: Final = "helios.dev/"

@@ -10,53 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from helios.decoding import from_json
-
-
-class Object(msgspec.Struct, frozen=True, rename="camel"):
-    """Base of what the API server sends."""
-
-
-class Metadata(Object, frozen=True):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    deletion_timestamp: str | None = None
-
-
-class Target(Object, frozen=True):
-    """What stands behind an endpoint."""
-
-    kind: str = ""
-    namespace: str = ""
-    name: str = ""
-    uid: str = ""
-
-
-class EndpointConditions(Object, frozen=True):
-    ready: bool | None = None
-    terminating: bool | None = None
-
-
-class Endpoint(Object, frozen=True):
-    addresses: list[str] | None = None
-    conditions: EndpointConditions | None = None
-    target_ref: Target | None = None
-
-
-class SlicePort(Object, frozen=True):
-    name: str | None = None
-    port: int | None = None
-    app_protocol: str | None = None
-
-
-class EndpointSlice(Object, frozen=True):
-    metadata: Metadata
-    address_type: str = "IPv4"
-    endpoints: list[Endpoint] | None = None
-    ports: list[SlicePort] | None = None
+from helios.kube.endpoints import EndpointSlice
+from helios.kube.wire import Metadata, Object
 
 
 class ContainerPort(Object, frozen=True):
@@ -69,7 +24,7 @@ class Container(Object, frozen=True):
 
 
 class PodSpec(Object, frozen=True):
-    containers: list[Container] = []
+    containers: tuple[Container, ...] = ()
 
 
 class PodCondition(Object, frozen=True):
@@ -90,37 +45,6 @@ class Pod(Object, frozen=True):
 
 
 T = TypeVar("T", EndpointSlice, Pod)
-
-
-class ListMetadata(Object, frozen=True):
-    resource_version: str = ""
-    next: str | None = msgspec.field(default=None, name="continue")
-
-
-class Page(Object, frozen=True):
-    """A part of a list; what is in it is converted to its type by whoever asked."""
-
-    metadata: ListMetadata
-    items: list[msgspec.Raw] | None = None
-
-
-class Event(Object, frozen=True):
-    """A line of a watch. The object of ``ERROR`` is a ``Status``, that of ``BOOKMARK`` has nothing but a version."""
-
-    type: str
-    object: msgspec.Raw
-
-
-class Status(Object, frozen=True):
-    """metav1.Status: why something was refused."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class Bookmark(Object, frozen=True):
-    metadata: Metadata
 
 
 def decode(content: Any, kind: type[T]) -> T:

@@ -19,8 +19,9 @@ import yaml
 from kubernetes import client, config
 
 from helios.config import KubernetesSettings
+from helios.kube.following import PAGE
 from helios.metrics import RouterMetrics
-from router.discovery.kubernetes import PAGE, KubernetesSource
+from router.discovery.kubernetes import KubernetesSource
 from router.discovery.source import Teller
 from tests.support.control_plane import ControlPlane
 

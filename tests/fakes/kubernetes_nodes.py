@@ -7,7 +7,6 @@ test that fails is 422. What a real one would refuse, and any change but to tain
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import threading
@@ -19,37 +18,10 @@ from typing import Any
 
 import yaml
 
+from tests.fakes.kubernetes.errors import Refusal
+from tests.fakes.kubernetes.patches import json_patch
+
 TOKEN = "the-service-account"
-
-
-class Unfit(Exception):
-    """A patch that can't be applied."""
-
-
-def apply(operations: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any]:
-    """The document after a patch of the operations ``test``, ``remove``, ``add`` and ``replace``. Raises Unfit."""
-    document = copy.deepcopy(to)
-    for each in operations:
-        *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in each["path"].split("/")[1:])
-        at: Any = document
-        try:
-            for part in parents:
-                at = at[int(part)] if isinstance(at, list) else at[part]
-            place: Any = int(last) if isinstance(at, list) else last
-            if each["op"] == "test":
-                if at[place] != each["value"]:
-                    raise Unfit(f"testing value {each['path']} failed")
-            elif each["op"] == "remove":
-                del at[place]
-            elif each["op"] == "add" and isinstance(at, list):
-                at.insert(place, each["value"])
-            elif each["op"] in ("add", "replace"):
-                at[place] = each["value"]
-            else:
-                raise Unfit(f"no operation: {each['op']}")
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise Unfit(f"{each['path']}: {error!r}") from None
-    return document
 
 
 @dataclass
@@ -152,9 +124,9 @@ class NodeServer:
         if not any(each["op"] == "test" for each in operations):
             self.complaints.append("a patch without a test could hit what somebody else has changed")
         try:
-            after = apply(operations, self.node)
-        except Unfit as error:
-            return _status(422, f"the server rejected our request due to an error in our request: {error}")
+            after = json_patch(self.node, operations)
+        except Refusal as error:
+            return _status(422, f"the server rejected our request due to an error in our request: {error.message}")
         if _without_taints(after) != _without_taints(self.node):
             self.complaints.append("something else than taints was changed")
         self.node = after

@@ -16,7 +16,6 @@ from kubernetes.aio.client import ApiClient, ApiException, Configuration, Custom
 from helios.demand import Answers, Demand, Held, Line, Model, Reading, Role, Times, Waiting, encode
 from helios.rpc.health import NAME, SERVING, Request, Response
 from orchestrator.external import ALL
-from orchestrator.signals import routers as asking
 from tests.support.scaled import Certificates, Site, Told, signals_site, status
 
 COMMIT = "a" * 40
@@ -310,11 +309,3 @@ def test_more_streams_than_there_are_places_for_are_refused(tmp_path: Path, monk
                             return
 
     asyncio.run(run())
-
-
-def test_the_waits_between_looks_grow_and_are_bounded() -> None:
-    waits = asking.Waits(0.1, 1.0)
-    found = [next(waits) for _ in range(12)]
-    assert all(0 < one <= 1 for one in found)
-    assert max(found[:2]) < 0.21
-    assert min(found[6:]) >= 0.5

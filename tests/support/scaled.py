@@ -1,4 +1,4 @@
-"""The operator's signals for tests: routers that are told what to say, and clients as KEDA and autoscalers have them."""
+"""The operator's signals for tests: routers that are told what to say, and clients such as KEDA and autoscalers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,11 @@ async def signals_site(root: Path, routers: list[str], *, tls: bool = False, **s
         routers=routers, scaler_listen="127.0.0.1:0", scaler_tls=pair if tls else TlsSettings(),
         external_listen="127.0.0.1:0", external_tls=pair, **settings,
     )  # fmt: skip
-    signals = Signals(made, SignalsMetrics(CollectorRegistry()), front_proxy=certificates.front_proxy)
+
+    async def front_proxy() -> FrontProxy:
+        return certificates.front_proxy
+
+    signals = Signals(made, SignalsMetrics(CollectorRegistry()), front_proxy=front_proxy)
     addresses: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(signals.run(lambda *both: addresses.set_result(both)))
     try:

@@ -11,7 +11,8 @@ from csi import untaint
 from csi.untaint import removal, remove
 from helios.cluster import cluster_client
 from helios.errors import Forbidden, Unavailable, UsageError
-from tests.fakes.kubernetes_nodes import NodeServer, apply
+from tests.fakes.kubernetes.patches import json_patch
+from tests.fakes.kubernetes_nodes import NodeServer
 
 KEY = "helios.dev/agent-not-ready"
 OURS = {"key": KEY, "effect": "NoExecute"}
@@ -142,5 +143,5 @@ def test_a_kubeconfig_that_is_none_says_so(tmp_path):
 @given(st.lists(st.sampled_from(["a", "b", KEY]).flatmap(lambda key: st.just({"key": key, "effect": "NoSchedule"}))))
 def test_the_patch_removes_these_and_nothing_else(taints):
     document = {"spec": {"taints": taints}}
-    after = apply(removal(taints, KEY), document)
+    after = json_patch(document, removal(taints, KEY))
     assert after["spec"]["taints"] == [taint for taint in taints if taint["key"] != KEY]

@@ -1,7 +1,6 @@
 """Pods' tokens: those that a known cluster has signed for us are taken, and nothing else is."""
 
 import asyncio
-import time
 
 import jwt
 import pytest

@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import certifi
@@ -17,11 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from helios import cluster
 from helios.config import KubernetesSettings
 from helios.errors import IntegrityError, UsageError
+from helios.kube.endpoints import EndpointSlice
+from helios.kube.reflector import Gone, Lines, Reflector, Refused
 from helios.metrics import RouterMetrics
 from router.discovery.endpoints import workers_of
 from router.discovery.kubernetes import KubernetesSource
-from router.discovery.objects import EndpointSlice, Pod, decode
-from router.discovery.reflector import Gone, Lines, Reflector, Refused
+from router.discovery.objects import Pod, decode
 from router.discovery.source import Teller
 from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, line, pod, selector
 
@@ -61,9 +63,9 @@ class Site:
 
     def truth(self):
         """What the cluster has, found without lists or watches."""
-        fits, ours = selector(SELECTOR), self.server.objects.items()
+        fits = selector(SELECTOR)
         found = {
-            plural: [decode(json.dumps(one), kind) for key, one in ours if key[:2] == (plural, "ns") and fits(one)]
+            plural: [decode(json.dumps(one), kind) for one in self.server.all(plural, "ns") if fits(one)]
             for plural, kind in (("endpointslices", EndpointSlice), ("pods", Pod))
         }
         return workers_of(found["endpointslices"], found["pods"], "http").workers
@@ -128,16 +130,15 @@ async def test_a_long_list_comes_in_pages_and_begins_again_when_its_version_is_f
     here.server.page_most = 3
     for number in range(10):
         here.server.put("pods", pod(f"p{number}", f"10.0.0.{number}", annotations=SERVES))
-    listed, first = here.server._list, True
+    first = True
 
-    def forgets(plural, namespace, fits, query):
+    def forgets(query):
         nonlocal first
         if "continue" in query and first:
             first = False
             here.server.compact()
-        return listed(plural, namespace, fits, query)
 
-    here.server._list = forgets
+    here.server.before_page = forgets
     await here.start()
     await here.until(lambda: here.told is not None and len(here.told) == 10)
     assert here.server.lists == 1 + 1 + 4
@@ -173,7 +174,7 @@ async def test_bytes_without_an_end_are_no_life(tmp_path):
 async def test_a_server_that_leaves_changes_out_is_caught_by_the_next_list(tmp_path):
     async with site(tmp_path, relist_s=0.3, watch_s=1.0) as here:
         here.server.put("endpointslices", endpoint_slice("s", []))
-        here.server.log.clear()  # no watch will be told
+        here.server.cluster.store.log.clear()  # no watch will be told
         await here.converged()
         assert here.told == ()
 
@@ -245,7 +246,7 @@ def test_something_has_to_be_selected():
 
 
 def test_a_reflector_keeps_what_it_has_until_a_list_is_whole():
-    known = Reflector(Pod)
+    known = Reflector(partial(decode, kind=Pod))
     page = {"metadata": {"resourceVersion": "5"}, "items": [pod("a", "1.1.1.1")]}
     assert known.page(json.dumps(page).encode()) is None
     known.begin()
@@ -272,7 +273,7 @@ def test_a_reflector_keeps_what_it_has_until_a_list_is_whole():
 )
 def test_what_no_event_is(text, error):
     with pytest.raises(error):
-        Reflector(Pod).event(text)
+        Reflector(partial(decode, kind=Pod)).event(text)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])

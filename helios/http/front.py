@@ -1,28 +1,41 @@
-"""The driver over HTTP (``csi.listen``): /healthz, /readyz and /metrics, for the kubelet and for Prometheus."""
+"""A daemon without an HTTP API of its own: /healthz, /readyz and /metrics, for the kubelet and for Prometheus."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections.abc import Generator
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from csi.health import Health
 from helios.http.server import Server, make_config
-from helios.metrics import CONTENT_TYPE, CsiMetrics
+from helios.metrics import CONTENT_TYPE, Metrics
 
 CONNECTIONS: Final = 64
 """Connections at a time; requests of more are answered 503."""
 KEEP_ALIVE_S: Final = 30
 
 
+class Health(Protocol):
+    """What is told to whoever asks."""
+
+    @property
+    def unlive(self) -> str:
+        """Why only a restart would help; empty: nothing is wrong."""
+        ...
+
+    @property
+    def unready(self) -> str:
+        """Why it is not to be used yet; empty: it is."""
+        ...
+
+
 class _Quiet(Server):
-    """Signals are the driver's."""
+    """Signals are the daemon's."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -32,7 +45,7 @@ class _Quiet(Server):
 class Front:
     """``serve`` answers until ``stop``."""
 
-    def __init__(self, health: Health, metrics: CsiMetrics) -> None:
+    def __init__(self, health: Health, metrics: Metrics) -> None:
         self._health, self._metrics = health, metrics
         routes = [
             Route("/healthz", self._healthz, methods=["GET"]),

@@ -1,0 +1,1 @@
+"""What runs reconcilers: caches, the queue, leadership, and how what they answer is performed."""
