@@ -87,7 +87,7 @@ def test_a_held_request_is_pushed_numbers_are_the_truth_and_a_killed_router_is_u
             fake.accept()
             await until(lambda: value("helios_in_flight_requests"), 3)
             await asyncio.to_thread(lambda: [thread.join(20) for thread in threads])
-            assert await value("helios_queued_requests") == 0
+            await until(lambda: value("helios_queued_requests"), 0)
             assert fake.metric("vllm:num_requests_running") == 3, "as many as there really are"
             await until(lambda: value("helios_in_flight_requests"), 3)
             sampler = site.signals.sampler(NAMES, "both")
