@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -207,6 +208,10 @@ def _signals(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals | 
     """What is heard of routers, and told to whoever scales, if the settings name routers. Raises UsageError."""
     if settings.signals == SignalsSettings():
         return None
+    if settings.signals.scaler_listen and find_spec("grpc") is None:
+        raise UsageError(
+            "operator.signals.scaler_listen needs gRPC", hint="Install it: pip install 'helios-llm[operator]'."
+        )
     from orchestrator.signals.serving import of_cluster
 
     return of_cluster(settings, metrics)

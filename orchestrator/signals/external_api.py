@@ -25,8 +25,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from helios.errors import HeliosError
+from helios.http.front import Health
 from helios.metrics import SignalsMetrics
-from helios.rpc.health import Health
 from orchestrator.signals.front_proxy import FrontProxy
 from orchestrator.signals.selectors import quantity, selected
 from orchestrator.signals.values import Chosen, Values

@@ -31,7 +31,6 @@ from orchestrator.signals.external_api import ExternalApi
 from orchestrator.signals.front_proxy import FrontProxy
 from orchestrator.signals.routers import Listed, Replicas, Routers
 from orchestrator.signals.sampler import Sampler
-from orchestrator.signals.scaler import Scaler, serving_scaler
 from orchestrator.signals.served import Services
 from orchestrator.signals.values import Values
 
@@ -119,6 +118,8 @@ class Signals:
 
     def serve_scaler(self) -> contextlib.AbstractAsyncContextManager[str]:
         """KEDA's external scaler, while the context lasts."""
+        from orchestrator.signals.scaler import Scaler, serving_scaler
+
         scaler = Scaler(self.values, self.pulse, self._metrics)
         return serving_scaler(scaler, self, self._settings.scaler_listen, self._settings.scaler_tls)
 
