@@ -195,6 +195,12 @@ BENCHMARKS = {
         },
         {"20_ms_to_publish": 1.0},
     ),
+    "scaling_wake": Benchmark(
+        (),
+        ("--rounds", "10"),
+        lambda result: {"50_ms_to_push": 0.05 / result["median"]["push"]["p50_s"]},
+        {"50_ms_to_push": 1.0},
+    ),
     "metadata_ops": Benchmark(
         (),
         ("--models", "10", "--gb", "0.1", "--rounds", "2"),

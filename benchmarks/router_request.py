@@ -130,7 +130,8 @@ class Scene:
         shared = Sharing(Board.make(1, LOADS + cells.COLUMNS), Board.make(1, sums.COLUMNS), 0)
         router = Router(
             settings, ssl.create_default_context(), gather, lambda name: None, lambda model: None, lambda models: None,
-            shared, lambda url: Health(time.monotonic), processes, say=None if processes == 1 else lambda word: None,
+            shared, lambda url: Health(time.monotonic), processes, lambda models: None,
+            say=None if processes == 1 else lambda word: None,
         )  # fmt: skip
         config = make_config(router.app, http=relaying(router.relay, RAW_ROUTES), loop="uvloop", date_header=False)
         config.load()

@@ -5,21 +5,11 @@ The names of the statuses are gRPC's, as text, so that nothing here needs the li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from helios.errors import (
-    Conflict,
-    DeadlineExceeded,
-    Forbidden,
-    HeliosError,
-    IntegrityError,
-    InvalidInput,
-    NoSpace,
-    NotFound,
-    Retired,
-    Unauthorized,
-    Unavailable,
-)
+from helios.errors import HeliosError
+from helios.rpc import status as rpc
 
 
 class Pending(HeliosError):
@@ -40,24 +30,14 @@ class OutOfRange(HeliosError):
     code = "OutOfRange"
 
 
-STATUS: Final[dict[type[HeliosError], str]] = {
+STATUS: Final[Mapping[type[HeliosError], str]] = {
+    **rpc.STATUS,
     Pending: "ABORTED",
     Precondition: "FAILED_PRECONDITION",
     OutOfRange: "OUT_OF_RANGE",
-    InvalidInput: "INVALID_ARGUMENT",
-    NotFound: "NOT_FOUND",
-    Retired: "FAILED_PRECONDITION",
-    Conflict: "ALREADY_EXISTS",
-    Unauthorized: "UNAUTHENTICATED",
-    Forbidden: "PERMISSION_DENIED",
-    IntegrityError: "INTERNAL",
-    DeadlineExceeded: "DEADLINE_EXCEEDED",
-    Unavailable: "UNAVAILABLE",
-    NoSpace: "RESOURCE_EXHAUSTED",
-    HeliosError: "INTERNAL",
 }
 
 
 def status_of(error: HeliosError) -> str:
     """The name of the gRPC status that an error is answered with: its own class', or the nearest above."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return rpc.status_of(error, STATUS)

@@ -23,7 +23,6 @@ from csi.api_server import ApiServer
 from csi.calls import Calls
 from csi.controller import Controller, keep_renewed
 from csi.health import Health
-from csi.health_service import HealthService
 from csi.identity import Identity
 from csi.mounted import MountOfNode
 from csi.node import Volumes, keep_swept, recover
@@ -38,6 +37,7 @@ from helios.errors import Conflict, UsageError
 from helios.home import Home
 from helios.http.hosts import split_listen
 from helios.metrics import CsiMetrics
+from helios.rpc.health import HealthService
 
 if TYPE_CHECKING:
     from helios.http.front import Front

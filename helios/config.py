@@ -950,6 +950,7 @@ class OperatorSettings(Section, frozen=True):
     listen: str = ""
     """``host:port`` where the operator serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
     signals: SignalsSettings = SignalsSettings()
+    """What it hears of routers, and tells whoever scales."""
 
 
 class Config(Section, frozen=True):

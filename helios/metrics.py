@@ -414,6 +414,31 @@ class RouterMetrics(Metrics):
         )
 
 
+class SignalsMetrics:
+    """What the operator hears of routers, and is asked of it; on a registry that it shares."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        r = registry
+        self.replicas = Gauge("helios_operator_routers", "Replicas of the router that there are", registry=r)
+        self.replicas_unheard = Gauge(
+            "helios_operator_routers_unheard", "Replicas of the router of which nothing is known now", registry=r
+        )
+        self.look_failures = Counter(
+            "helios_operator_router_look_failures_total", "Looks at a router's demand that failed", registry=r
+        )
+        self.watch_failures = Counter(
+            "helios_operator_router_watch_failures_total", "Streams of a router's demand that ended", registry=r
+        )
+        self.scaler_calls = Counter(
+            "helios_operator_scaler_calls_total", "Calls of KEDA", ["method", "status"], registry=r
+        )
+        self.scaler_streams = Gauge("helios_operator_scaler_streams", "Streams of KEDA", registry=r)
+        self.external_requests = Counter(
+            "helios_operator_external_metrics_total", "Metrics asked for by autoscalers", ["metric", "status"],
+            registry=r,
+        )  # fmt: skip
+
+
 def rss_bytes() -> float:
     """RssAnon + RssShmem of this process in bytes (mapped files are not counted)."""
     total = 0

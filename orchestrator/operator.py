@@ -15,12 +15,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from helios.cluster import cluster_client, require_client
-from helios.config import Config, OperatorSettings
+from helios.config import Config, OperatorSettings, SignalsSettings
 from helios.errors import UsageError
 from helios.kube.following import BACKOFF_S, Clients, Follower, Pace
 from helios.kube.kinds import Kind
@@ -35,6 +36,9 @@ from orchestrator.runtime.performing import Performer
 from orchestrator.runtime.queue import Limits
 from orchestrator.runtime.refusals import NotLeading
 from orchestrator.runtime.writes import Connection, Leases, Writer
+
+if TYPE_CHECKING:
+    from orchestrator.signals.serving import Signals
 
 log = logging.getLogger("helios.operator")
 
@@ -176,8 +180,11 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics = OperatorMetrics()
     operator = Operator(settings, reconcilers, lambda: client_of(settings), metrics, watched=watched)
+    signals = _signals(settings, metrics)
     with _front(settings, operator, metrics) as (serve, url):
         tasks = [asyncio.create_task(operator.run())]
+        if signals is not None:
+            tasks.append(asyncio.create_task(signals.run()))
         if serve is not None:
             tasks.append(asyncio.create_task(serve()))
         for task in tasks:
@@ -195,6 +202,19 @@ async def _run(
     for task in done:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
+
+
+def _signals(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals | None:
+    """What is heard of routers, and told to whoever scales, if the settings name routers. Raises UsageError."""
+    if settings.signals == SignalsSettings():
+        return None
+    if settings.signals.scaler_listen and find_spec("grpc") is None:
+        raise UsageError(
+            "operator.signals.scaler_listen needs gRPC", hint="Install it: pip install 'helios-llm[operator]'."
+        )
+    from orchestrator.signals.serving import of_cluster
+
+    return of_cluster(settings, metrics)
 
 
 def client_of(settings: OperatorSettings) -> contextlib.AbstractAsyncContextManager[tuple[Any, str]]:

@@ -10,6 +10,8 @@
 | ``POST /workers/{id}/drain`` | administrator | cordoned, and waited for up to ``?wait_s=`` until it has no requests |
 | ``GET /policies`` | administrator | the policy in force, and what others can be made of |
 | ``GET /state`` | administrator | all of it at once, for ``helios router top`` |
+| ``GET /demand`` | scaler | what there is to do for each model, and what is being done (``helios.demand``) |
+| ``GET /demand/watch`` | scaler | who waits, a line of JSON each time that changes, and every two seconds |
 | ``GET /openapi.json`` | | these calls in OpenAPI 3.1 |
 
 Cordoning, draining and taking a registration back are answered when every process of the router has heard of it: from
@@ -25,20 +27,23 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from helios.decoding import from_json
-from helios.errors import HeliosError, InvalidInput, NotFound
+from helios.demand import ALIVE_S, encode
+from helios.errors import HeliosError, InvalidInput, NotFound, Unavailable
 from router.admin_access import Access, Right
 from router.admin_openapi import Operation, document
+from router.demand.shown import Shown
 from router.discovery.registration import Registration, RegistrationSource
 from router.fleet import Fleet, Seen, described, identity_of
 from router.scheduling.configured import known
@@ -47,6 +52,9 @@ MAX_BODY: Final = 256 << 10
 """Longest registration, in bytes."""
 MAX_WAIT_S: Final = 600.0
 """Longest wait for a worker to be drained, in seconds."""
+MOST_WATCHES: Final = 64
+PAUSE_S: Final = 0.02
+"""Between two lines of a watch, in seconds."""
 LOOK_S: Final = 0.05
 """How often a worker that drains is looked at."""
 
@@ -62,16 +70,17 @@ class Admin:
     """The application of one router."""
 
     def __init__(
-        self, fleet: Fleet, registrations: RegistrationSource, access: Access, policy: dict[str, Any], *,
+        self, fleet: Fleet, registrations: RegistrationSource, access: Access, policy: dict[str, Any],
+        demand: Shown, *,
         heard: Heard, models: Models = list, draining: Callable[[], bool] = lambda: False,
         index: Callable[[], dict[str, Any] | None] = lambda: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """``policy``: the one in force, ``explained``; ``heard``: by all processes that relay; ``models``: those that
-        are awaited; ``draining``: whether the router shuts down; ``index``: what is known of the index of KV events,
-        None where there is none; ``clock``: of health."""
+        """``policy``: the one in force, ``explained``; ``demand``: what there is to do; ``heard``: by all processes
+        that relay; ``models``: those that are awaited; ``draining``: whether the router shuts down; ``index``: what is
+        known of the index of KV events, None where there is none; ``clock``: of health."""
         self._fleet, self._registrations, self._access = fleet, registrations, access
         self._heard, self._models, self._draining, self._index, self._clock = heard, models, draining, index, clock
-        self._policy = policy
+        self._policy, self._demanded, self._watches = policy, demand, 0
         self._began = clock()
         handlers = {HeliosError: _failed, HTTPException: _refused, Exception: _broken}
         self.app = Starlette(
@@ -127,6 +136,34 @@ class Admin:
             "index": self._index(),
         }
         return JSONResponse(state)
+
+    # --- what there is to do ---
+
+    async def _demand(self, request: Request) -> Response:
+        return Response(encode(self._demanded.document()), media_type="application/json")
+
+    async def _watch(self, request: Request) -> Response:
+        if self._watches >= MOST_WATCHES:
+            raise Unavailable(f"{MOST_WATCHES} watch the demand already", hint="GET /demand says it once.")
+        self._watches += 1
+        return _Stream(self._lines(request), self._watched)
+
+    def _watched(self) -> None:
+        self._watches -= 1
+
+    async def _lines(self, request: Request) -> AsyncIterator[bytes]:
+        """Who waits, until this process ends, or the token is valid no more."""
+        book, sent_at = self._demanded.book, -math.inf
+        while not self._demanded.over:
+            version = book.pulse.version
+            yield encode(book.line()) + b"\n"
+            await asyncio.sleep(max(0.0, sent_at + PAUSE_S - self._clock()))  # what comes together is told together
+            sent_at = self._clock()
+            await book.pulse.after(version, ALIVE_S)
+            try:
+                self._access.demand(request.scope, Right.SCALE)
+            except HeliosError:
+                return
 
     def _described(self) -> list[dict[str, Any]]:
         now = self._clock()
@@ -215,8 +252,24 @@ OPERATIONS: Final = (
     Operation("deregister", "DELETE", "/workers/{id}", Right.REGISTER, "Take a registration back."),
     Operation("policies", "GET", "/policies", Right.ADMINISTER, "The policy in force, and what others are made of."),
     Operation("state", "GET", "/state", Right.ADMINISTER, "Workers, models, and models that are awaited."),
+    Operation("demand", "GET", "/demand", Right.SCALE, "What there is to do for each model, and what is being done."),
+    Operation("watch", "GET", "/demand/watch", Right.SCALE, "Who waits: lines of JSON, whenever that changes."),
     Operation("openapi", "GET", "/openapi.json", Right.NONE, "This document."),
 )  # fmt: skip
+
+
+class _Stream(StreamingResponse):
+    """Lines of JSON. ``over`` is called when they end, whichever way."""
+
+    def __init__(self, lines: AsyncIterator[bytes], over: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 def _unknown(identity: str) -> NotFound:

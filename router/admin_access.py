@@ -1,7 +1,7 @@
 """Who may administer the router: its own user on the unix socket, and over TCP whoever has a token.
 
-Two files hold the sha256 of tokens (helios/accepted.py): administrators may do everything, registrars put workers in
-and take them out, and do nothing else.
+Three files hold the sha256 of tokens (helios/accepted.py): administrators may do everything, registrars put workers in
+and take them out, whoever scales looks at the demand; neither of these does anything else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from helios.accepted import Tokens
 from helios.errors import Forbidden, Unauthorized
@@ -22,19 +22,25 @@ class Right(IntEnum):
 
     NONE = 0
     REGISTER = 1
-    ADMINISTER = 2
+    SCALE = 2
+    ADMINISTER = 3
+
+
+ONLY: Final = {Right.REGISTER: "registers workers", Right.SCALE: "looks at the demand"}
+"""What a token with this right does and nothing else."""
 
 
 class Access:
     """Asked before each call. Raises UsageError for a file that can't be used."""
 
-    def __init__(self, admins: str, registrars: str) -> None:
-        self._admins, self._registrars = (Tokens(Path(file)) if file else None for file in (admins, registrars))
+    def __init__(self, admins: str, registrars: str, scalers: str = "") -> None:
+        files = {Right.ADMINISTER: admins, Right.REGISTER: registrars, Right.SCALE: scalers}
+        self._tokens = {right: Tokens(Path(file)) for right, file in files.items() if file}
 
     @property
     def over_tcp(self) -> bool:
         """Whether anybody has a token."""
-        return self._admins is not None or self._registrars is not None
+        return bool(self._tokens)
 
     def demand(self, scope: Mapping[str, Any], needed: Right) -> None:
         """Raises Unauthorized where no token came, or one that nobody knows; Forbidden where it isn't enough."""
@@ -50,12 +56,9 @@ class Access:
         right = self._right(token.strip())
         if right is Right.NONE:
             raise Unauthorized("the router's administration does not know this token")
-        if right < needed:
-            raise Forbidden("this token registers workers and does nothing else", hint="Use one of admin_tokens.")
+        if right not in (needed, Right.ADMINISTER):
+            raise Forbidden(f"this token {ONLY[right]} and does nothing else", hint="Use one of admin_tokens.")
 
     def _right(self, token: str) -> Right:
-        if self._admins is not None and self._admins.label(token) is not None:
-            return Right.ADMINISTER
-        if self._registrars is not None and self._registrars.label(token) is not None:
-            return Right.REGISTER
-        return Right.NONE
+        known = (right for right, tokens in self._tokens.items() if tokens.label(token) is not None)
+        return next(known, Right.NONE)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from helios.demand import Demand, Line
 from router.admin_access import Right
 from router.discovery.registration import Registration
 
@@ -75,8 +76,13 @@ ANSWERS: Final[dict[str, Schema]] = {
         status={"enum": ["ready", "draining"]}, uptime_s=NUMBER, policy=POLICY, workers=_list(WORKER),
         models=_list(MODEL), awaited=_list(AWAITED), index={"anyOf": [INDEX, {"type": "null"}]},
     ),
+    "demand": {"$ref": "#/components/schemas/Demand"},
+    "watch": {"$ref": "#/components/schemas/Line"},
     "openapi": {"type": "object"},
 }  # fmt: skip
+JSON: Final = "application/json"
+TYPES: Final = {"watch": "application/x-ndjson"}
+"""What is answered with another type than JSON: here each line has the schema."""
 REFUSALS: Final[dict[str, tuple[str, ...]]] = {
     "worker": ("404",),
     "register": ("400", "409", "503"),
@@ -84,6 +90,7 @@ REFUSALS: Final[dict[str, tuple[str, ...]]] = {
     "cordon": ("404",),
     "uncordon": ("404",),
     "drain": ("400", "404"),
+    "watch": ("503",),
 }
 WAIT: Final[Schema] = {
     "name": "wait_s", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 600, "default": 0},
@@ -100,7 +107,9 @@ def document(operations: Iterable[Operation]) -> Schema:
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
-    registration = msgspec.json.schema(Registration, ref_template="#/components/schemas/{name}")
+    _, schemas = msgspec.json.schema_components(
+        (Registration, Demand, Line), ref_template="#/components/schemas/{name}"
+    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -112,7 +121,7 @@ def document(operations: Iterable[Operation]) -> Schema:
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": ERROR, **registration["$defs"]},
+            "schemas": {"Error": ERROR, **schemas},
         },
     }
 
@@ -128,7 +137,10 @@ def _described(operation: Operation) -> Schema:
         "security": [] if operation.needs is Right.NONE else [{"token": []}],
         "x-helios-needs": operation.needs.name.lower(),
         "responses": {
-            "200": {"description": "Done.", "content": _json(ANSWERS[operation.name])},
+            "200": {
+                "description": "Done.",
+                "content": {TYPES.get(operation.name, JSON): {"schema": ANSWERS[operation.name]}},
+            },
             **dict.fromkeys(sorted(codes), refused),
         },
     }
@@ -143,4 +155,4 @@ def _described(operation: Operation) -> Schema:
 
 
 def _json(schema: Schema) -> Schema:
-    return {"application/json": {"schema": schema}}
+    return {JSON: {"schema": schema}}

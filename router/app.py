@@ -26,6 +26,7 @@ from router.admission.line_words import ToOwner
 from router.admission.waking_elsewhere import WakingElsewhere
 from router.answering import refusal
 from router.catalog import Catalog
+from router.demand.sayer import Say, Sayer
 from router.disaggregation.splits import Splits
 from router.drain import Drain
 from router.entrance import Entrance
@@ -54,14 +55,15 @@ class Router:
     def __init__(
         self, settings: RouterSettings, tls: ssl.SSLContext, gather: Callable[[], Awaitable[bytes | None]],
         resolve: Callable[[str], None], want: Callable[[str], None], wake: Callable[[list[str]], None], shared: Shared,
-        health: Callable[[str], Health], processes: int, index: str | bytes = "",
+        health: Callable[[str], Health], processes: int, demand: Say, index: str | bytes = "",
         say: Callable[[ToOwner], None] | None = None,
     ) -> None:  # fmt: skip
         """``tls``: how workers with https are met; ``gather``: the metrics of all processes, None when they can't be
         had; ``resolve``: has the registry asked what a name stands for; ``want``: has a model looked for that no worker
         serves; ``wake``: has models woken, all that are wanted now; ``health``: a worker's, given its URL; ``shared``:
-        what the router's processes, of which there are ``processes``, have in common; ``index``: address of the socket
-        at which the index of KV events is asked; ``say``: tells the owner of the queue; None: it is this process's."""
+        what the router's processes, of which there are ``processes``, have in common; ``demand``: tells what this
+        process has counted; ``index``: address of the socket at which the index of KV events is asked; ``say``: tells
+        the owner of the queue; None: it is this process's."""
         self.settings, self._gather = settings, gather
         self.metrics = RouterMetrics(self._measured)
         self.resilience = Resilience(settings, self.metrics, shared=shared)
@@ -80,7 +82,11 @@ class Router:
             self.registry = AtRegistry(settings.discovery, self.workers, resolve, want, time.monotonic)
         self.waking = None
         """Who has models woken; None where nobody can."""
-        if settings.admission.wake_url or (self.registry is not None and self.registry.holds):
+        if (
+            settings.admission.wake_url
+            or settings.admission.hold
+            or (self.registry is not None and self.registry.holds)
+        ):
             self.waking = WakingElsewhere(wake, time.monotonic)
         self.admission = make(
             settings, self.workers, self.metrics, self.waking, processes, shared.sums, self.registry, say
@@ -88,6 +94,7 @@ class Router:
         self.relay = Relay(
             settings, self.workers, self.scheduling.policy, self.metrics, self.resilience, self.admission, tls
         )
+        self.demand = Sayer(self.relay, demand, time.monotonic)
         if self.scheduling.asks_index:
             self.relay.lookups = Lookups(index, settings.kv_events.wait_s, self.workers, self.metrics)
         self.splits = self.relay.splits = Splits(settings.disaggregation, self.relay)
@@ -119,11 +126,13 @@ class Router:
             if self.relay.lookups is not None:
                 await asking.enter_async_context(self.relay.lookups.running())
             relaying = tasks.create_task(self.relay.run())
+            saying = tasks.create_task(self.demand.run())
             looking_after = tasks.create_task(self.resilience.run(self.workers, self.relay))
             warming = tasks.create_task(self._warming().run())
             async with self.batches.running() if self.batches is not None else nullcontext():
                 yield
             relaying.cancel()
+            saying.cancel()
             looking_after.cancel()
             warming.cancel()
 

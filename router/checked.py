@@ -81,5 +81,5 @@ def check(settings: RouterSettings, registry: RegistrySettings) -> list[str]:
     batches.check(settings.batches)
     picker.check(settings.picker)
     tracing.check(settings.tracing)
-    Access(settings.admin_tokens, settings.discovery.registrars)
+    Access(settings.admin_tokens, settings.discovery.registrars, settings.demand_tokens)
     return workers.models

@@ -42,7 +42,7 @@ def run(config: Config, announce: Announce, reload: Callable[[], Config], home: 
         check(new.router, new.registry)
         return new
 
-    access = Access(settings.admin_tokens, settings.discovery.registrars)
+    access = Access(settings.admin_tokens, settings.discovery.registrars, settings.demand_tokens)
     with ExitStack() as opened:
         sock = opened.enter_context(closing(listen_tcp(settings.host, settings.port)))
         listen = settings.picker.listen

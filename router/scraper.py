@@ -1,4 +1,5 @@
-"""Asks each worker for its ``/metrics`` every few seconds, for policies that read them."""
+"""Asks each worker for its ``/metrics`` every few seconds, while somebody reads them: a policy, or who looks at the
+demand."""
 
 from __future__ import annotations
 
@@ -33,9 +34,11 @@ class Scraper:
 
     def __init__(
         self, workers: Workers, interval_s: float, now: Callable[[], float], tls: ssl.SSLContext,
-        keys: WorkerKeys, read: Callable[[Worker], None],
+        keys: WorkerKeys, read: Callable[[Worker], None], wanted: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
-        """``tls``: how workers with https are met; ``read`` hears of a worker that has a new reading."""
+        """``tls``: how workers with https are met; ``read`` hears of a worker that has a new reading; ``wanted``:
+        whether anybody reads them now."""
+        self._wanted = wanted
         self._tls, self._keys, self._read = tls, keys, read
         self._workers, self._interval_s, self._now = workers, interval_s, now
         self._silent: set[Worker] = set()
@@ -48,7 +51,8 @@ class Scraper:
         async def watch(worker: Worker) -> None:
             try:
                 while True:
-                    await self.read(worker, session)
+                    if self._wanted():
+                        await self.read(worker, session)
                     await asyncio.sleep(self._interval_s)
             finally:
                 self._silent.discard(worker)
@@ -65,7 +69,7 @@ class Scraper:
         except (TimeoutError, aiohttp.ClientError) as error:
             metrics, reason = None, str(error) or type(error).__name__
         if metrics is not None:
-            worker.metrics = metrics
+            worker.metrics = metrics.since(worker.metrics)
             self._silent.discard(worker)
             self._read(worker)
         elif worker not in self._silent and worker.up:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 _SERIES: Final = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|lora_requests_info)"
+    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|lora_requests_info"
+    rb"|inter_token_latency_seconds_sum|inter_token_latency_seconds_count)"
     rb'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\})?[ \t]+(\S+)',
     re.MULTILINE,
 )
@@ -36,6 +37,20 @@ class WorkerMetrics:
     adapters_waiting: frozenset[str] = frozenset()
     adapters_max: int = 0
     """LoRA adapters that fit into a batch; 0: not known."""
+    gap_sum_s: float = 0.0
+    """Times between tokens since the worker began, added up..."""
+    gaps: int = 0
+    """...and how many; 0 where it doesn't say."""
+    new_gap_sum_s: float = 0.0
+    """The same since the reading before..."""
+    new_gaps: int = 0
+    """...which is 0 of the first one, and after the worker was started anew."""
+
+    def since(self, before: WorkerMetrics | None) -> WorkerMetrics:
+        """The same reading, which knows what is new since the one before."""
+        if before is None or not before.gaps < self.gaps or self.gap_sum_s < before.gap_sum_s:
+            return self
+        return replace(self, new_gap_sum_s=self.gap_sum_s - before.gap_sum_s, new_gaps=self.gaps - before.gaps)
 
 
 def parse(text: bytes, at: float, sent: int) -> WorkerMetrics | None:
@@ -43,6 +58,7 @@ def parse(text: bytes, at: float, sent: int) -> WorkerMetrics | None:
     running: list[float] = []
     waiting: list[float] = []
     usage: list[float] = []
+    gap_sum_s, gaps = 0.0, 0.0
     lora_at, lora = -math.inf, b""
     for name, labels, number in _SERIES.findall(text):
         try:
@@ -57,6 +73,10 @@ def parse(text: bytes, at: float, sent: int) -> WorkerMetrics | None:
             waiting.append(value)
         elif name == b"kv_cache_usage_perc":
             usage.append(value)
+        elif name == b"inter_token_latency_seconds_sum":
+            gap_sum_s += value
+        elif name == b"inter_token_latency_seconds_count":
+            gaps += value
         elif value > lora_at:
             lora_at, lora = value, labels
     if not running or not waiting:
@@ -67,7 +87,7 @@ def parse(text: bytes, at: float, sent: int) -> WorkerMetrics | None:
         at, sent, max(0, int(sum(running))), max(0, int(sum(waiting))),
         min(1.0, max(0.0, sum(usage) / len(usage))) if usage else 0.0,
         _names(told.get(b"running_lora_adapters", b"")), _names(told.get(b"waiting_lora_adapters", b"")),
-        int(most) if most.isdigit() else 0,
+        int(most) if most.isdigit() else 0, max(0.0, gap_sum_s), max(0, int(gaps)),
     )  # fmt: skip
 
 

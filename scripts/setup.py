@@ -36,8 +36,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 TEST_MODELS = ROOT / "requirements" / "test-models.txt"
-STUBS = [ROOT / name for name in ("scripts/csi_stubs.py", "csi/csi.proto", "csi/csi_pb2.py")]
-"""What an installed checkout makes, of what and how: the messages of the CSI driver."""
+PROTOS = [ROOT / name for name in ("csi/csi.proto", "orchestrator/signals/externalscaler.proto")]
+STUBS = [proto.with_name(f"{proto.stem}_pb2.py") for proto in PROTOS]
+"""What an installed checkout makes (scripts/proto_stubs.py): the messages of the CSI driver and of KEDA's scaler."""
 AZURITE = ROOT / ".cache" / "azurite"
 AZURITE_VERSION = "3.35.0"
 APT_LOCK_S = 300
@@ -363,7 +364,7 @@ def vllm_version() -> str | None:
 def key() -> str:
     """Hash of everything the environment depends on."""
     parts = [sys.version, sys.base_prefix, platform.machine(), str(VENV), str(has_gpu())]
-    files = [ROOT / "pyproject.toml", LOCK, TEST_MODELS, Path(__file__), *STUBS[:2]]
+    files = [ROOT / "pyproject.toml", LOCK, TEST_MODELS, Path(__file__), ROOT / "scripts" / "proto_stubs.py", *PROTOS]
     digest = hashlib.sha256("\n".join(parts).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -375,8 +376,8 @@ def stamp_is_good(want: str, extra: str) -> bool:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return False
-    good: bool = stamp["key"] == want and stamp["extra"] in SUPERSETS[extra] and PYTHON.exists() and STUBS[2].exists()
-    return good
+    good: bool = stamp["key"] == want and stamp["extra"] in SUPERSETS[extra]
+    return good and all(file.exists() for file in (PYTHON, *STUBS))
 
 
 def setup(extra: str) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger("helios.http")
 
 SENDFILE = "helios.sendfile"
 PEER = "helios.peer"
+CERTIFICATE = "helios.certificate"
 
 MAX_HEAD = 256 << 10
 """A request's line and headers, trailers, or a chunk's extensions have fewer bytes."""
@@ -51,7 +52,8 @@ _PEERCRED = struct.Struct("3i")
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol plus the extensions ``helios.sendfile`` and, on a unix socket, ``helios.peer``.
+    """uvicorn's protocol plus the extensions ``helios.sendfile``, on a unix socket ``helios.peer``, and where a client
+    has shown a certificate that was asked for ``helios.certificate``: what ``SSLObject.getpeercert`` says of it.
 
     ``_unseen`` counts bytes that the parser has taken and told nobody of: it keeps them, so there is a most.
     """
@@ -67,6 +69,7 @@ class Protocol(HttpToolsProtocol):
     transport: asyncio.Transport
 
     peer: dict[str, int] | None = None
+    certificate: dict[str, Any] | None = None
     _unseen = 0
     _in_head = True
     _overdue: asyncio.TimerHandle | None = None
@@ -147,6 +150,7 @@ class Protocol(HttpToolsProtocol):
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
             pid, uid, gid = _PEERCRED.unpack(credentials)
             self.peer = {"pid": pid, "uid": uid, "gid": gid}
+        self.certificate = transport.get_extra_info("peercert")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         async def send(move: Move, count: int) -> int:
@@ -186,4 +190,6 @@ class Protocol(HttpToolsProtocol):
             extensions[SENDFILE] = {"send": send, "abort": abort}
         if self.peer is not None:
             extensions[PEER] = self.peer
+        if self.certificate:
+            extensions[CERTIFICATE] = self.certificate
         super()._start_asgi_task(cycle, app)

@@ -13,7 +13,7 @@ ARG SOURCE_DATE_EPOCH=0
 ENV SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-COPY scripts/csi_stubs.py scripts/csi_stubs.py
+COPY scripts/proto_stubs.py scripts/proto_stubs.py
 COPY helios helios
 COPY heliosfs heliosfs
 COPY registry registry

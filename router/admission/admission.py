@@ -83,7 +83,9 @@ class Admission:
         self._waking_now: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.waking = waking
-        self._wakes_workers = bool(ours.wake_url)
+        self._wakes_workers = bool(ours.wake_url) or ours.hold
+        self.begins_to_wait: Callable[[str], None] = lambda model: None
+        """Hears of the model of each request that begins to wait."""
         self.queues = bool(ours.queue.per_worker) or self.waking is not None
         """Whether anybody ever waits."""
         requests, size = ours.queue.max_requests, ours.queue.max_mib << 20

@@ -174,6 +174,7 @@ class Entry:
         except Full:
             raise self._full() from None
         self._since = self._admission.clock()
+        self._admission.begins_to_wait(self.model)
 
     def waits_for(self, waking: bool) -> None:
         """What it waits for is another thing from now on."""

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from helios.config import AdmissionSettings
 from helios.decoding import from_json
 from helios.errors import UsageError
 from router.admission.waking import Report, WakeFailed
@@ -65,6 +66,21 @@ class WakeHook:
                 report(told.progress[:MAX_TEXT])
             else:
                 log.warning("a model is not woken yet", extra={**document, "status": response.status})
+
+
+class Unasked:
+    """A ``Waker`` that asks nobody: whoever scales sees who waits (``GET /demand/watch``), and starts workers."""
+
+    async def wake(self, model: str, report: Report, commit: str = "", revision: str = "") -> None:
+        """See ``Waker``: until it is cancelled."""
+        await asyncio.Event().wait()
+
+
+def hook_of(settings: AdmissionSettings) -> WakeHook | Unasked | None:
+    """Who is asked to wake models, as the settings say; None: nobody can. Raises UsageError."""
+    if settings.wake_url:
+        return WakeHook(settings.wake_url)
+    return Unasked() if settings.hold else None
 
 
 def _told(document: bytes) -> _Told:

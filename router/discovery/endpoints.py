@@ -37,6 +37,7 @@ from helios.config import WorkerSettings
 from helios.decoding import converted
 from helios.errors import UsageError
 from helios.http.hosts import bracketed
+from helios.kube.endpoints import Endpoint, EndpointSlice
 from helios.worker_labels import (
     ADAPTERS,
     BOOTSTRAP,
@@ -52,7 +53,7 @@ from helios.worker_labels import (
     SCHEME,
     WEIGHT,
 )
-from router.discovery.objects import Endpoint, EndpointSlice, Pod
+from router.discovery.objects import Pod
 from router.discovery.source import Found, checked
 
 FAMILIES: Final = ("IPv4", "IPv6", "FQDN")

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 from helios.cluster import cluster_client, require_client
 from helios.config import KubernetesSettings
 from helios.errors import UsageError
+from helios.kube.endpoints import EndpointSlice
 from helios.kube.following import BACKOFF_S, Follower, Pace
 from helios.kube.kinds import ENDPOINT_SLICE, POD, Kind
 from helios.kube.reflector import Reflector
 from router.discovery.endpoints import workers_of
-from router.discovery.objects import EndpointSlice, Pod, decode
+from router.discovery.objects import Pod, decode
 from router.discovery.source import Teller
 
 if TYPE_CHECKING:

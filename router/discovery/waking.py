@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helios.config import AdmissionSettings
 from helios.errors import Unavailable
-from router.admission.wake_hook import WakeHook
+from router.admission.wake_hook import Unasked, WakeHook, hook_of
 from router.admission.waking import WakeFailed
 from router.discovery.availability import Report, Waker
 from router.discovery.models import Name
@@ -13,7 +13,7 @@ from router.discovery.models import Name
 class ModelHook:
     """A ``Waker`` of discovery: tells the hook which commit it is about."""
 
-    def __init__(self, hook: WakeHook) -> None:
+    def __init__(self, hook: WakeHook | Unasked) -> None:
         self._hook = hook
 
     async def wake(self, name: Name, commit: str, report: Report) -> None:
@@ -25,4 +25,5 @@ class ModelHook:
 
 def waker(settings: AdmissionSettings) -> Waker | None:
     """The one that the settings name; raises UsageError."""
-    return ModelHook(WakeHook(settings.wake_url)) if settings.wake_url else None
+    hook = hook_of(settings)
+    return None if hook is None else ModelHook(hook)

@@ -11,7 +11,7 @@ from helios.errors import Unavailable, UsageError
 from helios.http.hosts import bracketed, split_listen
 from router.tls import Certificate
 
-NAMES = ("router.picker.tls_cert", "router.picker.tls_key")
+NAME = "router.picker.tls"
 
 
 def check(settings: PickerSettings) -> None:
@@ -19,9 +19,9 @@ def check(settings: PickerSettings) -> None:
     if settings.hold_s <= 0:
         raise UsageError(f"router.picker.hold_s must be more than 0, not {settings.hold_s:g}")
     if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise UsageError(f"{NAMES[0]} and {NAMES[1]} go together", hint="Give both, or none for gRPC without TLS.")
+        raise UsageError(f"{NAME}_cert and {NAME}_key go together", hint="Give both, or none for gRPC without TLS.")
     if settings.tls_cert:
-        Certificate(settings.tls_cert, settings.tls_key, NAMES)
+        Certificate(settings.tls_cert, settings.tls_key, NAME)
     if settings.listen:
         split_listen(settings.listen, "router.picker.listen")
         if find_spec("grpc") is None or find_spec("grpc_health") is None or find_spec("envoy") is None:

@@ -19,7 +19,7 @@ from grpc_health.v1.health import aio as health
 from helios.errors import Unavailable, UsageError
 from router.picker import wire
 from router.picker.picker import Picker
-from router.picker.port import NAMES
+from router.picker.port import NAME
 from router.picker.stream import Stream
 from router.relay.relay import TICK_S
 from router.tls import Certificate
@@ -114,7 +114,7 @@ class PickerServer:
 
 def _credentials(cert: str, key: str) -> Any:
     """The certificate in these files, and the one that will be there later. Raises UsageError."""
-    certificate = Certificate(cert, key, NAMES)
+    certificate = Certificate(cert, key, NAME)
 
     def read() -> Any:
         with open(key, "rb") as secret, open(cert, "rb") as chain:

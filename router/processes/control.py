@@ -30,10 +30,12 @@ from router.admission.bringing import Bringing
 from router.admission.line_owner import LineOwner
 from router.admission.line_words import MOST, FromOwner
 from router.admission.queue import Room
-from router.admission.wake_hook import WakeHook
+from router.admission.wake_hook import hook_of
 from router.admission.wake_owner import WakeOwner
 from router.admission.waking import Waking
 from router.checks import Checks
+from router.demand.book import Book
+from router.demand.shown import Shown
 from router.discovery.assembly import Discovery
 from router.discovery.models import Name
 from router.discovery.names import standing
@@ -50,6 +52,7 @@ from router.processes.messages import (
     Collect,
     Collected,
     Counted,
+    Demands,
     Deposed,
     Draining,
     Failed,
@@ -76,7 +79,7 @@ from router.processes.supervisor import Inherited
 from router.processes.tally import snapshot
 from router.resilience.guard import Guard
 from router.scheduling.configured import asks_index, explained, reads_metrics
-from router.scraper import Scraper
+from router.scraper import STALE, Scraper
 from router.worker_keys import WorkerKeys
 from router.workers import Worker, Workers
 
@@ -123,10 +126,9 @@ class Process:
         if asks_index(settings.policy):
             self._owner = Owner(settings.kv_events, self._workers, self._metrics, self._tls, self._keys)
         self._tasks: asyncio.TaskGroup | None = None
-        hook = WakeHook(settings.admission.wake_url) if settings.admission.wake_url else None
         waking = Waking(
-            Bringing(self._discovery.availability, self._workers, hook), self._spawn_wake, time.monotonic,
-            settings.admission.queue.waking_s,
+            Bringing(self._discovery.availability, self._workers, hook_of(settings.admission)), self._spawn_wake,
+            time.monotonic, settings.admission.queue.waking_s,
         )  # fmt: skip
         waking.ended = lambda model, result: self._metrics.wakes.labels(model, result).inc()
         self._waking, self._wakes = waking, WakeOwner(waking, self._takes, self._woken, time.monotonic)
@@ -134,10 +136,14 @@ class Process:
         room = Room(queue.max_requests, queue.max_mib << 20)
         self._line = LineOwner(room, self._places, self._tell_line, time.monotonic)
         self._draining = False
+        self._book = Book(inherited.processes, time.monotonic)
+        self._demand = Shown(
+            self._book, self._workers, STALE * settings.scrape_interval_s, time.monotonic, lambda: self._draining
+        )  # fmt: skip
         self._questions = Questions(self._send)
         self._admin = Admin(
             Fleet(self._workers, self._decided), self._discovery.registration, self._access(),
-            explained(settings.policy),
+            explained(settings.policy), self._demand,
             models=self._discovery.awaited, heard=self._questions.heard, draining=lambda: self._draining,
             index=lambda: None if self._owner is None else self._owner.described(),
         )  # fmt: skip
@@ -158,10 +164,12 @@ class Process:
         )  # fmt: skip
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(checks.running())
-            if reads_metrics(settings.policy) or goes_by_metrics(settings.picker):
-                interval_s = settings.scrape_interval_s
-                scraper = Scraper(self._workers, interval_s, time.monotonic, context, keys, self._read)
-                await parts.enter_async_context(scraper.running())
+            by_policy = reads_metrics(settings.policy) or goes_by_metrics(settings.picker)
+            scraper = Scraper(
+                self._workers, settings.scrape_interval_s, time.monotonic, context, keys,
+                self._read if by_policy else lambda worker: None, lambda: by_policy or self._demand.wanted,
+            )  # fmt: skip
+            await parts.enter_async_context(scraper.running())
             if self._owner is not None:
                 await parts.enter_async_context(self._owner.running(self._inherited.index))
             await parts.enter_async_context(self._discovery.running())
@@ -170,6 +178,7 @@ class Process:
             looking_after = self._tasks.create_task(self._look_after())
             channel.send(Ready())
             await self._stopped.wait()
+            self._demand.end()
             looking_after.cancel()
             self._tasks = None  # no call is begun any more
             self._deposed()
@@ -186,7 +195,7 @@ class Process:
         """Who may use the administration. A file that was right at the start must not end the checks of workers."""
         settings = self._inherited.settings
         try:
-            return Access(settings.admin_tokens, settings.discovery.registrars)
+            return Access(settings.admin_tokens, settings.discovery.registrars, settings.demand_tokens)
         except UsageError as error:
             log.error("no token is accepted until SIGHUP", extra={"reason": error.message})
             return Access("", "")
@@ -246,6 +255,9 @@ class Process:
             case Gone():
                 self._wakes.gone(message.member)
                 self._line.gone(message.member)
+                self._book.gone(message.member)
+            case Demands():
+                self._book.counted(message.member, message.models)
             case ToLine():
                 self._line.hear(message.member, message.words)
             case Deposed():

@@ -29,6 +29,7 @@ from router.processes.messages import (
     Collect,
     Collected,
     Counted,
+    Demands,
     Failed,
     FromLine,
     Known,
@@ -86,7 +87,7 @@ class Process:
         self.router = Router(
             settings, tls.to_workers(settings), self._questions.gather, self._resolve, self._want, self._wake,
             Sharing(inherited.board, inherited.limits, inherited.slot, inherited.homes), self._health,
-            inherited.processes, inherited.index.getsockname(),
+            inherited.processes, lambda models: self._send(Demands(models)), inherited.index.getsockname(),
             self._line.append if inherited.processes > 1 else None,
         )  # fmt: skip
         context = None if self._certificate is None else self._certificate.context
@@ -200,6 +201,8 @@ class Process:
 
     def _owned(self, known: bool) -> None:
         """Another control process owns what all share, and knows nothing yet; or none does."""
+        if known:
+            self.router.demand.anew()
         if known and self.router.waking is not None:
             self.router.waking.say_again()
         if self._elsewhere is not None:

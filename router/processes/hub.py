@@ -22,6 +22,7 @@ from router.processes.messages import (
     Collect,
     Collected,
     Counted,
+    Demands,
     Deposed,
     Failed,
     FromLine,
@@ -139,6 +140,8 @@ class Hub:
                 self._to_control(message)
             case Wakes():
                 self._to_control(Wakes(message.models, number))
+            case Demands():
+                self._to_control(Demands(message.models, number))
             case ToLine():
                 self._to_control(ToLine(message.words, number))
             case FromLine():

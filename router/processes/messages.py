@@ -13,6 +13,7 @@ import msgspec
 from helios.config import WorkerSettings
 from helios.decoding import msgpack_decoder
 from router.admission.line_words import FromOwner, ToOwner
+from router.demand.counts import ModelCounts
 from router.discovery.names import Standing
 from router.discovery.progress import Progress
 from router.discovery.registration import Lease
@@ -182,6 +183,15 @@ class FromLine(Message, frozen=True):
     words: list[FromOwner]
 
 
+class Demands(Message, frozen=True):
+    """To the control process: what process ``member`` has counted of these models; of others what it said before holds.
+
+    The supervisor says whose it is."""
+
+    models: list[ModelCounts]
+    member: int = 0
+
+
 class Collect(Message, frozen=True):
     """From a process: what have all counted? To a process: what have you counted? ``number`` comes back."""
 
@@ -206,7 +216,7 @@ class Collected(Message, frozen=True):
 AnyMessage = (
     Ready | Leaving | Known | Draining | Stop | Membership | Applied | States | Failed | Reading | Registered | Wanted
     | Asked | Resolved | Progressed | Wakes | Woken | Owned | Deposed | Gone | ToLine | FromLine
-    | Collect | Counted | Collected
+    | Demands | Collect | Counted | Collected
 )  # fmt: skip
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgpack_decoder(AnyMessage)

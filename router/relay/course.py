@@ -182,6 +182,8 @@ class Course:
         """There was no connection, so nothing was sent."""
         worker, self._reason = leg.worker, reason
         self.tried(leg)
+        if worker is not None:
+            self._relay.accounts.elsewhere[self.model, worker.revision] += 1
         if worker is not None and worker.health.failed(reason):
             log.warning("a worker is down", extra={"worker": worker.url, "reason": reason})
 
@@ -200,6 +202,8 @@ class Course:
             return False
         if not relay.resilience.pay(model):
             return False
+        if worker is not None:
+            relay.accounts.elsewhere[model, worker.revision] += 1
         self._repeats += 1
         self._tried = tried
         self._reason = reason

@@ -79,8 +79,8 @@ class Dispatch:
 
     __slots__ = (
         "_attempt", "_connecting", "_connection", "_course", "_delivery", "_held", "_idle_s", "_intake", "_lease",
-        "_owner", "_prefill", "_relay", "_renewed", "_streamed", "_ticket", "deadline", "first_byte_at", "framing",
-        "phase", "race", "sent_at", "span", "to", "trace", "worker",
+        "_owner", "_prefill", "_relay", "_renewed", "_ticket", "deadline", "first_byte_at", "framing",
+        "phase", "race", "sent_at", "span", "streamed", "to", "trace", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -98,9 +98,10 @@ class Dispatch:
         self.worker: Worker | None = None
         """None: it goes to an endpoint."""
         self._lease: Lease | None = None
-        self._streamed = False
+        self.streamed = False
+        """Whether a stream was asked for."""
         if request is not None and isinstance(to, Worker):
-            self.worker, self._streamed = to, request.stream
+            self.worker, self.streamed = to, request.stream
             self._lease = relay.workers.lease(
                 to, request.tokens, request.adapter, request.prefill, streamed=request.stream
             )
@@ -327,7 +328,7 @@ class Dispatch:
         if self._lease is not None:
             self._lease.computed()
         if self.worker is not None and self._delivery.status == GOOD:
-            self.worker.first_byte[self._streamed].observe(now - self.sent_at, now)
+            self.worker.first_byte[self.streamed].observe(now - self.sent_at, now)
 
     def malformed(self, reason: str) -> None:
         self._connection = None
@@ -413,7 +414,7 @@ class Dispatch:
         if self.phase is WAITING and self.worker is not None:
             now = self._relay.now()
             self._attempt.overtaken(now)
-            known, waited_s = self.worker.first_byte[self._streamed], now - self.sent_at
+            known, waited_s = self.worker.first_byte[self.streamed], now - self.sent_at
             if waited_s > known.value(now):
                 known.observe(waited_s, now)
         self.lost()

@@ -385,8 +385,8 @@ class Exchange:
         relay = self._relay
         relay.active.discard(self)
         relay.account(
-            self._said.route.path, model, delivery.status or (CLIENT_GONE if gone else 500), gone, self._began,
-            0.0 if leg is None else leg.first_byte_at,
+            self._said.route.path, model, delivery.status or (CLIENT_GONE if gone else 500), leg, self._began,
+            gone=gone, whole=whole,
         )  # fmt: skip
         if self._course.spans is not None:
             self._course.spans.end(delivery, None if leg is None else leg.span, whole, gone, model, self._began)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from helios.config import RouterSettings
 from helios.metrics import RouterMetrics
-from helios.series import Count, Time
 from router.errors import ApiError
+from router.relay.accounts import Accounts
 from router.relay.intake import Budget
 from router.relay.upstream import Pool
 from router.resilience.resilience import Resilience
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from router.relay.dispatch import Dispatch
     from router.tracing.recorder import Recorder
 
+BAD: Final = 400
+"""From this status on an answer is an error."""
 TICK_S: Final = 0.1
 """How often deadlines are looked at: one timer for all, since one for each piece would cost more than relaying it."""
 
@@ -93,8 +95,7 @@ class Relay:
         """Who has prompts computed elsewhere, where that is worth it."""
         self.tracing: Recorder | None = None
         """What notes requests for their spans, where these are exported."""
-        self._requests: dict[tuple[str, str, int], Count] = {}
-        self._times: dict[str, tuple[Time, Time]] = {}
+        self.accounts = Accounts(metrics)
         workers.watch(self)
 
     def joined(self, worker: Worker) -> None:
@@ -137,19 +138,22 @@ class Relay:
         for leg in [one for one in self.dispatches if one.worker is worker]:
             leg.hung()
 
-    def account(self, path: str, model: str, status: int, gone: bool, began: float, first_byte_at: float) -> None:
-        """A request is over. ``first_byte_at``: 0 where there was none."""
-        metrics, key = self.metrics, (path, model, status)
-        count = self._requests.get(key)
-        if count is None:  # as many as there are routes, configured models and statuses
-            count = self._requests[key] = metrics.requests.labels(path, model, str(status))
-        count.inc()
+    def account(
+        self, path: str, model: str, status: int, leg: Dispatch | None, began: float, *, gone: bool, whole: bool
+    ) -> None:  # fmt: skip
+        """A request is over. ``leg``: the attempt that it ended with; ``gone``: the client left; ``whole``: all of an
+        answer came."""
+        worker = None if leg is None else leg.worker
+        key = (
+            path, model, status, "" if worker is None else worker.revision, leg is not None and leg.streamed,
+            not whole and not gone and status < BAD,
+        )  # fmt: skip
+        account = self.accounts.of(key)
+        if account is None:  # as many as there are routes, known models, statuses and revisions
+            account = self.accounts.made(key, {one.revision for one in self.workers.all})
+        account.count.inc()
         if gone:
-            metrics.disconnects.inc()
-        times = self._times.get(model)
-        if times is None:
-            times = metrics.first_byte.of(model), metrics.duration.of(model)
-            self._times[model] = times
-        if first_byte_at:
-            times[0].observe(first_byte_at - began)
-        times[1].observe(self.now() - began)
+            self.metrics.disconnects.inc()
+        if leg is not None and leg.first_byte_at:
+            account.first_byte.observe(leg.first_byte_at - began)
+        account.duration.observe(self.now() - began)

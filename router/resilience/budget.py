@@ -18,16 +18,24 @@ TTL_S: Final = 10
 class RetryBudget:
     """One model's. ``clock`` gives seconds."""
 
-    __slots__ = ("_clock", "_floor", "_numbers", "_ratio", "_requests", "_retries")
+    __slots__ = ("_clock", "_floor", "_numbers", "_ratio", "_requests", "_retries", "total")
 
     def __init__(self, ratio: float, floor_per_s: float, clock: Callable[[], float]) -> None:
         self._ratio, self._floor, self._clock = ratio, floor_per_s * TTL_S, clock
         self._numbers = [-TTL_S] * TTL_S
         self._requests, self._retries = [0] * TTL_S, [0] * TTL_S
+        self.total = 0
+        """Requests that came, ever."""
 
     def request(self) -> None:
         """A request has come."""
         self._requests[self._slot()] += 1
+        self.total += 1
+
+    @property
+    def last_at(self) -> float:
+        """The second in which the last one came."""
+        return float(max(self._numbers))
 
     def take(self) -> bool:
         """Whether it may be sent once more, which counts."""

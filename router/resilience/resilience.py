@@ -102,6 +102,11 @@ class Resilience:
             self._budgets[model] = budget
         budget.request()
 
+    @property
+    def came(self) -> Mapping[str, RetryBudget]:
+        """What came of each model that is known; its budget counts that."""
+        return self._budgets
+
     def repeats(self, route: InferenceRoute, failure: Failure, before: int) -> bool:
         """Whether a request that was sent again ``before`` times may be once more; ``pay`` for it then."""
         retries = self._settings.retries

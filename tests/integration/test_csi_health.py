@@ -9,9 +9,9 @@ import urllib.request
 import grpc
 import pytest
 
-from csi.health_service import Request, Response
 from helios.names import RepoId
 from helios.node_labels import PREFIX, cached_key
+from helios.rpc.health import Request, Response
 from tests.fakes.kubernetes_nodes import NodeServer
 from tests.support.csi import refused, running_driver
 from tests.support.mounts import mounted, push, write

@@ -21,7 +21,7 @@ def test_a_histogram_says_the_same(observed: list[tuple[str, float]]) -> None:
     times = Times("seconds", "What it took", "model", LATENCY_S, ours)
     histogram = Histogram("seconds", "What it took", ["model"], buckets=LATENCY_S, registry=theirs)
     for model, seconds in observed:
-        times.of(model).observe(seconds)
+        times.another(model).observe(seconds)
         histogram.labels(model).observe(seconds)
     assert lines(ours) == [line for line in lines(theirs) if "_created" not in line]
 
@@ -38,3 +38,19 @@ def test_a_counter_says_the_same(counted: list[tuple[str, str, float]]) -> None:
     assert [line.rpartition(" ")[0] if "_created{" in line else line for line in lines(ours)] == [
         line.rpartition(" ")[0] if "_created{" in line else line for line in lines(theirs)
     ]
+
+
+def test_what_is_folded_is_shown_as_before() -> None:
+    registry = CollectorRegistry()
+    times = Times("seconds", "What it took", "model", LATENCY_S, registry)
+    counts = Counts("helios_x", "Things", ["model"], registry)
+    parts, numbers = [times.another("m") for _ in range(3)], [counts.another("m") for _ in range(3)]
+    for part, number, seconds in zip(parts, numbers, (0.25, 2.0, 400.0), strict=True):
+        part.observe(seconds)
+        number.inc(seconds)
+    before = lines(registry)
+    assert 'seconds_count{model="m"} 3.0' in before
+    assert 'helios_x_total{model="m"} 402.25' in before
+    times.fold(parts[1], parts[0], "m")
+    counts.fold(numbers[1], numbers[0], "m")
+    assert lines(registry) == before

@@ -12,19 +12,24 @@ import aiohttp
 import jsonschema_rs
 import pytest
 
+from helios.demand import Held, Line, Waiting, read_line
 from helios.errors import NotFound
 from helios.http.server import listen_tcp, listen_unix
 from helios.metrics import RouterMetrics
-from router.admin import OPERATIONS, Admin
+from router.admin import MOST_WATCHES, OPERATIONS, Admin
 from router.admin_access import Access, Right
 from router.admin_server import MOST, serving
+from router.demand.book import Book
+from router.demand.counts import ModelCounts, Queued
+from router.demand.shown import Shown
 from router.discovery.registration import RegistrationSource
 from router.discovery.source import Teller
 from router.health import Health
 from router.resilience.guard import Guard
 from router.scheduling.configured import explained
+from router.workers import Workers, parse_worker
 
-ADMIN, REGISTRAR = "the administrator's token", "the registrar's"
+ADMIN, REGISTRAR, SCALER = "the administrator's token", "the registrar's", "the scaler's"
 POLICY = {
     "filters": [{"name": "unsaturated", "queue": 9}],
     "scorers": [{"name": "prefix-cache", "weight": 2}, "least-requests"],
@@ -103,9 +108,11 @@ def scenario(run, most: int = MOST):
     async def whole(root: Path) -> None:
         fleet = Fleet()
         source = RegistrationSource(300, Teller("registration", fleet.apply, RouterMetrics()))
-        access = Access(tokens(root / "a", ADMIN), tokens(root / "r", REGISTRAR))
+        access = Access(tokens(root / "a", ADMIN), tokens(root / "r", REGISTRAR), tokens(root / "d", SCALER))
         site = Site(root / "s", fleet)
-        app = Admin(fleet, source, access, explained(POLICY), heard=site.heard, clock=lambda: 7.0).app
+        workers = Workers([parse_worker("m=http://w0:8000")], lambda: 7.0)
+        demand = Shown(Book(1, lambda: 7.0), workers, 6.0, lambda: 7.0, lambda: False)
+        app = Admin(fleet, source, access, explained(POLICY), demand, heard=site.heard, clock=lambda: 7.0).app
         tcp, unix = listen_tcp("127.0.0.1", 0), listen_unix(root / "s")
         async with serving(app, [tcp, unix], most):
             site.url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
@@ -223,12 +230,15 @@ async def test_workers_that_other_sources_know_go_by_their_address(site: Site):
 async def test_who_may_do_what(site: Site):
     for operation in OPERATIONS:
         path = operation.path.replace("{id}", "w1")
-        for token, right in ((None, Right.NONE), ("wrong", Right.NONE), (REGISTRAR, Right.REGISTER)):
+        if operation.name == "watch":
+            continue
+        callers = ((None, Right.NONE), ("wrong", Right.NONE), (REGISTRAR, Right.REGISTER), (SCALER, Right.SCALE))
+        for token, right in callers:
             status, body = await site.call(operation.method, path, b"{}", token=token)
-            allowed = operation.needs <= right
+            allowed = operation.needs in (right, Right.NONE)
             assert (status not in (401, 403)) == allowed, (operation, token, body)
             if not allowed:
-                assert status == (403 if token == REGISTRAR else 401)
+                assert status == (403 if right else 401)
                 assert body["error"]["message"]
         status, _ = await site.call(operation.method, path, b"{}", token=None, unix=True)
         assert status not in (401, 403), "the router's own user needs none"
@@ -262,6 +272,8 @@ async def test_the_document_describes_what_is_answered(site: Site):
     await site.register("w1")
     bodies = {"register": {"url": "http://h:1", "models": ["m"]}}
     for one in sorted(OPERATIONS, key=lambda one: one.name == "deregister"):
+        if one.name == "watch":  # it goes on
+            continue
         path = one.path.replace("{id}", "w1")
         status, answer = await site.call(one.method, path, bodies.get(one.name, b"{}"))
         assert status == 200, one
@@ -282,3 +294,43 @@ def test_nobody_has_a_token_unless_somebody_is_given_one(tmp_path):
     assert Access("", tokens(tmp_path / "r", REGISTRAR)).over_tcp
     with pytest.raises(Exception, match="needs a token"):
         Access("", "").demand({"headers": []}, Right.REGISTER)
+
+
+def test_a_watch_ends_with_its_token_and_leaves_its_place(tmp_path):
+    """``MOST_WATCHES`` may look at a time, and who has gone is not one of them."""
+
+    async def run() -> None:
+        book = Book(1, lambda: 7.0)
+        demand = Shown(book, Workers([], lambda: 7.0), 6.0, lambda: 7.0, lambda: False)
+        file = tmp_path / "d"
+        access = Access("", "", tokens(file, SCALER))
+        source = RegistrationSource(300, Teller("registration", lambda *told: [], RouterMetrics()))
+        app = Admin(Fleet(), source, access, explained(POLICY), demand, heard=None).app  # type: ignore[arg-type]
+        tcp = listen_tcp("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{tcp.getsockname()[1]}/demand/watch"
+        session = aiohttp.ClientSession(
+            headers={"authorization": f"Bearer {SCALER}"}, connector=aiohttp.TCPConnector(limit=0)
+        )
+        async with serving(app, [tcp]), session:
+            watches = [await session.get(url) for _ in range(MOST_WATCHES)]
+            async with session.get(url) as refused:
+                assert refused.status == 503
+                assert "watch the demand" in (await refused.json())["error"]["message"]
+            for one in watches[1:]:
+                one.close()
+            first = read_line(await watches[0].content.readline())
+            assert not first.complete, "no process has said anything"
+            book.counted(1, [ModelCounts("m", 3, 6.5, Queued(2, 90, 5.0, waking=True), [])])
+            while not (told := read_line(await watches[0].content.readline())).held:
+                pass  # said again before
+            assert told == Line(book.epoch, True, (Held("m", Waiting(2, 90, 2.0, "worker")),))
+            async with asyncio.timeout(5):
+                while (again := await session.get(url)).status == 503:
+                    await asyncio.sleep(0.01)
+            again.close()
+            tokens(file, "another")
+            async with asyncio.timeout(30):
+                while await watches[0].content.readline():
+                    book.pulse.beat()
+
+    asyncio.run(run())

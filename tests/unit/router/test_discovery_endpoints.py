@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios.config import WorkerSettings
+from helios.kube.endpoints import EndpointSlice
 from router.discovery.endpoints import workers_of
-from router.discovery.objects import EndpointSlice, Pod, decode
+from router.discovery.objects import Pod, decode
 from tests.fakes.kubernetes import endpoint, endpoint_slice, pod
 
 SERVES = {"helios.dev/models": "org/m"}

@@ -18,11 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from helios import cluster
 from helios.config import KubernetesSettings
 from helios.errors import IntegrityError, UsageError
+from helios.kube.endpoints import EndpointSlice
 from helios.kube.reflector import Gone, Lines, Reflector, Refused
 from helios.metrics import RouterMetrics
 from router.discovery.endpoints import workers_of
 from router.discovery.kubernetes import KubernetesSource
-from router.discovery.objects import EndpointSlice, Pod, decode
+from router.discovery.objects import Pod, decode
 from router.discovery.source import Teller
 from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, line, pod, selector
 

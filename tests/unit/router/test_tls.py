@@ -33,7 +33,7 @@ def shown(context: ssl.SSLContext, authority: Authority) -> bytes:
 def test_changed_files_are_read_again(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("router", "h")
-    one = Certificate(pair.cert, pair.key)
+    one = Certificate(pair.cert, pair.key, "router.tls")
     before = shown(one.context, authority)
     assert not one.refresh()
     authority.issue("router", "h")
@@ -45,7 +45,7 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
 def test_half_of_a_new_pair_changes_nothing(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair, new = authority.issue("router", "h"), authority.issue("new", "h")
-    one = Certificate(pair.cert, pair.key)
+    one = Certificate(pair.cert, pair.key, "router.tls")
     before = shown(one.context, authority)
     os.replace(new.cert, pair.cert)
     for _ in range(2):

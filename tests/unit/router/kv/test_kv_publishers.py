@@ -11,10 +11,11 @@ import pytest
 
 from helios.config import KvEventsSettings, RegistrySettings, RouterSettings, WorkerSettings
 from helios.errors import UsageError
+from helios.kube.endpoints import EndpointSlice
 from router.checked import check
 from router.discovery.endpoints import workers_of
 from router.discovery.file import parse
-from router.discovery.objects import EndpointSlice, Pod, decode
+from router.discovery.objects import Pod, decode
 from router.discovery.registration import Registration
 from router.kv.publishers import UNSAID, Said, apart, check_settings, publishers_of, wrong_with
 from router.membership import said_of, spec_of, together

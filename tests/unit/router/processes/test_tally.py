@@ -68,7 +68,7 @@ def test_pairs_that_each_process_knows_are_not_summed() -> None:
 def test_one_process_looks_as_it_would_alone() -> None:
     metrics, tally = RouterMetrics(), Tally()
     metrics.requests.labels("/v1/chat/completions", "m", "200").inc()
-    metrics.first_byte.of("m").observe(0.2)
+    metrics.first_byte.another("m").observe(0.2)
     metrics.rss.set_function(lambda: 1.0)
     tally.counted(1, snapshot(metrics.registry))
     assert tally.render() == metrics.render()

@@ -1,4 +1,4 @@
-"""The gRPC health checking protocol, ``grpc.health.v1.Health``, beside CSI's services on the driver's socket.
+"""The gRPC health checking protocol, ``grpc.health.v1.Health``, beside a daemon's own services.
 
 Source: grpc/grpc, doc/health-checking.md and src/proto/grpc/health/v1/health.proto. The messages have a field each, so
 they are described here and not compiled; a descriptor pool of their own keeps them apart from another copy.
@@ -7,19 +7,17 @@ they are described here and not compiled; a descriptor pool of their own keeps t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from csi.health import Health
-
 NAME: Final = "grpc.health.v1.Health"
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = 0, 1, 2, 3
 LOOK_S: Final = 1.0
-"""How often a watch looks whether the driver is live, in seconds."""
+"""How often a watch looks whether the daemon is live, in seconds."""
 MAX_WATCHES: Final = 32
 
 
@@ -47,8 +45,26 @@ def _messages() -> tuple[Any, Any]:
 Request, Response = _messages()
 
 
+class Health(Protocol):
+    """What a daemon says of itself."""
+
+    @property
+    def unlive(self) -> str:
+        """Why only a restart would help; empty: nothing is wrong."""
+        ...
+
+    @property
+    def unready(self) -> str:
+        """Why it is not to be used yet; empty: it is."""
+        ...
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until something is told, or for so long, in seconds."""
+        ...
+
+
 class HealthService:
-    """The service ``""``, and ``readiness``, is served when the driver is ready; ``liveness`` while it is live."""
+    """The service ``""``, and ``readiness``, is served when the daemon is ready; ``liveness`` while it is live."""
 
     def __init__(self, health: Health) -> None:
         self._health = health

@@ -1,0 +1,1 @@
+"""gRPC: the statuses of our errors, and health checks."""
