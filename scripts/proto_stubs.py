@@ -20,7 +20,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PROTOS = ("csi/csi.proto", "orchestrator/signals/externalscaler.proto")
+PROTOS = ("csi/csi.proto", "orchestrator/signals/externalscaler.proto", "router/picker/ext_proc.proto")
 
 
 def made(proto: str) -> str:

@@ -36,7 +36,10 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 TEST_MODELS = ROOT / "requirements" / "test-models.txt"
-PROTOS = [ROOT / name for name in ("csi/csi.proto", "orchestrator/signals/externalscaler.proto")]
+PROTOS = [
+    ROOT / name
+    for name in ("csi/csi.proto", "orchestrator/signals/externalscaler.proto", "router/picker/ext_proc.proto")
+]
 STUBS = [proto.with_name(f"{proto.stem}_pb2.py") for proto in PROTOS]
 """What an installed checkout makes (scripts/proto_stubs.py): the messages of the CSI driver and of KEDA's scaler."""
 AZURITE = ROOT / ".cache" / "azurite"

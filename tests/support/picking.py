@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
-
 from helios.config import AdmissionSettings, FallbackRule, PickerSettings, RouterSettings
 from helios.metrics import RouterMetrics
 from router.admission.admission import make
 from router.catalog import Catalog
 from router.health import State
+from router.picker.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 from router.picker.picker import Picker
 from router.picker.stream import Stream
 from router.relay.relay import Relay

@@ -145,7 +145,7 @@ def test_monitors_and_rules_are_ones_that_the_operator_takes(chart: Chart, value
     plain = [
         e for e in yaml.safe_load_all((DAEMONSET / "manifests" / "monitoring.yaml").read_text()) if e["kind"] in SPECS
     ]
-    assert len(plain) == 5
+    assert len(plain) == 6
     for each in plain:
         check(each)
 
