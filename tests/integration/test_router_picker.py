@@ -185,7 +185,8 @@ def test_what_is_in_flight_is_known(
     front = envoy(router, config)
     streams = []
     for number in range(6):
-        body = {"model": "tiny", "max_tokens": 60, "stream": True, "ignore_eos": True, "prompt": f"{number}"}
+        # Six seconds each: the first has to be under way still when the last has begun.
+        body = {"model": "tiny", "max_tokens": 120, "stream": True, "ignore_eos": True, "prompt": f"{number}"}
         streams.append(stream(front.address, "/v1/completions", body))
     assert (asked(fakes), router.in_flight()) == ([3, 3], 6)
     for sock, answer in streams:
