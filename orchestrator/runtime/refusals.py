@@ -54,6 +54,8 @@ def _reason(error: Refused) -> str:
     if error.status == 403:
         # The words of kubernetes.io/docs/concepts/policy/resource-quotas: quotas have no reason of their own.
         return QUOTA if "exceeded quota" in error.message else FORBIDDEN
+    if error.status == 422 and "metadata.uid: Invalid value" in error.message:
+        return CONFLICT  # another object has that name by now: an apply that names the old one's uid says it so
     return {
         400: INVALID, 401: FORBIDDEN, 404: NOT_FOUND, 409: CONFLICT, 413: INVALID, 422: INVALID, 429: TOO_MANY,
     }.get(error.status, UNAVAILABLE)  # fmt: skip

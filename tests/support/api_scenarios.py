@@ -194,12 +194,14 @@ async def a_field_of_two_stays_until_the_second_gives_it_up(api: Api, ns: str) -
 
 
 @scenario
-async def apply_with_the_uid_of_another_object_is_a_conflict(api: Api, ns: str) -> None:
+async def apply_with_the_uid_of_another_object_is_refused(api: Api, ns: str) -> None:
     stranger = config_map(a="1")
     stranger["metadata"]["uid"] = "00000000-0000-0000-0000-000000000000"
     assert (await api.refused(api.apply(CONFIG_MAP, ns, stranger, "first"))).status == 409
     await api.apply(CONFIG_MAP, ns, config_map(a="1"), "first")
-    assert (await api.refused(api.apply(CONFIG_MAP, ns, stranger, "first", force=True))).status == 409
+    refused = await api.refused(api.apply(CONFIG_MAP, ns, stranger, "first", force=True))
+    assert refused.status == 422
+    assert "metadata.uid: Invalid value" in refused.message
 
 
 @scenario

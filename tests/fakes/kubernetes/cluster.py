@@ -137,7 +137,11 @@ class Cluster:
                 kind.resource, name, f"uid mismatch: the object specified uid {metadata['uid']}, none exists"
             )
         if live is not None:
-            self._precondition(served, live, metadata.get("uid"), metadata.get("resourceVersion"))
+            uid = metadata.get("uid", live["metadata"]["uid"])
+            if uid != live["metadata"]["uid"]:  # as 1.36 has it, with force or without
+                why = f'Invalid value: "{uid}": field is immutable'
+                raise invalid(kind.kind, name, [("metadata.uid", why)])
+            self._precondition(served, live, uid, metadata.get("resourceVersion"))
         plain = {"metadata": {}} if live is None else _plain(live)
         part = {key: body[key] for key in body if key in ("metadata", "status")} if subresource else body
         if not subresource and served.status:
