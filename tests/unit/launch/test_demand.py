@@ -236,7 +236,7 @@ def test_first_counts_say_nothing_of_what_came_before_them():
     assert acts(demand, 10.0) == [("org/a", Act.STOP, 0)]
 
 
-def test_a_machine_that_was_away_takes_nothing_down_when_it_is_back():
+def test_a_time_without_looks_is_no_idle_time():
     demand = demand_of({MAIN: 10}, idle_s=5.0)
     up(demand, "org/a", main(4), 0.0)
     assert demand.step(10_000.0) == [], "nobody has looked for long"
