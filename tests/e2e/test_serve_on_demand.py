@@ -43,7 +43,7 @@ def test_a_model_goes_to_zero_by_the_policy_and_a_request_brings_it_back(
     def workers():
         return [record.name for _, record in records(helios_home) if record.name.startswith("vllm")]
 
-    assert run(helios_home, "push", str(tiny_llama(tmp_path / "models")), NAME).code == 0
+    assert run(helios_home, "push", str(tiny_llama(tmp_path / "models")), NAME, timeout_s=VLLM_START_S).code == 0
     serving = start(helios_home, "serve", "--on-demand", "--idle", "2", "--port", "0")
     serving.wait_for("until Ctrl-C")
     wait_for(lambda: serving.out, what="the URL on standard output")
