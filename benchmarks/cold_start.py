@@ -252,7 +252,7 @@ def main() -> None:
                 held, phases, record = cold(home, url, spans, log, home.logs / f"vllm-{number}.log")
                 port = record.command[record.command.index("--port") + 1]
                 used = warm(url, f"http://127.0.0.1:{port}", wanted.warm)
-                wait_for(process, log, rf"(?s)(?:is stopped\..*){{{number}}}")
+                wait_for(process, log, rf"(?s)(?:is stopped: no request.*){{{number}}}")
                 by_itself = {
                     **os.environ,
                     "HF_HUB_OFFLINE": "1",

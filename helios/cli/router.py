@@ -27,7 +27,7 @@ from helios.cli.router_top import top
 @click.option(
     "--policy",
     metavar="POLICY",
-    help="How a worker is chosen (default: prefix-affinity): a name, or a table in JSON; docs/router.md lists them.",
+    help="How a worker is chosen (default: prefix-cache): a name, or a table in JSON; docs/router.md lists them.",
 )
 @click.option(
     "--picker",

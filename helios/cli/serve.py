@@ -49,6 +49,13 @@ from helios.cli.common import parse_size, parse_spec
     help="Put a model to sleep, or stop it, that nobody has used for so long; 0: never (--on-demand).",
 )
 @click.option(
+    "--warm",
+    "warm_s",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Keep a model that was started or woken for so long at least (default: as --idle; --on-demand).",
+)
+@click.option(
     "--wait",
     "wait_s",
     type=click.FloatRange(1),
@@ -77,6 +84,7 @@ def serve(
     memory: str | None,
     gpu_memory: str | None,
     idle_s: float,
+    warm_s: float | None,
     wait_s: float,
     fetch: tuple[str, ...],
     vllm_arguments: tuple[str, ...],
@@ -113,13 +121,20 @@ def serve(
                 "--prefill, --decode, --gpu and --logs are for a model that is named",
                 hint="Write helios serve ORG/NAME, or leave them out.",
             )
+        if warm_s is not None and not idle_s:
+            raise UsageError(
+                "--warm is for models that go when nobody uses them", hint="Add --idle SECONDS, or leave it out."
+            )
         arguments = vllm_arguments if spec is None else (spec, *vllm_arguments)  # it came after --
         sizes = parse_size("--memory", memory), parse_size("--gpu-memory", gpu_memory)
         with stopped_by_signals():
-            serve_on_demand(home, config, Wishes(*sizes, idle_s, wait_s, fetch, arguments, start_timeout_s))
-    if memory or gpu_memory or idle_s or fetch:
+            wishes = Wishes(
+                *sizes, idle_s, idle_s if warm_s is None else warm_s, wait_s, fetch, arguments, start_timeout_s
+            )
+            serve_on_demand(home, config, wishes)
+    if memory or gpu_memory or idle_s or warm_s is not None or fetch:
         raise UsageError(
-            "--memory, --gpu-memory, --idle and --fetch are for models that clients name",
+            "--memory, --gpu-memory, --idle, --warm and --fetch are for models that clients name",
             hint="Write helios serve --on-demand, or leave them out.",
         )
     if spec is None:

@@ -1,12 +1,13 @@
 """Which models run on this machine when clients decide: started when asked for, taken out when nobody uses them.
 
-Together they hold no more than the machine's pools of memory have (``resident`` says who holds what, and when). Who is
-asked for gets memory in the order of asking: what is free, else that of the models that have been unused for the
-longest time, ``LEAST_S`` at least (``room``). Where that is not enough, it waits. Others may overtake it for
-``TURN_S``; then nobody gets the memory that it lacks, and models that are used without a pause have to give way, too:
-whoever stops them lets their requests end first, and they stay if that takes too long. After the patience that somebody
-has configured those who wait are told why. Who asks says so again every few seconds: a model that nobody has asked for
-in ``ASKED_S`` is not wanted any more. No I/O and no clock of its own: ``helios.launch.on_demand`` acts.
+Which of them are to be up, the scaling policy of the cluster says (``wanted``): because somebody asks, until nobody
+has used them for long enough. Here it is about memory: together they hold no more than the machine's pools have
+(``resident`` says who holds what, and when). Who is to be up gets memory in the order of asking: what is free, else
+that of the models that have been unused for the longest time, ``LEAST_S`` at least (``room``), whatever the policy
+would like. Where that is not enough, it waits. Others may overtake it for ``TURN_S``; then nobody gets the memory that
+it lacks, and models that are used without a pause have to give way, too: whoever stops them lets their requests end
+first, and they stay if that takes too long. After the patience that somebody has configured those who wait are told
+why. No I/O and no clock of its own: ``helios.launch.on_demand`` acts.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from helios.launch.needs import Need
 from helios.launch.pools import Pools, lacks, minus, plus, text
 from helios.launch.resident import Act, Model, State
 from helios.launch.room import Room, Step, gentle
+from helios.launch.wanted import Use, Wanted, looked
 
 FAILED_S: Final = 30.0
 """A model that could not be started is not tried again for so long, in seconds."""
-ASKED_S: Final = 10.0
 LEAST_S: Final = 10.0
-"""How long a model stays up at least, from its last use, in seconds."""
+"""So long after its last use a model's memory is not given to others, in seconds."""
 TURN_S: Final = 30.0
 """After so long a model that waits is not overtaken, and gets the memory of those that are in use, in seconds."""
 REMEMBERED: Final = 1_000
@@ -52,11 +53,11 @@ class _Taken(NamedTuple):
 
 
 class Demand:
-    """The models of one machine. ``idle_s``: taken out when unused for so long, 0: never; ``patience_s``: longest wait
-    for memory. All times in seconds."""
+    """The models of one machine. ``wanted``: which are to be up; ``patience_s``: longest wait for memory, in seconds,
+    as all times."""
 
-    def __init__(self, pools: Pools, idle_s: float, patience_s: float) -> None:
-        self._pools, self._idle_s, self._patience_s = pools, idle_s, patience_s
+    def __init__(self, pools: Pools, wanted: Wanted, patience_s: float) -> None:
+        self._pools, self._wanted, self._patience_s = pools, wanted, patience_s
         self._models: dict[str, Model] = {}
         self._commits: OrderedDict[str, str] = OrderedDict()
         self._sleepless: OrderedDict[str, None] = OrderedDict()
@@ -96,14 +97,18 @@ class Demand:
             self._not_wanted(model)
             return Told(False, f"memory for it was not free within {self._patience_s:g} s: {model.progress}")
         model.asked_at = now
-        if model.wanted_since is None and model.state is not State.UP:
+        if model.state is State.UP:  # the router is about to learn of it: somebody's request comes
+            model.arrivals = None if model.arrivals is None else model.arrivals + 1
+        elif model.wanted_since is None:
             model.wanted_since = now
         return Told(True, model.progress)
 
     def step(self, now: float) -> list[Step]:
         """What has to be done from now on; what comes of each is reported."""
         for model in self.models:
-            if model.waits and now - model.asked_at > ASKED_S:
+            if model.state not in (State.LULLING, State.STOPPING, State.FAILED):
+                self._wanted.decide(model, now)
+            if not model.wanted and model.state in (State.ASKED, State.ASLEEP):
                 self._not_wanted(model)
         steps = [Step(model, Act.SIZE) for model in self._models.values() if model.state is State.NEW]
         for step in steps:
@@ -114,12 +119,12 @@ class Demand:
             taken = self._taken_for(model, now, free, coming)
             steps += taken.steps
             free, coming = taken.free, taken.coming
-        for model in self._spare(now, self._idle_s) if self._idle_s else []:
-            if model.state is State.UP:
-                step = gentle(model, free=free, there=plus(free, coming))
-                free = minus(free, model.takes(step.level)) if step.act is Act.LULL else free
-                steps.append(step)
-                self._leave(step)
+        unwanted = [one for one in self.models if one.state is State.UP and not one.wanted]
+        for model in sorted(unwanted, key=lambda one: one.used_at):
+            step = gentle(model, free=free, there=plus(free, coming))
+            free = minus(free, model.takes(step.level)) if step.act is Act.LULL else free
+            steps.append(step)
+            self._leave(step, model.why)
         return steps
 
     # --- reports ---
@@ -137,14 +142,15 @@ class Demand:
     def up(self, model: Model, now: float) -> None:
         """It serves."""
         model.up(now)
+        self._wanted.decide(model, now)
 
-    def used(self, model: Model, now: float) -> None:
-        """It is being used."""
-        model.used_at = now
+    def looked(self, model: Model, use: Use, now: float) -> None:
+        """One that is up was asked whether it is in use."""
+        looked(model, use, now)
 
     def keeps(self, model: Model, now: float) -> None:
         """It was to be taken out, and is in use all the same."""
-        model.up(now)
+        self.up(model, now)
 
     def slept(self, model: Model) -> None:
         """It sleeps. Who has asked for it meanwhile has it woken."""
@@ -165,9 +171,9 @@ class Demand:
     def stopped(self, model: Model, now: float) -> None:
         """Its memory is free. Who has asked for it meanwhile gets it again."""
         model.ended()
-        if model.wanted_since is not None and now - model.asked_at <= ASKED_S:
-            model.state, model.progress = State.ASKED, ""
-        else:
+        model.state, model.progress = State.ASKED, ""
+        self._wanted.decide(model, now)
+        if not model.wanted:
             del self._models[model.pinned]
 
     # --- who gets what ---
@@ -187,7 +193,7 @@ class Demand:
                 model.progress = "others make room for it"
                 return _claimed([], more, free, coming)
         turn = now - (model.wanted_since or now) >= TURN_S
-        spare = self._spare(now, LEAST_S, turn=turn)
+        spare = self._spare(now, turn)
         found: list[tuple[float, Pools, list[Step]]] = []
         for place in model.places:
             more = model.more(place)
@@ -203,15 +209,15 @@ class Demand:
             coming = plus(coming, step.model.frees(step.act, step.level))
             taken = step.model.takes(step.level) if step.act is Act.LULL else {}
             free, coming = minus(free, taken), plus(coming, taken)
-            self._leave(step)
+            self._leave(step, f"{model.name} needs its memory")
         return _claimed(steps, more, free, coming)
 
-    def _spare(self, now: float, idle_s: float, turn: bool = False) -> list[Model]:
-        """Those that may be taken out, the least recently used first. ``turn``: those that are in use, too, but for
+    def _spare(self, now: float, turn: bool) -> list[Model]:
+        """Those that have to give way, the least recently used first. ``turn``: those that are in use, too, but for
         those that have just come."""
         found = []
         for model in self._models.values():
-            goes = now - model.used_at >= idle_s or (turn and now - model.up_since >= TURN_S)
+            goes = now - model.used_at >= LEAST_S or (turn and now - model.up_since >= TURN_S)
             if (model.state is State.UP and goes) or (model.state is State.ASLEEP and not model.waits):
                 found.append(model)
         return sorted(found, key=lambda one: one.used_at)
@@ -224,10 +230,11 @@ class Demand:
             left = minus(left, {pool: more[pool] for pool in lacks(more, plus(free, coming))})
         return left
 
-    def _leave(self, step: Step) -> None:
+    def _leave(self, step: Step, why: str) -> None:
         """A model gives up its place."""
         step.model.begin(step.act, level=step.level)
-        step.model.progress = "stopping, since nobody used it" if step.act is Act.STOP else "falling asleep"
+        step.model.why = why
+        step.model.progress = f"{'stopping' if step.act is Act.STOP else 'falling asleep'}: {why}"
 
     def _coming(self) -> Pools:
         """What will be free when those are gone that go."""
@@ -249,7 +256,7 @@ class Demand:
         )
 
     def _not_wanted(self, model: Model) -> None:
-        model.wanted_since = None
+        model.wanted_since, model.wanted = None, False
         if model.state is State.ASKED:
             del self._models[model.pinned]
 

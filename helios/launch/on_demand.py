@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
 import threading
 import time
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from helios.errors import HeliosError, NotFound
 from helios.http.client import HttpClient
@@ -30,6 +31,7 @@ from helios.launch.needs import Need
 from helios.launch.resident import Act, Model, State
 from helios.launch.room import Step
 from helios.launch.vllm import Vllm
+from helios.launch.wanted import Use
 
 LEASE_S: Final = 30.0
 RENEW_S: Final = 10.0
@@ -65,8 +67,8 @@ class _Running:
     model: Model
     worker: Vllm
     identity: str
-    uses: float = -1.0
-    """What its counters said last."""
+    ended: int | None = None
+    """Requests that had ended when it was asked last; None: it was not asked yet."""
     looked_at: float = 0.0
     renewed_at: float = 0.0
     told: set[str] = field(default_factory=set)
@@ -196,7 +198,7 @@ class OnDemand:
             self._note(f"{model.name}@{model.commit[:12]} answers.")
 
     def _lull(self, model: Model) -> None:
-        running = self._running[model.pinned]
+        running, why = self._running[model.pinned], model.why
         if not self._drained(running):
             return
         try:
@@ -206,7 +208,7 @@ class OnDemand:
             return
         with self._lock:
             self._demand.slept(model)
-        self._note(f"{model.name}@{model.commit[:12]} was not used and sleeps.")
+        self._note(f"{model.name}@{model.commit[:12]} sleeps: {why}.")
 
     def _wake(self, model: Model) -> None:
         running = self._running[model.pinned]
@@ -224,7 +226,7 @@ class OnDemand:
     def _end(self, model: Model) -> None:
         running = self._running[model.pinned]
         if not running.told or self._drained(running):
-            self._take_out(running, f"{model.name}@{model.commit[:12]} was not used and is stopped.")
+            self._take_out(running, f"{model.name}@{model.commit[:12]} is stopped: {model.why}.")
 
     def _break(self, one: _Running, why: str) -> None:
         with self._lock:
@@ -249,7 +251,8 @@ class OnDemand:
             wait = {"wait_s": str(DRAIN_S)}
             drained = self._admin.json("POST", f"{path}/drain", params=wait, timeout_s=DRAIN_S + ANSWER_S)["drained"]
         except NotFound:  # its lease has ended: nothing more is sent there
-            drained = _uses(one.worker.url) is not None
+            counts = _counts(one.worker.url)
+            drained = counts is not None and not counts.running
         except HeliosError as error:
             self._note(f"the router does not say whether {one.model.name} is in use: {error.message}")
             drained = False
@@ -282,11 +285,9 @@ class OnDemand:
                 self._uncordon(one)
         if now - one.looked_at >= LOOK_S:
             one.looked_at = now
-            uses = _uses(one.worker.url)
-            if uses is None or uses != one.uses:
-                one.uses = one.uses if uses is None else uses
-                with self._lock:
-                    self._demand.used(one.model, now)
+            use = _use(one, _counts(one.worker.url))
+            with self._lock:
+                self._demand.looked(one.model, use, now)
 
     def _lost(self, one: _Running) -> None:
         with contextlib.suppress(HeliosError):  # its lease ends
@@ -310,18 +311,32 @@ def _said(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _uses(url: str) -> float | None:
-    """A number that changes whenever a worker is used; None where it does not say, or is in use now."""
+class _Counts(NamedTuple):
+    """What a worker counts: requests that it has, and that have ended since it was started."""
+
+    running: int
+    ended: int
+
+
+def _counts(url: str) -> _Counts | None:
+    """None where it does not say."""
     client = HttpClient(url, timeout_s=ANSWER_S, max_idle=0)
     try:
         counts = _USE.of(client.bytes("GET", "/metrics"))
-    except (HeliosError, ValueError):
+        running = counts["num_requests_running"] + counts["num_requests_waiting"]
+        return _Counts(math.ceil(running), int(counts.get("request_success_total", 0.0)))
+    except (HeliosError, ValueError, KeyError, OverflowError):
         return None
     finally:
         client.close()
-    if not counts or counts.get("num_requests_running") or counts.get("num_requests_waiting"):
-        return None
-    return counts.get("request_success_total", 0.0)
+
+
+def _use(one: _Running, counts: _Counts | None) -> Use:
+    """What that means beside the counts before."""
+    if counts is None:
+        return Use(None, None)
+    before, one.ended = one.ended, counts.ended
+    return Use(counts.running, None if before is None else abs(counts.ended - before))
 
 
 class WakeServer:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from helios.launch.needs import Need
 from helios.launch.pools import MAIN, NOTHING, Pools, larger, minus
+
+if TYPE_CHECKING:
+    from orchestrator.scaling.state import State as Remembered
 
 
 class State(Enum):
@@ -70,6 +73,18 @@ class Model:
     """When somebody asked who has not got it; None: nobody waits."""
     up_since: float = 0.0
     used_at: float = 0.0
+    looked_at: float = 0.0
+    """When its worker was last asked whether it is in use..."""
+    running: int | None = None
+    """...how many requests it had then; None: it did not say..."""
+    arrivals: int | None = None
+    """...and how many more came since the policy was last asked; None: not known."""
+    scaling: Remembered | None = None
+    """What the scaling policy remembers of it."""
+    wanted: bool = False
+    """Whether it is to be up, as the policy says..."""
+    why: str = ""
+    """...and why; of one that goes why it does."""
     failed_at: float = 0.0
     progress: str = ""
     """What it is doing, or why it failed, in words."""
@@ -80,8 +95,8 @@ class Model:
 
     @property
     def waits(self) -> bool:
-        """Whether it has to get memory: somebody wants it, and it is not there."""
-        return self.wanted_since is not None and self.state in (State.ASKED, State.ASLEEP)
+        """Whether it has to get memory: it is to be up, and is not there."""
+        return self.wanted and self.state in (State.ASKED, State.ASLEEP)
 
     @property
     def places(self) -> tuple[Need, ...]:
@@ -113,7 +128,8 @@ class Model:
         assert self.need is not None
         self.holds = larger(self.need.awake, self.kept)
         self.state, self.progress, self.wanted_since = State.UP, "", None
-        self.used_at = self.up_since = now
+        self.used_at = self.up_since = self.looked_at = now
+        self.running = self.arrivals = None
 
     def slept(self) -> None:
         self.holds = self._asleep(self.level)

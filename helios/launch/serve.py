@@ -30,6 +30,7 @@ from helios.launch.pools import Pools, text
 from helios.launch.progress import Progress
 from helios.launch.serving import Router, Serving, check_port, model_path
 from helios.launch.signals import signals_ignored
+from helios.launch.wanted import Wanted
 from helios.launch.workers import Served, Workers, check_connector, require_nixl
 from helios.names import RepoId
 
@@ -107,12 +108,13 @@ def _begun(home: Home, config: Config, plain: bool = False) -> Iterator[tuple[Se
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the command line says of models that are started on demand. ``memory`` and ``gpu_memory`` (of each GPU):
-    what they may take together, in bytes, 0: what is available; ``idle_s``: 0 is never; ``wait_s``: longest wait for
-    memory that others hold."""
+    what they may take together, in bytes, 0: what is available; ``idle_s``: 0 is never; ``warm_s``: how long a model
+    stays that has come, at least; ``wait_s``: longest wait for memory that others hold."""
 
     memory: int
     gpu_memory: int
     idle_s: float
+    warm_s: float
     wait_s: float
     fetch: Sequence[str]
     arguments: Sequence[str]
@@ -145,7 +147,7 @@ def on_demand(
     """A router whose models ``launches`` starts, which together take no more than ``pools``; ``OnDemand.step`` has to
     be called all the time, and soon once ``OnDemand.due`` is set."""
     config = serving.config
-    demand = Demand(pools, wishes.idle_s, wishes.wait_s)
+    demand = Demand(pools, Wanted(wishes.idle_s, wishes.warm_s), wishes.wait_s)
     models = OnDemand(demand, launches, wishes.start_timeout_s, serving.progress.note)
     with models, WakeServer(models.ask) as wakes:
         router = serving.start_router(

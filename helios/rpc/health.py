@@ -6,7 +6,7 @@ they are described here and not compiled; a descriptor pool of their own keeps t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final, Protocol
 
 import grpc
@@ -64,13 +64,13 @@ class Health(Protocol):
 
 
 class HealthService:
-    """The service ``""``, and ``readiness``, is served when the daemon is ready; ``liveness`` while it is live."""
+    """The service ``""``, and ``readiness``, is served when the daemon is ready; ``liveness`` while it is live.
+    ``services``: those that it has beside them, by their full names, each served when it is ready."""
 
-    def __init__(self, health: Health) -> None:
-        self._health = health
+    def __init__(self, health: Health, services: Iterable[str] = (), max_watches: int = MAX_WATCHES) -> None:
+        self._health, self._max_watches = health, max_watches
         self._why: dict[str, Callable[[], str]] = {
-            "": lambda: health.unready,
-            "readiness": lambda: health.unready,
+            **dict.fromkeys(("", "readiness", *services), lambda: health.unready),
             "liveness": lambda: health.unlive,
         }
         self._watches = 0
@@ -101,8 +101,8 @@ class HealthService:
 
     async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The state now, and again whenever it has changed, until the caller has enough."""
-        if self._watches >= MAX_WATCHES:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHES} watch already")
+        if self._watches >= self._max_watches:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._max_watches} watch already")
         self._watches += 1
         try:
             said = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -20,6 +21,26 @@ log = logging.getLogger("heliosfs.fuse")
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 
 ASK: Final = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as error: sys.exit(error.strerror)"
+
+BESIDE: Final = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, REMOUNT, REC, PRIVATE = 0x20000, 0x20, 0x4000, 0x40000
+for call, *args in (
+    (libc.unshare, NEWNS),
+    (libc.mount, b"none", b"/", None, ctypes.c_ulong(REC | PRIVATE), None),
+    (libc.mount, b"none", b"/sys", None, ctypes.c_ulong(REMOUNT), None),
+):
+    if call(*args) != 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
+try:
+    with open(sys.argv[1], "w") as file:
+        file.write(sys.argv[2])
+except OSError as error:
+    sys.exit(error.strerror)
+"""
+"""Writes to a /sys that is mounted read-only, in a mount namespace of its own, in which it is not: the mounts of
+everybody else stay as they are."""
 
 ANSWER_S = 15.0
 """How long a new mount may take to answer its first request, in seconds."""
@@ -55,17 +76,33 @@ def options(allow_other: bool) -> set[str]:
     return out | {"allow_other"} if allow_other else out
 
 
-def set_readahead(mountpoint: Path, kib: int) -> bool:
-    """Set how far the kernel reads ahead, and with it the size of its requests; says whether it was allowed to."""
+async def set_readahead(mountpoint: Path, kib: int) -> bool:
+    """Set how far the kernel reads ahead, and with it the size of its requests; says whether it was allowed to.
+
+    In a pod /sys may be mounted read-only even where the container is privileged; then it is done by a process that
+    sees it otherwise (``BESIDE``). The INIT reply of FUSE can't: it may lower the kernel's 128 KiB, not raise them.
+    """
     entry = find_mount(mountpoint)
     if entry is None:
         return False
+    place = Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb")
     try:
-        Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").write_text(str(kib))
+        place.write_text(str(kib))  # noqa: ASYNC240 - the kernel's own memory, no disk
     except OSError as error:
-        log.info("the read-ahead stays as it is, which costs throughput", extra={"reason": error.strerror})
-        return False
+        why = error.strerror if error.errno != errno.EROFS else await _written_beside(place, str(kib))
+        if why:
+            log.info("the read-ahead stays as it is, which costs throughput", extra={"reason": why})
+        return not why
     return True
+
+
+async def _written_beside(place: Path, text: str) -> str:
+    """Write to a file of a /sys that is mounted read-only; why that can't be, empty: it is done."""
+    command = [sys.executable, "-ISc", BESIDE, str(place), text]
+    with trio.move_on_after(ANSWER_S):
+        done = await trio.run_process(command, capture_stderr=True, check=False, stdin=subprocess.DEVNULL)
+        return "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip() or "Read-only file system"
+    return f"no answer within {ANSWER_S:g} s"
 
 
 def set_background(mountpoint: Path, connections: Path = CONNECTIONS) -> bool:

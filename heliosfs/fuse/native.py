@@ -120,7 +120,7 @@ class NativeMount:
                     channel.start()
                     nursery.start_soon(operations.files.inherit, inherited)
                     await mounting.wait_until_it_answers(self._mountpoint)
-                    mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
+                    await mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
                     channel.begin_trials()  # not before: a process that waits for its own mount can't end
                     with trio.move_on_after(TRY_S):  # a disk that hangs shows it when a file is opened
                         await trio.to_thread.run_sync(_try_out, channel, self._tiers, abandon_on_cancel=True)

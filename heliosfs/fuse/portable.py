@@ -46,7 +46,7 @@ class PortableMount:
                 loop.start_soon(self._loop, loop.cancel_scope)
                 loop.start_soon(self._unmount_when_stopped, stop, loop.cancel_scope)
                 await mounting.wait_until_it_answers(self._mountpoint)
-                mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
+                await mounting.set_readahead(self._mountpoint, self._settings.readahead_kib)
                 mounting.set_background(self._mountpoint)
                 task_status.started()
         self.unmounted = True

@@ -122,7 +122,7 @@ class Policy:
             wake=replicas > 0 and not seen.replicas,
             expected=expected,
             prefetch=nodes,
-            why=tuple(self._why(seen, load, silent, expected, ahead, down_to, wanted, replicas)),
+            why=tuple(self._why(seen, load, silent, expected, ahead, down_to, wanted, replicas, now - demand_at)),
             next_look_s=s.interval_s if replicas or seen.replicas else s.stale_s,
             state=msgspec.structs.replace(state, demand_at=demand_at, downs=downs, ups=ups, strain=load.strain),
         )
@@ -196,7 +196,7 @@ class Policy:
 
     def _why(
         self, seen: Signals, load: Load, silent: bool, expected: int, ahead: int, down_to: int, wanted: int,
-        replicas: int,
+        replicas: int, unused_s: float,
     ) -> Iterator[str]:  # fmt: skip
         s = self.settings
         yield f"{load.measure}: {load.replicas:.2f} replicas"
@@ -212,6 +212,8 @@ class Policy:
             yield f"so many were asked for within {s.down_window_s:g} s"
         if not load.busy and wanted == 1 == seen.replicas and s.min_replicas == 0 and not ahead:
             yield f"the last one stays for {s.idle_s:g} s without a request, {s.warm_s:g} s after it woke"
+        if not replicas and seen.replicas:
+            yield f"no request for {unused_s:.0f} s"
         if wanted == s.max_replicas < load.replicas:
             yield f"no more than max_replicas {s.max_replicas}"
         if replicas != wanted:

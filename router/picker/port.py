@@ -24,7 +24,7 @@ def check(settings: PickerSettings) -> None:
         Certificate(settings.tls_cert, settings.tls_key, NAME)
     if settings.listen:
         split_listen(settings.listen, "router.picker.listen")
-        if find_spec("grpc") is None or find_spec("grpc_health") is None:
+        if find_spec("grpc") is None:
             raise UsageError("router.picker.listen needs gRPC", hint="pip install 'helios-llm[picker]'")
 
 

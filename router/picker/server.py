@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
 
 from helios.errors import Unavailable, UsageError
+from helios.rpc.health import HealthService
 from router.picker import wire
 from router.picker.picker import Picker
 from router.picker.port import NAME
@@ -26,8 +25,6 @@ from router.tls import Certificate
 
 log = logging.getLogger("helios.router")
 
-HEALTH: Final = ("", "liveness", "readiness", wire.SERVICE)
-"""What may be asked about; all but ``liveness`` stop serving when the process is told to end."""
 SPARE: Final = 1024
 """Calls beyond the bound on streams: those that are told so, and questions about health."""
 LOST_MS: Final = (30_000, 10_000)
@@ -36,13 +33,33 @@ CUT_S: Final = 5.0
 """What streams may take to end once they are told to."""
 
 
+class _Health:
+    """Live as long as it answers, ready until the process is told to end."""
+
+    unlive = ""
+
+    def __init__(self) -> None:
+        self.unready = "it starts"
+        self._changed = asyncio.Event()
+
+    def say(self, unready: str) -> None:
+        """Tell whoever watches."""
+        self.unready = unready
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+
+
 class PickerServer:
     """``address`` is HOST:PORT, with the port that the supervisor holds."""
 
     def __init__(self, picker: Picker, address: str) -> None:
         settings = picker.settings
         self._picker, self._address, self._grace_s = picker, address, picker.relay.settings.drain_s
-        self._health = health.HealthServicer()
+        self._health = _Health()
         most = (picker.relay.settings.max_body_mib + 1) << 20
         self._server: Any = grpc.aio.server(
             maximum_concurrent_rpcs=settings.max_streams + SPARE,
@@ -54,9 +71,11 @@ class PickerServer:
         )  # fmt: skip
         handler = grpc.stream_stream_rpc_method_handler(self._process, wire.decode, None)
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(wire.SERVICE, {"Process": handler}),)
+            (
+                grpc.method_handlers_generic_handler(wire.SERVICE, {"Process": handler}),
+                HealthService(self._health, (wire.SERVICE,), SPARE // 2).handler(),
+            )
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._credentials = None
         if settings.tls_cert:
             self._credentials = _credentials(settings.tls_cert, settings.tls_key)
@@ -73,7 +92,7 @@ class PickerServer:
         except RuntimeError as error:
             raise Unavailable(f"gateways can't be served at {self._address}: {error}") from None
         await self._server.start()
-        await self._say(health_pb2.HealthCheckResponse.SERVING, HEALTH)
+        self._health.say("")
         async with asyncio.TaskGroup() as tasks:
             ticking, ending = tasks.create_task(self._tick()), tasks.create_task(self._end())
             try:
@@ -90,13 +109,9 @@ class PickerServer:
 
     async def _end(self) -> None:
         await self._leaving.wait()
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING, HEALTH[2:])
+        self._health.say("the process ends")
         # ``Drain`` cuts what is left when the grace is over, which ends every stream in order.
         await self._server.stop(self._grace_s + CUT_S)
-
-    async def _say(self, status: Any, services: tuple[str, ...]) -> None:
-        for service in services:
-            await self._health.set(service, status)
 
     async def _tick(self) -> None:
         while True:

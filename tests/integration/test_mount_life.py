@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -402,3 +403,35 @@ def test_the_kernel_reads_ahead_as_it_is_told(helios_home: Home, tmp_path: Path,
                 assert not set_background(mount.path, tmp_path / "nothing"), "fusectl is mounted nowhere"
     finally:
         subprocess.run(["umount", controls], check=True)
+
+
+READ_AHEAD = """
+import sys, trio
+from pathlib import Path
+from heliosfs.fuse.mounting import set_readahead
+place, mountpoint, kib = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+print(trio.run(set_readahead, mountpoint, kib))
+try:
+    place.write_text("64")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may say how far the kernel reads ahead")
+def test_the_read_ahead_is_set_where_sys_is_read_only(helios_home: Home, tmp_path: Path, mode: str) -> None:
+    """As in containers: the mount is, or the sysfs of their network namespace is from its first mount on."""
+    asked = {"HELIOS_REGISTRY__URLS": "http://127.0.0.1:1", "HELIOS_MOUNT__MODE": mode}
+    by_mount = ("unshare", "-m", "sh", "-c", 'mount -o remount,bind,ro /sys && exec "$@"', "sh")
+    by_itself = ("unshare", "-mn", "sh", "-c", 'umount -l /sys && mount -t sysfs -o ro sysfs /sys && exec "$@"', "sh")
+    rightless = (*by_mount, "setpriv", "--bounding-set", "-sys_admin")
+    with mounted(helios_home, tmp_path / "mnt", **asked) as mount:
+        entry = find_mount(mount.path)
+        assert entry is not None
+        place = Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb")
+        for kib, inside, works in ((256, by_mount, True), (512, by_itself, True), (128, rightless, False)):
+            before = place.read_text()
+            command = [*inside, sys.executable, "-c", READ_AHEAD, place, mount.path, str(kib)]
+            told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+            assert told == f"{works}\nRead-only file system\n", "to others /sys stays read-only"
+            assert place.read_text() == (f"{kib}\n" if works else before)

@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from helios.rpc.health import NAME, NOT_SERVING, SERVING, Request, Response
 from router.picker.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 from router.picker.wire import SERVICE
 from tests.fakes.vllm.client import Control
@@ -28,7 +28,6 @@ from tests.support.routing import RouterStarter, StartRouter, start_router
 
 __all__ = ["allowed_violations", "fake_vllm", "start_router"]
 Start = Callable[..., Control]
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 BODY = json.dumps({"model": "tiny", "max_tokens": 1, "prompt": "hello"}).encode()
 
 
@@ -39,8 +38,10 @@ def ask(channel: grpc.Channel, messages: Iterator[Any]) -> Any:
 
 
 def health(channel: grpc.Channel, service: str) -> int:
-    stub = health_pb2_grpc.HealthStub(channel)
-    status: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+    call = channel.unary_unary(
+        f"/{NAME}/Check", request_serializer=Request.SerializeToString, response_deserializer=Response.FromString
+    )
+    status: int = call(Request(service=service), timeout=10).status
     return status
 
 
@@ -55,6 +56,10 @@ def test_health_and_the_end_in_order(fake_vllm: Start, start_router: StartRouter
         with pytest.raises(grpc.RpcError) as unknown:
             health(channel, "another")
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        watch = channel.unary_stream(
+            f"/{NAME}/Watch", request_serializer=Request.SerializeToString, response_deserializer=Response.FromString
+        )(Request(service=SERVICE), timeout=60)
+        assert next(watch).status == SERVING
         first = list(ask(channel, iter([head(), body(BODY)])))
         assert destination(first) == fake.url.partition("//")[2]
         waits = ask(channel, iter([head(), body(BODY)]))
@@ -62,6 +67,8 @@ def test_health_and_the_end_in_order(fake_vllm: Start, start_router: StartRouter
         router.process.send_signal(signal.SIGTERM)
         (only,) = list(waits)
         assert only.immediate_response.status.code == 503
+        assert next(watch).status == NOT_SERVING
+        watch.cancel()
     assert router.process.wait(20) == 0
 
 

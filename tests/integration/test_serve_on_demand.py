@@ -172,4 +172,5 @@ def test_a_model_is_named_or_left_to_the_clients(helios: Any) -> None:
     assert "helios serve --on-demand" in helios("serve", code=2).err
     assert "Leave org/name out" in helios("serve", "org/name", "--on-demand", code=2).err
     assert "for models that clients name" in helios("serve", "org/name", "--memory", "1GB", code=2).err
+    assert "--warm is for models that go" in helios("serve", "--on-demand", "--warm", "5", code=2).err
     assert "'many' is no size" in helios("serve", "--on-demand", "--memory", "many", code=2).err

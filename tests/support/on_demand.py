@@ -100,7 +100,7 @@ def serving_on_demand(
     )  # fmt: skip
     done = threading.Event()
     defaults: Mapping[str, Any] = {
-        "memory": 0, "gpu_memory": 0, "idle_s": 0.0, "wait_s": 120.0, "fetch": [], "arguments": [],
+        "memory": 0, "gpu_memory": 0, "idle_s": 0.0, "warm_s": 0.0, "wait_s": 120.0, "fetch": [], "arguments": [],
         "start_timeout_s": 60.0,
     }  # fmt: skip
     wanted = Wishes(**{**defaults, **wishes})

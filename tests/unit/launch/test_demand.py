@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from helios.launch.demand import ASKED_S, FAILED_S, LEAST_S, TURN_S, Demand
+from helios.launch.demand import FAILED_S, LEAST_S, TURN_S, Demand
 from helios.launch.needs import Need
 from helios.launch.plan import Placement
 from helios.launch.pools import MAIN, Pools, lacks
 from helios.launch.resident import Act, Model, State
+from helios.launch.room import Step
+from helios.launch.wanted import ASKED_S, Use, Wanted
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 PLACE = Placement("both", "vllm")
 GPU, SECOND = "GPU 0", "GPU 1"
+BUSY, IDLE, UNKNOWN = Use(1, 0), Use(0, 0), Use(None, None)
 
 
 def main(size: int) -> tuple[Need, ...]:
@@ -30,8 +33,28 @@ def on_gpu(size: int, weights: int = 4, pools: tuple[str, ...] = (GPU,)) -> tupl
     )
 
 
-def demand_of(pools: Pools, idle_s: float = 0.0, patience_s: float = 1000.0) -> Demand:
-    return Demand(pools, idle_s, patience_s)
+class Watched(Demand):
+    """Before each step those that are up are asked whether they are in use, as ``OnDemand`` does: they are not, but for
+    those whose answer a test has told since the step before."""
+
+    def __init__(self, pools: Pools, wanted: Wanted, patience_s: float) -> None:
+        super().__init__(pools, wanted, patience_s)
+        self._told: set[Model] = set()
+
+    def looked(self, model: Model, use: Use, now: float) -> None:
+        super().looked(model, use, now)
+        self._told.add(model)
+
+    def step(self, now: float) -> list[Step]:
+        for model in self.models:
+            if model.state is State.UP and model not in self._told:
+                super().looked(model, IDLE, now)
+        self._told.clear()
+        return super().step(now)
+
+
+def demand_of(pools: Pools, idle_s: float = 0.0, patience_s: float = 1000.0, warm_s: float = 0.0) -> Demand:
+    return Watched(pools, Wanted(idle_s, warm_s), patience_s)
 
 
 def ask(demand: Demand, name: str, now: float) -> None:
@@ -68,7 +91,7 @@ def wanted(demand: Demand, name: str, needs: tuple[Need, ...], now: float) -> Mo
 def test_the_one_that_is_unused_for_the_longest_time_gives_its_memory():
     demand = demand_of({MAIN: 10})
     first, second = up(demand, "org/a", main(4), 0.0), up(demand, "org/b", main(4), 1.0)
-    demand.used(first, 5.0)
+    demand.looked(first, BUSY, 5.0)
     wanted(demand, "org/c", main(4), 6.0)
     assert demand.step(6.0) == [], "each keeps its memory for a while"
     told = demand.ask("org/c", COMMIT, "main", 6.0).text
@@ -111,7 +134,7 @@ def test_who_waits_long_is_told_why_and_may_begin_anew():
     busy = up(demand, "org/a", main(10), 0.0)
     wanted(demand, "org/b", main(1), 1.0)
     for at in range(1, 22):
-        demand.used(busy, float(at))
+        demand.looked(busy, BUSY, float(at))
         assert demand.step(float(at)) == []
         ask(demand, "org/b", float(at))
     told = demand.ask("org/b", COMMIT, "main", 21.5)
@@ -125,15 +148,15 @@ def test_after_a_while_nobody_overtakes_and_those_in_use_give_way():
     demand = demand_of({MAIN: 11})
     busy = up(demand, "org/busy", main(7), 0.0)
     wanted(demand, "org/large", main(8), 1.0)
-    demand.used(busy, 2.0)
+    demand.looked(busy, BUSY, 2.0)
     wanted(demand, "org/small", main(1), 2.0)
     assert acts(demand, 2.0) == [("org/small", Act.START, 0)], "there is memory for it"
     late = 1.0 + TURN_S
-    demand.used(busy, late - 1)
+    demand.looked(busy, BUSY, late - 1)
     ask(demand, "org/large", late - 1)
     wanted(demand, "org/last", main(1), late - 1)
     assert acts(demand, late - 1) == [("org/last", Act.START, 0)]
-    demand.used(busy, late)
+    demand.looked(busy, BUSY, late)
     ask(demand, "org/large", late)
     wanted(demand, "org/late", main(1), late)
     assert busy.state is State.STOPPING, "though it is in use"
@@ -177,6 +200,111 @@ def test_a_commit_that_is_asked_for_itself_has_a_name_of_its_own():
     (other,) = (step.model for step in demand.step(1.0))
     assert other.names == {f"org/a@{OTHER}"}, "no request for the model itself goes there"
     assert demand.ask(f"org/a@{OTHER}", "", "", 2.0).comes
+
+
+# --- who is to be up: the policy's windows ---
+
+
+def test_one_that_came_and_went_between_two_looks_counts_and_the_reason_is_told():
+    demand = demand_of({MAIN: 10}, idle_s=30.0)
+    model = up(demand, "org/a", main(4), 0.0)
+    assert demand.step(20.0) == []
+    demand.looked(model, Use(0, 1), 21.0)
+    assert demand.step(21.0) == []
+    assert demand.step(50.9) == [], "nothing runs there, and 30 s ago something ended"
+    assert acts(demand, 51.0) == [("org/a", Act.STOP, 0)]
+    assert model.why == "no request for 30 s"
+    assert demand.ask("org/a", COMMIT, "main", 51.5).text == "stopping: no request for 30 s"
+
+
+def test_what_is_not_known_keeps_a_model_and_begins_its_idle_time_anew():
+    demand = demand_of({MAIN: 10}, idle_s=5.0)
+    model = up(demand, "org/a", main(4), 0.0)
+    for at in range(1, 40):
+        demand.looked(model, UNKNOWN, float(at))
+        assert demand.step(float(at)) == [], "its metrics can't be read"
+    assert demand.step(43.9) == []
+    assert acts(demand, 44.0) == [("org/a", Act.STOP, 0)]
+
+
+def test_first_counts_say_nothing_of_what_came_before_them():
+    demand = demand_of({MAIN: 10}, idle_s=5.0)
+    model = up(demand, "org/a", main(4), 0.0)
+    demand.looked(model, Use(0, None), 5.0)
+    assert demand.step(5.0) == []
+    assert demand.step(9.9) == []
+    assert acts(demand, 10.0) == [("org/a", Act.STOP, 0)]
+
+
+def test_a_time_without_looks_is_no_idle_time():
+    demand = demand_of({MAIN: 10}, idle_s=5.0)
+    up(demand, "org/a", main(4), 0.0)
+    assert demand.step(10_000.0) == [], "nobody has looked for long"
+    assert acts(demand, 10_005.0) == [("org/a", Act.STOP, 0)]
+
+
+@pytest.mark.parametrize(("warm_s", "goes_at"), [(0.0, 15.0), (60.0, 70.0)])
+def test_who_has_just_come_stays_warm(warm_s: float, goes_at: float) -> None:
+    demand = demand_of({MAIN: 10}, idle_s=5.0, warm_s=warm_s)
+    model = wanted(demand, "org/a", main(4), 0.0)
+    demand.step(0.0)
+    demand.up(model, 10.0)
+    for at in range(11, int(goes_at)):
+        assert demand.step(float(at)) == []
+    assert acts(demand, goes_at) == [("org/a", Act.STOP, 0)]
+
+
+def test_who_needs_memory_does_not_wait_for_another_to_cool_down():
+    demand = demand_of({MAIN: 10}, idle_s=300.0, warm_s=600.0)
+    model = up(demand, "org/a", main(8), 0.0)
+    wanted(demand, "org/b", main(8), 20.0)
+    assert acts(demand, 20.0) == [("org/a", Act.STOP, 0)]
+    assert model.why == "org/b needs its memory"
+    demand.stopped(model, 21.0)
+    assert acts(demand, 21.0) == [("org/b", Act.START, 0)]
+    assert demand.step(22.0) == [], "and who had to go comes when it is asked for"
+
+
+def test_who_is_asked_for_by_another_name_is_about_to_be_used():
+    demand = demand_of({MAIN: 10}, idle_s=5.0)
+    up(demand, "org/a", main(4), 0.0)
+    assert demand.step(4.0) == []
+    demand.ask("org/a", COMMIT, COMMIT, 4.9)
+    assert demand.step(5.0) == [], "the router hears of the name, and its request comes"
+    assert acts(demand, 10.0) == [("org/a", Act.STOP, 0)]
+
+
+def test_who_sleeps_wakes_at_the_first_step_after_somebody_asks():
+    demand = demand_of({MAIN: 20, GPU: 10}, idle_s=30.0, warm_s=30.0)
+    model = up(demand, "org/a", on_gpu(8), 0.0)
+    demand.step(30.0)
+    demand.slept(model)
+    for at in range(31, 500, 7):
+        assert demand.step(float(at)) == []
+    ask(demand, "org/a", 500.001)
+    assert acts(demand, 500.001) == [("org/a", Act.WAKE, 0)]
+
+
+LOOKS = st.lists(st.tuples(st.floats(0.1, 4.0), st.sampled_from([BUSY, IDLE, IDLE, IDLE, Use(0, 2), UNKNOWN])))
+
+
+@given(looks=LOOKS, idle_s=st.floats(1, 15), warm_s=st.floats(0, 15))
+def test_a_model_goes_when_both_windows_are_over_and_never_before(
+    looks: list[tuple[float, Use]], idle_s: float, warm_s: float
+) -> None:
+    demand = demand_of({MAIN: 10}, idle_s=idle_s, warm_s=warm_s)
+    model = up(demand, "org/a", main(4), 0.0)
+    now = used_at = 0.0
+    for seconds, use in looks:
+        now += seconds
+        used_at = used_at if use == IDLE else now
+        demand.looked(model, use, now)
+        goes = now - used_at >= idle_s and now >= warm_s
+        assert [step.act for step in demand.step(now)] == ([Act.STOP] if goes else [])
+        if goes:
+            return
+    now = max(now, warm_s, used_at + idle_s + 0.001)
+    assert acts(demand, now) == [("org/a", Act.STOP, 0)]
 
 
 # --- with sleep ---
@@ -282,7 +410,7 @@ def test_of_several_gpus_a_model_gets_the_free_one_or_that_of_the_least_recently
     both = (GPU, SECOND)
     one, two = up(demand, "org/a", on_gpu(8, pools=both), 0.0), up(demand, "org/b", on_gpu(8, pools=both), 1.0)
     assert [model.need.awake for model in (one, two) if model.need] == [{MAIN: 1, GPU: 8}, {MAIN: 1, SECOND: 8}]
-    demand.used(one, 10.0)
+    demand.looked(one, BUSY, 10.0)
     wanted(demand, "org/c", on_gpu(8, pools=both), 30.0)
     assert acts(demand, 30.0) == [("org/b", Act.LULL, 1)]
 
@@ -332,6 +460,9 @@ class Anything(RuleBasedStateMachine):
 
     @rule()
     def act(self) -> None:
+        for model in self.up():
+            if self.requests[model.pinned]:
+                self.demand.looked(model, BUSY, self.now)
         before = {one: (one.state, one.used_at) for one in self.demand.models}
         held = {one: one.holds for one in self.demand.models}
         steps = self.demand.step(self.now)
@@ -385,7 +516,7 @@ class Anything(RuleBasedStateMachine):
             self.demand.failed(model, "it ended", self.now)
             return
         self.requests[model.pinned] = max(0, self.requests[model.pinned] + (1 if what == "begins" else -1))
-        self.demand.used(model, self.now)
+        self.demand.looked(model, BUSY, self.now)
 
     def up(self) -> list[Model]:
         return [one for one in self.demand.models if one.state is State.UP]
@@ -413,7 +544,7 @@ class Anything(RuleBasedStateMachine):
             for name in sorted(missing):
                 self.ask_for(name)
             for model in self.up():  # the others have clients, too, whose requests are short and never pause
-                self.demand.used(model, self.now)
+                self.demand.looked(model, BUSY, self.now)
                 missing.discard(model.name[4:])
             for pinned in list(self.busy):
                 self.end(pinned, well=True)

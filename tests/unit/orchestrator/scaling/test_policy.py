@@ -75,8 +75,10 @@ def test_the_last_replica_stays_as_long_as_is_said() -> None:
     driven.look(held=1)
     for _ in range(20):
         assert driven.look(in_flight=1).replicas == 1
-    numbers = [driven.look().replicas for _ in range(9)]
+    decisions = [driven.look() for _ in range(9)]
+    numbers = [decision.replicas for decision in decisions]
     assert numbers == [1] * 7 + [0, 0]  # the eighth look is 120 s after the last request
+    assert decisions[7].why[-1] == "no request for 120 s"
 
 
 def test_a_model_that_woke_for_nobody_stays_warm() -> None:
