@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -63,12 +64,12 @@ async def serve(file: Path) -> None:
 
 def operate(file: Path) -> None:
     """The operator's process."""
-    from helios.config import Config, OperatorSettings
-    from orchestrator.operator import run
+    from helios.config import OperatorSettings
+    from orchestrator.operator import Work, run
     from tests.support.sample_operator import Greeter
 
     settings = OperatorSettings(kubeconfig=str(file), workers=WORKERS, resync_s=1.0)
-    run(Config(operator=settings), [Greeter()], lambda url: print("running", flush=True))
+    run(settings, lambda metrics: contextlib.nullcontext(Work([Greeter()])), lambda url: print("running", flush=True))
 
 
 async def bare(file: Path, objects: int) -> float:

@@ -28,7 +28,7 @@ class World:
     def __init__(self, **spec: Any) -> None:
         self.cluster, self.known, self.now = Cluster(), Known(), 1000.0
         self.cluster.check = validate
-        self.models = Models(Site(), self.known)
+        self.models = Models(Site(), self.known, self.known)
         self.cluster.put(MODEL, model(**spec))
 
     def names(self, commit: str | Answer | None) -> World:

@@ -74,7 +74,7 @@ def ready_model(cluster: Cluster, known: Known, **spec: Any) -> None:
     cluster.put(MODEL, model(**spec))
     known.answers["org/llama", "main"] = Answer(A, 1000.0)
     known.of_commits["org/llama", A] = Facts(16_000_000_000)
-    settle(cluster, Models(ALL, known), "llama", 1000.0)
+    settle(cluster, Models(ALL, known, known), "llama", 1000.0)
 
 
 def made(site: Site = ALL, storage: dict[str, Any] | None = None, check: Any = None, **spec: Any) -> Cluster:
