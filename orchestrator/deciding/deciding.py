@@ -226,7 +226,8 @@ class Deciding:
             except InvalidInput:
                 return None
             plan = plan_of(spec, _model_spec(model), self._look_s, heard=self._signals is not None)
-            kept = one.mind if one is not None and one.mark[0] == mark[0] else None
+            # After people have said how many there are, what the status has counts.
+            kept = one.mind if one is not None and one.mark[0] == mark[0] and not one.plan.fixed else None
             same = one is not None and one.plan.names == plan.names and set(one.plan.roles) == set(plan.roles)
             samplers = one.samplers if one is not None and same else self._samplers(plan)
             one = self._services[key] = _Service(mark, plan, samplers, kept, spec=spec)
