@@ -120,7 +120,8 @@ def operate(file: Path, registry: str) -> None:
 
 
 async def bare(file: Path, text: str, before: dict[str, str], after: dict[str, str]) -> tuple[float, float]:
-    """Seconds, and seconds of a CPU, for the same writes by the client alone. ``text``: the calls; ``before``, ``after``: owners' uids."""
+    """Seconds, and seconds of a CPU, for the same writes by the client alone. ``text``: the calls; ``before``,
+    ``after``: owners' uids."""
     from helios.cluster import cluster_client
     from helios.kube import kinds
     from orchestrator.reconcile.kinds import INFERENCE_SERVICE, MODEL

@@ -187,7 +187,7 @@ class Deciding:
         desired, its = _status(manifest).get("roles") or {}, roles(spec)
         served = Served(
             names=asked_as(spec, _model_spec(model)), roles=tuple(its),
-            desired={role: desired[field]["desired"] for role in its if (field := names.ROLES[role]) in desired},
+            desired={role: desired[name].get("desired", 0) for role in its if (name := names.ROLES[role]) in desired},
         )  # fmt: skip
         self._signals.services.put(key.namespace, key.name, served)
 

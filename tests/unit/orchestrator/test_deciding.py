@@ -159,6 +159,11 @@ def test_who_does_not_lead_tells_what_the_leader_wrote_and_decides_nothing():
     served = here.signals.services.find("models", "chat")
     assert served is not None
     assert (served.names, served.roles, dict(served.desired)) == (("org/llama",), ("both",), {"both": 3})
+    here.cluster.put(INFERENCE_SERVICE, {**one, "status": {"roles": {"aggregated": {}}}})
+    here.deciding.turn()
+    served = here.signals.services.find("models", "chat")
+    assert served is not None
+    assert dict(served.desired) == {"both": 0}, "what is 0 is left out of a status"
     here.cluster.delete(INFERENCE_SERVICE, "chat")
     here.deciding.turn()
     assert here.signals.services.find("models", "chat") is None
