@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from helios.config import SignalsSettings
-from helios.demand import Demand, Model, Role, Waiting
+from helios.demand import Answers, Demand, Model, Role, Times, Waiting
 from helios.metrics import SignalsMetrics
 from orchestrator.api.parse import service_spec
 from orchestrator.deciding.deciding import Deciding
@@ -167,6 +169,33 @@ def test_who_does_not_lead_tells_what_the_leader_wrote_and_decides_nothing():
     here.cluster.delete(INFERENCE_SERVICE, "chat")
     here.deciding.turn()
     assert here.signals.services.find("models", "chat") is None
+
+
+def test_a_commit_s_health_is_that_of_the_requests_since_it_has_its_weight():
+    here, commit = Here(), "c" * 40
+    here.cluster.put(INFERENCE_SERVICE, inference_service(scaling=SCALING))
+    here.wanted()
+    one = here.cluster.objects[INFERENCE_SERVICE, "models", "chat"]
+
+    def told(ok: int, failed: int, elsewhere: int, times: tuple[int, ...]) -> None:
+        assert here.signals is not None
+        answers = Answers(commit, ok, failed, 0, elsewhere, Times((1.0, 2.0), times, 0.0))
+        role = Role("both", commit, 1, 1, 3, 300, 0, ())
+        here.now += 5
+        here.signals.collector.told(
+            "r", Demand("e", True, False, (Model("org/llama", 0, None, None, (role,), (answers,)),))
+        )
+
+    told(100, 90, 0, (0, 0, 0))
+    told(101, 99, 0, (0, 0, 0))
+    since = datetime.fromtimestamp(here.now + 1, UTC).isoformat()
+    revisions = [{"commit": commit, "weight": 100, "since": since}]
+    here.cluster.put(INFERENCE_SERVICE, {**one, "status": {"revisions": revisions}})
+    told(117, 100, 2, (16, 0, 0))
+    found = here.deciding.health("models", "chat")[commit]
+    assert (found.requests, found.in_flight) == (19, 3)
+    assert found.error_percent == pytest.approx(100 * 3 / 19)
+    assert found.ttft_ms == pytest.approx(500)
 
 
 def test_without_routers_a_service_has_a_worker_and_never_sleeps():
