@@ -3,7 +3,8 @@
 Each process knows which services there are and tells the signals of them (``sync``), so that whoever asks any process
 for external metrics gets the numbers that the leader wrote. Only the leader decides: it begins with what the statuses
 remember (``begin``), decides for a service when its turn comes first, and then each ``look_s`` seconds, or at once when
-a request is held for one that sleeps; a decision that changes something is a turn of the service.
+a request is held for one that sleeps; a decision that changes something is a turn of the service, and so is each look
+while its requests move between commits.
 
 All of it belongs to the event loop, and nothing in it awaits but ``run``.
 """
@@ -257,6 +258,8 @@ class Deciding:
                 seen[role] = Sample(replicas=there, ready=ready, router_age_s=UNHEARD, partial=True)
             else:
                 seen[role] = one.samplers[role].sample(there, ready)
+        if not first and len(_status(manifest).get("revisions") or ()) > 1:
+            self._add(INFERENCE_SERVICE, key)  # requests move: what is heard of the commits may end that
         nodes = one.mind.prefetch
         one.mind.look(now, one.plan, seen)
         for other in self._grant(key, now):

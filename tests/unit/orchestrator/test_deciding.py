@@ -196,6 +196,13 @@ def test_a_commit_s_health_is_that_of_the_requests_since_it_has_its_weight():
     assert (found.requests, found.in_flight) == (19, 3)
     assert found.error_percent == pytest.approx(100 * 3 / 19)
     assert found.ttft_ms == pytest.approx(500)
+    here.turns.clear()
+    here.after(60)
+    assert ("InferenceService", "models/chat") not in here.turns
+    moving = [*revisions, {"commit": "d" * 40, "weight": 0, "since": since}]
+    here.cluster.put(INFERENCE_SERVICE, {**one, "status": {"revisions": moving}})
+    here.after(60)
+    assert here.turns.count(("InferenceService", "models/chat")) >= 3, "each look may end the rollout"
 
 
 def test_without_routers_a_service_has_a_worker_and_never_sleeps():
