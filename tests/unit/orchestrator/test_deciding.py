@@ -196,6 +196,7 @@ def test_a_commit_s_health_is_that_of_the_requests_since_it_has_its_weight():
     assert (found.requests, found.in_flight) == (19, 3)
     assert found.error_percent == pytest.approx(100 * 3 / 19)
     assert found.ttft_ms == pytest.approx(500)
+    here.after(60)
     here.turns.clear()
     here.after(60)
     assert ("InferenceService", "models/chat") not in here.turns
