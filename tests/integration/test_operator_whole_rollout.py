@@ -16,6 +16,7 @@ import msgspec
 from helios.config import SignalsSettings
 from helios.demand import Answers, Demand, Model, Role, Times
 from tests.fakes.kubernetes import Call
+from tests.support.demand import TOKEN
 from tests.support.registry import running_registry
 from tests.support.scaled import Told
 from tests.support.whole_operator import Cluster, cluster, operator, push, until
@@ -34,7 +35,7 @@ async def traffic(router: Told, here: Cluster, bad: set[str]) -> None:
         for commit, weight in here.weights().items():
             (failed if commit in bad else ok)[commit] += weight // 10
         answers = tuple(
-            Answers(one, ok[one], failed[one], 0, 0, Times((), (0,), 0.0)) for one in sorted({*ok, *failed})
+            Answers(one, ok[one], failed[one], 0, 0, Times((1.0,), (0, 0), 0.0)) for one in sorted({*ok, *failed})
         )
         roles = tuple(Role("both", one.revision, 1, 1, 0, 0, 0) for one in answers)
         total = ok.total() + failed.total()
@@ -46,8 +47,12 @@ async def traffic(router: Told, here: Cluster, bad: set[str]) -> None:
 def test_a_commit_that_fails_is_taken_back_and_a_good_one_takes_over(helios: Any, tmp_path: Path) -> None:
     async def run(registry: Any, client: Any, first: str) -> None:
         bad: set[str] = set()
-        async with Told().serving() as router, cluster(tmp_path) as here:
-            signals = SignalsSettings(routers=[router.url], poll_s=0.2, timeout_s=2.0, stale_s=5.0)
+        token = tmp_path / "token"
+        token.write_text(TOKEN)
+        async with Told(TOKEN).serving() as router, cluster(tmp_path) as here:
+            signals = SignalsSettings(
+                routers=[router.url], poll_s=0.2, timeout_s=2.0, stale_s=5.0, token_file=str(token)
+            )
             asking = asyncio.create_task(traffic(router, here, bad))
             async with operator(here, registry.url, signals):
                 here.model(revision={"policy": "Follow", "checkSeconds": 5})
