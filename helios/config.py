@@ -916,6 +916,66 @@ class SignalsSettings(Section, frozen=True):
     """Common names of the front proxy's certificate, with ``client_ca``; none: any that its authority has signed."""
 
 
+class SecretKey(Section, frozen=True):
+    """A key of a Secret, which has to be in the namespace of whoever uses it."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+
+class Peer(Section, frozen=True):
+    """Pods, by the labels of their namespace and their own; empty: all."""
+
+    namespace: dict[str, str] = {}
+    pods: dict[str, str] = {}
+
+
+class SiteSettings(Section, frozen=True):
+    """What holds for all services of a cluster: what their pods are made of, where the others are, and what they are
+    called (docs/operator.md)."""
+
+    worker_image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] = "registry.example/helios/vllm:0.1.0"
+    """The image of workers, for services whose ``engine.image`` says none; it has to have ``helios`` on its path."""
+    pause_image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] = "registry.k8s.io/pause:3.10"
+    """What the pods run that keep a model on a node: it does nothing."""
+    pull_secrets: list[str] = []
+    """Secrets for those images, in each namespace with services."""
+    csi_driver: Annotated[str, msgspec.Meta(min_length=1)] = "csi.helios.dev"
+    host: Literal["0.0.0.0", "::"] = "0.0.0.0"  # noqa: S104 - in a pod of its own
+    """Where workers listen."""
+    routers: list[str] = []
+    """Administrations at which workers register, ``http://HOST:8481``; none: routers find them by EndpointSlices."""
+    registrar: SecretKey | None = None
+    """The token for that."""
+    registry_urls: list[str] = []
+    """The registry as pods reach it: with it workers share what they compile (docs/compile-caches.md)."""
+    registry_token: SecretKey | None = None
+    compile_key: SecretKey | None = None
+    router: Peer = Peer(
+        namespace={"kubernetes.io/metadata.name": "helios"}, pods={"app.kubernetes.io/component": "router"}
+    )
+    """Who may send requests to workers."""
+    gateway: Peer | None = None
+    """Others that do: a gateway with an InferencePool."""
+    monitoring: Peer | None = None
+    """Who may read workers' metrics."""
+    registry: Peer = Peer(
+        namespace={"kubernetes.io/metadata.name": "helios"}, pods={"app.kubernetes.io/component": "registry"}
+    )
+    registry_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8470
+    router_admin_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8481
+    network_policies: bool = True
+    """Whether workers get a NetworkPolicy."""
+    mesh: Literal["off", "permissive", "strict"] = "off"
+    """What Istio's PeerAuthentication says of workers, where Istio is; ``off``: nothing is made for Istio."""
+    picker_service: str = ""
+    """The endpoint picker's Service, in each namespace with workers; empty: no InferencePools."""
+    picker_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 9002
+    keda_scaler: str = ""
+    """``HOST:PORT`` at which KEDA reaches the operator's external scaler; empty: no ScaledObjects."""
+    cluster_domain: Annotated[str, msgspec.Meta(min_length=1)] = "cluster.local"
+
+
 class OperatorSettings(Section, frozen=True):
     """The Kubernetes operator (docs/operator-runtime.md)."""
 
@@ -951,6 +1011,15 @@ class OperatorSettings(Section, frozen=True):
     """``host:port`` where the operator serves /metrics, /healthz and /readyz over TCP; port 0 takes a free one."""
     signals: SignalsSettings = SignalsSettings()
     """What it hears of routers, and tells whoever scales."""
+    site: SiteSettings = SiteSettings()
+    """What pods are made of, and where the others are."""
+    look_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
+    """How often the number of each role's workers is decided, in seconds; a request that is held for a service that
+    sleeps is told at once."""
+    ceilings: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
+    """Most accelerators that all services have together, by their type (``NVIDIA-L40S``), or for those whose type has
+    no ceiling by their resource (``nvidia.com/gpu``); Models with a higher priority go first. None named: no ceiling.
+    """
 
 
 class Config(Section, frozen=True):

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
+from orchestrator.api.common import Condition
 
-
-class Condition(msgspec.Struct, frozen=True):
-    """``reason`` is one word in CamelCase, ``message`` is for people."""
-
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = ""
+__all__ = ["Condition", "conditions", "timestamp"]
 
 
 def timestamp(now: float) -> str:

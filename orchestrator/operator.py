@@ -13,15 +13,14 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import msgspec
 
 from helios.cluster import cluster_client, require_client
-from helios.config import Config, OperatorSettings, SignalsSettings
+from helios.config import OperatorSettings
 from helios.errors import UsageError
 from helios.kube.following import BACKOFF_S, Clients, Follower, Pace
 from helios.kube.kinds import Kind
@@ -36,9 +35,6 @@ from orchestrator.runtime.performing import Performer
 from orchestrator.runtime.queue import Limits
 from orchestrator.runtime.refusals import NotLeading
 from orchestrator.runtime.writes import Connection, Leases, Writer
-
-if TYPE_CHECKING:
-    from orchestrator.signals.serving import Signals
 
 log = logging.getLogger("helios.operator")
 
@@ -55,23 +51,33 @@ class Watched(msgspec.Struct, frozen=True):
     trim: Trim | None = None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an operator does. ``beside``: what runs as long as it does, in every process; none of it ends by itself.
+    ``begin``: told each time when this process begins to lead."""
+
+    reconcilers: Sequence[Reconciler[Any]]
+    watched: Mapping[Kind, Watched] = field(default_factory=dict)
+    beside: Callable[[Operator], Sequence[Coroutine[Any, Any, None]]] = lambda operator: ()
+    begin: Callable[[], None] = lambda: None
+
+
 class Operator:
     """One process of it. ``run`` runs until it is cancelled, and has given the lease back by then."""
 
     def __init__(
-        self, settings: OperatorSettings, reconcilers: Sequence[Reconciler[Any]], clients: Clients,
-        metrics: OperatorMetrics, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
-        watched: Mapping[Kind, Watched] | None = None, limits: Limits | None = None,
-        backoff_s: tuple[float, float] = BACKOFF_S,
+        self, settings: OperatorSettings, work: Work, clients: Clients, metrics: OperatorMetrics, *,
+        clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
+        limits: Limits | None = None, backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:  # fmt: skip
         """Raises UsageError for settings that can't work."""
-        self._watched = watched or {}
+        self._work, self._watched = work, work.watched
         self.identity = f"{socket.gethostname()[:60]}_{secrets.token_hex(8)}"
         self._settings, self._clients, self._metrics, self._clock = settings, clients, metrics, clock
         self._pace = Pace(settings.silence_s, settings.watch_s, settings.relist_s, ABSENT_S, backoff_s)
         self._active: dict[Kind, float] = {}
         trims = {kind: one.trim for kind, one in self._watched.items() if one.trim is not None}
-        self.controller = Controller(reconcilers, metrics, clock, wall, limits=limits, trims=trims)
+        self.controller = Controller(work.reconcilers, metrics, clock, wall, limits=limits, trims=trims)
         self._connection = Connection(clients)
         times = Times(settings.lease_s, settings.renew_s, settings.retry_s)
         leases = Leases(self._connection, settings.lease_namespace, settings.lease_name, settings.renew_s / 2)
@@ -112,12 +118,15 @@ class Operator:
                         selector=self._watched.get(kind, Watched()).selector,
                     )  # fmt: skip
                     tasks.create_task(follower.run())
+                for one in self._work.beside(self):
+                    tasks.create_task(one)
                 tasks.create_task(self._resync())
                 tasks.create_task(self.leadership.run(self._lead))
         finally:
             await self._connection.close()
 
     async def _lead(self) -> None:
+        self._work.begin()
         self.controller.add_all()
         try:
             await self.controller.work(self._performer, workers=self._settings.workers)
@@ -162,29 +171,26 @@ def check(settings: OperatorSettings) -> None:
 
 
 def run(
-    config: Config, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None], *,
-    watched: Mapping[Kind, Watched] | None = None,
+    settings: OperatorSettings, work: Callable[[OperatorMetrics], contextlib.AbstractContextManager[Work]],
+    ready: Callable[[str | None], None],
 ) -> int:  # fmt: skip
     """Run it until SIGTERM or SIGINT; ``ready`` is told its URL, if it has one. Returns the exit status."""
-    check(config.operator)
-    asyncio.run(_run(config.operator, reconcilers, ready, watched))
+    check(settings)
+    metrics = OperatorMetrics()
+    with work(metrics) as whole:
+        asyncio.run(_run(settings, whole, metrics, ready))
     return 0
 
 
 async def _run(
-    settings: OperatorSettings, reconcilers: Sequence[Reconciler[Any]], ready: Callable[[str | None], None],
-    watched: Mapping[Kind, Watched] | None,
-) -> None:  # fmt: skip
+    settings: OperatorSettings, work: Work, metrics: OperatorMetrics, ready: Callable[[str | None], None]
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    metrics = OperatorMetrics()
-    operator = Operator(settings, reconcilers, lambda: client_of(settings), metrics, watched=watched)
-    signals = _signals(settings, metrics)
+    operator = Operator(settings, work, lambda: client_of(settings), metrics)
     with _front(settings, operator, metrics) as (serve, url):
         tasks = [asyncio.create_task(operator.run())]
-        if signals is not None:
-            tasks.append(asyncio.create_task(signals.run()))
         if serve is not None:
             tasks.append(asyncio.create_task(serve()))
         for task in tasks:
@@ -202,19 +208,6 @@ async def _run(
     for task in done:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
-
-
-def _signals(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals | None:
-    """What is heard of routers, and told to whoever scales, if the settings name routers. Raises UsageError."""
-    if settings.signals == SignalsSettings():
-        return None
-    if settings.signals.scaler_listen and find_spec("grpc") is None:
-        raise UsageError(
-            "operator.signals.scaler_listen needs gRPC", hint="Install it: pip install 'helios-llm[operator]'."
-        )
-    from orchestrator.signals.serving import of_cluster
-
-    return of_cluster(settings, metrics)
 
 
 def client_of(settings: OperatorSettings) -> contextlib.AbstractAsyncContextManager[tuple[Any, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -162,10 +162,13 @@ class Answers:
     """A ``Registry``. ``changed`` is told of a repository of which something new is known, on the event loop."""
 
     def __init__(
-        self, client: RegistryClient, changed: Callable[[str], None], *, wall: Callable[[], float] = time.time,
-        tick_s: float = TICK_S,
+        self, clients: Sequence[RegistryClient], changed: Callable[[str], None], *,
+        wall: Callable[[], float] = time.time, tick_s: float = TICK_S,
     ) -> None:  # fmt: skip
-        self._client, self._changed, self._wall, self._tick_s = client, changed, wall, tick_s
+        """``clients``: of the same registry, one address each; the next is asked where one can't be reached."""
+        self._clients, self._changed, self._wall, self._tick_s = tuple(clients), changed, wall, tick_s
+        self._first = 0
+        """Who answered last; threads may write it together, any of them is as good."""
         self._memory = Memory()
         self._free = AT_ONCE
 
@@ -193,13 +196,23 @@ class Answers:
             self._changed(question.repo)
 
     def _call(self, question: Question) -> Heard:
+        first, count = self._first, len(self._clients)
+        heard = Heard()
+        for number in range(first, first + count):
+            heard = self._asked(self._clients[number % count], question)
+            if not isinstance(heard.error, Unavailable):
+                self._first = number % count
+                break
+        return heard
+
+    def _asked(self, client: RegistryClient, question: Question) -> Heard:
         try:
             repo = RepoId.parse(question.repo)
-            place = self._client.where(repo, question.rev)
+            place = client.where(repo, question.rev)
             if question.facts:
-                return Heard(place, self._client.signer(repo, question.rev))
+                return Heard(place, client.signer(repo, question.rev))
             if question.pull and place.state in ("partial", "upstream"):
-                place = self._client.fetch(repo, question.rev)
+                place = client.fetch(repo, question.rev)
             return Heard(place)
         except HeliosError as error:
             return Heard(error=error)

@@ -20,10 +20,10 @@ def operator(namespace: str | None, kubeconfig: Path | None, listen: str | None)
     """
     from helios import logs
     from helios.config import load_from_process
+    from orchestrator.assembly import whole
     from orchestrator.operator import run
-    from orchestrator.reconcilers import reconcilers
 
     given = {"namespace": namespace, "kubeconfig": None if kubeconfig is None else str(kubeconfig), "listen": listen}
     config = load_from_process({"operator": given})
     logs.setup(config.log)
-    return run(config, reconcilers(config), lambda url: click.echo(url or "running"))
+    return run(config.operator, lambda metrics: whole(config, metrics), lambda url: click.echo(url or "running"))

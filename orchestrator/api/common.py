@@ -10,7 +10,6 @@ from msgspec import Meta
 GROUP: Final = "helios.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
-FIELD_MANAGER: Final = "helios-operator"
 FINALIZER: Final = f"{GROUP}/cleanup"
 
 _PART: Final = r"[A-Za-z0-9_]+((-(\.-)*\.?|\.(-\.)*-?)[A-Za-z0-9_]+)*"
@@ -95,7 +94,7 @@ class Toleration(Part, frozen=True, kw_only=True):
     """How long a pod stays on a node that gets the taint ``NoExecute``; default: for ever."""
 
 
-class Condition(Part, frozen=True, kw_only=True):
+class Condition(Part, frozen=True):
     """What is the case, since when and why (Kubernetes' API conventions, "Typical status properties")."""
 
     type: Annotated[str, Meta(min_length=1, max_length=316)]

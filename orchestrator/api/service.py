@@ -132,7 +132,7 @@ class Overprovision(Part, frozen=True, kw_only=True):
     replicas: Count = 0
     """So many more workers than needed..."""
     percent: Percent = 0
-    """...or this share more, if that is more."""
+    """...and this share more, while anything is asked for."""
 
 
 class Scaling(Part, frozen=True, kw_only=True):

@@ -52,6 +52,10 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
         return _deleted(seen)
     if wrong or seen.spec is None:
         return Outcome(_told(seen, before_of(seen), [Condition("Ready", "False", "Invalid", wrong)], []))
+    ordered = {pod["metadata"].get("annotations", {}).get(prefetch.NODE, "") for _, pod in seen.children}
+    asked = prefetch.asked(seen.nodes, seen.spec.prefetch, seen.expected, ordered)
+    seen = msgspec.structs.replace(seen, spec=msgspec.structs.replace(seen.spec, prefetch=asked))
+    assert seen.spec is not None
     before, choice = before_of(seen), choose(seen, seen.spec)
     actions: list[Action] = [] if FINALIZER in its.finalizers else [SetFinalizer(its.ref, FINALIZER)]
     model = ModelSeen(its.ref.name, seen.spec, choice.commit)
@@ -61,7 +65,6 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
     if choice.commit is not None:
         repo = seen.spec.source.repo
         have = prefetch.cached(seen.nodes, repo, choice.commit)
-        ordered = {pod["metadata"].get("annotations", {}).get(prefetch.NODE, "") for _, pod in seen.children}
         wanted = prefetch.orders(seen.nodes, seen.spec.prefetch, repo, choice.commit, ordered)
     held = claims(its.ref, model, kept, site) if seen.spec.storage.volume == "Claim" else []
     made, gone = prefetch.pods(its.ref, model, wanted, seen.children, site)

@@ -11,7 +11,7 @@ from orchestrator.reconcile import names
 from orchestrator.reconcile.connectors import BOOTSTRAP_PORT
 from orchestrator.reconcile.deployment import metadata
 from orchestrator.reconcile.pod import DEFAULTS
-from orchestrator.reconcile.site import Site
+from orchestrator.reconcile.site import Site, allowed
 
 DNS: Final = 53
 HBONE: Final = 15008
@@ -28,21 +28,21 @@ def policy(owner: Ref, site: Site, *, apart: bool) -> Apply:
     router = [DEFAULTS.vllm_port, DEFAULTS.kv_events_port, DEFAULTS.kv_replay_port, BOOTSTRAP_PORT]
     among = [{"podSelector": {"matchLabels": workers}}]
     ingress: list[FreeForm] = [
-        {"from": [site.router.policy()], "ports": _tcp(*router, *([HBONE] if meshed else []))},
+        {"from": [allowed(site.router)], "ports": _tcp(*router, *([HBONE] if meshed else []))},
     ]
     if site.gateway is not None:
         ports = _tcp(DEFAULTS.vllm_port, *([HBONE] if meshed else []))
-        ingress.append({"from": [site.gateway.policy()], "ports": ports})
+        ingress.append({"from": [allowed(site.gateway)], "ports": ports})
     if site.monitoring is not None:
-        ingress.append({"from": [site.monitoring.policy()], "ports": _tcp(DEFAULTS.port)})
+        ingress.append({"from": [allowed(site.monitoring)], "ports": _tcp(DEFAULTS.port)})
     egress: list[FreeForm] = [{"ports": [{"protocol": kind, "port": DNS} for kind in ("UDP", "TCP")]}]
     if apart:
         ingress.append({"from": among})
         egress.append({"to": among})
     if site.routers:
-        egress.append({"to": [site.router.policy()], "ports": _tcp(site.router_admin_port)})
+        egress.append({"to": [allowed(site.router)], "ports": _tcp(site.router_admin_port)})
     if site.registry_urls:
-        egress.append({"to": [site.registry.policy()], "ports": _tcp(site.registry_port)})
+        egress.append({"to": [allowed(site.registry)], "ports": _tcp(site.registry_port)})
     if meshed:
         istiod = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "istiod"}}}
         egress.append({"to": [istiod], "ports": _tcp(ISTIOD)})

@@ -101,6 +101,10 @@ class Scaling(Protocol):
 
     def state(self, namespace: str, service: str) -> str: ...
 
+    def prefetch(self, namespace: str, model: str) -> int | None:
+        """Nodes that should have a Model for workers that are expected; None: not known yet."""
+        ...
+
 
 # --- what the cluster has ---
 
@@ -195,6 +199,8 @@ class ModelObserved(msgspec.Struct, frozen=True):
     users: tuple[str, ...] = ()
     in_use: frozenset[str] = frozenset()
     nodes: tuple[NodeSeen, ...] = ()
+    expected: int | None = 0
+    """Nodes that should have it for workers that are expected; None: not known yet, so what is there stays."""
     children: tuple[tuple[Ref, Manifest], ...] = ()
     problems: Sequence[Problem] = ()
     now: float = 0.0

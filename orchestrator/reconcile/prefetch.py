@@ -42,6 +42,19 @@ def cached(nodes: Sequence[NodeSeen], repo: str, commit: str) -> set[str]:
     return {one.name for one in nodes if one.labels.get(key) == WHOLE}
 
 
+def asked(nodes: Sequence[NodeSeen], said: Prefetch, expected: int | None, ordered: Collection[str]) -> Prefetch:
+    """What is asked for, raised to what the forecast would have as far as there are nodes. ``expected`` None: nobody
+    knows yet, so nodes that were ordered before stay."""
+    fit = len(_fit(nodes, said))
+    return msgspec.structs.replace(
+        said, nodes=max(said.nodes, min(fit, len(ordered) if expected is None else expected))
+    )
+
+
+def _fit(nodes: Sequence[NodeSeen], said: Prefetch) -> list[str]:
+    return [one.name for one in nodes if one.usable and said.selector.items() <= one.labels.items()]
+
+
 def orders(
     nodes: Sequence[NodeSeen], prefetch: Prefetch, repo: str, commit: str, ordered: Collection[str] = ()
 ) -> list[Order]:
@@ -50,7 +63,7 @@ def orders(
     ``ordered``: nodes that were chosen before; they stay, then come those that have it, then by a hash of commit and
     node (rendezvous hashing), which spreads models over nodes and moves few when a node comes or goes."""
     have = cached(nodes, repo, commit)
-    fit = [one.name for one in nodes if one.usable and prefetch.selector.items() <= one.labels.items()]
+    fit = _fit(nodes, prefetch)
 
     def rank(node: str) -> tuple[bool, bool, bytes]:
         return node not in ordered, node not in have, hashlib.sha256(f"{commit}@{node}".encode()).digest()

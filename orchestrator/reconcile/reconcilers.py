@@ -36,8 +36,8 @@ class Models:
     kind = MODEL
     owns: Sequence[Kind] = model.OWNS
 
-    def __init__(self, site: Site, registry: Registry) -> None:
-        self._site, self._registry = site, registry
+    def __init__(self, site: Site, registry: Registry, scaling: Scaling) -> None:
+        self._site, self._registry, self._scaling = site, registry, scaling
         self.maps: Maps = {INFERENCE_SERVICE: _models_of, NODE: _prefetching}
 
     def observe(self, view: View, key: Key, now: float, problems: Sequence[Problem]) -> ModelObserved | None:
@@ -58,7 +58,8 @@ class Models:
             nodes = tuple(map(_node, view.all(NODE)))
         return ModelObserved(
             its, spec, wrong, answer, facts, tuple(sorted(one["metadata"]["name"] for one in users)),
-            frozenset(running), nodes, _children(view, model.OWNS, its.ref.uid), problems, now,
+            frozenset(running), nodes, self._scaling.prefetch(key.namespace, key.name),
+            _children(view, model.OWNS, its.ref.uid), problems, now,
         )  # fmt: skip
 
     def _facts(self, spec: ModelSpec, commits: Iterable[str | None]) -> dict[str, Facts]:

@@ -17,7 +17,7 @@ async def started(home, file, *arguments):
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "helios", "operator", "--kubeconfig", str(file), "--listen", "127.0.0.1:0", *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"HELIOS_HOME": str(home.root)},
+        env=os.environ | {"HELIOS_HOME": str(home.root), "HELIOS_REGISTRY__URLS": "http://127.0.0.1:9"},
     )  # fmt: skip
     async with asyncio.timeout(60):
         line = (await child.stdout.readline()).decode().strip()

@@ -26,7 +26,7 @@ def test_what_a_revision_names_is_followed_and_a_registry_that_goes_is_said(heli
 async def _follow(registry: Any, tmp_path: Path) -> None:
     changed: list[str] = []
     with contextlib.closing(registry.client()) as client:
-        answers = Answers(client, changed.append, tick_s=0.05)
+        answers = Answers([client], changed.append, tick_s=0.05)
         running = asyncio.create_task(answers.run())
         try:
             await _until(lambda: _problem(answers) != "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from helios.config import OperatorSettings
 from helios.metrics import OperatorMetrics
-from orchestrator.operator import Operator, client_of
+from orchestrator.operator import Operator, Work, client_of
 from orchestrator.runtime.queue import Limits
 from tests.fakes.kubernetes import ApiServer, Call, kubeconfig
 from tests.support.sample_operator import CRD, FINALIZER, Greeter
@@ -65,7 +65,7 @@ class Site:
         file = self.file.with_name(f"kubeconfig-{len(self.server.users)}")
         settings = OperatorSettings(kubeconfig=str(file), **self.options)
         operator = Operator(
-            settings, [self.reconciler], lambda: client_of(settings), OperatorMetrics(), limits=FAST,
+            settings, Work([self.reconciler]), lambda: client_of(settings), OperatorMetrics(), limits=FAST,
             backoff_s=(0.01, 0.1),
         )  # fmt: skip
         self.server.users[operator.identity] = operator.identity

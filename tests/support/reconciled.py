@@ -209,6 +209,7 @@ class Known:
         self.of_commits: dict[tuple[str, str], Facts] = {}
         self.by_role: dict[str, Wanted] = {}
         self.by_commit: dict[str, Health] = {}
+        self.expected: int | None = 0
 
     def answer(self, repo: str, revision: str, pull: bool, every_s: float) -> Answer | None:
         return self.answers.get((repo, revision))
@@ -224,6 +225,9 @@ class Known:
 
     def state(self, namespace: str, service: str) -> str:
         return "opaque"
+
+    def prefetch(self, namespace: str, model: str) -> int | None:
+        return self.expected
 
 
 def turn(

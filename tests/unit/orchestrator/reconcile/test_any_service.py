@@ -55,7 +55,7 @@ def test_everything_is_legal_and_comes_to_rest(spec, name, site, replicas):
     known.answers["org/llama", "main"] = Answer(A, 1000.0)
     known.by_role = {role: Wanted(count, min(count, 2)) for role, count in replicas.items()}
     cluster.put(INFERENCE_SERVICE, inference_service(name, **spec))
-    settle(cluster, Models(site, known), "llama", 1000.0)
+    settle(cluster, Models(site, known, known), "llama", 1000.0)
     services = Services(site, known)
     settle(cluster, services, name, 1000.0)
     deployments = cluster.all(DEPLOYMENT)
@@ -70,7 +70,7 @@ def test_everything_is_legal_and_comes_to_rest(spec, name, site, replicas):
     left = [kind for kind, _, _ in cluster.objects if kind not in (MODEL, POD)]
     assert left == []
     cluster.delete(MODEL, "llama")
-    turn(cluster, Models(site, known), "llama", 1003.0)
+    turn(cluster, Models(site, known, known), "llama", 1003.0)
     assert cluster.all(MODEL) == []
 
 

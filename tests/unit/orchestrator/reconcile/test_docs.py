@@ -35,7 +35,7 @@ def test_resources_on_the_page_are_ones_that_can_be_written_and_that_come_up(res
     cluster.put(MODEL, its_model)
     known.answers[its_model["spec"]["source"]["repo"], "main"] = Answer("a" * 40, 1.0)
     known.by_role = {role: Wanted(1) for role in ("both", "prefill", "decode")}
-    settle(cluster, Models(ALL, known), "llama", 1000.0)
+    settle(cluster, Models(ALL, known, known), "llama", 1000.0)
     cluster.put(INFERENCE_SERVICE, resource)
     settle(cluster, Services(ALL, known), resource["metadata"]["name"], 1000.0)
     found = cluster.get(INFERENCE_SERVICE, "models", resource["metadata"]["name"])

@@ -28,7 +28,7 @@ class World:
     def __init__(self, **spec: Any) -> None:
         self.cluster, self.known, self.now = Cluster(), Known(), 1000.0
         self.cluster.check = validate
-        self.models = Models(Site(), self.known)
+        self.models = Models(Site(), self.known, self.known)
         self.cluster.put(MODEL, model(**spec))
 
     def names(self, commit: str | Answer | None) -> World:
@@ -179,6 +179,27 @@ def test_a_node_that_goes_is_replaced_and_one_that_comes_moves_nothing():
     world.cluster.all(POD)[0]["status"] = {"phase": "Failed", "reason": "Evicted"}
     world.settle()
     assert {(pod.get("status") or {}).get("phase") for pod in world.cluster.all(POD)} == {None}
+
+
+def test_expected_workers_have_nodes_get_it_and_nobody_knowing_takes_none_away():
+    world = World()
+    for number in range(4):
+        world.node(f"n{number}")
+    world.names(A)
+    assert world.cluster.all(POD) == []
+    world.known.expected = 2
+    world.settle()
+    chosen = [pod["metadata"]["name"] for pod in world.cluster.all(POD)]
+    assert len(chosen) == 2
+    world.known.expected = None
+    world.settle()
+    assert [pod["metadata"]["name"] for pod in world.cluster.all(POD)] == chosen
+    world.known.expected = 9
+    world.settle()
+    assert len(world.cluster.all(POD)) == 4, "no more than there are nodes"
+    world.known.expected = 0
+    world.settle()
+    assert world.cluster.all(POD) == []
 
 
 def test_too_few_nodes_are_said():

@@ -37,7 +37,7 @@ from orchestrator.reconcile.kinds import (
 )
 from orchestrator.reconcile.observed import Answer, Facts, Wanted
 from orchestrator.reconcile.reconcilers import Models, Services
-from orchestrator.reconcile.site import Peer, SecretKey, Site
+from orchestrator.reconcile.site import Peer, SecretKey, Site, allowed
 from tests.support.kube_schemas import validate
 from tests.support.manifests import command_line
 from tests.support.manifests import settings as configured
@@ -47,12 +47,12 @@ ROOT = Path(__file__).parents[4]
 A = "a" * 40
 ALL = Site(
     routers=("http://helios-router-headless.helios:8481", "http://other:8481"),
-    registrar=SecretKey("registrar", "token"),
+    registrar=SecretKey(name="registrar", key="token"),
     registry_urls=("http://helios-registry.helios:8470",),
-    registry_token=SecretKey("node-token", "token"),
-    compile_key=SecretKey("compile", "key"),
-    gateway=Peer({"kubernetes.io/metadata.name": "istio-ingress"}),
-    monitoring=Peer({"kubernetes.io/metadata.name": "monitoring"}),
+    registry_token=SecretKey(name="node-token", key="token"),
+    compile_key=SecretKey(name="compile", key="key"),
+    gateway=Peer(namespace={"kubernetes.io/metadata.name": "istio-ingress"}),
+    monitoring=Peer(namespace={"kubernetes.io/metadata.name": "monitoring"}),
     mesh="strict",
     picker_service="helios-picker",
     external_metrics=True,
@@ -74,7 +74,7 @@ def ready_model(cluster: Cluster, known: Known, **spec: Any) -> None:
     cluster.put(MODEL, model(**spec))
     known.answers["org/llama", "main"] = Answer(A, 1000.0)
     known.of_commits["org/llama", A] = Facts(16_000_000_000)
-    settle(cluster, Models(ALL, known), "llama", 1000.0)
+    settle(cluster, Models(ALL, known, known), "llama", 1000.0)
 
 
 def made(site: Site = ALL, storage: dict[str, Any] | None = None, check: Any = None, **spec: Any) -> Cluster:
@@ -273,7 +273,7 @@ def test_what_the_cluster_does_not_have_is_not_made():
 
 def test_the_network_lets_in_the_router_and_workers_of_the_same_service():
     spec = the(made(**APART), NETWORK_POLICY)["spec"]
-    (router,) = [one for one in spec["ingress"] if one.get("from") == [ALL.router.policy()]]
+    (router,) = [one for one in spec["ingress"] if one.get("from") == [allowed(ALL.router)]]
     assert {one["port"] for one in router["ports"]} >= {8000, 5557, 5657}
     among = {"from": [{"podSelector": {"matchLabels": {"helios.dev/service": "chat"}}}]}
     assert among in spec["ingress"]

@@ -28,7 +28,7 @@ class World:
     def __init__(self, site: Site | None = None, **spec: Any) -> None:
         self.cluster, self.known, self.now = Cluster(), Known(), 1000.0
         site = site or Site()
-        self.models, self.services = Models(site, self.known), Services(site, self.known)
+        self.models, self.services = Models(site, self.known, self.known), Services(site, self.known)
         self.cluster.put(MODEL, model(revision={"policy": "Follow"}))
         self.names(A)
         self.wants(2)

@@ -1,0 +1,132 @@
+"""The whole operator: a new commit gets requests by steps, goes back when routers say it is worse; and it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from helios.config import SignalsSettings
+from helios.demand import Answers, Demand, Model, Role, Times
+from tests.fakes.kubernetes import Call
+from tests.support.demand import TOKEN
+from tests.support.registry import running_registry
+from tests.support.scaled import Told
+from tests.support.whole_operator import Cluster, cluster, operator, push, until
+
+SPEC: dict[str, Any] = {
+    "scaling": {"minReplicas": 1, "targets": {"inFlight": 8}},
+    "rollout": {"steps": [50, 100], "stepSeconds": 1, "minRequests": 10, "maxErrorPercent": 5},
+}
+
+
+async def traffic(router: Told, here: Cluster, bad: set[str]) -> None:
+    """Requests go to commits as their weights say; those of bad commits fail."""
+    ok: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    while True:
+        for commit, weight in here.weights().items():
+            (failed if commit in bad else ok)[commit] += weight // 10
+        answers = tuple(
+            Answers(one, ok[one], failed[one], 0, 0, Times((1.0,), (0, 0), 0.0)) for one in sorted({*ok, *failed})
+        )
+        roles = tuple(Role("both", one.revision, 1, 1, 0, 0, 0) for one in answers)
+        total = ok.total() + failed.total()
+        document = Demand("epoch", True, False, (Model("org/llama", total, 0.1, None, roles, answers),))
+        router.say(msgspec.json.encode(document), b'{"epoch": "epoch", "complete": true, "held": []}')
+        await asyncio.sleep(0.1)
+
+
+def test_a_commit_that_fails_is_taken_back_and_a_good_one_takes_over(helios: Any, tmp_path: Path) -> None:
+    async def run(registry: Any, client: Any, first: str) -> None:
+        bad: set[str] = set()
+        token = tmp_path / "token"
+        token.write_text(TOKEN)
+        async with Told(TOKEN).serving() as router, cluster(tmp_path) as here:
+            signals = SignalsSettings(
+                routers=[router.url], poll_s=0.2, timeout_s=2.0, stale_s=5.0, token_file=str(token)
+            )
+            asking = asyncio.create_task(traffic(router, here, bad))
+            async with operator(here, registry.url, signals):
+                here.model(revision={"policy": "Follow", "checkSeconds": 5})
+                here.service(**SPEC)
+                await until(here.ready, ("True", "Serving"))
+                assert here.weights() == {first: 100}
+                worse = await asyncio.to_thread(push, client, tmp_path, '{"n": 2}')
+                bad.add(worse)
+                await until(lambda: worse in here.weights() and here.weights()[worse] > 0)
+                await until(lambda: (here.find("inferenceservices", "chat") or {})["status"].get("refused"), worse)
+                await until(here.weights, {first: 100})
+                assert here.ready() == ("True", "Serving")
+                better = await asyncio.to_thread(push, client, tmp_path, '{"n": 3}')
+                await until(lambda: here.weights().get(better), 100)
+                await until(here.weights, {better: 100})
+                await until(here.replicas, {better[:10]: 1})
+            asking.cancel()
+
+    with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
+        asyncio.run(run(registry, client, push(client, tmp_path, "{}")))
+
+
+def test_an_operator_that_is_killed_at_any_write_is_followed_by_one_that_ends_the_work(
+    helios: Any, tmp_path: Path
+) -> None:
+    environ = {
+        "HELIOS_HOME": str(tmp_path / "operator"), "HELIOS_OPERATOR__LEASE_S": "4", "HELIOS_OPERATOR__RENEW_S": "3",
+        "HELIOS_OPERATOR__RETRY_S": "0.5",
+    }  # fmt: skip
+
+    async def start(here: Cluster, registry: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "helios", "operator", "--kubeconfig", str(here.file),
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            env=os.environ | environ | {"HELIOS_REGISTRY__URLS": registry},
+        )  # fmt: skip
+
+    async def run(registry: str) -> None:
+        chance = random.Random(int.from_bytes(os.urandom(4)))
+        async with cluster(tmp_path) as here:
+            here.model(storage={"volume": "Claim", "storageClassName": "helios"})
+            for name in ("one", "two"):
+                here.service(name, **SPEC)
+            for _ in range(2):
+                left = chance.randrange(1, 12)
+                child = await start(here, registry)
+
+                def count(call: Call, child: asyncio.subprocess.Process = child) -> None:
+                    nonlocal left
+                    if call.write and call.kind != "Lease":
+                        left -= 1
+                        if not left:
+                            child.kill()
+
+                here.server.performing = count
+                try:
+                    await until(lambda one=child: one.returncode is not None)
+                finally:
+                    if child.returncode is None:
+                        child.kill()
+                    await child.wait()
+            here.server.performing = lambda call: None
+            child = await start(here, registry)
+            try:
+                for name in ("one", "two"):
+                    await until(lambda one=name: here.ready(one), ("True", "Serving"))
+                    here.delete("inferenceservices", name)
+                here.delete("models", "llama")
+                await until(here.left, [])
+            finally:
+                child.terminate()
+                assert await child.wait() == 0
+
+    with running_registry(helios) as registry:
+        with contextlib.closing(registry.client()) as client:
+            push(client, tmp_path, "{}")
+        asyncio.run(run(registry.url))
