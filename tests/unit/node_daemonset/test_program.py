@@ -121,6 +121,7 @@ def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart:
                 "discovery",
                 "admission",
                 "signals",
+                "site",
             ):  # parts of which are
                 continue
             config = (
