@@ -11,6 +11,7 @@ import yaml
 
 from csi import attributes
 from helios.cli.main import COMMANDS
+from helios.config import Config
 from helios.node_labels import cached_key
 from tests.support.chart import DAEMONSET, ROOT, Chart
 from tests.unit.node_daemonset.test_chart import VERSIONS
@@ -105,9 +106,15 @@ def test_alerts_values_commands_and_files_on_the_page_are_there():
         if dotted.endswith(".yaml"):  # a file
             continue
         here: Any = values
+        dotted, _, setting = dotted.partition(".config.")
         for part in dotted.split("."):
             assert part in here, dotted
             here = here[part]
+        # Below ``config`` are the program's settings; a worker's are of several sections.
+        its: Any = Config() if dotted == "worker" else getattr(Config(), dotted, None)
+        for part in filter(None, setting.split(".")):
+            assert hasattr(its, part), f"{dotted}.config.{setting}"
+            its = getattr(its, part)
     for command in re.findall(r"`helios (\w+)", PAGE):
         assert command in COMMANDS, command
     for path in re.findall(r"node-daemonset/[\w./-]+\w", PAGE):
