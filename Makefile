@@ -4,7 +4,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := setup
 .NOTPARALLEL:
-.PHONY: help setup setup-dev quickstart test test-cluster lint types bench soak clean
+.PHONY: help setup setup-dev quickstart test test-cluster test-site lint types bench soak clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ test: setup-dev  ## everything CI runs: lint, types, the wheels, all tests
 
 test-cluster: setup-dev  ## against a real Kubernetes API server, whose programs KUBEBUILDER_ASSETS has
 	$(VENV)/python -m pytest tests/cluster
+
+test-site: setup-dev  ## against a real cluster with the chart in it; tests/site/conftest.py says what is needed
+	$(VENV)/python -m pytest -p no:xdist tests/site
 
 lint: setup-dev  ## ruff
 	$(VENV)/ruff check .
