@@ -17,6 +17,7 @@ import aiohttp
 
 from helios.config import IssuerSettings
 from helios.errors import UsageError
+from helios.http.bodies import at_most
 from helios.jwts import ASK_AGAIN_S, KeySet, TokenVerifier
 from helios.tokens import read_token
 from helios.watched import LOOK_AGAIN_S, WatchedFile
@@ -110,9 +111,7 @@ class Jwks:
             ) as response:
                 if response.status != 200:
                     raise ValueError(f"the answer is {response.status}")
-                document = await response.content.read(MAX_BYTES)
-                while len(document) < MAX_BYTES and (more := await response.content.read(MAX_BYTES)):
-                    document += more
+                document = await at_most(response.content, MAX_BYTES)
             keys = KeySet(document)
         except (TimeoutError, aiohttp.ClientError, ValueError, UsageError) as error:
             reason = str(error) or type(error).__name__

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 
 from helios.decoding import from_json
+from helios.http.bodies import at_most
 from router.descriptors import OutOfDescriptors, exhausted
 from router.health import State
 from router.per_worker import watching
@@ -107,7 +108,7 @@ class Checks:
         """Whether the worker has said what it serves."""
         try:
             async with self._get(worker, "/v1/models", session) as response:
-                content = await response.content.read(MODELS_MAX)
+                content = await at_most(response.content, MODELS_MAX)
                 status = response.status
             cards = from_json(content, _Models).data if status == 200 else None
         except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError) as error:

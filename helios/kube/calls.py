@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from helios.decoding import from_json
+from helios.http.bodies import at_most
 from helios.kube.reflector import refusal
 from helios.kube.wire import Status
 
@@ -39,7 +40,7 @@ async def request(
     if answer.status < 300:
         return answer
     async with answer:
-        content = await answer.content.read(MAX_STATUS)
+        content = await at_most(answer.content, MAX_STATUS)
         retry_after = answer.headers.get("retry-after", "")
     try:
         status = from_json(content, Status)

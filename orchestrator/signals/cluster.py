@@ -13,6 +13,7 @@ import msgspec
 
 from helios.decoding import from_json
 from helios.errors import HeliosError, UsageError
+from helios.http.bodies import at_most
 from helios.http.hosts import bracketed
 from helios.kube.calls import request
 from helios.kube.endpoints import EndpointConditions, EndpointSlice
@@ -114,7 +115,7 @@ async def front_proxy(clients: Clients) -> FrontProxy:
     async with clients() as (client, _):
         path = CONFIG_MAP.path(NAMESPACE, NAME)
         async with await request(client, "GET", path, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as answer:
-            body = await answer.content.read(MAX_BYTES)
+            body = await at_most(answer.content, MAX_BYTES)
     try:
         found: Any = from_json(body, _ConfigMap)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

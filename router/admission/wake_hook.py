@@ -20,6 +20,7 @@ import msgspec
 from helios.config import AdmissionSettings
 from helios.decoding import from_json
 from helios.errors import UsageError
+from helios.http.bodies import at_most
 from router.admission.waking import Report, WakeFailed
 
 log = logging.getLogger("helios.router")
@@ -59,7 +60,7 @@ class WakeHook:
 
     async def _ask(self, session: aiohttp.ClientSession, document: dict[str, str], report: Report) -> None:
         async with session.post(self._url, json=document, allow_redirects=False) as response:
-            told = _told(await response.content.read(MAX_BYTES))
+            told = _told(await at_most(response.content, MAX_BYTES))
             if response.status in (404, 409):
                 raise WakeFailed(told.message[:MAX_TEXT] or f"the hook answered {response.status}")
             if response.status in (200, 202):

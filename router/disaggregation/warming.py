@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from helios.decoding import json_decoder
+from helios.http.bodies import at_most
 from router.disaggregation.bodies import document_of
 from router.disaggregation.bootstrap import query_url
 from router.disaggregation.connectors import COMPLETIONS, Connector, Learns, Shape
@@ -150,7 +151,7 @@ class Warming:
     async def _query(self, prefill: Worker, session: aiohttp.ClientSession) -> None:
         """Ask Mooncake's bootstrap server which engines it has. No key of the worker's goes there."""
         async with session.get(f"{query_url(prefill)}/query", allow_redirects=False) as response:
-            content = await response.content.read(ANSWER_MAX)
+            content = await at_most(response.content, ANSWER_MAX)
             if response.status != 200 or not self._peers.queried(prefill, content):
                 raise _Refused(f"the prefill worker's bootstrap server answered {response.status} and no engine")
 
@@ -166,4 +167,4 @@ class Warming:
         async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise _Refused(f"the {role} worker answered {response.status}")
-            return await response.content.read(ANSWER_MAX)
+            return await at_most(response.content, ANSWER_MAX)

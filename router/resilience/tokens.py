@@ -19,6 +19,7 @@ from typing import Final
 import aiohttp
 
 from helios.config import HangSettings
+from helios.http.bodies import at_most
 from helios.metrics import RouterMetrics
 from router.descriptors import exhausted
 from router.worker_keys import WorkerKeys
@@ -89,7 +90,7 @@ class TokenChecks:
             url = f"{worker.url}{path}"
             try:
                 async with session.post(url, json=body, headers=headers, allow_redirects=False) as response:
-                    await response.content.read(METRICS_MAX)
+                    await at_most(response.content, METRICS_MAX)
                     status = response.status
             except (TimeoutError, aiohttp.ClientError) as error:
                 if exhausted(getattr(error, "os_error", error)):
@@ -118,7 +119,7 @@ class TokenChecks:
             async with session.get(
                 f"{worker.url}/metrics", headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
-                content = await response.content.read(METRICS_MAX)
+                content = await at_most(response.content, METRICS_MAX)
             if found := _COUNTERS.findall(content):
                 return sum(float(value) for value in found)
         return None

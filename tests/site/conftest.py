@@ -21,8 +21,12 @@ import pytest
 from tests.support.site import Site
 
 
+TOLD = dict(os.environ)
+"""What was said to the run; tests have no HELIOS_ variables."""
+
+
 def told(name: str, default: str | None = None) -> str:
-    found = os.environ.get(name, default)
+    found = TOLD.get(name, default)
     if found is None:
         pytest.fail(f"{name} is not set; tests/site/conftest.py says what is needed")
     return found

@@ -99,7 +99,9 @@ def test_what_cannot_be_is_said_in_kubectl_get_within_moments(site: Site) -> Non
     def reasons(plural: str) -> dict[str, str]:
         return {row["Name"]: row["Reason"] for row in site.table(plural)}
 
-    until(lambda: reasons("models"), {"fine": "Ready", "unsigned": "NotVerified", "unknown": "NotFound"}, 30)
+    nowhere = ("NotFound", "UpstreamUnreachable")  # as the registry has an upstream or not
+    until(lambda: reasons("models")["unknown"] in nowhere, seconds=30)
+    until(lambda: (reasons("models")["fine"], reasons("models")["unsigned"]), ("Ready", "NotVerified"), 30)
     soon = {"orphan": "ModelNotFound", "no-gpu": "Unschedulable", "no-image": "ImageMissing"}
     until(lambda: {name: why for name, why in reasons("inferenceservices").items() if name in soon}, soon, 60)
     until(lambda: reasons("inferenceservices")["bad-flag"], "CrashLoop", 3 * MINUTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -136,10 +137,11 @@ class Site:
 
     def _get(self, path: str, *, table: bool = False) -> Any:
         accept = "application/json;as=Table;v=v1;g=meta.k8s.io" if table else "application/json"
-        return self.api.call_api(
-            f"/{path}", "GET", header_params={"Accept": accept}, auth_settings=["BearerToken"], response_type="object",
+        answer = self.api.call_api(
+            f"/{path}", "GET", header_params={"Accept": accept}, auth_settings=["BearerToken"], _preload_content=False,
             _return_http_data_only=True,
         )  # fmt: skip
+        return json.loads(answer.data)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
