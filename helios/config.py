@@ -325,6 +325,11 @@ class WorkerSettings(Section, frozen=True):
     bootstrap: str = ""
     """Where those meet it that take blocks from it (SGLang, Mooncake): ``PORT`` or ``HOST:PORT``; empty: its own host,
     port 8998."""
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Requests of its models that this router answers at the same time, all workers together; more wait. Of several
+    workers of a model the least counts; None: any number."""
+    max_queued: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Requests of its models that wait at this router; more are refused with 429. In the same way."""
 
 
 class KvEventsSettings(Section, frozen=True):

@@ -15,6 +15,8 @@ ADAPTERS: Final = PREFIX + "adapters"
 PORT: Final = PREFIX + "port"
 SCHEME: Final = PREFIX + "scheme"
 RANKS: Final = PREFIX + "kv-ranks"
+MAX_IN_FLIGHT: Final = PREFIX + "max-in-flight"
+MAX_QUEUED: Final = PREFIX + "max-queued"
 
 HTTP: Final = "http"
 """Port of vLLM's API."""

@@ -235,6 +235,24 @@ def saturated(model: str, seconds: float, position: int, retry_after_s: int) -> 
     return ApiError(429, "saturated", message, type="rate_limit_error", retry_after_s=retry_after_s)
 
 
+def limit_of_model(model: str, most: int, seconds: float, position: int, retry_after_s: int) -> ApiError:
+    """429: waited in vain for the model to have fewer requests than it may."""
+    message = (
+        f"The model {model!r} answers {most} requests at the same time, its limit, and did so for {seconds:g} s; "
+        f"{position} requests were still ahead."
+    )
+    return ApiError(429, "model_limit_reached", message, type="rate_limit_error", retry_after_s=retry_after_s)
+
+
+def queue_of_model_full(model: str, most: int, retry_after_s: int) -> ApiError:
+    """429: so many wait for the model already as may."""
+    message = (
+        f"The model {model!r} has as many requests as it may: no more than {most} wait for it. "
+        f"Try again in {retry_after_s} s."
+    )
+    return ApiError(429, "model_limit_reached", message, type="rate_limit_error", retry_after_s=retry_after_s)
+
+
 def waking(model: str, seconds: float, progress: str, retry_after_s: int) -> ApiError:
     """503: the model did not come up in time."""
     told = f" ({progress})" if progress else ""

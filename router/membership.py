@@ -21,6 +21,7 @@ from helios.config import WorkerSettings
 from helios.errors import UsageError
 from router.disaggregation.bootstrap import wrong_with as wrong_bootstrap
 from router.kv.publishers import UNSAID, Said, wrong_with
+from router.model_limits import UNLIMITED, Limits, least
 from router.worker import Role
 
 CONFIGURATION: Final = "configuration"
@@ -43,6 +44,8 @@ class Spec:
     """Where it publishes KV events."""
     bootstrap: str = ""
     """Where those meet it that take blocks from it."""
+    limits: Limits = UNLIMITED
+    """Of its models, at this router."""
 
 
 def rank(source: str) -> tuple[int, str]:
@@ -78,9 +81,11 @@ def spec_of(url: str, settings: Sequence[WorkerSettings]) -> tuple[Spec | None, 
     cordoned = any(one.cordoned for one in settings)
     kv = next((said for said in map(said_of, settings) if said != UNSAID and not wrong_with(said)), UNSAID)
     bootstrap = next((one.bootstrap for one in settings if one.bootstrap and not wrong_bootstrap(one.bootstrap)), "")
+    limits = least(Limits(one.max_in_flight, one.max_queued) for one in settings)
     spec = Spec(
-        first.role, first.revision, first.weight, tuple(models), frozenset(adapters), cordoned, key_file, kv, bootstrap
-    )
+        first.role, first.revision, first.weight, tuple(models), frozenset(adapters), cordoned, key_file, kv,
+        bootstrap, limits,
+    )  # fmt: skip
     return spec, problems
 
 
@@ -93,7 +98,7 @@ def together(url: str, told: Sequence[tuple[str, Spec]]) -> tuple[Spec, list[tup
     """What sources say of one URL, in the order of their rank; also what does not count: (source, in words)."""
     (first, spec), *others = told
     models, adapters, problems = dict.fromkeys(spec.models), set(spec.adapters), []
-    key_file, kv, bootstrap = spec.key_file, spec.kv, spec.bootstrap
+    key_file, kv, bootstrap, limits = spec.key_file, spec.kv, spec.bootstrap, [spec.limits]
     for source, other in others:
         contradiction = _contradiction(spec, other)
         if contradiction:
@@ -104,9 +109,10 @@ def together(url: str, told: Sequence[tuple[str, Spec]]) -> tuple[Spec, list[tup
             key_file = key_file or other.key_file
             kv = other.kv if kv == UNSAID else kv
             bootstrap = bootstrap or other.bootstrap
+            limits.append(other.limits)
     both = Spec(
         spec.role, spec.revision, spec.weight, tuple(models), frozenset(adapters), spec.cordoned, key_file, kv,
-        bootstrap,
+        bootstrap, least(limits),
     )  # fmt: skip
     return both, problems
 

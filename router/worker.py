@@ -13,6 +13,7 @@ from router.health import Health, State
 from router.kv.publishers import UNSAID
 from router.latency import PeakEwma
 from router.load import Load
+from router.model_limits import UNLIMITED
 from router.resilience.guard import Guard
 from router.worker_metrics import WorkerMetrics
 
@@ -60,6 +61,7 @@ class Worker:
         "key_file",
         "kv",
         "leases",
+        "limits",
         "load",
         "metrics",
         "models",
@@ -93,6 +95,8 @@ class Worker:
         """Where it publishes KV events."""
         self.bootstrap = ""
         """Where those meet it that take blocks from it: ``PORT`` or ``HOST:PORT``; empty: nobody said."""
+        self.limits = UNLIMITED
+        """Of its models, at this router."""
         self.pinned: frozenset[str] = frozenset()
         """``model@commit`` for each of its models, where such names are asked for and it says which commit it runs."""
         # What becomes of it.

@@ -11,6 +11,7 @@ goes up when a lease is made and down when it ends; nothing else touches it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
@@ -20,6 +21,7 @@ from helios.names import is_commit
 from router.health import Health, State
 from router.load import Load, LocalLoad
 from router.membership import CONFIGURATION, Spec, by_url, check_url, parse_worker, rank, spec_of, together, touched
+from router.model_limits import UNLIMITED, Limits, least
 from router.resilience.guard import Guard, admitted
 from router.scheduling.keys import key_of
 from router.worker import Address, Lease, Role, Worker, address_of
@@ -61,10 +63,12 @@ class Watcher(Protocol):
 class _Served:
     """The workers of one name."""
 
-    __slots__ = ("able", "listed", "prefill", "workers")
+    __slots__ = ("able", "limits", "listed", "prefill", "workers")
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
+        self.limits = UNLIMITED
+        """What all of them together may have."""
         self.listed = False
         """Whether a worker names it; else it is a model's name with the commit that workers run."""
         self.able: list[Worker] = []
@@ -76,6 +80,8 @@ class _Served:
         able = [w for w in self.workers if not (w.cordoned or w.unready)]
         self.able = [w for w in able if w.role != "prefill"]
         self.prefill = [w for w in able if w.role == "prefill"]
+        if self.workers:
+            self.limits = least(worker.limits for worker in self.workers)
 
 
 class Workers:
@@ -104,7 +110,8 @@ class Workers:
         self._by_url: dict[str, Worker] = {}
         self._draining: dict[str, Worker] = {}
         self._served: dict[str, _Served] = {}
-        self._former: dict[str, float] = {}
+        self._former: dict[str, tuple[float, Limits]] = {}
+        """Models whose workers have all left: since when, and the limits that these said."""
         self._adapters: set[str] = set()
         self._starting: dict[Worker, float] = {}
         self._watchers: list[Watcher] = []
@@ -191,7 +198,7 @@ class Workers:
         worker.role, worker.revision, worker.weight = spec.role, spec.revision, spec.weight
         worker.kv, worker.bootstrap = spec.kv, spec.bootstrap
         worker.models, worker.adapters, worker.unready = list(spec.models), spec.adapters, spec.cordoned
-        worker.key_file = spec.key_file
+        worker.key_file, worker.limits = spec.key_file, spec.limits
         pins = self._pins and is_commit(worker.revision)
         worker.pinned = frozenset(f"{one}@{worker.revision}" for one in worker.models if pins and "@" not in one)
         after = worker.names | worker.pinned
@@ -239,7 +246,7 @@ class Workers:
             served.listed = any(name in worker.names for worker in served.workers)
             if not served.workers:
                 del self._served[name]
-                self._former[name] = self._clock()
+                self._former[name] = self._clock(), served.limits
                 if len(self._former) > FORMER_MAX:
                     del self._former[next(iter(self._former))]
             if any(name in worker.adapters for worker in served.workers):
@@ -293,8 +300,32 @@ class Workers:
         """Whether the model has workers, or had some a while ago, or is awaited."""
         if model in self._served or self.awaited(model):
             return True
-        since = self._former.get(model)
-        return since is not None and self._clock() - since < FORMER_S
+        return self._was(model) is not None
+
+    def _was(self, model: str) -> Limits | None:
+        """The limits of a model that had workers a while ago; None: it had none."""
+        former = self._former.get(model)
+        return former[1] if former is not None and self._clock() - former[0] < FORMER_S else None
+
+    def limits(self, model: str) -> Limits:
+        """How many requests of the model are taken; of one that has no workers any more what these said."""
+        served = self._served.get(model)
+        return served.limits if served is not None else self._was(model) or UNLIMITED
+
+    def may_wait(self, model: str) -> float:
+        """How many requests of the model may wait at the same time."""
+        most = self.limits(model).queued
+        return math.inf if most is None else most
+
+    def spare(self, model: str) -> float:
+        """How many more requests of the model may be answered now, by its limits. What is counted is what is under
+        way at its workers, by all processes, and what this one has at some that leave."""
+        most = self.limits(model).in_flight
+        if most is None:
+            return math.inf
+        ending = [worker for worker in self._draining.values() if model in worker.names or model in worker.pinned]
+        there = [worker for worker in (*self.of(model), *ending) if worker.role != "prefill"]
+        return max(0, most - sum(worker.in_flight for worker in there))
 
     def adapter(self, name: str) -> str | None:
         """The name, if it is that of a LoRA adapter."""

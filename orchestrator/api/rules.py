@@ -55,6 +55,17 @@ def _needed(spec: service.ServiceSpec) -> int:
     return sum(role.accelerator.count for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None)
 
 
+def _stays(spec: service.ServiceSpec) -> bool:
+    """Whether it never sleeps: its roles sleep together."""
+    its = [role for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None]
+    return any((role.scaling or spec.scaling).min_replicas > 0 for role in its)
+
+
+def _least(role: str) -> str:
+    scaling = f"has(self.{role}.scaling) ? self.{role}.scaling.minReplicas : self.scaling.minReplicas"
+    return f"(has(self.{role}) && ({scaling}) > 0)"
+
+
 def _most(spec: service.ServiceSpec) -> int:
     """The most workers of the decode or only role."""
     role = spec.aggregated or spec.decode
@@ -269,6 +280,14 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
             "up while its workers start",
             ".rollout.progressDeadlineSeconds",
             holds=lambda spec: spec.rollout.progress_deadline_seconds >= spec.engine.start_timeout_seconds,
+        ),
+        Rule(
+            "!has(self.limits.maxQueued) || self.limits.maxQueued > 0 || "
+            + " || ".join(map(_least, ("aggregated", "prefill", "decode"))),
+            "limits.maxQueued is 0, and minReplicas, too: a request that waits is what wakes a service; raise one of "
+            "the two",
+            ".limits.maxQueued",
+            holds=lambda spec: spec.limits.max_queued is None or spec.limits.max_queued > 0 or _stays(spec),
         ),
     ),
 }

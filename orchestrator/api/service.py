@@ -211,12 +211,12 @@ class Rollout(Part, frozen=True, kw_only=True):
 
 
 class Limits(Part, frozen=True, kw_only=True):
-    """Of the service at the router."""
+    """Of the service at each router, all processes of which keep them together."""
 
-    max_in_flight: Count | None = None
-    """Requests that are answered at the same time."""
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """Requests that are answered at the same time; more wait."""
     max_queued: Count | None = None
-    """Requests that wait; more are refused with 429."""
+    """Requests that wait, for it to wake, too; more are refused with 429. 0: none waits."""
 
 
 class ServiceSpec(Part, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from helios import worker_labels
 from helios.kube.kinds import SERVICE
 from orchestrator.actions import Apply, Ref
 from orchestrator.api.common import FreeForm
+from orchestrator.api.service import ServiceSpec
 from orchestrator.reconcile import names
 from orchestrator.reconcile.deployment import metadata
 from orchestrator.reconcile.pod import DEFAULTS, Workers
@@ -17,10 +18,16 @@ def weight_of(share: int, ready: int) -> str:
     return "0" if not share else f"{share / max(1, ready):.4g}"
 
 
+def limits_of(spec: ServiceSpec) -> dict[str, str]:
+    """What routers hear of ``spec.limits``, as labels."""
+    said = {worker_labels.MAX_IN_FLIGHT: spec.limits.max_in_flight, worker_labels.MAX_QUEUED: spec.limits.max_queued}
+    return {key: str(most) for key, most in said.items() if most is not None}
+
+
 def headless(its: Workers, weight: str) -> Apply:
-    """The workers of a role and commit. Its labels become those of its EndpointSlices: a weight changes without a
-    change of pods."""
-    labels = {**its.labels, **worker_labels.SELECTED, worker_labels.WEIGHT: weight}
+    """The workers of a role and commit. Its labels become those of its EndpointSlices: a weight or a limit changes
+    without a change of pods."""
+    labels = {**its.labels, **worker_labels.SELECTED, worker_labels.WEIGHT: weight, **limits_of(its.spec)}
     spec: FreeForm = {
         "clusterIP": "None",
         "selector": its.selector,

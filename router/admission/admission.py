@@ -17,14 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from helios.config import AdmissionSettings, LimitSettings, RouterSettings
+from helios.config import AdmissionSettings, KubernetesSettings, LimitSettings, RouterSettings
 from helios.errors import UsageError
 from helios.metrics import RouterMetrics
 from helios.series import Count
 from router import errors
 from router.admission import aliases
 from router.admission.at_registry import AtRegistry
-from router.admission.buckets import Limits, LocalLimits, Unit
+from router.admission.buckets import Limits as Buckets
+from router.admission.buckets import LocalLimits, Unit
 from router.admission.entry import Entry
 from router.admission.holders import Header, Keys
 from router.admission.line import Here, Line
@@ -35,6 +36,7 @@ from router.admission.redis_buckets import RedisLimits
 from router.admission.rights import ANYBODY, BACKGROUND, Principal, Right, Tenants, check_limits
 from router.admission.sums import Sums
 from router.admission.waking import Wakes
+from router.model_limits import UNLIMITED, Limits
 from router.relay.headers import Headers
 from router.routes import InferenceRoute
 from router.workers import Worker, Workers
@@ -76,7 +78,7 @@ class Admission:
         self.authenticates = self._keys is not None or self._verifier is not None
         local = LocalLimits(clock, processes, sums)
         self._shared = RedisLimits(ours.shared, local, clock) if ours.shared.url else None
-        self.limits: Limits = self._shared or local
+        self.limits: Buckets = self._shared or local
         self._plans: dict[tuple[Principal, str], Plan] = {}
         self._background: dict[Hashable, Principal] = {}
         self._used: dict[tuple[str, str], Count] = {}
@@ -86,14 +88,15 @@ class Admission:
         self._wakes_workers = bool(ours.wake_url) or ours.hold
         self.begins_to_wait: Callable[[str], None] = lambda model: None
         """Hears of the model of each request that begins to wait."""
-        self.queues = bool(ours.queue.per_worker) or self.waking is not None
-        """Whether anybody ever waits."""
+        self._queues_all = bool(ours.queue.per_worker) or self.waking is not None
         requests, size = ours.queue.max_requests, ours.queue.max_mib << 20
         self.elsewhere: There | None = None
         """The line, where the queue is another process's."""
         if say is not None:
-            self.elsewhere = There(Bounds(requests, size, processes), self._has_room, self._queues, clock, say)
-        self.line: Line = self.elsewhere or Here(Room(requests, size), self._has_room, self._queues, clock)
+            bounds = Bounds(requests, size, processes, self.workers.may_wait)
+            self.elsewhere = There(bounds, self._has_room, self._queues, clock, say)
+        room = Room(requests, size)
+        self.line: Line = self.elsewhere or Here(room, self._has_room, self.workers.may_wait, self._queues, clock)
         metrics.queued_bytes.set_function(lambda: float(self.room.bytes))
         if self._shared is not None:
             shared = self._shared
@@ -226,13 +229,19 @@ class Admission:
         """Who wakes the model; None: nobody. What has workers that are down is no matter of the registry's."""
         return self.waking if self._wakes_workers or not self.workers.of(model) else None
 
-    def with_room(self, candidates: list[Worker]) -> list[Worker]:
-        """Those that may get another request."""
+    def queues(self, model: str) -> bool:
+        """Whether anybody ever waits for the model."""
+        return self._queues_all or self.workers.limits(model) != UNLIMITED
+
+    def with_room(self, model: str, candidates: list[Worker]) -> list[Worker]:
+        """Those that may get another request of the model."""
+        if not self.workers.spare(model):
+            return []
         most = self.settings.queue.per_worker
         return [worker for worker in candidates if worker.in_flight < most] if most else candidates
 
     def _has_room(self, model: str) -> bool:
-        return bool(self.with_room(self.workers.candidates(model, ())))
+        return bool(self.with_room(model, self.workers.candidates(model, ())))
 
     def freed(self, worker: Worker) -> None:
         """A worker has a request less."""
@@ -288,8 +297,12 @@ def make(
     sums: Callable[[str], Sums | None] | None = None, registry: AtRegistry | None = None,
     say: Callable[[ToOwner], None] | None = None,
 ) -> Admission | None:  # fmt: skip
-    """The admission that the settings ask for; None where they ask for nothing of it. Raises UsageError."""
-    if settings.admission == AdmissionSettings() and not settings.aliases and waking is None and registry is None:
+    """The admission that the settings ask for; None where they ask for nothing of it, and no source of workers can say
+    limits of models. Raises UsageError."""
+    told = settings.discovery.file or settings.discovery.kubernetes != KubernetesSettings()
+    limited = told or any(Limits(one.max_in_flight, one.max_queued) != UNLIMITED for one in settings.workers)
+    asked = settings.admission != AdmissionSettings() or bool(settings.aliases)
+    if not asked and not limited and waking is None and registry is None:
         return None
     return Admission(
         settings, workers, metrics, waking=waking, processes=processes, sums=sums, registry=registry, say=say

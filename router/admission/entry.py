@@ -111,7 +111,7 @@ class Entry:
                 raise errors.alias_in_form(name, served)
             intake.rewrite(aliases.replaced(intake.content, name, served), model)
         plan = admission.plan(self._principal, served)
-        if admission.queues or plan:
+        if admission.queues(model) or plan:
             self._asked = asked.read(self._route.path, intake.fields, intake.size, admission.settings.output_tokens)
         if not plan:
             done(None)
@@ -146,10 +146,10 @@ class Entry:
 
         ``size``: bytes of the body."""
         admission = self._admission
-        if not admission.queues:
+        if not admission.queues(self.model):
             return candidates
         if self.passed and candidates:
-            return admission.with_room(candidates) or candidates
+            return admission.with_room(self.model, candidates) or candidates
         principal = self._principal
         self._claim = Claim(principal.tenant, principal.rank, principal.weight, self._asked.tokens, size)
         self._waking = not candidates
@@ -159,7 +159,7 @@ class Entry:
                 return candidates
             self.passed = False
             return None
-        free = admission.with_room(candidates)
+        free = admission.with_room(self.model, candidates)
         if not free or admission.line.waits(self.model):
             return None
         admission.line.passed(self.model, self._claim)
@@ -198,7 +198,10 @@ class Entry:
             progress = "" if admission.waking is None else admission.waking.progress(self.model)
             return admission.refused(errors.waking(self.model, waited, progress, WAKING_RETRY_S))
         line, ahead = admission.line, self._ahead()
-        return admission.refused(errors.saturated(self.model, waited, ahead, line.retry_after_s(self.model, ahead)))
+        retry, most = line.retry_after_s(self.model, ahead), admission.workers.limits(self.model).in_flight
+        if most is not None and not admission.workers.spare(self.model):
+            return admission.refused(errors.limit_of_model(self.model, most, waited, ahead, retry))
+        return admission.refused(errors.saturated(self.model, waited, ahead, retry))
 
     def comment(self) -> bytes:
         """What a stream is told while it waits, as a comment (a line that clients of SSE skip)."""
@@ -238,8 +241,11 @@ class Entry:
 
     def _full(self) -> ApiError:
         line, model = self._admission.line, self.model
-        waiting = line.waiting(model)
-        return self._admission.refused(errors.queue_full(model, waiting, line.retry_after_s(model, waiting)))
+        waiting, most = line.waiting(model), self._admission.workers.limits(model).queued
+        retry = line.retry_after_s(model, waiting)
+        if most is not None and waiting >= most:
+            return self._admission.refused(errors.queue_of_model_full(model, most, retry))
+        return self._admission.refused(errors.queue_full(model, waiting, retry))
 
     def _ahead(self) -> int:
         return 0 if self._ticket is None else self._admission.line.ahead(self.model, self._ticket)

@@ -7,6 +7,7 @@ the control process has the queue of all processes together and says who is next
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from router.admission.queue import Claim, FairQueue, Room, Ticket, Waiting
@@ -64,21 +65,21 @@ class Line(Protocol):
 
 
 class Here:
-    """A ``Line``: this process decides. ``free``: whether a worker of a model may get another request now; ``noted``:
-    hears of each new queue; ``clock`` gives seconds."""
+    """A ``Line``: this process decides. ``free``: whether a worker of a model may get another request now; ``most``:
+    how many of a model may wait; ``noted``: hears of each new queue; ``clock`` gives seconds."""
 
     def __init__(
-        self, room: Room, free: Callable[[str], bool], noted: Callable[[str, FairQueue], None],
-        clock: Callable[[], float],
+        self, room: Room, free: Callable[[str], bool], most: Callable[[str], float],
+        noted: Callable[[str, FairQueue], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self.room, self._free, self._noted, self._clock = room, free, noted, clock
+        self.room, self._free, self._most, self._noted, self._clock = room, free, most, noted, clock
         self._queues: dict[str, FairQueue] = {}
         self._serving = False
 
     def queue(self, model: str) -> FairQueue:
         queue = self._queues.get(model)
         if queue is None:
-            queue = self._queues[model] = FairQueue(self.room, self._clock)
+            queue = self._queues[model] = FairQueue(self.room, self._clock, partial(self._most, model))
             self._noted(model, queue)
         return queue
 

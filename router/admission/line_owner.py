@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from router.admission.line_words import (
@@ -74,12 +75,14 @@ class _Place:
 
 
 class LineOwner:
-    """One router's. ``places``: how many more requests the workers of a model may get now; ``clock``: the machine's."""
+    """One router's. ``places``: how many more requests the workers of a model may get now; ``most``: how many of a
+    model may wait; ``clock``: the machine's."""
 
     def __init__(
-        self, room: Room, places: Callable[[str], float], send: Send, clock: Callable[[], float]
+        self, room: Room, places: Callable[[str], float], most: Callable[[str], float], send: Send,
+        clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self.room, self._free, self._send, self._clock = room, places, send, clock
+        self.room, self._free, self._most, self._send, self._clock = room, places, most, send, clock
         self._queues: dict[str, FairQueue] = {}
         self._members: dict[int, dict[int, _Place]] = {}
         """Who waits or was called, by process and number."""
@@ -177,7 +180,7 @@ class LineOwner:
             return {word.model}
         if isinstance(word, Passed):
             claim = Claim(word.tenant, word.rank, word.weight, word.cost, 0)
-            self._queue(word.model).passed(claim, word.requests)
+            self.queue(word.model).passed(claim, word.requests)
             return set()
         assert isinstance(word, Anew)
         models = self._forget(member)
@@ -192,7 +195,7 @@ class LineOwner:
         place = _Place(self, member, word.place, word.model)
         claim = Claim(word.tenant, word.rank, word.weight, word.cost, word.size)
         try:
-            place.ticket = self._queue(word.model).push(place, claim, word.since, again=word.again)
+            place.ticket = self.queue(word.model).push(place, claim, word.since, again=word.again)
         except Full:
             place.refused()
             return set()
@@ -227,10 +230,11 @@ class LineOwner:
 
     # --- who is next ---
 
-    def _queue(self, model: str) -> FairQueue:
+    def queue(self, model: str) -> FairQueue:
+        """Those who wait for the model, whichever process they came to."""
         queue = self._queues.get(model)
         if queue is None:
-            queue = self._queues[model] = FairQueue(self.room, self._clock)
+            queue = self._queues[model] = FairQueue(self.room, self._clock, partial(self._most, model))
         return queue
 
     def _serve(self, model: str) -> None:
@@ -262,7 +266,7 @@ class LineOwner:
     def out(self, place: _Place, refused: bool) -> None:
         """Somebody has no place."""
         self._members.get(place.member, {}).pop(place.number, None)
-        queue = self._queue(place.model)
+        queue = self.queue(place.model)
         self._say(place.member, Out(place.number, refused, len(queue), queue.drain.rate()))
 
     def _tell_busy(self, models: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ Requests that need not wait are told of in sums for each tenant, and at once bef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -42,12 +43,16 @@ MAX_PASSED: Final = 1024
 
 
 class Bounds:
-    """What may wait: in all processes together, and in this one while it is on its own."""
+    """What may wait: in all processes together, and in this one while it is on its own. ``most``: of a model."""
 
-    def __init__(self, requests: int, size: int, processes: int) -> None:
-        self.requests, self.bytes = requests, size
+    def __init__(self, requests: int, size: int, processes: int, most: Callable[[str], float]) -> None:
+        self.requests, self.bytes, self._most, self._processes = requests, size, most, processes
         # Rounded up: one that may wait at all has a place in each process.
         self.own_requests, self.own_bytes = -(-requests // processes), -(-size // processes)
+
+    def own_most(self, model: str) -> float:
+        most = self._most(model)
+        return most if math.isinf(most) else -(-most // self._processes)
 
 
 class _Place:
@@ -86,7 +91,7 @@ class There:
     ) -> None:  # fmt: skip
         self._bounds, self._free, self._clock, self._say = bounds, free, clock, say
         self.room = Room(bounds.requests, bounds.bytes)
-        self._here = Here(self.room, free, noted, clock)
+        self._here = Here(self.room, free, self._most, noted, clock)
         self._places: dict[int, _Place] = {}
         """By number, so those who came first come first."""
         self._number = 0
@@ -259,6 +264,10 @@ class There:
             sums, self._passed = self._passed, {}
             for (model, tenant, rank, weight), (cost, requests) in sums.items():
                 self._tell(Passed(model, tenant, rank, weight, cost, int(requests)))
+
+    def _most(self, model: str) -> float:
+        """How many of a model may wait here: the owner says it, who knows of all and when a place is to be expected."""
+        return self._bounds.own_most(model) if self.alone else math.inf
 
     def _be(self, alone: bool) -> None:
         if self.alone is not alone:

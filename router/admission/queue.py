@@ -18,7 +18,7 @@ one (P. McKenney, "Stochastic Fairness Queueing", 1990: drop from the longest qu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Protocol
 
 RATE_S: Final = 30.0
@@ -134,12 +134,13 @@ MAX_IDLE: Final = 256
 
 
 class FairQueue:
-    """The queue of one model. ``clock`` gives seconds."""
+    """The queue of one model. ``clock`` gives seconds; ``most``: how many may wait in it, beside the room's bounds."""
 
-    def __init__(self, room: Room, clock: Callable[[], float]) -> None:
-        self._room, self._clock = room, clock
+    def __init__(self, room: Room, clock: Callable[[], float], most: Callable[[], float] = lambda: math.inf) -> None:
+        self._room, self._clock, self._most = room, clock, most
         self._classes: dict[int, _Class] = {}
-        self._size = 0
+        self._size = self.held = 0
+        """``held``: with those that were called and have not gone yet."""
         self._look_at: dict[int, int] = {}
         self.drain = DrainRate(clock)
         room.queues.append(self)
@@ -158,8 +159,10 @@ class FairQueue:
     def push(self, owner: Waiting, claim: Claim, since: float | None = None, *, again: bool = False) -> Ticket:
         """Stand in the queue. ``since``: when he began to wait, which is his place among those of his tenant; now
         where it isn't said. ``again``: he had his place before. Raises Full, but for those."""
+        if not again and self.held >= self._most() and not self._push_out(claim, [self]):
+            raise Full
         while not again and not self._room.fits(claim.size):
-            if claim.size > self._room.max_bytes or not self._push_out(claim):
+            if claim.size > self._room.max_bytes or not self._push_out(claim, self._room.queues):
                 raise Full
         ticket = Ticket(owner, claim, self._clock() if since is None else since)
         klass, flow = self._flow(claim)
@@ -168,6 +171,7 @@ class FairQueue:
         flow.enter(ticket)
         flow.weight = claim.weight
         self._size += 1
+        self.held += 1
         self._room.take(claim.size)
         return ticket
 
@@ -198,6 +202,7 @@ class FairQueue:
 
     def gone(self, ticket: Ticket) -> None:
         """One that was called went."""
+        self.held -= 1
         self._room.give_back(ticket.claim.size)
 
     def back(self, ticket: Ticket) -> None:
@@ -275,8 +280,8 @@ class FairQueue:
         self._remove(flow, ticket)
         ticket.owner.pushed_out()
 
-    def _push_out(self, newcomer: Claim) -> bool:
-        found = [(queue, claim) for queue in self._room.queues if (claim := queue.heaviest()) is not None]
+    def _push_out(self, newcomer: Claim, queues: Sequence[FairQueue]) -> bool:
+        found = [(queue, claim) for queue in queues if (claim := queue.heaviest()) is not None]
         if not found:
             return False
         queue, claim = max(found, key=lambda pair: pair[0].load_of(pair[1]))
@@ -315,6 +320,7 @@ class FairQueue:
     def _remove(self, flow: _Flow, ticket: Ticket) -> None:
         del flow.waiting[ticket]
         self._size -= 1
+        self.held -= 1
         self._room.give_back(ticket.claim.size)
 
     def _starts(self, rank: int, tenant: Hashable) -> dict[Ticket, float]:

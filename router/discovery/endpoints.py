@@ -19,6 +19,8 @@ at a port called ``kv-events``, ``kv-replay``, if there is one; the same holds f
 | ``helios.dev/kv-replay`` | where it is asked for them again, in the same way |
 | ``helios.dev/kv-ranks`` | its data-parallel ranks |
 | ``helios.dev/bootstrap`` | where those meet it that take blocks from it: a port's name or number, ``HOST:PORT`` |
+| ``helios.dev/max-in-flight`` | requests of its models that are answered at the same time |
+| ``helios.dev/max-queued`` | requests of its models that wait |
 
 An endpoint that terminates is no worker any more, so it is drained. One that is not ready is a cordoned worker: it gets
 no requests, and its model is a known one while it loads. One pod may stand in several slices (while endpoints move
@@ -42,6 +44,8 @@ from helios.worker_labels import (
     ADAPTERS,
     BOOTSTRAP,
     EVENTS,
+    MAX_IN_FLIGHT,
+    MAX_QUEUED,
     MODEL,
     MODELS,
     PORT,
@@ -192,6 +196,7 @@ def _settings(place: _Place, model: str, url: str) -> WorkerSettings:
         "adapters": [name.strip() for name in place.note(ADAPTERS).split(",") if name.strip()],
         "kv_events": _place_of(place, EVENTS), "kv_replay": _place_of(place, REPLAY),
         "kv_ranks": place.note(RANKS) or "0", "bootstrap": _place_of(place, BOOTSTRAP),
+        "max_in_flight": place.note(MAX_IN_FLIGHT) or None, "max_queued": place.note(MAX_QUEUED) or None,
     }  # fmt: skip
     try:
         return checked(converted(raw, WorkerSettings, strict=False))

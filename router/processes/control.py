@@ -134,7 +134,7 @@ class Process:
         self._waking, self._wakes = waking, WakeOwner(waking, self._takes, self._woken, time.monotonic)
         queue = settings.admission.queue
         room = Room(queue.max_requests, queue.max_mib << 20)
-        self._line = LineOwner(room, self._places, self._tell_line, time.monotonic)
+        self._line = LineOwner(room, self._places, self._workers.may_wait, self._tell_line, time.monotonic)
         self._draining = False
         self._book = Book(inherited.processes, time.monotonic)
         self._demand = Shown(
@@ -217,9 +217,10 @@ class Process:
     def _places(self, model: str) -> float:
         """How many more requests the workers of the model may get now."""
         candidates, most = self._workers.candidates(model, ()), self._inherited.settings.admission.queue.per_worker
-        if not most:
-            return math.inf if candidates else 0
-        return sum(max(0, most - worker.in_flight) for worker in candidates)
+        if not candidates:
+            return 0
+        free = sum(max(0, most - worker.in_flight) for worker in candidates) if most else math.inf
+        return min(free, self._workers.spare(model))
 
     def _tell_line(self, member: int, words: list[FromOwner]) -> None:
         for begin in range(0, len(words), MOST):

@@ -156,7 +156,7 @@ class Course:
         others = relay.workers.candidates(model, self._tried | {leg.worker})
         spare, queued = hedges.spare(others), False
         if relay.admission is not None:
-            spare, queued = relay.admission.with_room(spare), relay.admission.waits(model)
+            spare, queued = relay.admission.with_room(model, spare), relay.admission.waits(model)
         refusal = hedge.refusal(queued=queued, others=len(others), spare=len(spare))
         if refusal:
             relay.metrics.unhedged.labels(model, refusal).inc()

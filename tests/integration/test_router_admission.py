@@ -257,6 +257,42 @@ def test_saturated_is_429_and_a_stream_is_told_meanwhile(fake: Control, start_ro
         assert ask(client).usage.completion_tokens == 4
 
 
+def test_limits_of_a_model_are_those_of_all_processes_and_change_with_the_file(
+    fake: Control, start_router: StartRouter, tmp_path: Path
+) -> None:
+    """As the operator says them on Services: here a file does."""
+    file = tmp_path / "workers.toml"
+
+    def say(limits: str) -> None:
+        text = f'[[workers]]\nmodel = "org/tiny"\nurl = "{fake.url}"\n{limits}'
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").replace(file)
+
+    say("max_in_flight = 1\nmax_queued = 1\n")
+    fake.fault("stall", times=1)
+    found = json.dumps({"file": str(file), "file_poll_s": 0.1})
+    router = start_router(processes=2, discovery=found)
+    until(lambda: router.up() == 1)
+    busy = router_stream(router)
+    until(lambda: router.in_flight() == 1)
+    with ThreadPoolExecutor(1) as pool, client_of(router, "any") as client:
+        waits = pool.submit(ask, client)
+        until(lambda: router.metric("helios_router_queued") == 1)
+        for _ in range(4):  # whichever process it comes to
+            answer = router.chat("org/tiny")
+            assert answer.status == 429
+            error = json.loads(answer.body)["error"]
+            assert error["code"] == "model_limit_reached"
+            assert "no more than 1 wait for it" in error["message"]
+            assert int(dict(answer.headers)["retry-after"]) > 0
+        assert len(fake.journal()) == 1
+        say("max_in_flight = 2\nmax_queued = 1\n")
+        assert waits.result(30).usage.completion_tokens == 4
+    busy.close()
+    until(lambda: router.in_flight() == 0)
+    assert router.metric("helios_router_refused_total", reason="model_limit_reached") == 4
+
+
 def router_stream(router: RouterProcess) -> Any:
     """A connection on which a request was sent; closing it is how a client leaves."""
     import socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -56,7 +57,8 @@ class Member:
         self.at_worker: list[Request] = []
         self.stopped = False
         self.line = There(
-            Bounds(site.most, 1 << 20, 2), site.free, lambda model, queue: None, lambda: site.now, self.up.append
+            Bounds(site.most, 1 << 20, 2, site.may_wait), site.free, lambda model, queue: None,
+            lambda: site.now, self.up.append,
         )  # fmt: skip
 
     def comes(self, model: str, tenant: str = "t", rank: int = 1, cost: float = 1.0, size: int = 1) -> Request:
@@ -104,12 +106,17 @@ class Control:
         self.out: deque[tuple[int, list[FromOwner]]] = deque()
         self.line = LineOwner(
             Room(site.most, 1 << 20), lambda model: site.per_worker - site.in_flight[model],
-            lambda member, words: self.out.append((member, words)), lambda: site.now,
+            site.may_wait, lambda member, words: self.out.append((member, words)), lambda: site.now,
         )  # fmt: skip
 
 
 class Site:
-    def __init__(self, members: int = 2, per_worker: int = 1, most: int = 100, *, owned: bool = True) -> None:
+    def __init__(
+        self, members: int = 2, per_worker: int = 1, most: int = 100, *, owned: bool = True,
+        limits: dict[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """``most`` may wait, for all models; ``limits``: for one."""
+        self.limits = limits or {}
         self.now, self.count, self.numbers = 1000.0, 0, 0
         self.per_worker, self.most = per_worker, most
         self.in_flight = dict.fromkeys(MODELS, 0)
@@ -121,6 +128,9 @@ class Site:
         if owned:
             self.takes_over()
             self.later(0.5)
+
+    def may_wait(self, model: str) -> float:
+        return self.limits.get(model, math.inf)
 
     def free(self, model: str) -> bool:
         return self.in_flight[model] < self.per_worker

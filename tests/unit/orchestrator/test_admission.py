@@ -217,6 +217,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(servedName=""), "spec.servedName", ""),
     (service(limits={"maxQueued": -1}), "spec.limits.maxQueued", "less than the minimum"),
+    (service(limits={"maxInFlight": 0}), "spec.limits.maxInFlight", "less than the minimum"),
+    (
+        service(limits={"maxQueued": 0}, scaling={"minReplicas": 0}),
+        "spec.limits.maxQueued",
+        "a request that waits is what wakes a service",
+    ),
     (
         service(placement={"tolerations": [{"effect": "NoSchedule"}]}),
         "spec.placement.tolerations[0].key",

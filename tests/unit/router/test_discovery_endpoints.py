@@ -61,6 +61,18 @@ def test_a_weight_of_a_service_counts_for_its_pods_and_none_is_no_new_requests()
         assert (worker.weight, worker.cordoned) == expected
 
 
+def test_a_service_s_limits_count_for_its_pods_and_wrong_ones_leave_them_out():
+    labels = {"helios.dev/max-in-flight": "8", "helios.dev/max-queued": "0"}
+    one = endpoint_slice("s", [endpoint("10.0.0.1", "p", ready=True)], labels=labels)
+    worker = only(slices(one), pods(pod("p", "10.0.0.1", annotations=SERVES)))
+    assert (worker.max_in_flight, worker.max_queued) == (8, 0)
+    for wrong in ("0", "-1", "x", "1.5"):
+        one = endpoint_slice("s", [endpoint("10.0.0.1", "p")], labels={"helios.dev/max-in-flight": wrong})
+        workers, (problem,) = found(slices(one), pods(pod("p", "10.0.0.1", annotations=SERVES)))
+        assert not workers
+        assert "max_in_flight" in problem
+
+
 def test_labels_of_the_slice_do_where_no_pods_are_looked_at():
     one = endpoint_slice("s", [endpoint("10.0.0.1", "p"), endpoint("10.0.0.2", None)], labels={"helios.dev/model": "m"})
     workers, problems = found(slices(one), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from helios.errors import NotFound
 from helios.metrics import RouterMetrics, WorkerState
 from router.load import LocalLoad
 from router.membership import CONFIGURATION
+from router.model_limits import Limits
 from router.workers import START, Lease, Worker, Workers, parse_worker
 
 
@@ -133,6 +135,28 @@ def test_where_two_contradict_each_other_one_counts_whoever_came_first(order: tu
     scene.apply("file")
     assert (worker.revision, worker.models) == ("r2", ["other"])
     assert scene.workers.problems == {}
+
+
+def test_of_several_limits_of_a_model_the_least_counts() -> None:
+    workers = Workers((), lambda: 0.0)
+    ones = [
+        WorkerSettings(model="m", url="http://h:1", max_in_flight=8),
+        WorkerSettings(model="m", url="http://h:2", max_in_flight=5, max_queued=3),
+        WorkerSettings(model="n", url="http://h:3"),
+    ]
+    workers.apply("kubernetes", ones)
+    assert workers.limits("m") == Limits(5, 3)
+    assert (workers.spare("m"), workers.may_wait("m")) == (5, 3)
+    leases = [workers.lease(worker) for worker in workers.of("m")]
+    assert workers.spare("m") == 3
+    assert (workers.spare("n"), workers.may_wait("n")) == (math.inf, math.inf)
+    workers.apply("registration", [WorkerSettings(model="m", url="http://h:1")])
+    assert workers.limits("m") == Limits(5, 3), "who says none takes none back"
+    workers.apply("kubernetes", [ones[0]])
+    assert workers.spare("m") == 6, "what a worker that leaves still has counts"
+    for lease in leases:
+        lease.end()
+    assert workers.spare("m") == 8
 
 
 def test_one_wrong_entry_is_said_and_the_others_count() -> None:

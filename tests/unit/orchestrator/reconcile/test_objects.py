@@ -12,6 +12,7 @@ import pytest
 from csi import attributes
 from helios import worker_labels
 from helios.config import ServedSettings
+from helios.kube.endpoints import EndpointSlice
 from helios.kube.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
@@ -38,6 +39,9 @@ from orchestrator.reconcile.kinds import (
 from orchestrator.reconcile.observed import Answer, Facts, Wanted
 from orchestrator.reconcile.reconcilers import Models, Services
 from orchestrator.reconcile.site import Peer, SecretKey, Site, allowed
+from router.discovery.endpoints import workers_of
+from router.discovery.objects import Pod, decode
+from tests.fakes.kubernetes import endpoint, endpoint_slice, pod
 from tests.support.kube_schemas import validate
 from tests.support.manifests import command_line
 from tests.support.manifests import settings as configured
@@ -229,6 +233,21 @@ def test_routers_find_the_workers_and_their_weight():
     assert worker_labels.WEIGHT not in whole["metadata"]["labels"]
 
 
+def test_routers_hear_of_the_limits_without_a_change_of_pods():
+    cluster = made(limits={"maxInFlight": 40, "maxQueued": 0})
+    service, deployment = the(cluster, SERVICE, "both"), the(cluster, DEPLOYMENT)
+    template = deployment["spec"]["template"]["metadata"]
+    assert not [key for key in {**template["labels"], **template["annotations"]} if "max-" in key]
+    one = endpoint_slice("s", [endpoint("10.0.0.1", "p", ready=True)], labels=service["metadata"]["labels"])
+    its = pod("p", "10.0.0.1", annotations=template["annotations"], labels=template["labels"])
+    found = workers_of(
+        [decode(json.dumps(one), EndpointSlice)], [decode(json.dumps(its), Pod)], worker_labels.HTTP
+    )  # fmt: skip
+    ((worker,), problems) = found.workers, found.problems
+    assert (worker.max_in_flight, worker.max_queued, problems) == (40, 0, ())
+    assert not [key for key in the(made(), SERVICE, "both")["metadata"]["labels"] if "max-" in key]
+
+
 def test_the_chart_s_routers_select_what_is_made():
     text = (ROOT / "node-daemonset" / "chart" / "values.yaml").read_text()
     ((key, value),) = worker_labels.SELECTED.items()
@@ -299,8 +318,8 @@ def test_a_claim_is_bound_to_the_very_commit():
 def test_nodes_get_the_model_before_a_pod_needs_it():
     pods = [one for one in made().all(POD) if "prefetch" in one["metadata"]["name"]]
     assert len(pods) == 2
-    for pod in pods:
-        (volume,) = pod["spec"]["volumes"]
+    for one in pods:
+        (volume,) = one["spec"]["volumes"]
         assert attributes.read(volume["csi"]["volumeAttributes"], where="the pod").prefetch == ()
 
 

@@ -116,7 +116,8 @@ class Scene:
         self.now = 100.0
         self.made: list[Worker] = []
         self.refused: list[str] = []
-        urls = [WorkerSettings(model="m", url=f"http://w{i}:1") for i in range(workers)]
+        told = {name: ours.pop(name) for name in ("max_in_flight", "max_queued") if name in ours}
+        urls = [WorkerSettings(model="m", url=f"http://w{i}:1", **told) for i in range(workers)]
         wake_url = "http://wake:1" if waker else ""
         admission = AdmissionSettings(wake_url=wake_url, **ours)
         settings = RouterSettings(workers=urls, aliases=aliases or {}, admission=admission)
@@ -149,6 +150,8 @@ class Scene:
     # --- as a pool ---
 
     def idle(self, worker: object) -> None: ...
+
+    def forget(self, worker: object) -> None: ...
 
     def connect(self, worker: object, asker: Asker) -> Worker:
         self.made.append(Worker(asker))
@@ -337,6 +340,67 @@ def test_a_full_queue_is_429_at_once() -> None:
     requests = [scene.request() for _ in range(3)]
     assert [one.status for one in requests] == [0, 0, 429]
     assert requests[2].error["code"] == "queue_full"
+
+
+def test_a_limit_of_requests_in_flight_is_that_of_all_workers_and_more_wait() -> None:
+    scene = Scene(workers=2, max_in_flight=3, max_queued=1)
+    requests = [scene.request() for _ in range(5)]
+    assert [one.status for one in requests] == [0, 0, 0, 0, 429]
+    assert (len(scene.made), scene.in_flight, scene.admission.room.requests) == (3, 3, 1)
+    assert requests[4].error["code"] == "model_limit_reached"
+    assert "no more than 1 wait" in requests[4].error["message"]
+    assert int(requests[4].header("retry-after") or 0) > 0
+    requests[0].exchange.gone()
+    assert (len(scene.made), scene.in_flight, scene.admission.room.requests) == (4, 3, 0)
+    for request in requests[1:4]:
+        request.exchange.gone()
+    scene.settled()
+
+
+def test_nobody_waits_where_none_may() -> None:
+    scene = Scene(max_in_flight=1, max_queued=0)
+    requests = [scene.request() for _ in range(3)]
+    assert [one.status for one in requests] == [0, 429, 429]
+    scene.made[0].connects()
+    scene.made[0].answers_whole()
+    after = scene.request()
+    assert after.status == 0
+    after.exchange.gone()
+    scene.settled()
+
+
+def test_who_waits_in_vain_below_the_model_s_limit_is_told_of_it() -> None:
+    scene = Scene(max_in_flight=1, queue=QueueSettings(saturated_s=30))
+    scene.request()
+    waits = scene.request()
+    scene.later(30)
+    assert (waits.status, waits.error["code"]) == (429, "model_limit_reached")
+    assert "answers 1 requests at the same time" in waits.error["message"]
+
+
+def test_a_limit_that_is_raised_or_taken_back_counts_at_once_for_those_who_wait() -> None:
+    scene = Scene(max_in_flight=1)
+    requests = [scene.request() for _ in range(4)]
+    assert scene.in_flight == 1
+    for most, expected in ((2, 2), (None, 4)):
+        scene.workers.apply("configuration", [WorkerSettings(model="m", url="http://w0:1", max_in_flight=most)])
+        scene.later(0.1)
+        assert scene.in_flight == expected
+    for request in requests:
+        request.exchange.gone()
+    scene.settled()
+
+
+def test_a_sleeping_model_keeps_the_limit_that_its_workers_said() -> None:
+    scene = Scene(waker=True, max_queued=2)
+    scene.workers.apply("configuration", [])
+    assert scene.workers.known("m")
+    requests = [scene.request() for _ in range(3)]
+    assert [one.status for one in requests] == [0, 0, 429]
+    assert scene.woken == ["m"]
+    for request in requests:
+        request.exchange.gone()
+    scene.settled()
 
 
 def test_a_model_that_is_not_up_is_woken_once_and_then_serves_all() -> None:

@@ -12,9 +12,14 @@ from tests.support.line_site import MODELS, Member, Site
 class LineModel(RuleBasedStateMachine):
     """Anything may happen in any order: each request ends once, bounds hold, no queue stands beside a free place."""
 
-    @initialize(members=st.integers(1, 3), per_worker=st.integers(1, 2), most=st.integers(1, 6))
-    def begin(self, members: int, per_worker: int, most: int) -> None:
-        self.site = Site(members, per_worker, most)
+    @initialize(
+        members=st.integers(1, 3),
+        per_worker=st.integers(1, 2),
+        most=st.integers(1, 6),
+        limits=st.dictionaries(st.sampled_from(MODELS), st.integers(0, 3)),
+    )
+    def begin(self, members: int, per_worker: int, most: int, limits: dict[str, int]) -> None:
+        self.site = Site(members, per_worker, most, limits=limits)
         self.gone: list[Member] = []
         self.quiet = True
         """Whether no owner was ever away: then the bounds hold to the last request."""
@@ -108,7 +113,9 @@ class LineModel(RuleBasedStateMachine):
         for member in self.site.members:
             assert member.line.room.requests == len(member.waiting)
         if self.quiet and self.site.owner is not None:
-            assert self.site.owner.line.room.requests <= self.site.most
+            line = self.site.owner.line
+            assert line.room.requests <= self.site.most
+            assert all(line.queue(model).held <= limit for model, limit in self.site.limits.items())
 
     def teardown(self) -> None:
         if not hasattr(self, "site"):

@@ -80,6 +80,37 @@ def test_the_bounds_are_those_of_all_and_whoever_has_most_loses_one() -> None:
     assert one.line.retry_after_s("m", 4) > 0
 
 
+def test_the_limit_of_a_model_is_that_of_all_processes_and_leaves_other_models_alone() -> None:
+    site = Site(limits={"m": 2})
+    one, two = site.members
+    for model in ("m", "n"):
+        one.comes(model, "x")
+    site.deliver_all()
+    mine = [member.comes("m", "a") for member in (one, two)]
+    site.deliver_all()
+    refused = one.comes("m", "a")
+    site.deliver_all()
+    assert refused.outcome == "refused"
+    assert one.line.retry_after_s("m", 2) > 0
+    other = two.comes("m", "b")
+    site.deliver_all()
+    assert [request.outcome for request in (*mine, other)] == ["", "pushed out", ""], "tenants share it"
+    assert [one.comes("n").outcome for _ in range(5)] == [""] * 5
+    site.limits["m"] = 3
+    again = one.comes("m", "c")
+    site.deliver_all()
+    assert again.waits, "it may be changed at any time"
+
+
+def test_a_process_on_its_own_keeps_its_part_of_a_model_s_limit() -> None:
+    site = Site(limits={"m": 3}, owned=False)
+    one = site.members[0]
+    one.comes("m")
+    one.comes("m")
+    site.later(SILENT_S + 0.5)
+    assert [one.comes("m").outcome for _ in range(3)] == ["", "refused", "refused"], "half of 3, rounded up, is 2"
+
+
 def test_everybody_is_told_where_he_stands_among_all() -> None:
     site = Site()
     one, two = site.members
