@@ -304,6 +304,7 @@ class WorkerSettings(Section, frozen=True):
 
     model: str
     url: str
+    """Its base URL. Empty: nobody serves the model now, and it is known all the same: it sleeps."""
     role: Literal["both", "prefill", "decode"] = "both"
     revision: str = ""
     """Which revision of the model it serves, for a canary."""

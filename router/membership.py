@@ -137,10 +137,13 @@ def touched(settings: Iterable[WorkerSettings]) -> set[str]:
 
 
 def by_url(settings: Iterable[WorkerSettings], wanted: set[str]) -> tuple[dict[str, list[WorkerSettings]], list[str]]:
-    """Settings of the ``wanted`` URLs; also what is wrong with any URL, in words."""
+    """Settings of the ``wanted`` URLs; also what is wrong with any URL, in words. Settings without one say only that
+    there is such a model."""
     found: dict[str, list[WorkerSettings]] = {}
     problems = []
     for one in settings:
+        if not one.url:
+            continue
         url, problem = _normal(one.url)
         if problem:
             problems.append(problem)

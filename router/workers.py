@@ -110,6 +110,10 @@ class Workers:
         self._by_url: dict[str, Worker] = {}
         self._draining: dict[str, Worker] = {}
         self._served: dict[str, _Served] = {}
+        self._asleep: dict[str, dict[str, Limits]] = {}
+        """Models that each source names without a worker, and their limits..."""
+        self._named: dict[str, Limits] = {}
+        """...and those of all sources."""
         self._former: dict[str, tuple[float, Limits]] = {}
         """Models whose workers have all left: since when, and the limits that these said."""
         self._adapters: set[str] = set()
@@ -136,6 +140,7 @@ class Workers:
         self._told[source] = told
         if not moved:
             return self._wrong(source)
+        self._name(source, told.values())
         found, wrong = by_url(told.values(), touched(moved))
         self._note(source, "", "url", wrong)
         names: set[str] = set()
@@ -149,6 +154,17 @@ class Workers:
     def problems(self) -> dict[str, list[str]]:
         """What is wrong with what each source says, in words; only sources with a problem."""
         return {source: self._wrong(source) for source in sorted({by for by, _, _ in self._problems})}
+
+    def _name(self, source: str, settings: Iterable[WorkerSettings]) -> None:
+        """Note which models the source names without a worker."""
+        found: dict[str, list[Limits]] = {}
+        for one in settings:
+            if one.model and not one.url:
+                pinned = [f"{one.model}@{one.revision}"] if self._pins and is_commit(one.revision) else []
+                for name in (one.model, *pinned):
+                    found.setdefault(name, []).append(Limits(one.max_in_flight, one.max_queued))
+        self._asleep[source] = {name: least(limits) for name, limits in found.items()}
+        self._named = {name: limits for each in self._asleep.values() for name, limits in each.items()}
 
     def _wrong(self, source: str) -> list[str]:
         return [text for (by, _, _), texts in self._problems.items() if by == source for text in texts]
@@ -283,8 +299,9 @@ class Workers:
 
     @property
     def models(self) -> list[str]:
-        """The names that can be asked for, adapters included, sorted."""
-        return sorted(name for name, served in self._served.items() if served.listed)
+        """The names that can be asked for, adapters included, and those of models that sleep, sorted."""
+        served = {name for name, served in self._served.items() if served.listed}
+        return sorted(served | {name for name in self._named if name not in self._served and "@" not in name})
 
     def of(self, model: str) -> list[Worker]:
         """Every worker of a model, of any role and state; empty for a model that is not known."""
@@ -297,10 +314,14 @@ class Workers:
         return model if served is None or served.listed else model.partition("@")[0]
 
     def known(self, model: str) -> bool:
-        """Whether the model has workers, or had some a while ago, or is awaited."""
-        if model in self._served or self.awaited(model):
+        """Whether the model has workers, or sleeps, or had some a while ago, or is awaited."""
+        if self.named(model) or self.awaited(model):
             return True
         return self._was(model) is not None
+
+    def named(self, model: str) -> bool:
+        """Whether a source names the model, be it that it sleeps."""
+        return model in self._served or model in self._named
 
     def _was(self, model: str) -> Limits | None:
         """The limits of a model that had workers a while ago; None: it had none."""
@@ -310,7 +331,9 @@ class Workers:
     def limits(self, model: str) -> Limits:
         """How many requests of the model are taken; of one that has no workers any more what these said."""
         served = self._served.get(model)
-        return served.limits if served is not None else self._was(model) or UNLIMITED
+        if served is not None:
+            return served.limits
+        return self._named.get(model) or self._was(model) or UNLIMITED
 
     def may_wait(self, model: str) -> float:
         """How many requests of the model may wait at the same time."""

@@ -26,14 +26,18 @@ def limits_of(spec: ServiceSpec) -> dict[str, str]:
 
 def headless(its: Workers, weight: str) -> Apply:
     """The workers of a role and commit. Its labels become those of its EndpointSlices: a weight or a limit changes
-    without a change of pods."""
+    without a change of pods. Its annotation is how routers know the model while it sleeps, unless no request is to wake
+    it."""
     labels = {**its.labels, **worker_labels.SELECTED, worker_labels.WEIGHT: weight, **limits_of(its.spec)}
     spec: FreeForm = {
         "clusterIP": "None",
         "selector": its.selector,
         "ports": [_port(worker_labels.HTTP, DEFAULTS.vllm_port), _port(worker_labels.FRONT, DEFAULTS.port)],
     }
-    return _service(metadata(its.owner, its.name, labels), spec)
+    described = metadata(its.owner, its.name, labels)
+    if its.spec.replicas != 0:
+        described["annotations"] = {worker_labels.MODEL: its.served}
+    return _service(described, spec)
 
 
 def whole(owner: Ref, role: str) -> Apply:

@@ -70,7 +70,7 @@ class Admission:
         self.registry = registry
         self.aliases = settings.aliases
         for alias in self.aliases:
-            if workers.of(alias):
+            if workers.named(alias):
                 raise UsageError(f"router.aliases: {alias!r} is the name of a model")
         self._tenants = Tenants(ours)
         self._keys = Keys(Path(ours.keys), self._tenants, now, clock) if ours.keys else None
@@ -227,7 +227,7 @@ class Admission:
 
     def wakes(self, model: str) -> Wakes | None:
         """Who wakes the model; None: nobody. What has workers that are down is no matter of the registry's."""
-        return self.waking if self._wakes_workers or not self.workers.of(model) else None
+        return self.waking if self._wakes_workers or not self.workers.named(model) else None
 
     def queues(self, model: str) -> bool:
         """Whether anybody ever waits for the model."""

@@ -74,7 +74,7 @@ class AtRegistry:
 
         A name that no repository can have stands for itself, as does a model whose workers are gone for a moment.
         """
-        if self._workers.of(model):
+        if self._workers.named(model):
             return Found(model, self._workers.own_name(model))
         try:
             name = Name.parse(model)
@@ -89,7 +89,7 @@ class AtRegistry:
         wanted, headers = model, list[tuple[str, str]]()
         if isinstance(answer, Resolution):
             wanted, headers = answer.pinned if pinned else model, answer.headers
-            if self._workers.of(answer.pinned):
+            if self._workers.named(answer.pinned):
                 return Found(answer.pinned, self._workers.own_name(answer.pinned), headers)
         progress = self._awaited.want(wanted)
         if progress.phase is Phase.ASKED or (progress.phase is Phase.FETCHING and not progress.total):
@@ -102,7 +102,7 @@ class AtRegistry:
 
     def stands_for(self, model: str) -> str:
         """The name whose workers take a model's requests, as was told last; nobody is asked, and nothing wanted."""
-        if self._workers.of(model):
+        if self._workers.named(model):
             return model
         try:
             answer = self._names.now(Name.parse(model))
@@ -110,7 +110,7 @@ class AtRegistry:
             return model
         if not isinstance(answer, Resolution):
             return model
-        return answer.pinned if "@" in model or self._workers.of(answer.pinned) else model
+        return answer.pinned if "@" in model or self._workers.named(answer.pinned) else model
 
     def missing(self, model: str) -> ApiError | None:
         """Why a request can't wait for a model that has no worker (any more), though admission let it in; None: it can,

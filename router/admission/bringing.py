@@ -22,7 +22,7 @@ class Bringing:
         self._availability, self._workers, self._hook = availability, workers, hook
 
     async def wake(self, model: str, report: Report) -> None:
-        if self._hook is not None and (self._availability is None or self._workers.of(model)):
+        if self._hook is not None and (self._availability is None or self._workers.named(model)):
             await self._hook.wake(model, report)
         elif self._availability is None:
             raise WakeFailed("nobody can start it")

@@ -72,7 +72,7 @@ class Entry:
         allowed = self._may(model)
         if not allowed and workers.known(model):
             raise admission.refused(errors.not_allowed(name, self._route.path))
-        if not allowed or registry is None or workers.of(model):
+        if not allowed or registry is None or workers.named(model):
             self._take(intake, model, workers.own_name(model), done)
         elif (found := registry.find(model)) is not None:
             self._found(intake, found, done)

@@ -1,4 +1,4 @@
-"""EndpointSlices and pods -> workers. No I/O: the same objects give the same workers, in whatever order they came.
+"""EndpointSlices, pods and Services -> workers. No I/O: the same objects give the same, in whatever order they came.
 
 An endpoint is a worker if its port is known and something says which models it serves. What a worker is, is said by
 keys: as an annotation of its pod, else a label of its pod, else a label of its slice, which a Service's labels become.
@@ -25,6 +25,8 @@ at a port called ``kv-events``, ``kv-replay``, if there is one; the same holds f
 An endpoint that terminates is no worker any more, so it is drained. One that is not ready is a cordoned worker: it gets
 no requests, and its model is a known one while it loads. One pod may stand in several slices (while endpoints move
 between them, for several Services, for IPv4 and IPv6): it is one worker.
+
+A Service whose annotations or labels name models says that there are such, though no pod of it is there: they sleep.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ from helios.worker_labels import (
     SCHEME,
     WEIGHT,
 )
-from router.discovery.objects import Pod
+from router.discovery.objects import Pod, Service
 from router.discovery.source import Found, checked
 
 FAMILIES: Final = ("IPv4", "IPv6", "FQDN")
@@ -111,6 +113,32 @@ def workers_of(slices: Iterable[EndpointSlice] | None, pods: Iterable[Pod] | Non
         if there is None or (there[0].cordoned and not workers[0].cordoned):
             by_url[workers[0].url] = workers
     return Found(tuple(one for url in sorted(by_url) for one in by_url[url]), tuple(sorted(problems)))
+
+
+def asleep(services: Iterable[Service]) -> Found:
+    """The models that Services name: settings without a URL, one for each model and revision."""
+    found: dict[tuple[str, str], WorkerSettings] = {}
+    problems: set[str] = set()
+    for one in services:
+        its = one.metadata
+        notes = {**(its.labels or {}), **(its.annotations or {})}
+        for model in _models(notes.get(MODELS, ""), notes.get(MODEL, "")):
+            raw = {
+                "model": model, "url": "", "revision": notes.get(REVISION, ""),
+                "max_in_flight": notes.get(MAX_IN_FLIGHT) or None, "max_queued": notes.get(MAX_QUEUED) or None,
+            }  # fmt: skip
+            try:
+                settings = converted(raw, WorkerSettings, strict=False)
+            except msgspec.ValidationError as error:
+                problems.add(f"{its.namespace}/{its.name}: its labels are wrong: {error}")
+            else:
+                found.setdefault((model, settings.revision), settings)
+    return Found(tuple(found[key] for key in sorted(found)), tuple(sorted(problems)))
+
+
+def _models(several: str, one: str) -> list[str]:
+    """What ``MODELS`` names, else ``MODEL``; sorted."""
+    return sorted({name.strip() for name in (several.split(",") if several.strip() else [one])} - {""})
 
 
 def _of_slices(slices: Iterable[EndpointSlice], pods: Mapping[tuple[str, str], Pod] | None) -> Iterator[_Place]:
@@ -175,8 +203,7 @@ def _workers(places: list[_Place], port: str) -> Iterator[WorkerSettings]:
     notes = tuple(notes for place in places for notes in place.notes)
     ports = sorted({one for place in places for one in place.ports})
     place = _Place(places[0].who, family, host, ports, any(p.ready for p in places), False, notes, "")
-    names = place.note(MODELS).split(",") if place.note(MODELS) else [place.note(MODEL)]
-    models = sorted({name.strip() for name in names} - {""})
+    models = _models(place.note(MODELS), place.note(MODEL))
     if not models:
         raise UsageError(f"nothing says which models it serves: annotate it with {MODELS}")
     number, protocol = _port(ports, place.note(PORT) or port)

@@ -1,6 +1,6 @@
 """The parts of Kubernetes' objects that say where workers are; everything else is skipped while parsing.
 
-EndpointSlice: discovery.k8s.io/v1; Pod: v1. Lists may be null, and so may each condition of an endpoint.
+EndpointSlice: discovery.k8s.io/v1; Pod, Service: v1. Lists may be null, and so may each condition of an endpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ class Pod(Object, frozen=True):
     status: PodStatus = PodStatus()
 
 
-T = TypeVar("T", EndpointSlice, Pod)
+class Service(Object, frozen=True):
+    """Its name, labels and annotations."""
+
+    metadata: Metadata
+
+
+T = TypeVar("T", EndpointSlice, Pod, Service)
 
 
 def decode(content: Any, kind: type[T]) -> T:

@@ -44,6 +44,9 @@ class Found:
     workers: tuple[WorkerSettings, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def __add__(self, other: Found) -> Found:
+        return Found(self.workers + other.workers, self.problems + other.problems)
+
 
 class Teller:
     """Tells of one source: to whoever keeps the workers, the log and the metrics."""
@@ -71,7 +74,7 @@ class Teller:
                 )
         if before is not None and before.workers == found.workers:
             return
-        workers = len({worker.url for worker in found.workers})
+        workers = len({worker.url for worker in found.workers if worker.url})
         log.info("workers have changed", extra={"source": self._name, "workers": workers})
         self._metrics.discovered.labels(self._name).set(workers)
         self._apply(self._name, found.workers)

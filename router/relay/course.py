@@ -137,7 +137,7 @@ class Course:
     def _known(self, intake: Intake, now: float) -> str:
         """The model that is asked for. Raises ApiError where there is no such."""
         relay, model = self._relay, intake.model
-        if model is None or not relay.workers.of(model):
+        if model is None or not relay.workers.named(model):
             if model is not None and (missing := relay.missing(model)) is not None:
                 raise missing
             if model is None or not relay.workers.known(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, pod, service
 from tests.fakes.vllm.fixtures import allowed_violations, fake_vllm
 from tests.support.demand import start_scaled
 from tests.support.routing import CHAT, StartRouter, start_router, stream
@@ -49,6 +51,39 @@ def test_who_waits_for_a_model_that_sleeps_is_told_of_at_once_and_served_when_it
     (model,) = site.demand().models
     assert (model.requests_total, model.waiting) == (1, None)
     assert model.idle_s is not None
+
+
+def test_a_service_of_a_cluster_that_has_no_pods_is_held_for_and_served_by_the_first(
+    start_router: StartRouter, fake_vllm: Any, tmp_path: Path
+) -> None:
+    fake = fake_vllm("team/chat")
+    port = int(fake.url.rpartition(":")[2])
+
+    async def run() -> None:
+        cluster = ApiServer()
+        await cluster.open()
+        (tmp_path / "kubeconfig").write_text(kubeconfig(cluster))
+        notes = {"helios.dev/model": "team/chat"}
+        cluster.put("services", service("chat", annotations=notes))
+        cluster.put("endpointslices", endpoint_slice("chat", None))
+        where = {"kubeconfig": str(tmp_path / "kubeconfig"), "slices": "app=vllm", "pods": "app=vllm"}
+        site = await asyncio.to_thread(
+            start_scaled, start_router, tmp_path, wait_up=False, discovery=json.dumps({"kubernetes": where})
+        )
+        async with asyncio.timeout(60):
+            while b"team/chat" not in (await asyncio.to_thread(site.router.request, "GET", "/v1/models")).body:
+                await asyncio.sleep(0.05)
+            answer = asyncio.create_task(asyncio.to_thread(site.router.chat, "team/chat"))
+            while not [one for one in (await asyncio.to_thread(site.demand)).models if one.waiting]:
+                await asyncio.sleep(0.05)
+            cluster.put("pods", pod("p", "127.0.0.1", annotations=notes))
+            ports = [{"name": "http", "port": port}]
+            cluster.put("endpointslices", endpoint_slice("chat", [endpoint("127.0.0.1", "p")], ports=ports))
+            assert (await answer).status == 200
+        await cluster.close()
+        assert cluster.complaints == []
+
+    asyncio.run(run())
 
 
 def test_what_is_under_way_and_what_became_of_it_is_counted_over_all_processes(

@@ -7,8 +7,10 @@ kept in ``complaints``. The same scenarios run against a real one (tests/cluster
 """
 
 from tests.fakes.kubernetes.faults import Call, Fault
-from tests.fakes.kubernetes.samples import endpoint, endpoint_slice, kubeconfig, pod
+from tests.fakes.kubernetes.samples import endpoint, endpoint_slice, kubeconfig, pod, service
 from tests.fakes.kubernetes.server import ApiServer
 from tests.fakes.kubernetes.watching import line, selector
 
-__all__ = ["ApiServer", "Call", "Fault", "endpoint", "endpoint_slice", "kubeconfig", "line", "pod", "selector"]
+__all__ = [
+    "ApiServer", "Call", "Fault", "endpoint", "endpoint_slice", "kubeconfig", "line", "pod", "selector", "service",
+]  # fmt: skip

@@ -49,3 +49,10 @@ def endpoint_slice(name: str, endpoints: list[dict[str, Any]] | None, **more: An
         "endpoints": endpoints,
         "ports": more.pop("ports", [{"name": "http", "port": 8000, "protocol": "TCP"}]),
     }
+
+
+def service(name: str, **more: Any) -> dict[str, Any]:
+    """A Service as the API server shows it, with ``labels`` and ``annotations``."""
+    metadata: dict[str, Any] = {"name": name, "namespace": "ns", "annotations": more.pop("annotations", {})}
+    metadata["labels"] = {"app": "vllm", **more.pop("labels", {})}
+    return {"metadata": metadata, "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": 8000}]}}

@@ -21,11 +21,11 @@ from helios.errors import IntegrityError, UsageError
 from helios.kube.endpoints import EndpointSlice
 from helios.kube.reflector import Gone, Lines, Reflector, Refused
 from helios.metrics import RouterMetrics
-from router.discovery.endpoints import workers_of
+from router.discovery.endpoints import asleep, workers_of
 from router.discovery.kubernetes import KubernetesSource
-from router.discovery.objects import Pod, decode
+from router.discovery.objects import Pod, Service, decode
 from router.discovery.source import Teller
-from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, line, pod, selector
+from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig, line, pod, selector, service
 
 SERVES = {"helios.dev/models": "org/m"}
 SELECTOR = "app=vllm"
@@ -66,9 +66,10 @@ class Site:
         fits = selector(SELECTOR)
         found = {
             plural: [decode(json.dumps(one), kind) for one in self.server.all(plural, "ns") if fits(one)]
-            for plural, kind in (("endpointslices", EndpointSlice), ("pods", Pod))
+            for plural, kind in (("endpointslices", EndpointSlice), ("pods", Pod), ("services", Service))
         }
-        return workers_of(found["endpointslices"], found["pods"], "http").workers
+        there = workers_of(found["endpointslices"], found["pods"], "http") + asleep(found["services"])
+        return there.workers
 
     async def converged(self) -> None:
         await self.until(lambda: self.told == self.truth())
@@ -125,6 +126,35 @@ async def test_a_pod_is_cordoned_while_it_is_not_ready_and_gone_when_it_ends(tmp
 
 
 @scenario
+async def test_a_service_without_pods_names_a_model_that_sleeps(tmp_path):
+    async with site(tmp_path) as here:
+        there = here.told
+        notes = {"helios.dev/model": "team/chat"}
+        here.server.put("services", service("chat", annotations=notes, labels={"helios.dev/max-queued": "7"}))
+        await here.until(lambda: len(here.told) == 3)
+        (added,) = [one for one in here.told if not one.url]
+        assert (added.model, added.url, added.max_queued) == ("team/chat", "", 7)
+        here.server.put("services", service("chat", annotations=notes, labels={"helios.dev/max-queued": "many"}))
+        await here.until(lambda: here.told == there)
+        problems = here.metrics.registry.get_sample_value("helios_router_discovery_problems", {"source": "kubernetes"})
+        assert problems == 1
+
+
+@scenario
+async def test_workers_are_found_where_services_may_not_be_looked_at(tmp_path):
+    here = Site(tmp_path)
+    here.server.faults.add(lambda call: call.kind == "Service", status=403, times=None)
+    here.server.put("pods", pod("p1", "10.0.0.1", annotations=SERVES))
+    here.server.put("endpointslices", endpoint_slice("s", [endpoint("10.0.0.1", "p1")]))
+    await here.start()
+    try:
+        await here.until(lambda: here.told is not None and [one.url for one in here.told] == ["http://10.0.0.1:8000"])
+        assert here.failures("list") > 0
+    finally:
+        await here.stop()
+
+
+@scenario
 async def test_a_long_list_comes_in_pages_and_begins_again_when_its_version_is_forgotten(tmp_path):
     here = Site(tmp_path, slices="")
     here.server.page_most = 3
@@ -163,7 +193,7 @@ async def test_bytes_without_an_end_are_no_life(tmp_path):
     async with site(tmp_path, watch_s=1.0) as here:
         here.server.drip = True
         here.server.put("endpointslices", endpoint_slice("s", []))
-        await here.until(lambda: here.failures("silent") == 2)
+        await here.until(lambda: here.failures("silent") >= 3)
         assert len(here.told) == 2
         here.server.drip = False
         await here.converged()
@@ -326,11 +356,17 @@ class Convergence(RuleBasedStateMachine):
         ends = [endpoint(ip, pod_name, ready=ready) for pod_name, ip, ready in pods]
         self.here.server.put("endpointslices", endpoint_slice(name, ends))
 
-    @rule(name=names, plural=st.sampled_from(["pods", "endpointslices"]))
+    @rule(name=names, models=st.sampled_from(["", "org/m", "org/m, other"]))
+    def service(self, name: str, models: str) -> None:
+        self.here.server.put("services", service(name, annotations={"helios.dev/models": models}))
+
+    plurals = st.sampled_from(["pods", "endpointslices", "services"])
+
+    @rule(name=names, plural=plurals)
     def delete(self, name: str, plural: str) -> None:
         self.here.server.delete(plural, name)
 
-    @rule(name=names, plural=st.sampled_from(["pods", "endpointslices"]))
+    @rule(name=names, plural=plurals)
     def delete_unseen(self, name: str, plural: str) -> None:
         """No watch will ever tell of it."""
         self.here.server.delete(plural, name)

@@ -87,6 +87,28 @@ def test_candidates_are_up_or_else_unchecked_and_never_prefill() -> None:
     assert pool.candidates("other", ()) == []
 
 
+def test_a_model_that_a_source_names_without_a_worker_is_known_and_has_limits() -> None:
+    found = Workers([parse_worker("m=http://h:1")], lambda: 0.0, pins=True)
+    commit = "c" * 40
+    asleep = WorkerSettings(model="team/chat", url="", revision=commit, max_queued=3)
+    assert found.apply("kubernetes", [asleep]) == []
+    assert found.models == ["m", "team/chat"]
+    assert found.known("team/chat")
+    assert found.known(f"team/chat@{commit}")
+    assert (found.of("team/chat"), found.may_wait("team/chat")) == ([], 3)
+    awake = WorkerSettings(model="team/chat", url="http://h:2", revision=commit, max_queued=5)
+    found.apply("kubernetes", [asleep, awake])
+    assert ([one.url for one in found.of("team/chat")], found.may_wait("team/chat")) == (["http://h:2"], 5)
+    found.apply("kubernetes", [asleep])
+    assert found.models == ["m", "team/chat"]
+    found.apply("kubernetes", [])
+    assert found.models == ["m"]
+    assert found.known("team/chat"), "it had workers a moment ago"
+    found.apply("kubernetes", [WorkerSettings(model="other", url="")])
+    found.apply("kubernetes", [])
+    assert not found.known("other")
+
+
 def test_a_lease_is_given_back_once() -> None:
     pool = workers("m=http://h:1")
     (worker,) = pool.of("m")
