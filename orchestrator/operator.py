@@ -156,7 +156,9 @@ class _Told:
     def failed(self, reason: str, why: str) -> None:
         self.active[self.kind] = self.clock()
         self.metrics.watch_failures.labels(self.kind.resource, reason).inc()
-        log.warning("a kind can't be followed", extra={"kind": self.kind.resource, "reason": reason, "why": why})
+        # Quiet kinds of a server whose etcd seldom says how far it is are silent, too.
+        level = logging.INFO if reason == "silent" else logging.WARNING
+        log.log(level, "a kind can't be followed", extra={"kind": self.kind.resource, "reason": reason, "why": why})
 
 
 def check(settings: OperatorSettings) -> None:

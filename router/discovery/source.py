@@ -92,7 +92,8 @@ class Teller:
     def failed(self, reason: str, why: str) -> None:
         """The source can't be looked at: what it said last counts."""
         self._metrics.discovery_failures.labels(self._name, reason).inc()
-        log.warning(
+        log.log(
+            logging.INFO if reason == "silent" else logging.WARNING,  # a quiet server may be silent for long
             "a source of workers can't be looked at; what it said last counts",
             extra={"source": self._name, "reason": reason, "why": why},
         )

@@ -20,7 +20,6 @@ import pytest
 
 from tests.support.site import Site
 
-
 TOLD = dict(os.environ)
 """What was said to the run; tests have no HELIOS_ variables."""
 

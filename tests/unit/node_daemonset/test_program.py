@@ -94,6 +94,7 @@ def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: O
     assert router.discovery.registrars == "/etc/helios/registrars/tokens"
     assert router.admission.keys == "/etc/helios/keys/keys"
     assert router.admission.queue.per_worker == 64
+    assert router.admission.hold is True, "the operator wakes what requests are held for"
     csi = by_image["csi"].csi
     assert csi.driver == "models.example.com"
     operator = by_image["operator"].operator

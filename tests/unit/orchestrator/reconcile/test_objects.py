@@ -39,8 +39,8 @@ from orchestrator.reconcile.kinds import (
 from orchestrator.reconcile.observed import Answer, Facts, Wanted
 from orchestrator.reconcile.reconcilers import Models, Services
 from orchestrator.reconcile.site import Peer, SecretKey, Site, allowed
-from router.discovery.endpoints import workers_of
-from router.discovery.objects import Pod, decode
+from router.discovery.endpoints import asleep, workers_of
+from router.discovery.objects import Pod, Service, decode
 from tests.fakes.kubernetes import endpoint, endpoint_slice, pod
 from tests.support.kube_schemas import validate
 from tests.support.manifests import command_line
@@ -246,6 +246,14 @@ def test_routers_hear_of_the_limits_without_a_change_of_pods():
     ((worker,), problems) = found.workers, found.problems
     assert (worker.max_in_flight, worker.max_queued, problems) == (40, 0, ())
     assert not [key for key in the(made(), SERVICE, "both")["metadata"]["labels"] if "max-" in key]
+
+
+def test_routers_know_the_model_while_it_sleeps_unless_no_request_is_to_wake_it():
+    service = the(made(servedName="team/chat"), SERVICE, "both")
+    found = asleep([decode(json.dumps(service), Service)])
+    assert [(one.model, one.url, one.revision) for one in found.workers] == [("team/chat", "", A)]
+    fixed = the(made(servedName="team/chat", replicas=0), SERVICE, "both")
+    assert asleep([decode(json.dumps(fixed), Service)]).workers == ()
 
 
 def test_the_chart_s_routers_select_what_is_made():
