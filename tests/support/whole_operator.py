@@ -33,8 +33,9 @@ MADE = (
 class Cluster:
     """An API server with our definitions, and controllers."""
 
-    def __init__(self, root: Path) -> None:
-        self.server, self.file = ApiServer(), root / "kubeconfig"
+    def __init__(self, root: Path, **options: Any) -> None:
+        """``options``: of the API server."""
+        self.server, self.file = ApiServer(**options), root / "kubeconfig"
         self.controllers = Controllers(self.server)
 
     async def open(self) -> None:

@@ -90,8 +90,9 @@ class ApiServer:
     def all(self, plural: str, namespace: str | None = None) -> list[Manifest]:
         """The objects of a kind, by place."""
         resource = self.served(plural).kind.resource
-        there = sorted(self.cluster.store.objects.items())
-        return [one for key, one in there if key[0] == resource and namespace in (None, key[1])]
+        there = self.cluster.store.objects.items()
+        found = {key: one for key, one in there if key[0] == resource and namespace in (None, key[1])}
+        return [found[key] for key in sorted(found)]
 
     def served(self, plural: str) -> Served:
         """The kind of this plural."""
@@ -298,7 +299,7 @@ class ApiServer:
                     if seen < store.compacted:
                         await answer.write(line("ERROR", gone.body()))
                         return answer
-                    for change in [one for one in store.log if one.version > seen]:
+                    for change in store.since(seen):
                         seen = change.version
                         if (event := seen_as(change, kind.resource, call.namespace, fits)) is not None:
                             # In two pieces: a line is no unit of TCP.
