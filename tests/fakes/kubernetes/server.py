@@ -290,6 +290,7 @@ class ApiServer:
         transport = request.transport
         self._open.add(transport)
         until, ends = time.monotonic() + int(query.get("timeoutSeconds", "1800")), self._ends
+        mark_at = time.monotonic() + self.bookmark_s
         try:
             while (time.monotonic() < until or self.drip) and ends == self._ends:
                 changed = store.changed
@@ -305,10 +306,11 @@ class ApiServer:
                             # In two pieces: a line is no unit of TCP.
                             await answer.write(event[:20])
                             await answer.write(event[20:])
-                try:
-                    async with asyncio.timeout(self.bookmark_s):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, mark_at - time.monotonic())):
                         await changed.wait()
-                except TimeoutError:
+                if time.monotonic() >= mark_at:
+                    mark_at = time.monotonic() + self.bookmark_s
                     if query.get("allowWatchBookmarks") in YES and not self.mute and not self.drip:
                         mark = {"kind": kind.kind, "apiVersion": kind.api_version}
                         await answer.write(line("BOOKMARK", mark | {"metadata": {"resourceVersion": str(seen)}}))
