@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
 
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+READ_BUFFER: Final = 1 << 21
+"""Bytes of an answer that are read ahead, as the client has it: events may have 1.5 MiB."""
 
 
 def require_client(what: str) -> None:
@@ -54,4 +56,19 @@ async def cluster_client(
     except (config.ConfigException, OSError) as error:
         raise UsageError(f"the cluster's address and credentials can't be read: {error}") from None
     async with ApiClient(configuration) as client:
+        _lighten(client)
         yield client, namespace or "default"
+
+
+def _lighten(client: ApiClient) -> None:
+    """Its session looks into the environment and into ~/.netrc anew for each request, in two threads one after the
+    other: as much of a CPU as the rest of a request. It may where a proxy is set."""
+    from urllib.request import getproxies
+
+    import aiohttp
+
+    if not getproxies():
+        session = client.rest_client.pool_manager
+        connector = session.connector
+        session.detach()
+        client.rest_client.pool_manager = aiohttp.ClientSession(connector=connector, read_bufsize=READ_BUFFER)

@@ -73,7 +73,7 @@ class Operator:
         """Raises UsageError for settings that can't work."""
         self._work, self._watched = work, work.watched
         self.identity = f"{socket.gethostname()[:60]}_{secrets.token_hex(8)}"
-        self._settings, self._clients, self._metrics, self._clock = settings, clients, metrics, clock
+        self._settings, self._metrics, self._clock = settings, metrics, clock
         self._pace = Pace(settings.silence_s, settings.watch_s, settings.relist_s, ABSENT_S, backoff_s)
         self._active: dict[Kind, float] = {}
         trims = {kind: one.trim for kind, one in self._watched.items() if one.trim is not None}
@@ -113,7 +113,7 @@ class Operator:
                     self._active[kind] = self._clock()
                     told = _Told(kind, self._active, self._metrics, self._clock)
                     follower = Follower(
-                        kind, known, self._clients, told, self._pace, clock=self._clock,
+                        kind, known, self._connection.client, told, self._pace, clock=self._clock,
                         everywhere=not self._settings.namespace, fresh=self.controller.wake,
                         selector=self._watched.get(kind, Watched()).selector,
                     )  # fmt: skip

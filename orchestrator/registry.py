@@ -8,6 +8,7 @@ it belongs to the event loop's thread; the blocking calls share nothing with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from orchestrator.reconcile.observed import Answer, Facts
 log = logging.getLogger("helios.operator")
 
 TICK_S: Final = 0.5
-"""How often is looked for what is due, in seconds."""
+"""How often is looked for what has become due, in seconds."""
 FETCHING_S: Final = 3.0
 """How often is asked how far a fetch is, in seconds."""
 RETRY_S: Final = (2.0, 60.0)
@@ -171,12 +172,21 @@ class Answers:
         """Who answered last; threads may write it together, any of them is as good."""
         self._memory = Memory()
         self._free = AT_ONCE
+        self._more = asyncio.Event()
+        """There may be something to ask before the next tick."""
 
     def answer(self, repo: str, revision: str, pull: bool, every_s: float) -> Answer | None:
-        return self._memory.look(Question(repo, revision, pull), self._wall(), every_s).answer
+        return self._look(Question(repo, revision, pull), every_s).answer
 
     def facts(self, repo: str, commit: str) -> Facts | None:
-        return self._memory.look(Question(repo, commit, facts=True), self._wall(), FACTS_S).facts
+        return self._look(Question(repo, commit, facts=True), FACTS_S).facts
+
+    def _look(self, question: Question, every_s: float) -> _Known:
+        now = self._wall()
+        known = self._memory.look(question, now, every_s)
+        if self._free and known.due <= now and not known.asked:
+            self._more.set()
+        return known
 
     async def run(self) -> None:
         """Ask, until it is cancelled. Calls under way end by their own deadlines, which the client has."""
@@ -185,13 +195,17 @@ class Answers:
                 for question in self._memory.due(self._wall(), self._free):
                     self._free -= 1
                     group.create_task(self._ask(question))
-                await asyncio.sleep(self._tick_s)
+                self._more.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._tick_s):
+                        await self._more.wait()
 
     async def _ask(self, question: Question) -> None:
         try:
             heard = await asyncio.to_thread(self._call, question)
         finally:
             self._free += 1
+            self._more.set()
         if self._memory.heard(question, heard, self._wall()):
             self._changed(question.repo)
 

@@ -8,8 +8,9 @@ error as the condition ``Invalid``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -24,6 +25,10 @@ from orchestrator.api.service import ServiceSpec, ServiceStatus
 PartT = TypeVar("PartT", bound=Part)
 
 _WHERE = re.compile(r" - at `\$(.*)`\Z")
+
+
+MOST: Final = 5000
+"""Specs and statuses that are remembered."""
 
 
 class InvalidResource(InvalidInput):
@@ -51,6 +56,41 @@ def service_status(manifest: Mapping[str, Any]) -> ServiceStatus:
     """What was said of an InferenceService last. Fields of a later version are passed over; a status that can't be read
     is as none, because all of it is worked out again."""
     return _status(ServiceStatus, manifest)
+
+
+class Reader:
+    """Reads objects that come again and again, as the functions above do: of each object what was read last is kept
+    with its JSON, and read anew when that is another one. Used in one thread."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, type[Part]], tuple[bytes, Part]] = OrderedDict()
+
+    def model_spec(self, manifest: Mapping[str, Any]) -> ModelSpec:
+        return self._read(ModelSpec, manifest, "spec", _spec)
+
+    def service_spec(self, manifest: Mapping[str, Any]) -> ServiceSpec:
+        return self._read(ServiceSpec, manifest, "spec", _spec)
+
+    def model_status(self, manifest: Mapping[str, Any]) -> ModelStatus:
+        return self._read(ModelStatus, manifest, "status", _status)
+
+    def _read(
+        self, kind: type[PartT], manifest: Mapping[str, Any], part: str,
+        read: Callable[[type[PartT], Mapping[str, Any]], PartT],
+    ) -> PartT:  # fmt: skip
+        key = str(manifest.get("metadata", {}).get("uid", "")), kind
+        content = msgspec.json.encode(manifest.get(part))
+        known = self._known.get(key)
+        if known is not None and known[0] == content:
+            self._known.move_to_end(key)
+            return cast(PartT, known[1])
+        found = read(kind, manifest)
+        if key[0]:
+            self._known[key] = content, found
+            self._known.move_to_end(key)
+            while len(self._known) > MOST:
+                self._known.popitem(last=False)
+        return found
 
 
 def _spec(kind: type[PartT], manifest: Mapping[str, Any]) -> PartT:

@@ -71,7 +71,7 @@ class Deciding:
         wall: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._site, self._signals, self._look_s, self._wall = site, signals, look_s, wall
-        self._ceilings = dict(ceilings or {})
+        self._ceilings, self._reader = dict(ceilings or {}), parse.Reader()
         self._services: dict[Key, _Service] = {}
         self._told: dict[Key, tuple[object, ...]] = {}
         self._pulse = signals.pulse if signals is not None else Pulse()
@@ -182,12 +182,12 @@ class Deciding:
         if self._signals is None:
             return
         try:
-            spec = parse.service_spec(manifest)
+            spec = self._reader.service_spec(manifest)
         except InvalidInput:
             return
         desired, its = _status(manifest).get("roles") or {}, roles(spec)
         served = Served(
-            names=asked_as(spec, _model_spec(model)), roles=tuple(its),
+            names=asked_as(spec, self._model_spec(model)), roles=tuple(its),
             desired={role: desired[name].get("desired", 0) for role in its if (name := names.ROLES[role]) in desired},
         )  # fmt: skip
         self._signals.services.put(key.namespace, key.name, served)
@@ -213,6 +213,14 @@ class Deciding:
     def _model(self, namespace: str, manifest: Manifest) -> Manifest | None:
         return self._seen.get(MODEL, namespace, str((manifest["spec"].get("model") or {}).get("name", "")))
 
+    def _model_spec(self, manifest: Manifest | None) -> ModelSpec | None:
+        if manifest is None:
+            return None
+        try:
+            return self._reader.model_spec(manifest)
+        except InvalidInput:
+            return None
+
     def _decided(self, key: Key) -> _Service | None:
         """The service with its plan as it is now, and a decision if there is to be one; None: its spec can't be."""
         manifest = self._found(key)
@@ -223,10 +231,10 @@ class Deciding:
         one = self._services.get(key)
         if one is None or one.mark != mark:
             try:
-                spec = parse.service_spec(manifest)
+                spec = self._reader.service_spec(manifest)
             except InvalidInput:
                 return None
-            plan = plan_of(spec, _model_spec(model), self._look_s, heard=self._signals is not None)
+            plan = plan_of(spec, self._model_spec(model), self._look_s, heard=self._signals is not None)
             # After people have said how many there are, what the status has counts.
             kept = one.mind if one is not None and one.mark[0] == mark[0] and not one.plan.fixed else None
             same = one is not None and one.plan.names == plan.names and set(one.plan.roles) == set(plan.roles)
@@ -346,12 +354,3 @@ def _version(manifest: Manifest) -> str:
 def _generation(manifest: Manifest | None) -> tuple[str, int] | None:
     metadata = None if manifest is None else manifest["metadata"]
     return None if metadata is None else (str(metadata.get("uid", "")), int(metadata.get("generation", 1)))
-
-
-def _model_spec(manifest: Manifest | None) -> ModelSpec | None:
-    if manifest is None:
-        return None
-    try:
-        return parse.model_spec(manifest)
-    except InvalidInput:
-        return None

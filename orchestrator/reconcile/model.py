@@ -69,9 +69,10 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
     held = claims(its.ref, model, kept, site) if seen.spec.storage.volume == "Claim" else []
     made, gone = prefetch.pods(its.ref, model, wanted, seen.children, site)
     names = {(one.ref.kind, one.ref.name) for one in held}
+    known = choice.commit is not None or seen.answer is not None  # else one may count in a moment that is held already
     gone += [
         Delete(ref, one["metadata"].get("resourceVersion", ""))
-        for ref, one in seen.children
+        for ref, one in (seen.children if known else ())
         if ref.kind != POD and (ref.kind, ref.name) not in names and not one["metadata"].get("deletionTimestamp")
     ]
     actions += [*held, *made, *gone]

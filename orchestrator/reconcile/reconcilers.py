@@ -37,7 +37,7 @@ class Models:
     owns: Sequence[Kind] = model.OWNS
 
     def __init__(self, site: Site, registry: Registry, scaling: Scaling) -> None:
-        self._site, self._registry, self._scaling = site, registry, scaling
+        self._site, self._registry, self._scaling, self._reader = site, registry, scaling, parse.Reader()
         self.maps: Maps = {INFERENCE_SERVICE: _models_of, NODE: _prefetching}
 
     def observe(self, view: View, key: Key, now: float, problems: Sequence[Problem]) -> ModelObserved | None:
@@ -45,7 +45,7 @@ class Models:
         if found is None:
             return None
         its = object_of(_ref(MODEL, key, found), found)
-        spec, wrong = _spec(found, parse.model_spec)
+        spec, wrong = _spec(found, self._reader.model_spec)
         users = [one for one in view.all(INFERENCE_SERVICE, key.namespace) if _model_name(one) == key.name]
         running = [one["commit"] for user in users for one in (user.get("status") or {}).get("revisions") or ()]
         answer, facts = None, {}
@@ -54,7 +54,7 @@ class Models:
             source = spec.source
             revision, every_s = spec.revision.revision, float(spec.revision.check_seconds)
             answer = self._registry.answer(source.repo, revision, source.pull == "IfMissing", every_s)
-            facts = self._facts(spec, {answer.commit if answer else None, parse.model_status(found).commit})
+            facts = self._facts(spec, {answer.commit if answer else None, self._reader.model_status(found).commit})
             nodes = tuple(map(_node, view.all(NODE)))
         return ModelObserved(
             its, spec, wrong, answer, facts, tuple(sorted(one["metadata"]["name"] for one in users)),
@@ -81,7 +81,7 @@ class Services:
     owns: Sequence[Kind] = service.OWNS
 
     def __init__(self, site: Site, scaling: Scaling) -> None:
-        self._site, self._scaling = site, scaling
+        self._site, self._scaling, self._reader = site, scaling, parse.Reader()
         self.maps: Maps = {MODEL: _services_of, POD: _service_of}
 
     def observe(self, view: View, key: Key, now: float, problems: Sequence[Problem]) -> ServiceObserved | None:
@@ -89,7 +89,7 @@ class Services:
         if found is None:
             return None
         its = object_of(_ref(INFERENCE_SERVICE, key, found), found)
-        spec, wrong = _spec(found, parse.service_spec)
+        spec, wrong = _spec(found, self._reader.service_spec)
         pods = [
             pod_seen(pod)
             for pod in view.all(POD, key.namespace)
@@ -101,7 +101,7 @@ class Services:
             keda=view.served(SCALED_OBJECT),
         )
         return ServiceObserved(
-            its, spec, wrong, None if spec is None else _model(view, key.namespace, spec.model.name),
+            its, spec, wrong, None if spec is None else _model(view, self._reader, key.namespace, spec.model.name),
             _children(view, service.OWNS, its.ref.uid), tuple(sorted(pods, key=lambda pod: pod.name)),
             self._scaling.wanted(key.namespace, key.name), self._scaling.health(key.namespace, key.name),
             self._scaling.state(key.namespace, key.name), capabilities, problems, now,
@@ -127,14 +127,14 @@ def _children(view: View, kinds: Iterable[Kind], uid: str) -> tuple[tuple[Ref, M
     return tuple((ref_of(kind, one), one) for kind in kinds if view.served(kind) for one in view.owned(kind, uid))
 
 
-def _model(view: View, namespace: str, name: str) -> ModelSeen | None:
+def _model(view: View, reader: parse.Reader, namespace: str, name: str) -> ModelSeen | None:
     found = view.get(MODEL, namespace, name)
     if found is None:
         return None
-    spec, wrong = _spec(found, parse.model_spec)
+    spec, wrong = _spec(found, reader.model_spec)
     if spec is None:
         return ModelSeen(name, ModelSpec(source=model.NOWHERE), None, "Invalid", f"Model {name}: {wrong}")
-    status = parse.model_status(found)
+    status = reader.model_status(found)
     ready = next((one for one in status.conditions if one.type == "Ready"), None)
     if ready is None:
         return ModelSeen(name, spec, status.commit, "Resolving", f"Model {name} is looked at")

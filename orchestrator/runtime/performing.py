@@ -36,12 +36,13 @@ from orchestrator.runtime.writes import FAILURES, Writer
 
 log = logging.getLogger("helios.operator")
 
-MOST: Final = 100_000
-"""Objects whose last apply is remembered; a forgotten one may cost a write that changes nothing."""
+MOST: Final = 200_000
+"""Last applies of objects and versions that are remembered; a forgotten one may cost a write that changes nothing."""
 
 
 class Settled:
-    """What the API server made of what was applied: object and part -> digests of what was wanted and of the answer."""
+    """What the API server made of what was applied: object and part -> digests of what was wanted and of the answer.
+    And which version of an object was found to be as is wanted, so that it is compared but once."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[Ref, str], tuple[str, str]] = OrderedDict()
@@ -55,9 +56,21 @@ class Settled:
     def is_so(self, ref: Ref, part: str, wanted: str, made: str) -> bool:
         return self._known.get((ref, part)) == (wanted, made)
 
+    def looked(self, ref: Ref, wanted: str, found: Manifest) -> None:
+        """This version of the object is as is wanted."""
+        self.put(ref, "version", wanted, _version(found))
+
+    def has_looked(self, ref: Ref, wanted: str, found: Manifest) -> bool:
+        return self.is_so(ref, "version", wanted, _version(found))
+
     def forget(self, ref: Ref) -> None:
-        for part in ("", "status"):
+        for part in ("", "status", "version"):
             self._known.pop((ref, part), None)
+
+
+def _version(found: Manifest) -> str:
+    """The same only where nothing of the object has changed."""
+    return f"{found['metadata']['uid']} {found['metadata'].get('resourceVersion', '')}"
 
 
 class Performer:
@@ -105,10 +118,13 @@ class Performer:
         if found is not None and found["metadata"].get("deletionTimestamp"):
             raise Failure(f"{ref} is being deleted and can't be made anew before it is gone", code=CONFLICT)
         wanted = digest(action.manifest)
+        if found is not None and self._settled.has_looked(ref, wanted, found):
+            return
         if found is not None:
             made = shown(action.manifest, found)
             marked = (found["metadata"].get("annotations") or {}).get(APPLIED) == wanted
             if marked and (same(action.manifest, made) or self._settled.is_so(ref, "", wanted, digest(made))):
+                self._settled.looked(ref, wanted, found)
                 return
             if marked and (wait := self._repairs.wait_s(ref)):
                 problem = Failure(f"somebody changes {ref} again and again; it is repaired later", code=CONTESTED)
@@ -120,6 +136,7 @@ class Performer:
         manifest = _marked(action.manifest, wanted, "" if found is None else found["metadata"]["uid"])
         answer = await self._writer.apply(kind, manifest, force=found is not None)
         self._settled.put(ref, "", wanted, digest(shown(action.manifest, answer)))
+        self._settled.looked(ref, wanted, answer)
         self._cache.wrote(kind, answer)
 
     async def _delete(self, action: Delete, subject: Ref) -> None:

@@ -76,8 +76,8 @@ class _Open:
 
 
 class Connection:
-    """The client of all writes: opened when one is needed, and anew, with credentials as they are then, after a call
-    had no answer or was refused for want of good ones."""
+    """The client of all calls, lists and watches included: opened when one is needed, and anew, with credentials as
+    they are then, after a call had no answer or was refused for want of good ones."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients

@@ -1,12 +1,9 @@
-"""The whole operator: a new commit gets requests by steps, goes back when routers say it is worse; and it is killed."""
+"""The whole operator: a new commit gets requests by steps, and goes back when routers say it is worse."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import msgspec
 
 from helios.config import SignalsSettings
 from helios.demand import Answers, Demand, Model, Role, Times
-from tests.fakes.kubernetes import Call
 from tests.support.demand import TOKEN
 from tests.support.registry import running_registry
 from tests.support.scaled import Told
@@ -73,60 +69,3 @@ def test_a_commit_that_fails_is_taken_back_and_a_good_one_takes_over(helios: Any
 
     with running_registry(helios) as registry, contextlib.closing(registry.client()) as client:
         asyncio.run(run(registry, client, push(client, tmp_path, "{}")))
-
-
-def test_an_operator_that_is_killed_at_any_write_is_followed_by_one_that_ends_the_work(
-    helios: Any, tmp_path: Path
-) -> None:
-    environ = {
-        "HELIOS_HOME": str(tmp_path / "operator"), "HELIOS_OPERATOR__LEASE_S": "4", "HELIOS_OPERATOR__RENEW_S": "3",
-        "HELIOS_OPERATOR__RETRY_S": "0.5",
-    }  # fmt: skip
-
-    async def start(here: Cluster, registry: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "helios", "operator", "--kubeconfig", str(here.file),
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            env=os.environ | environ | {"HELIOS_REGISTRY__URLS": registry},
-        )  # fmt: skip
-
-    async def run(registry: str) -> None:
-        chance = random.Random(int.from_bytes(os.urandom(4)))
-        async with cluster(tmp_path) as here:
-            here.model(storage={"volume": "Claim", "storageClassName": "helios"})
-            for name in ("one", "two"):
-                here.service(name, **SPEC)
-            for _ in range(2):
-                left = chance.randrange(1, 12)
-                child = await start(here, registry)
-
-                def count(call: Call, child: asyncio.subprocess.Process = child) -> None:
-                    nonlocal left
-                    if call.write and call.kind != "Lease":
-                        left -= 1
-                        if not left:
-                            child.kill()
-
-                here.server.performing = count
-                try:
-                    await until(lambda one=child: one.returncode is not None)
-                finally:
-                    if child.returncode is None:
-                        child.kill()
-                    await child.wait()
-            here.server.performing = lambda call: None
-            child = await start(here, registry)
-            try:
-                for name in ("one", "two"):
-                    await until(lambda one=name: here.ready(one), ("True", "Serving"))
-                    here.delete("inferenceservices", name)
-                here.delete("models", "llama")
-                await until(here.left, [])
-            finally:
-                child.terminate()
-                assert await child.wait() == 0
-
-    with running_registry(helios) as registry:
-        with contextlib.closing(registry.client()) as client:
-            push(client, tmp_path, "{}")
-        asyncio.run(run(registry.url))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +29,44 @@ TIMES: dict[str, Any] = {
 class Site:
     """An API server with the sample's definition, and operators."""
 
-    def __init__(self, root: Path, **options: Any) -> None:
-        self.server, self.file = ApiServer(), root / "kubeconfig"
+    def __init__(self, root: Path, *, server: ApiServer | None = None, **options: Any) -> None:
+        self.server, self.file = server or ApiServer(), root / "kubeconfig"
         self.deposed: list[str] = []
         """Writes that were performed for somebody who did not hold the lease."""
         self.options = {**TIMES, **options}
         self.running: list[tuple[Operator, asyncio.Task[None]]] = []
+        self.works = ExitStack()
+        self.performed: Callable[[Call], None] = lambda call: None
+        """Told of each request right before it is performed."""
         self.reconciler: Any = Greeter()
 
     async def open(self) -> None:
         await self.server.open()
         self.server.performing = self._performing
         self.file.write_text(kubeconfig(self.server))
+        self.define()
+
+    def define(self) -> None:
+        """What the cluster is to know before operators start."""
         cluster = self.server.cluster
         cluster.create(self.server.served("customresourcedefinitions"), "", CRD, manager="admin", strict=True)
+
+    def work(self, settings: OperatorSettings, metrics: OperatorMetrics) -> Work:
+        """What an operator is to do; what is to be closed at the end belongs to ``works``."""
+        return Work([self.reconciler])
 
     async def close(self) -> None:
         for _, task in self.running:
             task.cancel()
         ended = await asyncio.gather(*(task for _, task in self.running), return_exceptions=True)
         await self.server.close()
+        self.works.close()
         assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
         assert self.server.complaints == [], self.server.complaints
         assert self.deposed == [], self.deposed
 
     def _performing(self, call: Call) -> None:
+        self.performed(call)
         if call.write and call.user and call.kind != "Lease":
             leases = self.server.all("leases")
             holder = leases[0]["spec"].get("holderIdentity") if leases else None
@@ -64,14 +77,19 @@ class Site:
         """One more operator, with a token of its own, which is its identity."""
         file = self.file.with_name(f"kubeconfig-{len(self.server.users)}")
         settings = OperatorSettings(kubeconfig=str(file), **self.options)
+        metrics = OperatorMetrics()
         operator = Operator(
-            settings, Work([self.reconciler]), lambda: client_of(settings), OperatorMetrics(), limits=FAST,
+            settings, self.work(settings, metrics), lambda: client_of(settings), metrics, limits=FAST,
             backoff_s=(0.01, 0.1),
         )  # fmt: skip
         self.server.users[operator.identity] = operator.identity
         file.write_text(kubeconfig(self.server, operator.identity))
-        self.running.append((operator, asyncio.create_task(operator.run())))
+        self.running.append((operator, asyncio.create_task(self.run(operator))))
         return operator
+
+    async def run(self, operator: Operator) -> None:
+        """Until it is cancelled."""
+        await operator.run()
 
     async def kill(self, operator: Operator) -> None:
         """End it where it is, without a word: its lease stays."""

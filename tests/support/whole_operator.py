@@ -33,13 +33,18 @@ MADE = (
 class Cluster:
     """An API server with our definitions, and controllers."""
 
-    def __init__(self, root: Path) -> None:
-        self.server, self.file = ApiServer(), root / "kubeconfig"
+    def __init__(self, root: Path, **options: Any) -> None:
+        """``options``: of the API server."""
+        self.server, self.file = ApiServer(**options), root / "kubeconfig"
         self.controllers = Controllers(self.server)
 
     async def open(self) -> None:
         await self.server.open()
         self.file.write_text(kubeconfig(self.server))
+        self.define()
+
+    def define(self) -> None:
+        """Our definitions, and a namespace."""
         self.server.put("namespaces", {"metadata": {"name": NAMESPACE}})
         for definition in definitions().values():
             self.server.cluster.create(
@@ -129,12 +134,12 @@ async def operator(
             assert isinstance(ended, asyncio.CancelledError), ended
 
 
-def push(client: RegistryClient, root: Path, text: str, repo: str = "org/llama") -> str:
-    """A commit on its branch main."""
+def push(client: RegistryClient, root: Path, text: str, repo: str = "org/llama", branch: str = "main") -> str:
+    """A commit on a branch."""
     directory = root / "pushed"
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(text)
-    return publish(client, directory, RepoId.parse(repo), "main").commit
+    return publish(client, directory, RepoId.parse(repo), branch).commit
 
 
 async def until(look: Callable[[], Any], wanted: Any = True, seconds: float = 120.0) -> None:

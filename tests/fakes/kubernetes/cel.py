@@ -64,13 +64,14 @@ def rules_of(schema: Schema, path: str = "") -> Iterator[tuple[str, dict[str, An
 
 def wrong(value: Any, old: Any, schema: Schema, path: str = "") -> Iterator[tuple[str, str]]:
     """The rules that do not hold: where, and what is said of it. ``old``: the former value, or ``MISSING``."""
-    for rule in schema.marked("validations") or ():
-        about_updates = bool(re.search(r"\boldSelf\b", rule["rule"])) and not rule.get("optionalOldSelf")
-        if about_updates and old is MISSING:
+    if not schema.ruled:
+        return
+    data = {"self": _value(value, schema)} if schema.rules else {}
+    if schema.rules and old is not MISSING:
+        data["oldSelf"] = _value(old, schema)
+    for rule in schema.rules:
+        if old is MISSING and _about_updates(rule["rule"]) and not rule.get("optionalOldSelf"):
             continue
-        data = {"self": _value(value, schema)}
-        if old is not MISSING:
-            data["oldSelf"] = _value(old, schema)
         said = compiled(rule["rule"]).eval(data=data).value()
         if said is not True:
             yield f"{path}{rule.get('fieldPath', '')}", f"Invalid value: {_message(rule, data, said)}"
@@ -101,7 +102,7 @@ def _value(value: Any, schema: Schema) -> Any:
     if isinstance(value, dict):
         declared = schema.node.get("properties") or {}
         return {
-            (_escaped(name) if name in declared else name): _value(one, schema.field(name) or Schema({}))
+            (_escaped(name) if name in declared else name): _value(one, schema.field(name) or _UNKNOWN)
             for name, one in value.items()
         }  # fmt: skip
     if isinstance(value, list):
@@ -111,6 +112,15 @@ def _value(value: Any, schema: Schema) -> Any:
     return value
 
 
+_UNKNOWN = Schema({})
+
+
+@functools.cache
+def _about_updates(rule: str) -> bool:
+    return bool(re.search(r"\boldSelf\b", rule))
+
+
+@functools.cache
 def _escaped(name: str) -> str:
     if name in RESERVED:
         return f"__{name}__"

@@ -8,7 +8,6 @@ foreground is deletion in the background, quotas count objects of a kind in a na
 
 from __future__ import annotations
 
-import copy
 import re
 import uuid
 from collections import Counter
@@ -24,7 +23,7 @@ from tests.fakes.kubernetes.defaults import DEFAULTS
 from tests.fakes.kubernetes.errors import Refusal, conflict, invalid, not_found
 from tests.fakes.kubernetes.fields import Managers, changed, leaves, merge, remove
 from tests.fakes.kubernetes.schema import builtin, drop_nulls, prune
-from tests.fakes.kubernetes.store import Manifest, Place, Store
+from tests.fakes.kubernetes.store import Manifest, Place, Store, copied
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 KEPT = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation")
@@ -183,7 +182,7 @@ class Cluster:
         if waits and options.get("gracePeriodSeconds") != 0:
             if live["metadata"].get("deletionTimestamp"):
                 return live
-            one = copy.deepcopy(live)
+            one = copied(live)
             one["metadata"] |= {"deletionTimestamp": self.now(), "deletionGracePeriodSeconds": 0}
             if "generation" in one["metadata"]:
                 one["metadata"]["generation"] += 1
@@ -229,7 +228,7 @@ class Cluster:
             raise not_found("namespaces", namespace)
 
     def _pruned(self, served: Served, body: Manifest, *, strict: bool) -> Manifest:
-        one = copy.deepcopy(body)
+        one = copied(body)
         if not served.custom:
             drop_nulls(one)
         unknown = prune(one, served.schema)

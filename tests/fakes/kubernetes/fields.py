@@ -9,12 +9,12 @@ Simplified: an apply is merged with the object's fields as they are stored, vers
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.fakes.kubernetes.schema import MAP, SET, Schema
+from tests.fakes.kubernetes.store import copied
 
 Path = tuple[str, ...]
 UNMANAGED = {("f:apiVersion",), ("f:kind",)} | {
@@ -24,6 +24,9 @@ UNMANAGED = {("f:apiVersion",), ("f:kind",)} | {
         "deletionTimestamp", "deletionGracePeriodSeconds",
     )
 }  # fmt: skip
+
+
+UNKNOWN = Schema({})
 
 
 def _compact(value: Any) -> str:
@@ -40,7 +43,7 @@ def leaves(value: Any, schema: Schema, path: Path = ()) -> Iterator[tuple[Path, 
         return
     if isinstance(value, dict) and value and not schema.atomic_map:
         for name, one in value.items():
-            yield from leaves(one, schema.field(name) or Schema({}), (*path, f"f:{name}"))
+            yield from leaves(one, schema.field(name) or UNKNOWN, (*path, f"f:{name}"))
     elif isinstance(value, list) and schema.list_type == MAP:
         for one in value:
             here = (*path, key_step(schema, one))
@@ -64,7 +67,7 @@ def merge(live: Any, wanted: Any, schema: Schema) -> Any:
     if isinstance(live, dict) and isinstance(wanted, dict) and not schema.atomic_map:
         found = dict(live)
         for name, one in wanted.items():
-            found[name] = merge(live.get(name), one, schema.field(name) or Schema({}))
+            found[name] = merge(live.get(name), one, schema.field(name) or UNKNOWN)
         return found
     if isinstance(live, list) and isinstance(wanted, list) and schema.list_type == SET:
         return live + [one for one in wanted if one not in live]
@@ -78,7 +81,7 @@ def merge(live: Any, wanted: Any, schema: Schema) -> Any:
             taken = next(turns) if key in known else None
             found.append(one if taken is None else merge(there.get(taken[0]), taken[1], schema.element))
         return found + [merge(there.get(key), one, schema.element) for key, one in turns]
-    return copy.deepcopy(wanted)
+    return copied(wanted)
 
 
 def remove(value: Any, gone: set[Path], schema: Schema, path: Path = ()) -> Any:
@@ -86,7 +89,7 @@ def remove(value: Any, gone: set[Path], schema: Schema, path: Path = ()) -> Any:
     if isinstance(value, dict) and not schema.atomic_map:
         found = {}
         for name, one in value.items():
-            here, inner = (*path, f"f:{name}"), schema.field(name) or Schema({})
+            here, inner = (*path, f"f:{name}"), schema.field(name) or UNKNOWN
             if here in gone:
                 continue
             rest = remove(one, gone, inner, here)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from tests.fakes.kubernetes.errors import Refusal
+from tests.fakes.kubernetes.store import copied
 
 
 def json_patch(document: Any, operations: list[dict[str, Any]]) -> Any:
     """The document after ``test``, ``add``, ``replace`` and ``remove``: all of them, or Refusal (422)."""
-    document = copy.deepcopy(document)
+    document = copied(document)
     for each in operations:
         *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in each["path"].split("/")[1:])
         at: Any = document
@@ -40,7 +40,7 @@ def json_patch(document: Any, operations: list[dict[str, Any]]) -> Any:
 def merge_patch(document: Any, patch: Any) -> Any:
     """``patch`` laid over the document; null removes."""
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
+        return copied(patch)
     found = dict(document) if isinstance(document, dict) else {}
     for name, one in patch.items():
         if one is None:

@@ -42,11 +42,12 @@ def builtin(group: str, version: str, kind: str) -> Schema:
 
 @dataclass(frozen=True)
 class Schema:
-    """A node of a schema; ``raw`` may be a reference into ``definitions``."""
+    """A node of a schema; ``raw`` may be a reference into ``definitions``. What is found of it is kept: a definition
+    that changes brings new ones."""
 
     raw: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def node(self) -> dict[str, Any]:
         reference = self.raw.get("$ref")
         return self.raw if reference is None else definitions()[reference.rsplit("/", 1)[1]]
@@ -55,7 +56,7 @@ class Schema:
         """``x-kubernetes-<mark>`` of the field, or else of its type."""
         return self.raw.get(f"x-kubernetes-{mark}", self.node.get(f"x-kubernetes-{mark}"))
 
-    @property
+    @functools.cached_property
     def open(self) -> bool:
         """Whether any field may be in it."""
         if self.marked("preserve-unknown-fields"):
@@ -65,27 +66,50 @@ class Schema:
 
     def field(self, name: str) -> Schema | None:
         """The schema of a field; None: there is no such field. In what is ``open`` any is, of any kind."""
-        properties = self.node.get("properties") or {}
-        if name in properties:
-            return Schema(properties[name])
+        return self._fields.get(name, self._more)
+
+    @functools.cached_property
+    def _fields(self) -> dict[str, Schema]:
+        return {name: Schema(raw) for name, raw in (self.node.get("properties") or {}).items()}
+
+    @functools.cached_property
+    def _more(self) -> Schema | None:
+        """Of fields that have no name."""
         more = self.node.get("additionalProperties")
         if isinstance(more, dict):
             return Schema(more)
-        return Schema({"x-kubernetes-preserve-unknown-fields": True}) if self.open or more is True else None
+        return ANYTHING if self.open or more is True else None
 
-    @property
+    @functools.cached_property
     def element(self) -> Schema:
-        return Schema(self.node.get("items") or {"x-kubernetes-preserve-unknown-fields": True})
+        return Schema(self.node["items"]) if self.node.get("items") else ANYTHING
+
+    @functools.cached_property
+    def rules(self) -> list[dict[str, Any]]:
+        """In CEL, of this node."""
+        return list(self.marked("validations") or ())
+
+    @functools.cached_property
+    def ruled(self) -> bool:
+        """Whether there may be rules, here or below."""
+        if self.rules or "$ref" in self.raw:
+            return True
+        inner = [*self._fields.values(), *(Schema(one) for one in self._inner if isinstance(one, dict))]
+        return any(one.ruled for one in inner)
 
     @property
+    def _inner(self) -> tuple[Any, Any]:
+        return self.node.get("items"), self.node.get("additionalProperties")
+
+    @functools.cached_property
     def list_type(self) -> str:
         return str(self.marked("list-type") or ATOMIC)
 
-    @property
+    @functools.cached_property
     def keys(self) -> tuple[str, ...]:
         return tuple(self.marked("list-map-keys") or ())
 
-    @property
+    @functools.cached_property
     def atomic_map(self) -> bool:
         return self.marked("map-type") == ATOMIC
 
@@ -97,6 +121,9 @@ class Schema:
             default = fields.get(name, {}).get("default", "TCP" if name == "protocol" else None)
             found.append((name, element.get(name, default)))
         return tuple(found)
+
+
+ANYTHING = Schema({"x-kubernetes-preserve-unknown-fields": True})
 
 
 def validator(raw: dict[str, Any]) -> jsonschema_rs.Validator:

@@ -90,8 +90,9 @@ class ApiServer:
     def all(self, plural: str, namespace: str | None = None) -> list[Manifest]:
         """The objects of a kind, by place."""
         resource = self.served(plural).kind.resource
-        there = sorted(self.cluster.store.objects.items())
-        return [one for key, one in there if key[0] == resource and namespace in (None, key[1])]
+        there = self.cluster.store.objects.items()
+        found = {key: one for key, one in there if key[0] == resource and namespace in (None, key[1])}
+        return [found[key] for key in sorted(found)]
 
     def served(self, plural: str) -> Served:
         """The kind of this plural."""
@@ -289,6 +290,7 @@ class ApiServer:
         transport = request.transport
         self._open.add(transport)
         until, ends = time.monotonic() + int(query.get("timeoutSeconds", "1800")), self._ends
+        mark_at = time.monotonic() + self.bookmark_s
         try:
             while (time.monotonic() < until or self.drip) and ends == self._ends:
                 changed = store.changed
@@ -298,16 +300,17 @@ class ApiServer:
                     if seen < store.compacted:
                         await answer.write(line("ERROR", gone.body()))
                         return answer
-                    for change in [one for one in store.log if one.version > seen]:
+                    for change in store.since(seen):
                         seen = change.version
                         if (event := seen_as(change, kind.resource, call.namespace, fits)) is not None:
                             # In two pieces: a line is no unit of TCP.
                             await answer.write(event[:20])
                             await answer.write(event[20:])
-                try:
-                    async with asyncio.timeout(self.bookmark_s):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, mark_at - time.monotonic())):
                         await changed.wait()
-                except TimeoutError:
+                if time.monotonic() >= mark_at:
+                    mark_at = time.monotonic() + self.bookmark_s
                     if query.get("allowWatchBookmarks") in YES and not self.mute and not self.drip:
                         mark = {"kind": kind.kind, "apiVersion": kind.api_version}
                         await answer.write(line("BOOKMARK", mark | {"metadata": {"resourceVersion": str(seen)}}))

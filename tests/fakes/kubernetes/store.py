@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import bisect
+import marshal
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ class Store:
 
     def put(self, resource: str, one: Manifest) -> Manifest:
         """Create or replace; the object as it is stored, with its version."""
-        one = copy.deepcopy(one)
+        one = copied(one)
         place = place_of(resource, one)
         before = self.objects.pop(place, None)
         self.version += 1
@@ -52,10 +53,14 @@ class Store:
         self.log.append(Change(self.version, resource, before, after))
         self.wake()
 
+    def since(self, version: int) -> list[Change]:
+        """What came after a version."""
+        return self.log[bisect.bisect_right(self.log, version, key=lambda one: one.version) :]
+
     def at(self, version: int) -> dict[Place, Manifest]:
         """All objects as they were then."""
         there = dict(self.objects)
-        for change in reversed([one for one in self.log if one.version > version]):
+        for change in reversed(self.since(version)):
             one = change.after or change.before
             if one is not None:
                 there.pop(place_of(change.resource, one), None)
@@ -71,6 +76,11 @@ class Store:
     def wake(self) -> None:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+
+
+def copied(one: Any) -> Any:
+    """A copy of JSON, in a fraction of ``copy.deepcopy``'s time."""
+    return marshal.loads(marshal.dumps(one))
 
 
 def place_of(resource: str, one: Manifest) -> Place:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.fakes.kubernetes.store import Change
+from tests.fakes.kubernetes.store import Change, copied
 
 Fits = Callable[[dict[str, Any]], bool]
 
@@ -25,7 +24,7 @@ def seen_as(change: Change, resource: str, namespace: str, fits: Fits) -> bytes 
         return line("ADDED" if before is None else "MODIFIED", after)
     if before is None:
         return None
-    last = copy.deepcopy(before)
+    last = copied(before)
     last["metadata"]["resourceVersion"] = str(change.version)
     return line("DELETED", last)
 
