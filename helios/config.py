@@ -979,6 +979,8 @@ class SiteSettings(Section, frozen=True):
     picker_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 9002
     keda_scaler: str = ""
     """``HOST:PORT`` at which KEDA reaches the operator's external scaler; empty: no ScaledObjects."""
+    keda_authentication: str = ""
+    """With TLS there: the ClusterTriggerAuthentication with ``caCert``, ``tlsClientCert`` and ``tlsClientKey``."""
     cluster_domain: Annotated[str, msgspec.Meta(min_length=1)] = "cluster.local"
 
 

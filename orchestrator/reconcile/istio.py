@@ -48,16 +48,12 @@ def rules(owner: Ref, site: Site, role: str, weights: Mapping[str, int]) -> list
         {"destination": {"host": host, "subset": names.short(commit)}, "weight": weight}
         for commit, weight in subsets.items()
     ]
-    virtual: FreeForm = {
-        "hosts": [host],
-        "http": [
-            {
-                "route": routes or [{"destination": {"host": host}}],
-                "timeout": "0s",
-                "retries": {"attempts": 2, "retryOn": RETRY_ON},
-            }
-        ],
+    # No 'timeout': there is none then, and Istio's definition takes no 0.
+    route = {
+        "route": routes or [{"destination": {"host": host}}],
+        "retries": {"attempts": 2, "retryOn": RETRY_ON},
     }
+    virtual: FreeForm = {"hosts": [host], "http": [route]}
     return [
         _object(owner, PEER_AUTHENTICATION, authentication),
         _object(owner, DESTINATION_RULE, destination),

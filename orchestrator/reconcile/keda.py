@@ -14,6 +14,7 @@ from orchestrator.reconcile.kinds import SCALED_OBJECT
 from orchestrator.reconcile.pod import Workers
 
 PAUSED: Final = "autoscaling.keda.sh/paused"
+AUTHENTICATION: Final = "ClusterTriggerAuthentication"
 POLL_SECONDS: Final = 15
 
 
@@ -22,6 +23,9 @@ def scaled_object(its: Workers, scaling: Scaling, floor: int, *, paused: bool) -
     most = max(1, scaling.max_replicas)
     described = metadata(its.owner, its.name, its.labels) | ({"annotations": {PAUSED: "true"}} if paused else {})
     where = {"namespace": its.namespace, **external.selector(its.service, its.role, its.commit)}
+    where |= {"scalerAddress": its.site.keda_scaler} | ({"enableTLS": "true"} if its.site.scaler_tls else {})
+    authentication = its.site.keda_authentication
+    trusted = {"authenticationRef": {"kind": AUTHENTICATION, "name": authentication}} if authentication else {}
     manifest = {
         "apiVersion": SCALED_OBJECT.api_version,
         "kind": SCALED_OBJECT.kind,
@@ -36,12 +40,11 @@ def scaled_object(its: Workers, scaling: Scaling, floor: int, *, paused: bool) -
                 {
                     "type": "external",
                     "metricType": "AverageValue" if one.average else "Value",
-                    "metadata": {
-                        "scalerAddress": its.site.keda_scaler, "metric": one.name, "target": str(target), **where,
-                    },
+                    "metadata": {"metric": one.name, "target": str(target), **where},
+                    **trusted,
                 }
                 for one, target in external.wanted(scaling.targets)
             ],
         },
-    }  # fmt: skip
+    }
     return Apply(SCALED_OBJECT, manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -31,6 +32,7 @@ COMPILE_KEY: Final = "/etc/helios/compile"
 HOOK_S: Final = 25
 """What the preStop hook may take beyond the drain, in seconds: routers take the registration back."""
 ZONE: Final = "topology.kubernetes.io/zone"
+SIDECAR: Final = "traffic.sidecar.istio.io"
 CAPTURED: Final = (DEFAULTS.vllm_port, DEFAULTS.port)
 """Ports that a mesh may take: KV blocks go over others, which NIXL chooses itself."""
 
@@ -94,11 +96,19 @@ def template(its: Workers) -> FreeForm:
 def _annotations(its: Workers) -> dict[str, str]:
     found = {worker_labels.MODEL: its.served}
     if its.site.mesh != "off":
-        found["traffic.sidecar.istio.io/includeInboundPorts"] = ",".join(map(str, CAPTURED))
-        kv = (DEFAULTS.side_channel_port, DEFAULTS.kv_events_port, DEFAULTS.kv_replay_port)
-        found["traffic.sidecar.istio.io/excludeOutboundPorts"] = ",".join(map(str, kv))
+        found[f"{SIDECAR}/includeInboundPorts"] = ",".join(map(str, CAPTURED))
+        if its.role != "both":
+            # A port that NIXL takes at the other end can't be named: what is captured is, and only that.
+            found[f"{SIDECAR}/includeOutboundIPRanges"] = ""
+            found[f"{SIDECAR}/includeOutboundPorts"] = ",".join(map(str, _called(its.site)))
         found["proxy.istio.io/config"] = '{"holdApplicationUntilProxyStarts":true}'
     return found
+
+
+def _called(site: Site) -> list[int]:
+    """Ports at which workers call others than each other."""
+    urls = [urlsplit(url) for url in (*site.routers, *site.registry_urls)]
+    return sorted({url.port or (443 if url.scheme == "https" else 80) for url in urls})
 
 
 def _spec(its: Workers) -> FreeForm:

@@ -17,6 +17,8 @@ class Site(SiteSettings, frozen=True):
 
     external_metrics: bool = False
     """Whether the operator serves the cluster's external metrics: then HPAs can be made."""
+    scaler_tls: bool = False
+    """Whether its external scaler, which KEDA asks, speaks TLS."""
 
 
 def allowed(peer: Peer) -> FreeForm:
@@ -41,5 +43,8 @@ def site_of(settings: OperatorSettings) -> Site:
         if not settings.signals.scaler_listen:
             raise UsageError(f"{where}.keda_scaler needs operator.signals.scaler_listen: nobody would answer there")
         split_listen(its.keda_scaler, f"{where}.keda_scaler")
+    tls = bool(settings.signals.scaler_tls.cert)
+    if its.keda_authentication and not (its.keda_scaler and tls):
+        raise UsageError(f"{where}.keda_authentication needs {where}.keda_scaler and operator.signals.scaler_tls")
     fields = {name: getattr(its, name) for name in its.__struct_fields__}
-    return Site(**fields, external_metrics=bool(settings.signals.external_listen))
+    return Site(**fields, external_metrics=bool(settings.signals.external_listen), scaler_tls=tls)

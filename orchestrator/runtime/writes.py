@@ -7,6 +7,8 @@ may still act; the request's deadline is shorter than that, and without enough t
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -35,8 +37,9 @@ MAX_ANSWER: Final = 8 << 20
 """Longest answer that is read, in bytes; etcd's largest object has 1.5 MiB."""
 
 APPLY: Final = "application/apply-patch+yaml"
-"""JSON is YAML, and every API server since 1.22 knows this name of it."""
+"""JSON is nearly YAML (``as_yaml``), and every API server since 1.22 knows this name of it."""
 MERGE: Final = "application/merge-patch+json"
+UNPRINTABLE: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, HeliosError)
 """What calls raise."""
@@ -47,6 +50,9 @@ async def call(
     body: Any = None, content_type: str = "application/json",
 ) -> Manifest:  # fmt: skip
     """The answer's object. Raises Refused, IntegrityError, and what aiohttp raises."""
+    if content_type == APPLY:
+        # The client sends bytes as they are under a name that it does not know for JSON.
+        body, content_type = as_yaml(body), f"{APPLY}; charset=utf-8"
     async with asyncio.timeout(timeout_s):
         answer = await request(
             client, method, path, query=query, body=body, content_type=content_type,
@@ -63,6 +69,14 @@ async def call(
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{method} {path}: the answer does not decode: {error}") from None
     return found
+
+
+def as_yaml(body: Any) -> bytes:
+    """An object as JSON that is YAML as well, as API servers read what is applied: YAML has no pairs of surrogates
+    (``\\ud83d\\ude00``), so such characters stand for themselves; those that may not, and other ends of lines, are
+    escaped (YAML 1.1, 5.1 and 5.7)."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 @dataclass(slots=True)

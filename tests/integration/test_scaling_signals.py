@@ -117,6 +117,15 @@ async def test_a_request_that_is_held_is_pushed_and_the_answer_follows(site: Sit
 
 
 @scenario
+async def test_keda_hears_that_no_targets_are_pushed(site: Site, one: Told, two: Told) -> None:
+    """By this status alone it asks for them instead, and does not try again."""
+    targets = site.keda.channel.unary_stream("/externalscaler.ExternalScaler/StreamMetricSpec")(b"")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await targets.read()
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@scenario
 async def test_a_stream_that_falls_silent_is_made_anew_and_a_router_that_starts_anew_is_followed(
     site: Site, one: Told, two: Told
 ) -> None:

@@ -125,6 +125,16 @@ async def json_patches_are_applied_whole_or_not_at_all(api: Api, ns: str) -> Non
 
 
 @scenario
+async def what_is_applied_may_have_any_text(api: Api, ns: str) -> None:
+    """Bodies are read as YAML, which has neither pairs of surrogates nor control characters as they are."""
+    odd = "".join(map(chr, (*range(1, 0x100), 0x2028, 0x2029, 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x1F600, 0x10FFFF)))
+    texts = {"a": odd, "b": "\\ud83d\\ude00", "c": f" {odd[:40]}\n\n  \t"}
+    applied = await api.apply(CONFIG_MAP, ns, config_map(**texts), "one")
+    assert applied["data"] == texts
+    assert (await api.get(CONFIG_MAP, ns, "c"))["data"] == texts
+
+
+@scenario
 async def deletion_has_preconditions(api: Api, ns: str) -> None:
     one = await api.create(CONFIG_MAP, ns, config_map())
     metadata = one["metadata"]

@@ -30,7 +30,8 @@ STRING: dict[str, Any] = {"type": "string", "minLength": 1}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 PORT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 65535}
 PERCENT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 100}
-DURATION: dict[str, Any] = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
+DURATION: dict[str, Any] = {"type": "string", "pattern": r"^[1-9]\d*(ms|s|m|h)$"}
+"""Istio's own rule: 1 ms at least."""
 LABELS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 63}}
 LABEL: dict[str, Any] = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
 MODE: dict[str, Any] = {"enum": ["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]}
@@ -94,6 +95,7 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
                 type={"enum": ["external", "external-push"]},
                 metricType={"enum": ["AverageValue", "Value", "Utilization"]},
                 metadata={"type": "object", "additionalProperties": {"type": "string"}, "required": ["scalerAddress"]},
+                authenticationRef=_object("name", name=STRING, kind=STRING),
             ),
             minItems=1,
         ),

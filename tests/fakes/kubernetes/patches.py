@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tests.fakes.kubernetes.errors import Refusal
@@ -48,3 +49,15 @@ def merge_patch(document: Any, patch: Any) -> Any:
         else:
             found[name] = merge_patch(found.get(name), one)
     return found
+
+
+def yaml_like(content: bytes) -> None:
+    """What is applied is read as YAML, by which not all JSON can be read: Refusal (400), as Kubernetes 1.36 says it."""
+    if re.search(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]", content):
+        raise _no_yaml("found invalid Unicode character escape code")
+    if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]", content.decode()):
+        raise _no_yaml("control characters are not allowed")
+
+
+def _no_yaml(why: str) -> Refusal:
+    return Refusal(400, "BadRequest", f"error decoding YAML: error converting YAML to JSON: yaml: {why}")

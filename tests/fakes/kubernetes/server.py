@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.fakes.kubernetes import scaling
+from tests.fakes.kubernetes import patches, scaling
 from tests.fakes.kubernetes.cluster import Cluster
 from tests.fakes.kubernetes.custom import Served
 from tests.fakes.kubernetes.errors import Refusal
@@ -207,7 +207,10 @@ class ApiServer:
 
     async def _meant(self, request: web.Request, served: Served, namespace: str, name: str, sub: str) -> Call:
         query = dict(request.query)
-        body = json.loads(await request.read() or b"null") if request.method != "GET" else None
+        content = await request.read() if request.method != "GET" else b""
+        if PATCHES.get(request.content_type) == "apply":
+            patches.yaml_like(content)
+        body = json.loads(content or b"null")
         if request.method == "GET" and not name:
             verb = "watch" if query.get("watch") in YES else "list"
         else:

@@ -30,6 +30,7 @@ def test_what_is_served_follows_from_the_signals():
         ({"registrar": SecretKey(name="a", key="b")}, "registrar is for operator.site.routers, which is empty"),
         ({"compile_key": SecretKey(name="a", key="b")}, "compile_key is for operator.site.registry_urls"),
         ({"keda_scaler": "operator:8496"}, "keda_scaler needs operator.signals.scaler_listen"),
+        ({"keda_authentication": "a"}, "keda_authentication needs operator.site.keda_scaler and"),
     ],
 )
 def test_what_cannot_work_is_refused(site: dict[str, Any], said: str):

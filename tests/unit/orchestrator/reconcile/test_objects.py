@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 from csi import attributes
@@ -39,6 +40,7 @@ from orchestrator.reconcile.kinds import (
 from orchestrator.reconcile.observed import Answer, Facts, Wanted
 from orchestrator.reconcile.reconcilers import Models, Services
 from orchestrator.reconcile.site import Peer, SecretKey, Site, allowed
+from orchestrator.signals.asked import asked
 from router.discovery.endpoints import asleep, workers_of
 from router.discovery.objects import Pod, Service, decode
 from tests.fakes.kubernetes import endpoint, endpoint_slice, pod
@@ -273,12 +275,24 @@ def test_who_scales_says_replicas_and_nobody_else():
     keda = the(made(scaling={"by": "KEDA"}), SCALED_OBJECT)
     assert keda["spec"]["triggers"][0]["metadata"]["scalerAddress"] == ALL.keda_scaler
     assert "annotations" not in keda["metadata"]
+    assert "enableTLS" not in keda["spec"]["triggers"][0]["metadata"]
+
+
+def test_keda_is_told_when_the_scaler_speaks_tls_and_by_which_keys():
+    site = msgspec.structs.replace(ALL, scaler_tls=True, keda_authentication="helios-scaler")
+    (one, *_) = triggers = the(made(site, check=validate, scaling={"by": "KEDA"}), SCALED_OBJECT)["spec"]["triggers"]
+    assert one["metadata"]["enableTLS"] == "true"
+    assert {str(each["authenticationRef"]) for each in triggers} == {
+        str({"kind": "ClusterTriggerAuthentication", "name": "helios-scaler"})
+    }
+    for each in triggers:
+        assert asked("models", each["metadata"]).chosen.service == "chat", "what KEDA sends along is understood"
 
 
 def test_the_mesh_repeats_no_prompt_ejects_not_all_and_leaves_kv_blocks_alone():
     cluster = made(**APART)
     (route,) = the(cluster, VIRTUAL_SERVICE)["spec"]["http"]
-    assert route["timeout"] == "0s"
+    assert "timeout" not in route, "Istio has none then, and refuses 0"
     assert route["retries"]["retryOn"] == "connect-failure,refused-stream,reset-before-request"
     detection = the(cluster, DESTINATION_RULE)["spec"]["trafficPolicy"]["outlierDetection"]
     assert detection["maxEjectionPercent"] <= 50 <= detection["minHealthPercent"]
@@ -287,6 +301,10 @@ def test_the_mesh_repeats_no_prompt_ejects_not_all_and_leaves_kv_blocks_alone():
     assert peers["portLevelMtls"]["5600"] == {"mode": "DISABLE"}
     annotations = the(cluster, DEPLOYMENT, "prefill")["spec"]["template"]["metadata"]["annotations"]
     assert annotations["traffic.sidecar.istio.io/includeInboundPorts"] == "8000,8490"
+    assert annotations["traffic.sidecar.istio.io/includeOutboundIPRanges"] == "", "but for these ports:"
+    assert annotations["traffic.sidecar.istio.io/includeOutboundPorts"] == "8470,8481"
+    alone = the(made(), DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]
+    assert not [name for name in alone if "Outbound" in name], "it sends no blocks to anybody"
 
 
 def test_what_the_cluster_does_not_have_is_not_made():
