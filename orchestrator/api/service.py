@@ -294,10 +294,14 @@ class ServiceStatus(Part, frozen=True, kw_only=True):
     """A commit that was rolled back; it is not tried again, until another one has all requests."""
     refused_at: Time = ""
     """RFC 3339: when that was."""
+    refused_why: Annotated[str, Meta(max_length=1024)] = ""
+    """What was wrong with it."""
     roles: Annotated[dict[str, RoleStatus], Meta(max_length=8)] = field(default_factory=dict)
     """``aggregated``, or ``prefill`` and ``decode``."""
     replicas: Whole = 0
     """Of the decode or only role: what ``kubectl scale`` shows."""
+    ready_replicas: Whole = 0
+    """Those of them that answer requests."""
     selector: Annotated[str, Meta(max_length=1024)] = ""
     """Of the pods that ``replicas`` counts."""
     scaling: Annotated[str, Meta(max_length=1 << 18)] = ""

@@ -116,7 +116,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class PodSeen(msgspec.Struct, frozen=True):
-    """``reason``: why it does not run, one word of Kubernetes'; empty where it does, or nobody says."""
+    """``reason``: why it does not run, one word of Kubernetes'; empty where it does, or nobody says. ``doing``: what it
+    is at while it is neither ready nor wrong, with the time since when."""
 
     name: str
     commit: str
@@ -125,10 +126,13 @@ class PodSeen(msgspec.Struct, frozen=True):
     ending: bool = False
     reason: str = ""
     message: str = ""
+    doing: str = ""
 
 
 WAITING: Final = ("ContainerCreating", "PodInitializing")
 """Reasons that are none: it is on its way."""
+LAST_WORDS: Final = 500
+"""Of what a container said at its end so many characters are shown, the last ones."""
 
 
 def pod_seen(pod: Manifest) -> PodSeen:
@@ -140,17 +144,38 @@ def pod_seen(pod: Manifest) -> PodSeen:
     scheduled = found.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         reason, message = scheduled.get("reason") or "Unschedulable", scheduled.get("message") or ""
-    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if not reason and waiting.get("reason") and waiting["reason"] not in WAITING:
-            reason, message = waiting["reason"], waiting.get("message") or ""
+            reason, message = waiting["reason"], (waiting.get("message") or "") + _ended(container)
     if not reason and status.get("phase") == "Failed":
         reason, message = status.get("reason") or "Failed", status.get("message") or ""
+    ready, ending = found.get("Ready", {}).get("status") == "True", bool(metadata.get("deletionTimestamp"))
     return PodSeen(
         metadata["name"], labels.get(worker_labels.REVISION, ""), labels.get(worker_labels.ROLE, ""),
-        found.get("Ready", {}).get("status") == "True" and not metadata.get("deletionTimestamp"),
-        bool(metadata.get("deletionTimestamp")), reason, message,
+        ready and not ending, ending, reason, message, "" if ready or ending or reason else _doing(status),
     )  # fmt: skip
+
+
+def _ended(container: Manifest) -> str:
+    """How it ended before it was to start again: its log's last words, as the kubelet kept them."""
+    last = (container.get("lastState") or {}).get("terminated") or {}
+    if not last:
+        return ""
+    said = " ".join(str(last.get("message") or "").split())[-LAST_WORDS:]
+    return f"; it ended with {last.get('reason') or 'Error'}, exit code {last.get('exitCode')}" + (said and f": {said}")
+
+
+def _doing(status: Manifest) -> str:
+    for container in status.get("containerStatuses") or ():
+        state = container.get("state") or {}
+        if since := (state.get("running") or {}).get("startedAt"):
+            return f"its engine starts, since {since}"
+        if (state.get("waiting") or {}).get("reason") in WAITING:
+            since = status.get("startTime")
+            return "it waits for its volumes and its container" + (f", since {since}" if since else "")
+    return ""
 
 
 class ModelSeen(msgspec.Struct, frozen=True):
