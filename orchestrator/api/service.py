@@ -223,8 +223,11 @@ class ServiceSpec(Part, frozen=True, kw_only=True):
     """What is wanted of a service."""
 
     model: ModelRef
-    served_name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    """The name by which clients ask for it; default: the repository's. (More names: the router's ``aliases``.)"""
+    served_name: (
+        Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x20\x7f@-][^\x00-\x20\x7f@]*\Z")] | None
+    ) = None
+    """The name by which clients ask for it, without spaces or ``@``, which begins a revision; default: the
+    repository's. (More names: the router's ``aliases``.)"""
     engine: Engine = Engine()
     aggregated: Role | None = None
     """Workers that do both, prefill and decode..."""
