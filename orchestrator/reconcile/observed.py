@@ -48,10 +48,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """Of one commit. ``signer`` None: nobody whom a rule of the registry asked for has signed it."""
+    """Of one commit. ``signer`` None: nobody whom a rule of the registry asked for has signed it. ``problem``: nothing
+    is known, and this is why, one word in CamelCase as in an ``Answer``."""
 
     size_bytes: int
     signer: str | None = None
+    problem: str = ""
+    message: str = ""
 
 
 class Registry(Protocol):
