@@ -24,7 +24,8 @@ from orchestrator.scaling.share import Want, share
 from orchestrator.scaling.signals import Signals
 
 REFRESH_S: Final = 300.0
-"""How often what is shown and remembered is made anew while there are requests, in seconds..."""
+"""How often what is shown and remembered is made anew while there are requests or something else is expected, in
+seconds..."""
 QUIET_S: Final = 3600.0
 """...and while there are none."""
 HELD_S: Final = 900.0
@@ -134,7 +135,9 @@ class Mind:
         same = {role: _decisive(one) for role, one in fresh.items()} == {
             role: _decisive(one) for role, one in self.shown.items()
         }
-        if same and age_s < (REFRESH_S if self._asked else QUIET_S):
+        forecasts = {role: one.forecast for role, one in fresh.items()}
+        told = forecasts == {role: one.forecast for role, one in self.shown.items()}
+        if same and age_s < (QUIET_S if told and not self._asked else REFRESH_S):
             return False
         self.shown, self.text = fresh, self._encoded()
         self._text_at, self._asked = now, False
