@@ -261,6 +261,8 @@ class Deciding:
         if not first and len(_status(manifest).get("revisions") or ()) > 1:
             self._add(INFERENCE_SERVICE, key)  # requests move: what is heard of the commits may end that
         nodes = one.mind.prefetch
+        alike = [other for other in self._services.values() if other.plan.names == one.plan.names]
+        one.mind.others = len(alike) - 1 if one.plan.names else 0
         one.mind.look(now, one.plan, seen)
         for other in self._grant(key, now):
             if other != key or not first:

@@ -50,6 +50,8 @@ class Mind:
         self._asked = False
         """There were requests since what is remembered was made anew."""
         self._prefetch, self._prefetch_at = 0, -math.inf
+        self.others = 0
+        """Services that answer for the same name."""
         self.shown: dict[str, Wanted] = {}
         self.text = text
         self._text_at = now
@@ -130,7 +132,7 @@ class Mind:
             if count < one.replicas:
                 why += f"; {one.replicas} wanted: the ceiling for accelerators"
             expected = None if its.forecast.mode == "off" else one.expected
-            fresh[role] = Wanted(count, min(one.floor, count), why, expected, self._known[role])
+            fresh[role] = Wanted(count, min(one.floor, count), why, expected, self._known[role], self.others)
         age_s = now - self._text_at
         same = {role: _decisive(one) for role, one in fresh.items()} == {
             role: _decisive(one) for role, one in self.shown.items()
@@ -154,8 +156,8 @@ class Mind:
         return self._prefetch
 
 
-def _decisive(one: Wanted) -> tuple[int, int, bool]:
-    return one.replicas, one.floor, one.signals
+def _decisive(one: Wanted) -> tuple[int, int, bool, int]:
+    return one.replicas, one.floor, one.signals, one.others
 
 
 def _known(seen: Signals, its: RolePlan) -> bool:

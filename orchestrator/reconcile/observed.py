@@ -73,13 +73,15 @@ class Registry(Protocol):
 
 class Wanted(msgspec.Struct, frozen=True):
     """How many workers a role should have, as the scaling policy decided last: ``replicas`` now; ``floor``: what an
-    autoscaler may not go below; ``signals``: whether what it goes by is known."""
+    autoscaler may not go below; ``signals``: whether what it goes by is known; ``others``: services that answer for the
+    same name, whose requests can't be told from its own."""
 
     replicas: int
     floor: int = 1
     reason: str = ""
     forecast: int | None = None
     signals: bool = True
+    others: int = 0
 
 
 class Health(msgspec.Struct, frozen=True):

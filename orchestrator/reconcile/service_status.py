@@ -230,6 +230,8 @@ def _scaling(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, movers: Map
     for role, its in movers.items():
         if (said := scaling(spec, role).by) not in ("Auto", its):
             text += f"; by {its}, because this cluster has not what spec.scaling.by: {said} needs"
+    if others := max(seen.wanted[role].others for role in fleet.desired):
+        text += f"; {others} more answer for the same name, and each is scaled by the requests of all (spec.servedName)"
     return Condition("ScalingActive", "True", f"By{by[0] if len(by) == 1 else 'Several'}", text)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from helios.kube.kinds import POD, SERVICE
 from orchestrator.actions import Problem, Ref
 from orchestrator.reconcile.kinds import INFERENCE_SERVICE
-from orchestrator.reconcile.observed import Health
+from orchestrator.reconcile.observed import Health, Wanted
 from tests.unit.orchestrator.reconcile.test_service import A, B, World
 
 
@@ -89,6 +89,14 @@ def test_what_a_worker_that_starts_is_at_is_told_with_since_when():
     assert "kubectl describe pod" in message
     pods(world, 1, containerStatuses=[{"state": {"running": {"startedAt": "2026-12-01T12:01:00Z"}}}])
     assert "its engine starts, since 2026-12-01T12:01:00Z" in world.condition("Ready")[2]
+
+
+def test_who_else_answers_for_the_same_name_is_told():
+    world = World().settle()
+    world.known.by_role = {"both": Wanted(2, 1, "load", others=2)}
+    status, _, message = world.settle().condition("ScalingActive")
+    assert status == "True"
+    assert "2 more answer for the same name" in message
 
 
 def test_what_the_api_server_refused_is_named_once():
