@@ -121,8 +121,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class PodSeen(msgspec.Struct, frozen=True):
-    """``reason``: why it does not run, one word of Kubernetes'; empty where it does, or nobody says. ``doing``: what it
-    is at while it is neither ready nor wrong, with the time since when."""
+    """``reason``: why it does not run, one word of Kubernetes', and ``since`` when (RFC 3339); empty where it does, or
+    nobody says. ``doing``: what it is at while it is neither ready nor wrong, with the time since when."""
 
     name: str
     commit: str
@@ -131,6 +131,7 @@ class PodSeen(msgspec.Struct, frozen=True):
     ending: bool = False
     reason: str = ""
     message: str = ""
+    since: str = ""
     doing: str = ""
 
 
@@ -156,10 +157,12 @@ def pod_seen(pod: Manifest) -> PodSeen:
             reason, message = waiting["reason"], (waiting.get("message") or "") + _ended(container)
     if not reason and status.get("phase") == "Failed":
         reason, message = status.get("reason") or "Failed", status.get("message") or ""
+    since = (scheduled if scheduled.get("status") == "False" else found.get("Ready", {})).get("lastTransitionTime")
     ready, ending = found.get("Ready", {}).get("status") == "True", bool(metadata.get("deletionTimestamp"))
     return PodSeen(
         metadata["name"], labels.get(worker_labels.REVISION, ""), labels.get(worker_labels.ROLE, ""),
-        ready and not ending, ending, reason, message, "" if ready or ending or reason else _doing(status),
+        ready and not ending, ending, reason, message, (since or "") if reason else "",
+        "" if ready or ending or reason else _doing(status),
     )  # fmt: skip
 
 

@@ -189,12 +189,17 @@ def _trouble(pods: Sequence[PodSeen]) -> tuple[str, str] | None:
     for reasons, reason in ((IMAGE, "ImageMissing"), (CRASH, "CrashLoop")):
         for one in pods:
             if one.reason in reasons:
-                text = f"{one.name}: {one.reason}{': ' if one.message else ''}{one.message}"
+                text = f"{one.name}: {one.reason}{_since(one.since)}{': ' if one.message else ''}{one.message}"
                 return reason, _advised(text, reason)
     for one in pods:
         if one.reason and one.reason not in NODELESS:
-            return one.reason, f"{one.name}: {one.message or one.reason}"[:4096]
+            return one.reason, f"{one.name}: {one.message or one.reason}"[:4096] + _since(one.since)
     return None
+
+
+def _since(when: str) -> str:
+    """A condition's own time is that of its status alone; this is the reason's."""
+    return f", since {when}" if when else ""
 
 
 def _progressing(seen: ServiceObserved, fleet: Fleet, step: Step, *, serves: bool) -> Condition:
@@ -202,9 +207,8 @@ def _progressing(seen: ServiceObserved, fleet: Fleet, step: Step, *, serves: boo
     others = [one for one in seen.problems if one.reason != "QuotaExceeded"]
     if others:
         one, its = others[0], str(others[0].ref)
-        return Condition(
-            "Progressing", "False", one.reason, one.message if its in one.message else f"{its}: {one.message}"
-        )
+        text = (one.message if its in one.message else f"{its}: {one.message}") + _since(timestamp(one.since))
+        return Condition("Progressing", "False", one.reason, text)
     moving = step.phase in ("RollingOut", "RollingBack", "Splitting")
     trouble = _trouble([one for one in fleet.pods if not one.ending]) if serves else None
     if trouble is None:

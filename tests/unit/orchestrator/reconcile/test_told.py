@@ -35,11 +35,13 @@ def test_a_service_that_was_stopped_by_hand_does_not_say_that_a_request_wakes_it
 
 def test_an_image_that_is_missing_is_told_while_others_serve():
     world = World().settle()
-    pods(world, 1, **waiting("ImagePullBackOff", "not found"))
+    gone = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-12-01T12:00:00Z"}
+    pods(world, 1, **waiting("ImagePullBackOff", "not found"), conditions=[gone])
     assert world.condition("Ready")[:2] == ("True", "Serving")
     status, reason, message = world.condition("Progressing")
     assert (status, reason) == ("False", "ImageMissing")
     assert "spec.engine.image" in message
+    assert "since 2026-12-01T12:00:00Z" in message
     assert [one.reason for one in world.cluster.events].count("ImageMissing") == 1
     assert (world.status["replicas"], world.status["readyReplicas"]) == (2, 1)
     world.settle()
@@ -103,4 +105,4 @@ def test_what_the_api_server_refused_is_named_once():
     world = World()
     said = "Apply of Service models/chat: 422 Invalid: spec.ports: Required value"
     world.turn(problems=[Problem(Ref(SERVICE, "models", "chat"), "Invalid", said, 1.0)])
-    assert world.condition("Progressing")[2] == said
+    assert world.condition("Progressing")[2] == f"{said}, since 1970-01-01T00:00:01Z"
