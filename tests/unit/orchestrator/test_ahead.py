@@ -90,6 +90,16 @@ def test_nodes_get_the_model_before_workers_and_workers_come_before_requests():
     assert "forecast" in status(morning, INFERENCE_SERVICE, "chat")["roles"]["aggregated"]["reason"]
 
 
+def test_where_people_say_how_many_there_are_nothing_is_expected():
+    morning = Morning("Act")
+    morning.until_nine()
+    assert morning.seen[0] > 0
+    morning.cluster.change(INFERENCE_SERVICE, "chat", {"replicas": 1})
+    morning.settle()
+    morning.settle()
+    assert morning.seen == (0, 1)
+
+
 def test_a_forecast_that_only_observes_shows_it_and_moves_nothing():
     morning = Morning("Observe")
     assert morning.until_nine() == [(0, 0)]
