@@ -126,6 +126,9 @@ class Memory:
     def _told(self, question: Question, known: _Known, heard: Heard, now: float) -> None:
         place = heard.place
         assert place is not None
+        if question.facts and place.state == "nowhere":
+            known.facts = Facts(0, None, *_missing(question, place))
+            return
         if question.facts:
             known.facts = Facts(place.bytes or 0, heard.signer)
             return

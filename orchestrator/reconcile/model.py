@@ -27,6 +27,8 @@ SHOWN: Final = 12
 """Digits of a commit that people are shown."""
 NOWHERE: Final = Source(repo="unknown")
 """The source of a Model that can't be read: it has no commit, so nothing is made of it."""
+ABSENT: Final = ("NotFound", "Retired")
+"""What the registry says of commits that no node can get."""
 OWNS: Final[tuple[Kind, ...]] = (PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD)
 
 
@@ -39,6 +41,8 @@ class Choice(msgspec.Struct, frozen=True):
     found: str | None = None
     waits: str | None = None
     verified: bool | None = True
+    absent: Facts | None = None
+    """Why what people have approved can't count."""
 
 
 def before_of(seen: ModelObserved) -> ModelStatus:
@@ -113,10 +117,12 @@ def choose(seen: ModelObserved, spec: ModelSpec) -> Choice:
     if next_one is None or next_one == before.commit:
         revision = policy.revision if next_one is not None else before.revision
         return _kept(Choice(before.commit, revision, found), seen, spec)
-    if policy.require_verified:
-        facts = seen.facts.get(next_one)
-        if (signed := _signed(facts)) is not True:
-            return Choice(before.commit, before.revision, found, next_one, signed)
+    facts = seen.facts.get(next_one)
+    if next_one == policy.approved and (facts is None or facts.problem in ABSENT):
+        asked = Facts(0, None, "Resolving", f"the registry is asked for commit {short(next_one)}")
+        return Choice(before.commit, before.revision, found, absent=facts or asked)
+    if policy.require_verified and (signed := _signed(facts)) is not True:
+        return Choice(before.commit, before.revision, found, next_one, signed)
     return Choice(next_one, policy.revision, found)
 
 
@@ -173,6 +179,9 @@ def _conditions(
 
 def _resolved(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition:
     answer, name = seen.answer, f"{spec.source.repo}@{spec.revision.revision}"
+    if choice.absent is not None:
+        text = f"spec.revision.approved: {choice.absent.message}" + _goes_on(choice)
+        return Condition("Resolved", "Unknown" if choice.commit else "False", choice.absent.problem, text)
     settled = (
         spec.revision.policy == "Pinned" and choice.commit is not None and choice.revision == spec.revision.revision
     )
@@ -184,9 +193,12 @@ def _resolved(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition
     text = f"{name}: {answer.message or answer.problem}"
     if answer.since:
         text += f"; since {timestamp(answer.since)}"
-    if choice.commit is not None:
-        text += f"; commit {short(choice.commit)} counts on"
+    text += _goes_on(choice)
     return Condition("Resolved", "Unknown" if choice.commit else "False", answer.problem or "Resolving", text)
+
+
+def _goes_on(choice: Choice) -> str:
+    return "" if choice.commit is None else f"; commit {short(choice.commit)} counts on"
 
 
 def _verified(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition:

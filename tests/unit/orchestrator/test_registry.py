@@ -122,6 +122,16 @@ def test_what_keeps_facts_from_being_known_is_known_until_they_are():
     assert (known.signer, known.problem) == ("me@example.com", "")
 
 
+def test_a_commit_that_is_nowhere_has_no_facts():
+    memory, question = Memory(), Question("org/m", A, facts=True)
+    memory.look(question, 0.0, FACTS_S)
+    memory.due(0.0, 8)
+    assert memory.heard(question, place("nowhere", reason="no such commit"), 0.0)
+    facts = memory.look(question, 0.0, FACTS_S).facts
+    assert facts is not None
+    assert (facts.problem, facts.message) == ("NotFound", "no such commit")
+
+
 def test_a_clock_that_is_set_back_delays_no_question_for_long():
     memory = Memory()
     memory.look(MAIN, 1e6, 60.0)

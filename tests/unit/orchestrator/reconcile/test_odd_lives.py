@@ -118,6 +118,21 @@ def test_what_keeps_a_model_from_going_is_told():
     assert world.cluster.objects == {}
 
 
+def test_an_approved_commit_that_there_is_not_is_told_and_does_not_count():
+    world = models.World(revision={"policy": "Approve"}).names(A)
+    world.spec(revision={"policy": "Approve", "approved": "e" * 40})
+    assert world.status["commit"] == A, "the registry has not said yet whether there is one"
+    assert world.condition("Resolved")[:2] == ("Unknown", "Resolving")
+    world.known.of_commits["org/llama", "e" * 40] = Facts(0, None, "NotFound", "there is no such commit")
+    world.spec(revision={"policy": "Approve", "approved": "e" * 40})
+    assert world.status["commit"] == A, "what serves goes on"
+    status, reason, message = world.condition("Resolved")
+    assert (status, reason) == ("Unknown", "NotFound")
+    assert message.startswith("spec.revision.approved: there is no such commit")
+    world.known.of_commits["org/llama", "e" * 40] = Facts(0, None, "RegistryUnreachable", "down")
+    assert world.settle().status["commit"] == "e" * 40, "nobody says that it isn't there"
+
+
 def test_who_signed_it_can_t_be_asked_is_told_and_is_not_that_nobody_did():
     world = models.World(revision={"requireVerified": True})
     world.known.of_commits["org/llama", A] = Facts(0, None, "RegistryUnreachable", "http://r:8470 does not answer")
