@@ -94,6 +94,8 @@ class Memory:
         """What is to be asked now, the longest due first; each is ``heard`` of before it is due again."""
         for question in [one for one, known in self._known.items() if now - known.used > FORGET_S]:
             del self._known[question]
+        for known in self._known.values():  # the clock may have been set back
+            known.due = min(known.due, now + max(known.every_s, RETRY_S[1]))
         ready = [one for one, known in self._known.items() if not known.asked and known.due <= now]
         chosen = sorted(ready, key=lambda one: (self._known[one].due, one))[:most]
         for question in chosen:
@@ -111,7 +113,10 @@ class Memory:
             known.failures += 1
             known.due = now + min(RETRY_S[1], max(RETRY_S[0], 1.0) * 2 ** min(known.failures - 1, 10))
             known.since = known.since or now
-            if not question.facts:
+            if question.facts:
+                if known.facts is None or known.facts.problem:
+                    known.facts = Facts(0, None, _reason(heard.error), heard.error.message)
+            else:
                 known.answer = Answer(None, now, _reason(heard.error), heard.error.message, known.since)
         else:
             known.failures = 0
@@ -122,6 +127,9 @@ class Memory:
     def _told(self, question: Question, known: _Known, heard: Heard, now: float) -> None:
         place = heard.place
         assert place is not None
+        if question.facts and place.state == "nowhere":
+            known.facts = Facts(0, None, *_missing(question, place))
+            return
         if question.facts:
             known.facts = Facts(place.bytes or 0, heard.signer)
             return

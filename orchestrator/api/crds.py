@@ -115,7 +115,9 @@ def inference_service() -> Definition:
             _column("Model", ".spec.model.name", "The Model that it serves."),
             _column("Ready", f"{_READY}.status", "Whether it answers requests, or can be woken by one."),
             _column("Replicas", ".status.replicas", "Workers of the decode or only role.", "integer"),
+            _column("Up", ".status.readyReplicas", "Those of them that answer requests.", "integer"),
             _column("Revision", ".status.shortCommit", "The commit that has requests, or most of them."),
+            _column("Rollout", '.status.conditions[?(@.type=="Progressing")].reason', "How changes go."),
         ],
         {
             "specReplicasPath": ".spec.replicas",

@@ -3,17 +3,18 @@
 The API server evaluates the CEL (``x-kubernetes-validations``) whenever a resource is written. The Python says the same
 of a part that has been read: a resource may have been stored before a rule was made. A test holds both together.
 
-Cost. Kubernetes refuses a definition whose rules may cost too much: 10,000,000 for one rule, 100,000,000 for all, which
-it estimates from the longest list and text that the schema allows. So all of these have bounds. Its own
+Cost. Kubernetes refuses a definition whose rules may cost too much: 10,000,000 for one rule, 100,000,000 for all,
+which it estimates from the longest list and text that the schema allows. So all of these have bounds. Its own
 estimate (the validation of apiextensions-apiserver 1.36, run over our definitions) is 2,516,592 for the rule about
-metadata.name, whose length no schema bounds, 8,503 for the one that compares each pair of ``steps``, 5,562 for a
-repository's parts, under 500 for any other. `make test-cluster` shows the definitions to a real API server.
+metadata.name, whose length no schema bounds (as it bounds none of a map's keys), 8,503 for the one that compares each
+pair of ``steps``, 5,562 for a repository's parts, under 500 for any other. `make test-cluster` shows the definitions
+to a real API server.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,8 @@ from orchestrator.api import model, service
 from orchestrator.api.common import EnvironmentVariable, Part, Toleration
 
 LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+KEY = rf"({LABEL}(\.{LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+"""Of a node's label."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -51,8 +54,16 @@ def _readable(read: Callable[[str], object], text: str) -> bool:
 
 
 def _needed(spec: service.ServiceSpec) -> int:
-    """Accelerators of one worker of each role."""
-    return sum(role.accelerator.count for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None)
+    """Accelerators of one worker of each role, or of as many as there always are of those that scale together."""
+    its = [role for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None]
+    return sum(
+        role.accelerator.count * (1 if role.scaling is not None else max(1, spec.scaling.min_replicas)) for role in its
+    )
+
+
+def _each(role: str) -> str:
+    least = "self.scaling.minReplicas > 1 ? self.scaling.minReplicas : 1"
+    return f"(has(self.{role}) ? self.{role}.accelerator.count * (has(self.{role}.scaling) ? 1 : {least}) : 0)"
 
 
 def _stays(spec: service.ServiceSpec) -> bool:
@@ -70,6 +81,27 @@ def _most(spec: service.ServiceSpec) -> int:
     """The most workers of the decode or only role."""
     role = spec.aggregated or spec.decode
     return (role.scaling if role is not None and role.scaling is not None else spec.scaling).max_replicas
+
+
+def _labels(field: str, read: Callable[[Any], Mapping[str, str]]) -> Rule:
+    """What the schema can't say of a map: how its keys are to be."""
+    cel = KEY.replace("\\", "\\\\")
+    return Rule(
+        f"self.{field}.all(key, key.size() <= 317 && key.matches('^{cel}$'))",
+        f"{field}: has a name that can't be a node's label: write it as nvidia.com/gpu.product",
+        f".{field}",
+        holds=lambda part: all(len(key) <= 317 and re.fullmatch(KEY, key) for key in read(part)),
+    )
+
+
+def _bytes(field: str, read: Callable[[Any], str]) -> Rule:
+    """A quantity of memory: the suffix for thousandths is a slip, and none is no memory."""
+    return Rule(
+        f"type(self.{field}) == string ? !self.{field}.matches('m$|^0+([.]0+)?[a-zA-Z]*$') : self.{field} > 0",
+        f"{field} has the suffix m, which is thousandths of a byte, or is nothing: write it as 16Gi",
+        f".{field}",
+        holds=lambda part: not re.search(r"m\Z|^0+([.]0+)?[a-zA-Z]*\Z", read(part)),
+    )
 
 
 RULES: dict[type[Part], tuple[Rule, ...]] = {
@@ -193,14 +225,32 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
     ),
     service.Role: (
         Rule(
-            "!has(self.scaling) || !has(self.scaling.maxCost) || self.scaling.maxCost >= self.accelerator.count",
-            "scaling.maxCost is less than one worker's accelerator.count: no worker could ever start",
+            "!has(self.scaling) || !has(self.scaling.maxCost) || self.scaling.maxCost >= self.accelerator.count"
+            " * (self.scaling.minReplicas > 1 ? self.scaling.minReplicas : 1)",
+            "scaling.maxCost is less than minReplicas workers' accelerator.count (one's at least): so many could never "
+            "start; raise it, or lower minReplicas",
             ".scaling.maxCost",
             holds=lambda role: (
-                role.scaling is None or role.scaling.max_cost is None or role.scaling.max_cost >= role.accelerator.count
+                role.scaling is None
+                or role.scaling.max_cost is None
+                or role.scaling.max_cost >= role.accelerator.count * max(1, role.scaling.min_replicas)
             ),
         ),
+        _bytes("memory", lambda role: role.memory),
+        _bytes("cache", lambda role: role.cache),
     ),
+    service.Engine: (_bytes("sharedMemory", lambda engine: engine.shared_memory),),
+    service.Accelerator: (
+        Rule(
+            "self.resource.contains('/')",
+            "resource has to be one of nodes', with its domain, as nvidia.com/gpu: cpu and memory have fields of their "
+            "own",
+            ".resource",
+            holds=lambda accelerator: "/" in accelerator.resource,
+        ),
+    ),
+    service.Placement: (_labels("nodeSelector", lambda placement: placement.node_selector),),
+    model.Prefetch: (_labels("selector", lambda prefetch: prefetch.selector),),
     service.Rollout: (
         Rule(
             "self.steps.all(step, self.steps.exists_one(other, other == step)"
@@ -266,11 +316,10 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
             holds=lambda spec: spec.replicas is None or spec.replicas <= _most(spec),
         ),
         Rule(
-            "!has(self.scaling.maxCost) || self.scaling.maxCost >="
-            " (has(self.aggregated) ? self.aggregated.accelerator.count : 0)"
-            " + (has(self.prefill) ? self.prefill.accelerator.count : 0)"
-            " + (has(self.decode) ? self.decode.accelerator.count : 0)",
-            "scaling.maxCost is less than accelerator.count of one worker of each role: the service could never start",
+            "!has(self.scaling.maxCost) || self.scaling.maxCost >= "
+            + " + ".join(map(_each, ("aggregated", "prefill", "decode"))),
+            "scaling.maxCost is less than accelerator.count of minReplicas workers of each role (one at least): so "
+            "many could never start; raise it, or lower minReplicas",
             ".scaling.maxCost",
             holds=lambda spec: spec.scaling.max_cost is None or spec.scaling.max_cost >= _needed(spec),
         ),

@@ -223,8 +223,11 @@ class ServiceSpec(Part, frozen=True, kw_only=True):
     """What is wanted of a service."""
 
     model: ModelRef
-    served_name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    """The name by which clients ask for it; default: the repository's. (More names: the router's ``aliases``.)"""
+    served_name: (
+        Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x20\x7f@-][^\x00-\x20\x7f@]*\Z")] | None
+    ) = None
+    """The name by which clients ask for it, without spaces or ``@``, which begins a revision; default: the
+    repository's. (More names: the router's ``aliases``.)"""
     engine: Engine = Engine()
     aggregated: Role | None = None
     """Workers that do both, prefill and decode..."""
@@ -294,10 +297,14 @@ class ServiceStatus(Part, frozen=True, kw_only=True):
     """A commit that was rolled back; it is not tried again, until another one has all requests."""
     refused_at: Time = ""
     """RFC 3339: when that was."""
+    refused_why: Annotated[str, Meta(max_length=1024)] = ""
+    """What was wrong with it."""
     roles: Annotated[dict[str, RoleStatus], Meta(max_length=8)] = field(default_factory=dict)
     """``aggregated``, or ``prefill`` and ``decode``."""
     replicas: Whole = 0
     """Of the decode or only role: what ``kubectl scale`` shows."""
+    ready_replicas: Whole = 0
+    """Those of them that answer requests."""
     selector: Annotated[str, Meta(max_length=1024)] = ""
     """Of the pods that ``replicas`` counts."""
     scaling: Annotated[str, Meta(max_length=1 << 18)] = ""

@@ -124,13 +124,13 @@ class Deciding:
 
     def prefetch(self, namespace: str, model: str) -> int | None:
         """As many as the service that expects most. None: some service that uses it was not decided for yet."""
-        most = 0
+        most = 0  # where people say how many workers there are, nothing is expected
         for manifest in self._seen.all(INFERENCE_SERVICE, namespace):
             if manifest["spec"].get("model", {}).get("name") == model:
                 found = self._services.get(_key(manifest))
                 if found is None or found.mind is None:
                     return None
-                most = max(most, found.mind.prefetch)
+                most = max(most, 0 if found.plan.fixed else found.mind.prefetch)
         return most
 
     # --- looking ---
@@ -152,9 +152,9 @@ class Deciding:
         for key, one in list(self._services.items()):
             if one.mind is None or one.plan.fixed:
                 continue
-            if one.due <= now:
+            if one.due <= now or one.due > now + self._look_s:  # the second: the clock was set back
                 self._look(key, now)
-            elif now >= one.deaf_until and self._held(one):
+            elif (now >= one.deaf_until or one.deaf_until > now + self._look_s) and self._held(one):
                 self._look(key, now)
                 if not any(one.mind.granted.values()):
                     one.deaf_until = one.due
@@ -269,6 +269,8 @@ class Deciding:
         if not first and len(_status(manifest).get("revisions") or ()) > 1:
             self._add(INFERENCE_SERVICE, key)  # requests move: what is heard of the commits may end that
         nodes = one.mind.prefetch
+        alike = [other for other in self._services.values() if other.plan.names == one.plan.names]
+        one.mind.others = len(alike) - 1 if one.plan.names else 0
         one.mind.look(now, one.plan, seen)
         for other in self._grant(key, now):
             if other != key or not first:

@@ -24,7 +24,8 @@ from orchestrator.scaling.share import Want, share
 from orchestrator.scaling.signals import Signals
 
 REFRESH_S: Final = 300.0
-"""How often what is shown and remembered is made anew while there are requests, in seconds..."""
+"""How often what is shown and remembered is made anew while there are requests or something else is expected, in
+seconds..."""
 QUIET_S: Final = 3600.0
 """...and while there are none."""
 HELD_S: Final = 900.0
@@ -49,6 +50,8 @@ class Mind:
         self._asked = False
         """There were requests since what is remembered was made anew."""
         self._prefetch, self._prefetch_at = 0, -math.inf
+        self.others = 0
+        """Services that answer for the same name."""
         self.shown: dict[str, Wanted] = {}
         self.text = text
         self._text_at = now
@@ -129,12 +132,14 @@ class Mind:
             if count < one.replicas:
                 why += f"; {one.replicas} wanted: the ceiling for accelerators"
             expected = None if its.forecast.mode == "off" else one.expected
-            fresh[role] = Wanted(count, min(one.floor, count), why, expected, self._known[role])
+            fresh[role] = Wanted(count, min(one.floor, count), why, expected, self._known[role], self.others)
         age_s = now - self._text_at
         same = {role: _decisive(one) for role, one in fresh.items()} == {
             role: _decisive(one) for role, one in self.shown.items()
         }
-        if same and age_s < (REFRESH_S if self._asked else QUIET_S):
+        forecasts = {role: one.forecast for role, one in fresh.items()}
+        told = forecasts == {role: one.forecast for role, one in self.shown.items()}
+        if same and age_s < (QUIET_S if told and not self._asked else REFRESH_S):
             return False
         self.shown, self.text = fresh, self._encoded()
         self._text_at, self._asked = now, False
@@ -151,8 +156,8 @@ class Mind:
         return self._prefetch
 
 
-def _decisive(one: Wanted) -> tuple[int, int, bool]:
-    return one.replicas, one.floor, one.signals
+def _decisive(one: Wanted) -> tuple[int, int, bool, int]:
+    return one.replicas, one.floor, one.signals, one.others
 
 
 def _known(seen: Signals, its: RolePlan) -> bool:

@@ -20,13 +20,15 @@ from orchestrator.conditions import Condition, conditions, timestamp
 from orchestrator.reconcile import prefetch
 from orchestrator.reconcile.claims import claims
 from orchestrator.reconcile.names import short
-from orchestrator.reconcile.observed import ModelObserved, ModelSeen
+from orchestrator.reconcile.observed import Facts, ModelObserved, ModelSeen
 from orchestrator.reconcile.site import Site
 
 SHOWN: Final = 12
 """Digits of a commit that people are shown."""
 NOWHERE: Final = Source(repo="unknown")
 """The source of a Model that can't be read: it has no commit, so nothing is made of it."""
+ABSENT: Final = ("NotFound", "Retired")
+"""What the registry says of commits that no node can get."""
 OWNS: Final[tuple[Kind, ...]] = (PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD)
 
 
@@ -39,6 +41,8 @@ class Choice(msgspec.Struct, frozen=True):
     found: str | None = None
     waits: str | None = None
     verified: bool | None = True
+    absent: Facts | None = None
+    """Why what people have approved can't count."""
 
 
 def before_of(seen: ModelObserved) -> ModelStatus:
@@ -83,7 +87,7 @@ def reconcile(seen: ModelObserved, site: Site) -> Outcome:
         checked = timestamp(seen.answer.checked_at)
     status = ModelStatus(
         commit=choice.commit, short_commit=(choice.commit or "")[:SHOWN], candidate=candidate, revision=choice.revision,
-        size_bytes=facts.size_bytes if facts else None,
+        size_bytes=facts.size_bytes if facts and not facts.problem else None,
         nodes_cached=len(have), checked_at=checked,
     )  # fmt: skip
     actions += _told(seen, status, _conditions(seen, seen.spec, choice, wanted, have), _notes(before, status))
@@ -114,10 +118,12 @@ def choose(seen: ModelObserved, spec: ModelSpec) -> Choice:
     if next_one is None or next_one == before.commit:
         revision = policy.revision if next_one is not None else before.revision
         return _kept(Choice(before.commit, revision, found), seen, spec)
-    if policy.require_verified:
-        facts = seen.facts.get(next_one)
-        if facts is None or facts.signer is None:
-            return Choice(before.commit, before.revision, found, next_one, None if facts is None else False)
+    facts = seen.facts.get(next_one)
+    if next_one == policy.approved and (facts is None or facts.problem in ABSENT):
+        asked = Facts(0, None, "Resolving", f"the registry is asked for commit {short(next_one)}")
+        return Choice(before.commit, before.revision, found, absent=facts or asked)
+    if policy.require_verified and (signed := _signed(facts)) is not True:
+        return Choice(before.commit, before.revision, found, next_one, signed)
     return Choice(next_one, policy.revision, found)
 
 
@@ -126,7 +132,12 @@ def _kept(choice: Choice, seen: ModelObserved, spec: ModelSpec) -> Choice:
     if not spec.revision.require_verified or choice.commit is None:
         return choice
     facts = seen.facts.get(choice.commit)
-    return msgspec.structs.replace(choice, verified=None if facts is None else facts.signer is not None)
+    return msgspec.structs.replace(choice, verified=_signed(facts))
+
+
+def _signed(facts: Facts | None) -> bool | None:
+    """None: nobody knows yet."""
+    return None if facts is None or facts.problem else facts.signer is not None
 
 
 def _deleted(seen: ModelObserved) -> Outcome:
@@ -143,13 +154,17 @@ def _deleted(seen: ModelObserved) -> Outcome:
         for ref, one in seen.children
         if not one["metadata"].get("deletionTimestamp")
     ]
-    return Outcome([*deletes, RemoveFinalizer(its.ref, FINALIZER)])
+    told: list[Action] = []
+    if seen.problems:
+        one = seen.problems[0]
+        told = _told(seen, before_of(seen), [Condition("Ready", "False", one.reason, f"it ends: {one.message}")], [])
+    return Outcome([*told, *deletes, RemoveFinalizer(its.ref, FINALIZER)])
 
 
 def _conditions(
     seen: ModelObserved, spec: ModelSpec, choice: Choice, wanted: list[prefetch.Order], have: set[str]
 ) -> list[Condition]:
-    resolved, verified = _resolved(seen, spec, choice), _verified(spec, choice)
+    resolved, verified = _resolved(seen, spec, choice), _verified(seen, spec, choice)
     fetched = _prefetched(spec, choice, wanted, have)
     if choice.commit is not None:
         ready = Condition("Ready", "True", "Ready", f"commit {choice.commit} counts")
@@ -165,6 +180,9 @@ def _conditions(
 
 def _resolved(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition:
     answer, name = seen.answer, f"{spec.source.repo}@{spec.revision.revision}"
+    if choice.absent is not None:
+        text = f"spec.revision.approved: {choice.absent.message}" + _goes_on(choice)
+        return Condition("Resolved", "Unknown" if choice.commit else "False", choice.absent.problem, text)
     settled = (
         spec.revision.policy == "Pinned" and choice.commit is not None and choice.revision == spec.revision.revision
     )
@@ -176,15 +194,22 @@ def _resolved(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition
     text = f"{name}: {answer.message or answer.problem}"
     if answer.since:
         text += f"; since {timestamp(answer.since)}"
-    if choice.commit is not None:
-        text += f"; commit {short(choice.commit)} counts on"
+    text += _goes_on(choice)
     return Condition("Resolved", "Unknown" if choice.commit else "False", answer.problem or "Resolving", text)
 
 
-def _verified(spec: ModelSpec, choice: Choice) -> Condition:
+def _goes_on(choice: Choice) -> str:
+    return "" if choice.commit is None else f"; commit {short(choice.commit)} counts on"
+
+
+def _verified(seen: ModelObserved, spec: ModelSpec, choice: Choice) -> Condition:
     if not spec.revision.require_verified:
         return Condition("Verified", "True", "NotRequired", "spec.revision.requireVerified is false")
     which = choice.waits or choice.commit
+    facts = seen.facts.get(which or "")
+    if facts is not None and facts.problem:
+        text = f"the registry can't be asked who signed commit {short(which or '')}: {facts.message}"
+        return Condition("Verified", "Unknown", facts.problem, text)
     if which is None or choice.verified is None:
         return Condition("Verified", "Unknown", "Verifying", "the registry is asked who signed the commit")
     if choice.verified:

@@ -48,10 +48,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """Of one commit. ``signer`` None: nobody whom a rule of the registry asked for has signed it."""
+    """Of one commit. ``signer`` None: nobody whom a rule of the registry asked for has signed it. ``problem``: nothing
+    is known, and this is why, one word in CamelCase as in an ``Answer``."""
 
     size_bytes: int
     signer: str | None = None
+    problem: str = ""
+    message: str = ""
 
 
 class Registry(Protocol):
@@ -70,13 +73,15 @@ class Registry(Protocol):
 
 class Wanted(msgspec.Struct, frozen=True):
     """How many workers a role should have, as the scaling policy decided last: ``replicas`` now; ``floor``: what an
-    autoscaler may not go below; ``signals``: whether what it goes by is known."""
+    autoscaler may not go below; ``signals``: whether what it goes by is known; ``others``: services that answer for the
+    same name, whose requests can't be told from its own."""
 
     replicas: int
     floor: int = 1
     reason: str = ""
     forecast: int | None = None
     signals: bool = True
+    others: int = 0
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -116,7 +121,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class PodSeen(msgspec.Struct, frozen=True):
-    """``reason``: why it does not run, one word of Kubernetes'; empty where it does, or nobody says."""
+    """``reason``: why it does not run, one word of Kubernetes', and ``since`` when (RFC 3339); empty where it does, or
+    nobody says. ``doing``: what it is at while it is neither ready nor wrong, with the time since when."""
 
     name: str
     commit: str
@@ -125,10 +131,14 @@ class PodSeen(msgspec.Struct, frozen=True):
     ending: bool = False
     reason: str = ""
     message: str = ""
+    since: str = ""
+    doing: str = ""
 
 
 WAITING: Final = ("ContainerCreating", "PodInitializing")
 """Reasons that are none: it is on its way."""
+LAST_WORDS: Final = 500
+"""Of what a container said at its end so many characters are shown, the last ones."""
 
 
 def pod_seen(pod: Manifest) -> PodSeen:
@@ -140,17 +150,40 @@ def pod_seen(pod: Manifest) -> PodSeen:
     scheduled = found.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         reason, message = scheduled.get("reason") or "Unschedulable", scheduled.get("message") or ""
-    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if not reason and waiting.get("reason") and waiting["reason"] not in WAITING:
-            reason, message = waiting["reason"], waiting.get("message") or ""
+            reason, message = waiting["reason"], (waiting.get("message") or "") + _ended(container)
     if not reason and status.get("phase") == "Failed":
         reason, message = status.get("reason") or "Failed", status.get("message") or ""
+    since = (scheduled if scheduled.get("status") == "False" else found.get("Ready", {})).get("lastTransitionTime")
+    ready, ending = found.get("Ready", {}).get("status") == "True", bool(metadata.get("deletionTimestamp"))
     return PodSeen(
         metadata["name"], labels.get(worker_labels.REVISION, ""), labels.get(worker_labels.ROLE, ""),
-        found.get("Ready", {}).get("status") == "True" and not metadata.get("deletionTimestamp"),
-        bool(metadata.get("deletionTimestamp")), reason, message,
+        ready and not ending, ending, reason, message, (since or "") if reason else "",
+        "" if ready or ending or reason else _doing(status),
     )  # fmt: skip
+
+
+def _ended(container: Manifest) -> str:
+    """How it ended before it was to start again: its log's last words, as the kubelet kept them."""
+    last = (container.get("lastState") or {}).get("terminated") or {}
+    if not last:
+        return ""
+    said = " ".join(str(last.get("message") or "").split())[-LAST_WORDS:]
+    return f"; it ended with {last.get('reason') or 'Error'}, exit code {last.get('exitCode')}" + (said and f": {said}")
+
+
+def _doing(status: Manifest) -> str:
+    for container in status.get("containerStatuses") or ():
+        state = container.get("state") or {}
+        if since := (state.get("running") or {}).get("startedAt"):
+            return f"its engine starts, since {since}"
+        if (state.get("waiting") or {}).get("reason") in WAITING:
+            since = status.get("startTime")
+            return "it waits for its volumes and its container" + (f", since {since}" if since else "")
+    return ""
 
 
 class ModelSeen(msgspec.Struct, frozen=True):

@@ -207,6 +207,7 @@ def _container(its: Workers) -> FreeForm:
             "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["helios", "worker", "drain"]}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": {"requests": {"cpu": role.cpu, "memory": role.memory}, "limits": limits},
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from helios.errors import InvalidInput
 from helios.kube.kinds import NODE, POD, Kind
+from helios.names import RepoId
+from helios.node_labels import PREFIX, cached_key
 from orchestrator.actions import Key, Manifest, Outcome, Problem, Ref, View, ref_of
 from orchestrator.api import parse
 from orchestrator.api.model import ModelSpec
@@ -38,7 +40,7 @@ class Models:
 
     def __init__(self, site: Site, registry: Registry, scaling: Scaling) -> None:
         self._site, self._registry, self._scaling, self._reader = site, registry, scaling, parse.Reader()
-        self.maps: Maps = {INFERENCE_SERVICE: _models_of, NODE: _prefetching}
+        self.maps: Maps = {INFERENCE_SERVICE: _models_of, NODE: _on_nodes}
 
     def observe(self, view: View, key: Key, now: float, problems: Sequence[Problem]) -> ModelObserved | None:
         found = view.get(MODEL, key.namespace, key.name)
@@ -170,10 +172,22 @@ def _service_of(view: View, manifest: Manifest) -> Iterable[Key]:
     return [Key(manifest["metadata"]["namespace"], name)] if name else []
 
 
-def _prefetching(view: View, manifest: Manifest) -> Iterable[Key]:
-    """A node has come, gone or got a label: that counts for Models that are to be on nodes."""
-    return [
-        Key(one["metadata"]["namespace"], one["metadata"]["name"])
-        for one in view.all(MODEL)
-        if ((one.get("spec") or {}).get("prefetch") or {}).get("nodes")
-    ]
+def _on_nodes(view: View, manifest: Manifest) -> Iterable[Key]:
+    """A node has come, gone or got a label: that counts for Models that are to be on nodes, for people or for what is
+    expected, and for those that it has."""
+    labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
+    has = {key for key in labels if key.startswith(PREFIX)}
+    for one in view.all(MODEL):
+        metadata = one["metadata"]
+        asked = ((one.get("spec") or {}).get("prefetch") or {}).get("nodes")
+        if asked or (has and _label(one) in has) or view.owned(POD, metadata.get("uid", "")):
+            yield Key(metadata["namespace"], metadata["name"])
+
+
+def _label(manifest: Manifest) -> str:
+    """Of nodes that have the commit of a Model; empty: none counts yet."""
+    repo, commit = manifest["spec"].get("source", {}).get("repo", ""), (manifest.get("status") or {}).get("commit")
+    try:
+        return cached_key(RepoId.parse(repo), commit) if commit else ""
+    except InvalidInput:
+        return ""

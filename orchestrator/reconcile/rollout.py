@@ -42,6 +42,7 @@ class State(msgspec.Struct, frozen=True):
     revisions: tuple[Weighted, ...] = ()
     refused: str | None = None
     refused_at: float = 0.0
+    refused_why: str = ""
 
     def weight(self, commit: str) -> int:
         return next((one.weight for one in self.revisions if one.commit == commit), 0)
@@ -182,7 +183,7 @@ def _prepare(
     if not wrong and not ready and waited >= rollout.progress_deadline_seconds:
         wrong = f"its workers for {following}% are not ready after {rollout.progress_deadline_seconds} s"
     if wrong:
-        refused = replace(state, refused=wanted, refused_at=now)
+        refused = replace(state, refused=wanted, refused_at=now, refused_why=wrong)
         note = Note("Warning", "RolledBack", f"commit {_short(wanted)}: {wrong}")
         step = _back(refused, wish, main, main, seen, now)
         return replace(step, notes=(*notes, note, *step.notes))
@@ -226,9 +227,7 @@ def _back(state: State, wish: Wish, to: str, wanted: str, seen: Mapping[str, See
     text = f"{reached}% of the requests go to commit {_short(to)}"
     phase: Phase = "RollingOut" if wish.target != state.refused else "RollingBack" if reached < goal else "RolledBack"
     if phase == "RolledBack":
-        text = (
-            f"commit {_short(state.refused)} was rolled back; it is tried again when another one was served meanwhile"
-        )
+        text = _taken_back(state)
     again = None if reached == goal and wanted == to else max(1.0, wish.rollout.step_seconds - (now - began))
     return _settled(moved, wish, seen, now, phase, text, {to: goal}, again=again)
 
@@ -238,10 +237,9 @@ def _complete(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], n
     back = wish.target == state.refused and wanted != state.refused
     if not back:
         if wanted != state.refused:
-            state = replace(state, refused=None, refused_at=0.0)
+            state = replace(state, refused=None, refused_at=0.0, refused_why="")
         return _settled(state, wish, seen, now, "Complete", f"all requests go to commit {_short(wanted)}")
-    text = f"commit {_short(state.refused)} was rolled back; it is tried again when another one was served meanwhile"
-    return _settled(state, wish, seen, now, "RolledBack", text)
+    return _settled(state, wish, seen, now, "RolledBack", _taken_back(state))
 
 
 def _recreate(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], now: float) -> Step:
@@ -260,7 +258,7 @@ def _recreate(state: State, wish: Wish, wanted: str, seen: Mapping[str, Seen], n
     failed = late and not wish.asleep and not seen.get(wanted, Seen()).ready
     if others and failed and wish.target != state.refused:
         wrong = f"no worker of it is ready after {wish.rollout.progress_deadline_seconds} s"
-        state = replace(state, refused=wanted, refused_at=now)
+        state = replace(state, refused=wanted, refused_at=now, refused_why=wrong)
         state = _weigh(state, {max(others, key=lambda one: one.since).commit: 100}, now)
         notes = (*notes, Note("Warning", "RolledBack", f"commit {_short(wanted)}: {wrong}"))
         wanted = state.heaviest or wanted
@@ -297,6 +295,13 @@ def _split(state: State, wish: Wish, split: Mapping[str, int], seen: Mapping[str
         return _settled(moved, wish, seen, now, "Complete", "requests are split as spec.traffic says", split)
     text = f"the workers of commit {', '.join(map(_short, waiting))} come up"
     return _settled(moved, wish, seen, now, "Splitting", text, split)
+
+
+def _taken_back(state: State) -> str:
+    why = f": {state.refused_why}" if state.refused_why else ""
+    return (
+        f"commit {_short(state.refused)} was rolled back{why}; it is tried again when another one was served meanwhile"
+    )
 
 
 def _completed(commit: str) -> Note:

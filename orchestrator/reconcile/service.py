@@ -83,7 +83,7 @@ def _actions(
             wanted, there = workers(step.capacity[one.commit], fleet.desired[role]), fleet.replicas(one.commit, role)
             if not step.capacity[one.commit] or (there is None and not wanted):
                 continue
-            if fleet.of_another(one.commit, role, its.repo):
+            if one.commit != model.commit and fleet.of_another(one.commit, role, its.repo):
                 continue  # of the Model that the service had before: it stays as it is until its requests are gone
             made.append(deployment(its))
             if there is None and wanted != 1:

@@ -5,14 +5,15 @@
 | ``ModelReady`` | its Model has a commit that counts | what the Model waits for |
 | ``Scheduled`` | each pod has a node | no node with such a GPU; a quota is used up |
 | ``Available`` | each role of the commit that most requests go to has a worker that takes them | why not |
-| ``Progressing`` | requests are moving to another commit | how that ended, or what can't be done |
+| ``Progressing`` | requests are moving to another commit | how that ended, or what can't be done: by the API server, or
+|  |  | by some of its pods while others serve |
 | ``ScalingActive`` | what replicas go by is known | what isn't |
 | ``Ready`` | it answers requests, or would as soon as it is woken | the first of the others that keeps it from that |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,13 +24,15 @@ from orchestrator.api.service import RevisionStatus, RoleStatus, ServiceSpec, Se
 from orchestrator.conditions import Condition, conditions, timestamp
 from orchestrator.reconcile import names
 from orchestrator.reconcile.fleet import By, Fleet, answering, scaling
-from orchestrator.reconcile.observed import ServiceObserved, moment
+from orchestrator.reconcile.observed import PodSeen, ServiceObserved, moment
 from orchestrator.reconcile.rollout import State, Step, Weighted
 
 SHOWN: Final = 12
 """Digits of a commit that people are shown."""
 IMAGE: Final = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+NODELESS: Final = ("Unschedulable", "SchedulingGated")
 CRASH: Final = ("CrashLoopBackOff", "RunContainerError", "CreateContainerError", "StartError", "Failed", "Evicted")
+STOPPED: Final = "it has no workers and no request wakes it: spec.replicas is 0; raise it, or take it out"
 WORDS: Final = {
     "QuotaExceeded": "raise the ResourceQuota, or ask for less in the role",
     "Unschedulable": "is there a node with this accelerator, room for it, and are its taints tolerated?",
@@ -45,7 +48,8 @@ def state_of(status: Mapping[str, Any]) -> State:
     revisions = tuple(Weighted(one.commit, one.weight, moment(one.since)) for one in found.revisions)
     if revisions and sum(one.weight for one in revisions) != 100:
         revisions = ()  # somebody else wrote it: begin with what counts now
-    return State(revisions, found.refused, moment(found.refused_at) if found.refused_at else 0.0)
+    refused_at = moment(found.refused_at) if found.refused_at else 0.0
+    return State(revisions, found.refused, refused_at, found.refused_why)
 
 
 def wrong_status(seen: ServiceObserved, wrong: str) -> dict[str, Any]:
@@ -71,8 +75,10 @@ def status_of(
         ],
         refused=state.refused,
         refused_at=timestamp(state.refused_at) if state.refused else "",
+        refused_why=state.refused_why[:1024] if state.refused else "",
         roles={names.ROLES[one]: _role(seen, fleet, one) for one in fleet.desired},
         replicas=fleet.there(role),
+        ready_replicas=sum(one.ready for one in fleet.pods if one.role == role),
         selector=",".join(
             f"{key}={value}" for key, value in sorted(names.selector(seen.object.ref.name, role).items())
         ),
@@ -84,6 +90,7 @@ def status_of(
 def _written(seen: ServiceObserved, status: ServiceStatus, wanted: list[Condition]) -> dict[str, Any]:
     its = seen.object
     found: dict[str, Any] = msgspec.to_builtins(status)
+    found |= {"replicas": status.replicas, "readyReplicas": status.ready_replicas}  # people are shown 0 as well
     found["observedGeneration"] = its.generation
     found["conditions"] = conditions(its.status.get("conditions"), wanted, seen.now, its.generation)
     return found
@@ -106,7 +113,8 @@ def _conditions(
 ) -> list[Condition]:
     model, scheduled = _model(seen), _scheduled(seen, fleet)
     available = _available(seen, fleet, step, scheduled)
-    moved, progressing = _scaling(seen, spec, fleet, movers), _progressing(seen, step)
+    moved = _scaling(seen, spec, fleet, movers)
+    progressing = _progressing(seen, fleet, step, serves=available.status == "True")
     return [model, scheduled, available, progressing, moved, _ready(model, scheduled, available, progressing)]
 
 
@@ -138,7 +146,7 @@ def _scheduled(seen: ServiceObserved, fleet: Fleet) -> Condition:
     quotas = [one for one in seen.problems if one.reason == "QuotaExceeded"]
     if quotas:
         return Condition("Scheduled", "False", "QuotaExceeded", _advised(quotas[0].message, "QuotaExceeded"))
-    without = [one for one in fleet.pods if one.reason in ("Unschedulable", "SchedulingGated") and not one.ending]
+    without = [one for one in fleet.pods if one.reason in NODELESS and not one.ending]
     if without:
         text = f"{len(without)} of {len(fleet.pods)} pods have no node; {without[0].name}: {without[0].message}"
         return Condition("Scheduled", "False", without[0].reason, _advised(text, without[0].reason))
@@ -157,30 +165,57 @@ def _available(seen: ServiceObserved, fleet: Fleet, step: Step, scheduled: Condi
     if main is None:
         return Condition("Available", "False", "NoCommit", step.message)
     missing = [role for role in fleet.desired if not fleet.ready(main, role)]
+    if fleet.asleep and missing and seen.spec is not None and seen.spec.replicas == 0:
+        return Condition("Available", "False", "Stopped", STOPPED)
     if fleet.asleep and missing:
         return Condition("Available", "False", "Asleep", "it has no workers; a request wakes it")
     if not missing:
         return Condition("Available", "True", "Serving", f"commit {main[: names.SHORT]} takes requests")
-    for reasons, reason in ((IMAGE, "ImageMissing"), (CRASH, "CrashLoop")):
-        for one in fleet.pods:
-            if one.reason in reasons and one.role in missing and not one.ending:
-                text = f"{one.name}: {one.reason}{': ' if one.message else ''}{one.message}"
-                return Condition("Available", "False", reason, _advised(text, reason))
-    for one in fleet.pods:
-        if one.role in missing and one.reason and one.reason not in ("Unschedulable", "SchedulingGated"):
-            return Condition("Available", "False", one.reason, f"{one.name}: {one.message or one.reason}")
+    pods = [one for one in fleet.pods if one.role in missing and not one.ending]
+    trouble = _trouble(pods)
+    if trouble is not None:
+        return Condition("Available", "False", *trouble)
     if scheduled.status == "False":
         return Condition("Available", "False", scheduled.reason, scheduled.message)
     text = f"the workers of {', '.join(names.ROLES[role] for role in missing)} start"
+    first = next((one for one in pods if one.doing), None)
+    if first is not None:
+        text += f"; {first.name}: {first.doing} (kubectl describe pod says more)"
     return Condition("Available", "False", "Starting", text)
 
 
-def _progressing(seen: ServiceObserved, step: Step) -> Condition:
+def _trouble(pods: Sequence[PodSeen]) -> tuple[str, str] | None:
+    """What keeps pods from running that have a node, as reason and message; None: nothing."""
+    for reasons, reason in ((IMAGE, "ImageMissing"), (CRASH, "CrashLoop")):
+        for one in pods:
+            if one.reason in reasons:
+                text = f"{one.name}: {one.reason}{_since(one.since)}{': ' if one.message else ''}{one.message}"
+                return reason, _advised(text, reason)
+    for one in pods:
+        if one.reason and one.reason not in NODELESS:
+            return one.reason, f"{one.name}: {one.message or one.reason}"[:4096] + _since(one.since)
+    return None
+
+
+def _since(when: str) -> str:
+    """A condition's own time is that of its status alone; this is the reason's."""
+    return f", since {when}" if when else ""
+
+
+def _progressing(seen: ServiceObserved, fleet: Fleet, step: Step, *, serves: bool) -> Condition:
+    """``serves``: workers answer, so what is wrong with others (of a new commit, a new image) is said here."""
     others = [one for one in seen.problems if one.reason != "QuotaExceeded"]
     if others:
-        return Condition("Progressing", "False", others[0].reason, f"{others[0].ref}: {others[0].message}")
+        one, its = others[0], str(others[0].ref)
+        text = (one.message if its in one.message else f"{its}: {one.message}") + _since(timestamp(one.since))
+        return Condition("Progressing", "False", one.reason, text)
     moving = step.phase in ("RollingOut", "RollingBack", "Splitting")
-    return Condition("Progressing", "True" if moving else "False", step.phase, step.message)
+    trouble = _trouble([one for one in fleet.pods if not one.ending]) if serves else None
+    if trouble is None:
+        return Condition("Progressing", "True" if moving else "False", step.phase, step.message)
+    if moving:
+        return Condition("Progressing", "True", step.phase, f"{step.message}; {trouble[1]}")
+    return Condition("Progressing", "False", *trouble)
 
 
 def _scaling(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, movers: Mapping[str, By]) -> Condition:
@@ -199,6 +234,8 @@ def _scaling(seen: ServiceObserved, spec: ServiceSpec, fleet: Fleet, movers: Map
     for role, its in movers.items():
         if (said := scaling(spec, role).by) not in ("Auto", its):
             text += f"; by {its}, because this cluster has not what spec.scaling.by: {said} needs"
+    if others := max(seen.wanted[role].others for role in fleet.desired):
+        text += f"; {others} more answer for the same name, and each is scaled by the requests of all (spec.servedName)"
     return Condition("ScalingActive", "True", f"By{by[0] if len(by) == 1 else 'Several'}", text)
 
 

@@ -21,6 +21,8 @@ from typing import Final, NamedTuple
 from helios.demand import Answers, Demand, Line, Model, Reading, Role, Waiting
 from orchestrator.signals.window import Outcomes, Window, between
 
+MOST_AWAY: Final = 1000
+"""Replicas that are gone of which is known when they were heard last."""
 MOST_MODELS: Final = 20_000
 """Models whose counts are kept, at the most: those asked for last."""
 
@@ -86,6 +88,8 @@ class Collector:
         """When a request of a model came last, as far as that was heard."""
         self._windows: dict[tuple[str, str], Window] = {}
         self._looked_at = clock()
+        self._away: dict[str, float] = {}
+        """When replicas that are not expected any more were heard last: one may come again."""
         self.noted: Callable[[], None] = lambda: None
         """Called when what is known may be another thing."""
 
@@ -95,7 +99,11 @@ class Collector:
         """These replicas there are, and no others: of one that is gone nothing counts any more."""
         self._expected = frozenset(replicas)
         for replica in self._replicas.keys() - self._expected:
-            del self._replicas[replica]
+            if (gone := self._replicas.pop(replica)).demand is not None:
+                self._away.pop(replica, None)
+                self._away[replica] = gone.at
+        while len(self._away) > MOST_AWAY:
+            del self._away[next(iter(self._away))]
         self._totals = {key: one for key, one in self._totals.items() if key[0] in self._expected}
         self._answers = {key: one for key, one in self._answers.items() if key[0] in self._expected}
         self.noted()
@@ -105,7 +113,7 @@ class Collector:
         if replica not in self._expected:
             return
         now, one = self._clock(), self._replicas.setdefault(replica, _Replica())
-        before = one.at if one.demand is not None else self._looked_at
+        before = one.at if one.demand is not None else self._away.pop(replica, self._looked_at)
         anew = one.demand is None or one.demand.epoch != demand.epoch
         if anew:
             self._totals = {key: known for key, known in self._totals.items() if key[0] != replica}

@@ -26,7 +26,7 @@ class Sampler:
         if load is None:
             return Signals(replicas=replicas, ready=ready, router_age_s=UNHEARD, latency_age_s=UNHEARD, partial=True)
         requests = self._collector.requests(self._names)
-        came, self._requests = None if self._requests is None else requests - self._requests, requests
+        came, self._requests = None if self._requests is None else max(0, requests - self._requests), requests
         workers = tuple(
             WorkerSignals(kv_usage=one.kv_usage, running=one.running, waiting=one.waiting, age_s=one.age_s + load.age_s)
             for one in load.readings

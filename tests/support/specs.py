@@ -24,6 +24,7 @@ VARIABLES = st.sampled_from([
     {"name": "HOME", "value": "/"},
 ])  # fmt: skip
 TEXT = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=30)
+BYTES = st.sampled_from(["1.5Gi", "64Gi", "500M", "17179869184"])
 OURS: dict[str, st.SearchStrategy[Any]] = {
     "nodeSelector": st.dictionaries(KEYS, VALUES, max_size=2),
     "selector": st.dictionaries(KEYS, VALUES, max_size=2),
@@ -38,7 +39,10 @@ OURS: dict[str, st.SearchStrategy[Any]] = {
     "startTimeoutSeconds": st.integers(10, 3600),
     "image": st.just("registry.example/mine:1"),
     "commit": st.sampled_from(COMMITS),
-    "servedName": st.none() | TEXT | st.just("$(HOME)"),
+    "servedName": st.none() | TEXT.filter(lambda name: "@" not in name and name[0] != "-") | st.just("$(HOME)"),
+    "memory": BYTES,
+    "cache": BYTES,
+    "sharedMemory": BYTES,
     "steps": st.sets(st.integers(1, 99), max_size=4).map(lambda found: [*sorted(found), 100]),
 }
 

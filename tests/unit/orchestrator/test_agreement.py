@@ -18,8 +18,8 @@ from tests.support.admission import Admission, Refused
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [
     "", "a", "main", "org/name", "org--x/y", "_/x", "x/..y", "a.b-c_d/e", "refs/pr/1", "a..b", "x.lock", "a/", COMMIT,
-    "f" * 40, "f" * 41, "4", "500m", "1.5Gi", "16gb", "-1", "nvidia.com/gpu", "A B", "é", "a\n", "x" * 97, "x" * 300,
-    "name.with.dots", "UPPER", "-", "a-", "registry.example/image:1",
+    "f" * 40, "f" * 41, "4", "500m", "500M", "1.5Gi", "16gb", "-1", "nvidia.com/gpu", "A B", "é", "a\n", "x" * 97,
+    "x" * 300, "name.with.dots", "UPPER", "-", "a-", "registry.example/image:1",
 ]  # fmt: skip
 ODD = [None, "", "x", 0, -1, 7.5, True, [], {}, ["x"], {"x": 1}, [None]]
 Schema = dict[str, Any]

@@ -206,6 +206,33 @@ def test_a_commit_s_health_is_that_of_the_requests_since_it_has_its_weight():
     assert here.turns.count(("InferenceService", "models/chat")) >= 3, "each look may end the rollout"
 
 
+def test_services_that_answer_for_the_same_name_are_known_to_each_other():
+    here = Here()
+    for name in ("chat", "other"):
+        here.cluster.put(INFERENCE_SERVICE, inference_service(name, scaling=SCALING))
+    here.say(flying=8)
+    here.wanted()
+    here.wanted("other")
+    here.after(30)
+    assert here.deciding.wanted("models", "chat")["both"].others == 1
+    here.cluster.put(INFERENCE_SERVICE, inference_service("other", scaling=SCALING, servedName="mine"))
+    here.wanted("other")
+    here.after(30)
+    assert here.deciding.wanted("models", "chat")["both"].others == 0
+    assert here.deciding.wanted("models", "other")["both"].others == 0
+
+
+def test_a_clock_that_is_set_back_stops_no_decision():
+    here = Here()
+    here.cluster.put(INFERENCE_SERVICE, inference_service(scaling={**SCALING, "minReplicas": 1}))
+    here.say(flying=1)
+    assert here.wanted() == 1
+    here.now -= 86_400
+    here.say(flying=20)
+    here.deciding.turn()
+    assert here.wanted() == 5
+
+
 def test_without_routers_a_service_has_a_worker_and_never_sleeps():
     here = Here(heard=False)
     here.cluster.put(INFERENCE_SERVICE, inference_service(scaling=SCALING))

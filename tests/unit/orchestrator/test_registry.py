@@ -108,6 +108,40 @@ def test_facts_of_a_commit_and_who_signs_it_later():
     assert kept.signer == "me@example.com"
 
 
+def test_what_keeps_facts_from_being_known_is_known_until_they_are():
+    memory, question = Memory(), Question("org/m", A, facts=True)
+    memory.look(question, 0.0, FACTS_S)
+    memory.due(0.0, 8)
+    assert memory.heard(question, Heard(error=Forbidden("not yours")), 0.0)
+    facts = memory.look(question, 0.0, FACTS_S).facts
+    assert facts is not None
+    assert (facts.problem, facts.message) == ("Forbidden", "not yours")
+    assert memory.heard(question, Heard(here().place, "me@example.com"), 5.0)
+    known = memory.look(question, 5.0, FACTS_S).facts
+    assert known is not None
+    assert (known.signer, known.problem) == ("me@example.com", "")
+
+
+def test_a_commit_that_is_nowhere_has_no_facts():
+    memory, question = Memory(), Question("org/m", A, facts=True)
+    memory.look(question, 0.0, FACTS_S)
+    memory.due(0.0, 8)
+    assert memory.heard(question, place("nowhere", reason="no such commit"), 0.0)
+    facts = memory.look(question, 0.0, FACTS_S).facts
+    assert facts is not None
+    assert (facts.problem, facts.message) == ("NotFound", "no such commit")
+
+
+def test_a_clock_that_is_set_back_delays_no_question_for_long():
+    memory = Memory()
+    memory.look(MAIN, 1e6, 60.0)
+    memory.due(1e6, 8)
+    memory.heard(MAIN, here(), 1e6)
+    memory.look(MAIN, 100.0, 60.0)
+    assert memory.due(100.0, 8) == []
+    assert memory.due(160.0, 8) == [MAIN]
+
+
 def test_it_is_bounded():
     memory = Memory()
     for number in range(MOST + 5):

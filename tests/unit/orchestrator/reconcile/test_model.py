@@ -81,6 +81,7 @@ def test_follow_goes_with_the_revision():
 def test_approve_shows_a_candidate_and_waits():
     world = World(revision={"policy": "Approve"}).names(A).names(B)
     assert (world.status["commit"], world.status["candidate"]) == (A, B)
+    world.known.of_commits["org/llama", B] = Facts(7)
     world.spec(revision={"policy": "Approve", "approved": B})
     assert world.status["commit"] == B
     world.names(C)

@@ -290,7 +290,7 @@ def test_what_can_t_be_done_is_said():
     problem = Problem(Ref(SERVICE, "models", "chat"), "NotOwned", "a Service of this name is somebody else's", 1.0)
     world.turn(problems=[problem])
     assert world.condition("Progressing")[1:] == (
-        "NotOwned", "Service models/chat: a Service of this name is somebody else's",
+        "NotOwned", "Service models/chat: a Service of this name is somebody else's, since 1970-01-01T00:00:01Z",
     )  # fmt: skip
     assert world.condition("Ready")[:2] == ("False", "NotOwned")
 

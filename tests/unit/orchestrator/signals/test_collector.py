@@ -229,6 +229,30 @@ def test_a_model_that_comes_after_the_router_started_anew_is_counted_from_0() ->
     assert collector.requests(["m"]) - before == 3
 
 
+def test_a_router_that_is_away_for_a_moment_wakes_nobody_by_requests_of_long_ago() -> None:
+    clock = Clock()
+    collector = Collector(clock, stale_s=STALE_S, window_s=WINDOW_S)
+    collector.expect(["0"])
+    clock.now += 100
+    one = Router(clock, total=50, last_at=clock.now)
+    clock.now += 1
+    collector.told("0", one.document())
+    clock.now += 3600
+    collector.told("0", one.document())
+    before = collector.requests(["m"])
+    collector.expect([])
+    clock.now += 5
+    collector.expect(["0"])
+    collector.told("0", one.document())
+    assert collector.requests(["m"]) == before, "its last request was an hour ago, and was counted then"
+    collector.expect([])
+    one.total, one.last_at = 51, clock.now + 1
+    clock.now += 5
+    collector.expect(["0"])
+    collector.told("0", one.document())
+    assert collector.requests(["m"]) == before + 1
+
+
 def test_who_asks_for_a_revision_asks_for_the_model() -> None:
     clock = Clock()
     collector = site(Router(clock), clock=clock)
