@@ -99,5 +99,5 @@ class ModelStatus(Part, frozen=True, kw_only=True):
     nodes_cached: Whole = 0
     """Nodes that have all of it."""
     checked_at: Time = ""
-    """RFC 3339: when the registry said that ``commit`` or ``candidate`` is what the revision names, which is not written
+    """RFC 3339: when the registry said that ``commit`` or ``candidate`` is what the revision names. It is not written
     anew each time that it says so again."""
