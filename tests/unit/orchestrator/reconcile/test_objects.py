@@ -329,6 +329,17 @@ def test_the_network_lets_in_the_router_and_workers_of_the_same_service():
     assert spec["policyTypes"] == ["Ingress", "Egress"]
 
 
+def test_the_picker_of_the_workers_namespace_may_look_at_them():
+    def lets_in(site: Site) -> list[dict[str, Any]]:
+        found = made(site).get(NETWORK_POLICY, "models", "chat")
+        assert found is not None
+        return [one for rule in found["spec"]["ingress"] for one in rule["from"]]
+
+    picker = {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "picker"}}}
+    assert picker in lets_in(Site(picker_pods=picker["podSelector"]["matchLabels"]))
+    assert picker not in lets_in(Site())
+
+
 def test_a_claim_is_bound_to_the_very_commit():
     cluster = made(check=validate, storage={"volume": "Claim", "storageClassName": "models", "format": "hub"})
     volume, claim = the(cluster, PERSISTENT_VOLUME), the(cluster, PERSISTENT_VOLUME_CLAIM)
