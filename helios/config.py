@@ -896,10 +896,10 @@ class SignalsSettings(Section, frozen=True):
 
     routers: list[str] = []
     """Addresses of the administrations of all replicas of the router, ``http://HOST:8481``..."""
-    router_service: str = ""
-    """...or the Service in front of them, ``NAMESPACE/NAME``: its endpoints are asked, each of them."""
+    router_services: list[str] = []
+    """...or the Services in front of routers and pickers, ``NAMESPACE/NAME``: each of their endpoints is asked."""
     router_port: str = "admin"
-    """Name or number of that port of the Service."""
+    """Name or number of that port of these Services."""
     token_file: str = ""
     """File with a token of ``router.demand_tokens``."""
     poll_s: float = 5.0
@@ -977,6 +977,8 @@ class SiteSettings(Section, frozen=True):
     picker_service: str = ""
     """The endpoint picker's Service, in each namespace with workers; empty: no InferencePools."""
     picker_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 9002
+    picker_pods: dict[str, str] = {}
+    """Labels of the picker's pods, which look at the workers of their namespace; empty: none of a name of their own."""
     keda_scaler: str = ""
     """``HOST:PORT`` at which KEDA reaches the operator's external scaler; empty: no ScaledObjects."""
     keda_authentication: str = ""

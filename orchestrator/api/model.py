@@ -96,9 +96,8 @@ class ModelStatus(Part, frozen=True, kw_only=True):
     """The revision that ``commit`` was resolved from."""
     size_bytes: Whole | None = None
     """Of all its files."""
-    files: Whole | None = None
-    """How many."""
     nodes_cached: Whole = 0
     """Nodes that have all of it."""
     checked_at: Time = ""
-    """RFC 3339: when the registry last said what the revision names."""
+    """RFC 3339: when the registry said that ``commit`` or ``candidate`` is what the revision names. It is not written
+    anew each time that it says so again."""

@@ -24,6 +24,8 @@ from helios.errors import InvalidInput
 from orchestrator.api import model, service
 from orchestrator.api.common import EnvironmentVariable, Part, Toleration
 
+TRANSFERS = ("--kv-transfer-config", "--kv_transfer_config")
+"""As vLLM takes the option."""
 LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 KEY = rf"({LABEL}(\.{LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 """Of a node's label."""
@@ -70,6 +72,24 @@ def _stays(spec: service.ServiceSpec) -> bool:
     """Whether it never sleeps: its roles sleep together."""
     its = [role for role in (spec.aggregated, spec.prefill, spec.decode) if role is not None]
     return any((role.scaling or spec.scaling).min_replicas > 0 for role in its)
+
+
+def _says_transfer(arguments: list[str]) -> bool:
+    return any(one.startswith(TRANSFERS) for one in arguments)
+
+
+def _stored(spec: service.ServiceSpec) -> bool:
+    """Whether it is known where prefill and decode share blocks."""
+    roles = [role for role in (spec.prefill, spec.decode) if role is not None]
+    return (
+        spec.engine.kv_storage is not None
+        or _says_transfer(spec.engine.args)
+        or all(_says_transfer(role.args) for role in roles)
+    )
+
+
+def _transfer(arguments: str) -> str:
+    return f"{arguments}.exists(each, " + " || ".join(f"each.startsWith('{one}')" for one in TRANSFERS) + ")"
 
 
 def _least(role: str) -> str:
@@ -189,6 +209,15 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
             holds=lambda each: each.toleration_seconds is None or each.effect == "NoExecute",
         ),
     ),
+    service.Engine: (
+        Rule(
+            "!has(self.kvStorage) || self.connector == 'shared-storage'",
+            "kvStorage counts with connector shared-storage alone: set connector to that, or take kvStorage out",
+            ".kvStorage",
+            "FieldValueForbidden",
+            holds=lambda engine: engine.kv_storage is None or engine.connector == "shared-storage",
+        ),
+    ),
     service.Targets: (
         Rule(
             "has(self.inFlight) || has(self.queued) || has(self.tokens) || has(self.kvUsagePercent)"
@@ -299,6 +328,23 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
             "engine.connector is none, so prefill could not hand KV blocks to decode: name one, or say aggregated",
             ".engine.connector",
             holds=lambda spec: not spec.prefill or spec.engine.connector != "none",
+        ),
+        Rule(
+            "!has(self.prefill) || self.engine.connector != 'shared-storage' || has(self.engine.kvStorage) || "
+            + _transfer("self.engine.args")
+            + f" || ({_transfer('self.prefill.args')} && has(self.decode) && {_transfer('self.decode.args')})",
+            "engine.kvStorage is missing: connector shared-storage needs the claim of a volume that prefill and decode "
+            "share, or --kv-transfer-config in engine.args that names another storage",
+            ".engine.kvStorage",
+            "FieldValueRequired",
+            holds=lambda spec: not spec.prefill or spec.engine.connector != "shared-storage" or _stored(spec),
+        ),
+        Rule(
+            "!has(self.engine.kvStorage) || has(self.prefill) || has(self.decode)",
+            "engine.kvStorage is for prefill and decode apart: take it out, or say prefill and decode",
+            ".engine.kvStorage",
+            "FieldValueForbidden",
+            holds=lambda spec: spec.engine.kv_storage is None or spec.prefill or spec.decode,
         ),
         Rule(
             "self.traffic.size() == 0 || self.traffic.map(each, each.weight).sum() == 100",

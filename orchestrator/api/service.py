@@ -40,6 +40,13 @@ class ModelRef(Part, frozen=True, kw_only=True):
     """Its name."""
 
 
+class KvStorage(Part, frozen=True, kw_only=True):
+    """A volume that prefill and decode workers write to and read from, at ``/kv``."""
+
+    claim_name: Subdomain
+    """A PersistentVolumeClaim of the same namespace that many nodes may mount to write (``ReadWriteMany``)."""
+
+
 class Engine(Part, frozen=True, kw_only=True):
     """The program in the pods: ``helios worker`` around an unmodified vLLM (docs/worker.md)."""
 
@@ -57,6 +64,9 @@ class Engine(Part, frozen=True, kw_only=True):
     """As in a container."""
     connector: Literal["nixl", "nixl-push", "mooncake", "shared-storage", "none"] = "nixl"
     """What carries KV blocks from prefill to decode."""
+    kv_storage: KvStorage | None = None
+    """With ``connector: shared-storage``: where the blocks are. Without it ``args`` name another storage that both see
+    (``--kv-transfer-config``)."""
     start_timeout_seconds: Annotated[int, Meta(ge=10, le=MAX_SECONDS)] = 900
     """How long a worker may take to start."""
     drain_seconds: Annotated[int, Meta(ge=5, le=MAX_SECONDS)] = 120

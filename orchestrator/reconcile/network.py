@@ -30,6 +30,9 @@ def policy(owner: Ref, site: Site, *, apart: bool) -> Apply:
     ingress: list[FreeForm] = [
         {"from": [allowed(site.router)], "ports": _tcp(*router, *([HBONE] if meshed else []))},
     ]
+    if site.picker_pods:  # a pool's picker is in its namespace
+        picker = {"podSelector": {"matchLabels": site.picker_pods}}
+        ingress.append({"from": [picker], "ports": _tcp(*router[:-1], *([HBONE] if meshed else []))})
     if site.gateway is not None:
         ports = _tcp(DEFAULTS.vllm_port, *([HBONE] if meshed else []))
         ingress.append({"from": [allowed(site.gateway)], "ports": ports})

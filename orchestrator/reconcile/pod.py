@@ -18,7 +18,7 @@ from orchestrator.actions import Ref
 from orchestrator.api.common import FreeForm, plain
 from orchestrator.api.service import Placement, Role, ServiceSpec
 from orchestrator.reconcile import names
-from orchestrator.reconcile.connectors import wiring
+from orchestrator.reconcile.connectors import KV, directory, wiring
 from orchestrator.reconcile.observed import ModelSeen
 from orchestrator.reconcile.site import Site
 
@@ -182,7 +182,9 @@ def _mountpoint(its: Workers) -> str:
 
 def _container(its: Workers) -> FreeForm:
     engine, role = its.spec.engine, its.settings
-    wired = wiring(engine.connector, its.role)
+    image = engine.image or its.site.worker_image
+    shared = directory(its.service, its.commit, its.spec, image) if engine.kv_storage is not None else ""
+    wired = wiring(engine.connector, its.role, shared)
     ports = [
         (worker_labels.HTTP, DEFAULTS.vllm_port), (worker_labels.FRONT, DEFAULTS.port),
         (worker_labels.EVENTS, DEFAULTS.kv_events_port), (worker_labels.REPLAY, DEFAULTS.kv_replay_port),
@@ -194,7 +196,7 @@ def _container(its: Workers) -> FreeForm:
         limits[role.accelerator.resource] = str(role.accelerator.count)
     return {
         "name": "worker",
-        "image": engine.image or its.site.worker_image,
+        "image": image,
         "command": ["helios"],
         "args": _arguments(its, wired.arguments),
         "env": _env(its, wired.env),
@@ -266,16 +268,19 @@ def _mounts(its: Workers) -> list[FreeForm]:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         *({"name": volume, "mountPath": at, "readOnly": True} for volume, _, at in _secrets(its.site)),
+        *([{"name": "kv", "mountPath": KV}] if its.spec.engine.kv_storage is not None else []),
     ]
 
 
 def _volumes(its: Workers) -> list[FreeForm]:
+    shared = its.spec.engine.kv_storage
     return [
         {"name": "model", **_model(its)},
         {"name": "home", "emptyDir": {"sizeLimit": its.settings.cache}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": its.spec.engine.shared_memory}},
         *({"name": volume, "secret": {"secretName": secret}} for volume, secret, _ in _secrets(its.site)),
+        *([] if shared is None else [{"name": "kv", "persistentVolumeClaim": {"claimName": shared.claim_name}}]),
     ]
 
 

@@ -14,7 +14,7 @@ from helios.kube.kinds import AUTOSCALER, DEPLOYMENT, DISRUPTION_BUDGET, NETWORK
 from orchestrator.actions import Action, Apply, Delete, Emit, Outcome, PatchStatus, Ref, RemoveFinalizer, Scale
 from orchestrator.api.common import FINALIZER
 from orchestrator.api.service import ServiceSpec
-from orchestrator.reconcile import connectors, gateway, istio, network, pdb, services
+from orchestrator.reconcile import gateway, istio, network, pdb, services
 from orchestrator.reconcile.deployment import deployment
 from orchestrator.reconcile.fleet import By, Fleet, answering, fleet_of, floor, moved_by, roles, scales, scaling
 from orchestrator.reconcile.hpa import autoscaler
@@ -36,9 +36,8 @@ def reconcile(seen: ServiceObserved, site: Site) -> Outcome:
     its = seen.object
     if its.deleting:
         return Outcome([RemoveFinalizer(its.ref, FINALIZER)] if FINALIZER in its.finalizers else [])
-    wrong = seen.wrong or (connectors.wrong_with(seen.spec) if seen.spec is not None else "the spec can't be read")
-    if wrong or seen.spec is None:
-        return Outcome(_told(seen, wrong_status(seen, wrong), []))
+    if seen.spec is None:
+        return Outcome(_told(seen, wrong_status(seen, seen.wrong or "the spec can't be read"), []))
     spec, fleet = seen.spec, fleet_of(seen, seen.spec)
     state = state_of(its.status)
     known = {one.commit for one in state.revisions} | {weight.commit for weight in spec.traffic}

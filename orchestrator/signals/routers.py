@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -43,6 +44,26 @@ class Replicas(Protocol):
     async def follow(self, apply: Callable[[Collection[str]], None]) -> None:
         """Tell the URLs of their administrations, all of them, now and whenever they are others, until cancelled."""
         ...
+
+
+class Together:
+    """``Replicas`` of several that know some each. Nothing is told before all have: what is not asked seems to have
+    nothing to do."""
+
+    def __init__(self, ones: Sequence[Replicas]) -> None:
+        self._ones = ones
+
+    async def follow(self, apply: Callable[[Collection[str]], None]) -> None:
+        known: dict[int, Collection[str]] = {}
+
+        def tell(number: int, urls: Collection[str]) -> None:
+            known[number] = urls
+            if len(known) == len(self._ones):
+                apply(sorted({url for told in known.values() for url in told}))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number, one in enumerate(self._ones):
+                tasks.create_task(one.follow(partial(tell, number)))
 
 
 class Listed:

@@ -29,7 +29,7 @@ from orchestrator.signals.cluster import FAILURES, Endpoints, front_proxy
 from orchestrator.signals.collector import Collector
 from orchestrator.signals.external_api import ExternalApi
 from orchestrator.signals.front_proxy import FrontProxy
-from orchestrator.signals.routers import Listed, Replicas, Routers
+from orchestrator.signals.routers import Listed, Replicas, Routers, Together
 from orchestrator.signals.sampler import Sampler
 from orchestrator.signals.served import Services
 from orchestrator.signals.values import Values
@@ -194,7 +194,7 @@ async def _renew(certificate: Certificate) -> None:
 def of_cluster(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals | None:
     """The operator's, as its settings say; None: they name no router. Raises UsageError."""
     ours = settings.signals
-    if not (ours.routers or ours.router_service):
+    if not (ours.routers or ours.router_services):
         check(ours)
         return None
 
@@ -204,12 +204,14 @@ def of_cluster(settings: OperatorSettings, metrics: OperatorMetrics) -> Signals 
         )  # fmt: skip
 
     replicas = None
-    if ours.router_service:
-        namespace, _, name = ours.router_service.rpartition("/")
-        if not namespace or not name:
-            raise UsageError(f"operator.signals.router_service is {ours.router_service!r}: write NAMESPACE/NAME")
-        pace = Pace(settings.silence_s, settings.watch_s, settings.relist_s)
-        replicas = Endpoints(client(namespace), name, ours.router_port, pace)
+    if ours.router_services:
+        pace, found = Pace(settings.silence_s, settings.watch_s, settings.relist_s), []
+        for service in ours.router_services:
+            namespace, _, name = service.rpartition("/")
+            if not namespace or not name:
+                raise UsageError(f"operator.signals.router_services has {service!r}: write NAMESPACE/NAME")
+            found.append(Endpoints(client(namespace), name, ours.router_port, pace))
+        replicas = Together(found)
     return Signals(
         ours, SignalsMetrics(metrics.registry), replicas=replicas, front_proxy=lambda: front_proxy(client(""))
     )
@@ -223,15 +225,15 @@ def check(settings: SignalsSettings) -> None:
             raise UsageError(f"{where}.{name} must be more than 0, not {getattr(settings, name)}")
     if settings.stale_s < settings.poll_s + settings.timeout_s:
         raise UsageError(f"{where}.stale_s must not be less than poll_s and timeout_s together")
-    if settings.routers and settings.router_service:
-        raise UsageError(f"{where}.routers and {where}.router_service say both where routers are", hint="Give one.")
+    if settings.routers and settings.router_services:
+        raise UsageError(f"{where}.routers and {where}.router_services say both where routers are", hint="Give one.")
     for name, tls in (("scaler_tls", settings.scaler_tls), ("external_tls", settings.external_tls)):
         if bool(tls.cert) != bool(tls.key):
             raise UsageError(f"{where}.{name}.cert and {where}.{name}.key go together")
     if settings.external_listen and not settings.external_tls.cert:
         raise UsageError(f"{where}.external_listen needs {where}.external_tls.cert", hint="The API server speaks TLS.")
-    if (settings.scaler_listen or settings.external_listen) and not (settings.routers or settings.router_service):
-        raise UsageError(f"{where}.scaler_listen and external_listen need {where}.routers or router_service")
+    if (settings.scaler_listen or settings.external_listen) and not (settings.routers or settings.router_services):
+        raise UsageError(f"{where}.scaler_listen and external_listen need {where}.routers or router_services")
     if settings.scaler_listen:
         split_listen(settings.scaler_listen, f"{where}.scaler_listen")
 

@@ -61,7 +61,10 @@ GROUP: Final = _object(("name", "rules"), name=WORD, interval=TIME, rules=_list(
 
 SPECS: Final[dict[str, Any]] = {
     "PodMonitor": _object(
-        ("selector", "podMetricsEndpoints"), selector=SELECTOR, podMetricsEndpoints=_list(ENDPOINT, 1)
+        ("selector", "podMetricsEndpoints"),
+        selector=SELECTOR,
+        podMetricsEndpoints=_list(ENDPOINT, 1),
+        namespaceSelector=_object(("matchNames",), matchNames=_list(WORD, 1)),
     ),
     "ServiceMonitor": _object(("selector", "endpoints"), selector=SELECTOR, endpoints=_list(ENDPOINT, 1)),
     "PrometheusRule": _object(("groups",), groups=_list(GROUP, 1)),

@@ -92,10 +92,16 @@ def _coherent(spec: dict[str, Any]) -> dict[str, Any]:
     if spec.pop("apart"):
         spec.pop("aggregated", None)
         spec["prefill"], spec["decode"] = spec.get("prefill") or {}, spec.get("decode") or {}
-        if spec.get("engine", {}).get("connector") in ("none", "shared-storage"):
-            spec["engine"]["connector"] = "nixl"
+        engine = spec.setdefault("engine", {})
+        if engine.get("connector") == "none":
+            engine["connector"] = "nixl"
+        if engine.get("connector") == "shared-storage":
+            engine["kvStorage"] = {"claimName": "kv"}
+        else:
+            engine.pop("kvStorage", None)
     else:
         spec["aggregated"] = spec.get("aggregated") or {}
+        spec.get("engine", {}).pop("kvStorage", None)
         spec.pop("prefill", None)
         spec.pop("decode", None)
     roles = [spec[name] for name in ("aggregated", "prefill", "decode") if spec.get(name)]
@@ -115,6 +121,8 @@ def _coherent(spec: dict[str, Any]) -> dict[str, Any]:
             for commit, share in zip(commits, shares[len(commits) - 1] if commits else [], strict=True)
         ]
     spec["rollout"] = {**spec.get("rollout", {}), "progressDeadlineSeconds": 3600}
+    if spec.get("limits", {}).get("maxQueued") == 0:
+        spec["limits"]["maxQueued"] = 1
     if "replicas" in spec:
         spec["replicas"] = spec["replicas"] and min(spec["replicas"], 1)
     return spec | {"model": {"name": "llama"}}

@@ -187,6 +187,11 @@ topologySpreadConstraints:
         {{- include "helios.selector" . | nindent 8 }}
 {{- end }}
 
+{{- /* Namespaces with an endpoint picker, as a YAML list. */}}
+{{- define "helios.pickerNamespaces" -}}
+{{- toYaml (.Values.picker.namespaces | default (list (.Values.router.workers.namespace | default .Release.Namespace)) | uniq) }}
+{{- end }}
+
 {{- /* Peers of a NetworkPolicy: what names namespaces; of {} every pod of the cluster. */}}
 {{- define "helios.fromNamespaces" -}}
 - namespaceSelector:

@@ -214,7 +214,8 @@ def rights(objects: Objects, kind: str) -> dict[str, list[dict[str, list[str]]]]
 def test_only_who_asks_the_api_server_has_a_token_and_few_rights(everything: Objects):
     with_token = {name: found for name, pod in pods(everything) if (found := api_tokens(pod))}
     bound = {s["name"] for each in everything if each["kind"].endswith("RoleBinding") for s in each["subjects"]}
-    assert set(with_token) == bound == {"helios-csi-controller", "helios-csi-node", "helios-operator", "helios-router"}
+    asking = {f"helios-{part}" for part in ("csi-controller", "csi-node", "operator", "picker", "router")}
+    assert set(with_token) == bound == asking
     assert with_token["helios-csi-node"] == ["driver"], "the registrar asks the kubelet alone"
     for each in everything:
         if each["kind"] in ("Role", "ClusterRole"):
@@ -300,7 +301,7 @@ def test_the_operator_may_do_what_it_does_to_each_kind_and_nothing_else(chart: C
     }
     others = dict.fromkeys((*istio, "scaledobjects.keda.sh", "inferencepools.inference.networking.k8s.io"), seen)
     assert granted(chart.objects(VALUES["no-nodes"]), "helios-operator") == {**usual, **others}
-    allowed = dict.fromkeys((*istio, "scaledobjects.keda.sh"), made)
+    allowed = dict.fromkeys((*others,), made)
     routers = {"endpointslices.discovery.k8s.io": seen}
     assert granted(everything, "helios-operator") == {**usual, **others, **allowed, **routers}
 
@@ -314,6 +315,7 @@ def test_the_operator_reaches_no_further_than_its_namespace(chart: Chart, everyt
     assert kinds(everything) == {
         "helios-operator": ("Role", "models"),
         "helios-operator-release": lease,
+        "helios-operator-pickers": ("Role", "models"),
         "helios-operator-cluster": cluster,
     }
     everywhere = kinds(chart.objects(VALUES["no-nodes"]))
@@ -322,6 +324,52 @@ def test_the_operator_reaches_no_further_than_its_namespace(chart: Chart, everyt
         o for o in everything if o["metadata"]["name"] == "helios-operator-release" and o["kind"] == "Role"
     ]
     assert lease_role["rules"][0]["resourceNames"] == ["helios-operator"], "it may change no other lease"
+
+
+def test_a_picker_is_in_each_namespace_and_the_operator_names_and_asks_it(chart: Chart):
+    values = {
+        **IMAGES,
+        "node": {"enabled": False},
+        "registry": {"enabled": True, "store": "s3://models/helios", "database": "postgresql://helios@db/helios"},
+        "picker": {"enabled": True, "namespaces": ["models", "helios"], "demandTokens": {"secret": "sums"}},
+        "operator": {"enabled": True, "writes": {"gateway": True}},
+    }
+    objects = chart.objects(values)
+    found = [o for o in objects if o["metadata"]["labels"]["app.kubernetes.io/component"] == "picker"]
+    kinds = {"ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Service", "Deployment", "PodDisruptionBudget"}
+    for namespace in ("models", "helios"):
+        own = {o["kind"]: o for o in found if o["metadata"]["namespace"] == namespace}
+        assert set(own) == kinds | {"NetworkPolicy"}
+        (service,) = own["Service"]["spec"]["ports"]
+        assert (service["port"], service["appProtocol"]) == (9002, "kubernetes.io/h2c")
+        (container,) = own["Deployment"]["spec"]["template"]["spec"]["containers"]
+        assert settings(container).router.discovery.kubernetes.namespace == namespace
+        assert own["RoleBinding"]["subjects"][0]["namespace"] == namespace
+        ingress = own["NetworkPolicy"]["spec"]["ingress"]
+        assert [[one["port"] for one in rule["ports"]] for rule in ingress] == [[9002], [8480], [8481]]
+    (operator,) = [c for name, pod in pods(objects) for c in containers(pod) if name == "helios-operator"]
+    site, signals = settings(operator).operator.site, settings(operator).operator.signals
+    labels = found[0]["metadata"]["labels"]
+    assert site.picker_service == "helios-picker"
+    assert site.picker_pods.items() <= labels.items()
+    assert signals.router_services == ["models/helios-picker-headless", "helios/helios-picker-headless"]
+    places = {o["metadata"]["namespace"] for o in objects if o["metadata"]["name"] == "helios-operator-pickers"}
+    assert places == {"models"}, "in its own namespace it may look already"
+    (registry,) = [o for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "helios-registry"]
+    assert site.picker_pods in [
+        one.get("podSelector", {}).get("matchLabels") for one in registry["spec"]["ingress"][0]["from"]
+    ]
+    for wrong, message in (
+        ({"operator": {"enabled": True}}, "picker.enabled needs operator.writes.gateway"),
+        (
+            {"operator": {**values["operator"], "config": {"site": {"picker_service": "x"}}}},
+            "is said by picker.enabled",
+        ),
+        ({"picker": {"enabled": True, "config": {"picker": {"listen": "x:1"}}}}, "listen is said by picker.port"),
+        ({"picker": {"enabled": True, "namespaces": [""]}}, "/picker/namespaces/0"),
+    ):
+        with pytest.raises(Refused, match=message):
+            chart.files({**values, **wrong})
 
 
 def test_external_metrics_have_a_certificate_that_the_api_server_can_check(chart: Chart, everything: Objects):

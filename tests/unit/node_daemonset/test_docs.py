@@ -35,7 +35,7 @@ def test_objects_on_the_page_are_ones_that_kubernetes_takes(version: str):
 
 @pytest.mark.parametrize("number", range(len(VALUES)))
 def test_values_on_the_page_are_ones_that_the_chart_takes(chart: Chart, number: int):
-    assert len(VALUES) == 4
+    assert len(VALUES) == 5
     assert chart.objects(VALUES[number])
 
 

@@ -181,13 +181,14 @@ def test_monitors_scrape_ports_that_there_are(everything: list[dict[str, Any]]):
         for name, pod in pods(everything)
     }
     monitors = [each for each in everything if each["kind"] in ("PodMonitor", "ServiceMonitor")]
-    assert len(monitors) == 5
+    assert len(monitors) == 6
     for each in monitors:
         assert each["apiVersion"] == "monitoring.coreos.com/v1"
         assert each["metadata"]["labels"]["release"] == "prometheus"
         part = each["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
         key = "podMetricsEndpoints" if each["kind"] == "PodMonitor" else "endpoints"
-        assert set(each["spec"]) == {"selector", key}
+        elsewhere = {"namespaceSelector"} if part == "picker" else set()
+        assert set(each["spec"]) == {"selector", key} | elsewhere
         (endpoint,) = each["spec"][key]
         assert endpoint["port"] in ports[part]
         assert {"targetLabel": "job", "replacement": f"helios-{part}"} in endpoint["relabelings"]

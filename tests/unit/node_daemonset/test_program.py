@@ -76,18 +76,16 @@ def test_settings_are_known_and_what_the_values_say(objects: Objects):
 
 
 def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: Objects):
-    by_image = {
-        c["image"].removeprefix(OURS).split(":")[0]: settings(c, toml_of(everything, p)) for _, p, c in ours(everything)
-    }
-    mount = by_image["worker"].mount
+    by_name = {c["name"]: settings(c, toml_of(everything, p)) for _, p, c in ours(everything)}
+    mount = by_name["worker"].mount
     assert (mount.pool_mib, mount.shadow_percent, mount.cache_limit_gib) == (256, 1.5, 800.5)
     assert (mount.cache, mount.l2, mount.l2_min_free) == ("/nvme/models", "/ssd/models", 0.1)
-    assert by_image["worker"].registry.offline is True
-    assert by_image["worker"].registry.urls == ["http://helios-registry.helios.svc:8470"]
-    registry = by_image["registry"].registry
+    assert by_name["worker"].registry.offline is True
+    assert by_name["worker"].registry.urls == ["http://helios-registry.helios.svc:8470"]
+    registry = by_name["registry"].registry
     assert registry.tenants["acme"].namespaces == ["acme", "acme-*"]
     assert (registry.store, registry.quotas[0].stored_gib, registry.gc_every_s) == ("/store", 500, 3600)
-    router = by_image["router"].router
+    router = by_name["router"].router
     assert router.discovery.hold is True
     assert router.discovery.kubernetes.slices == "app=vllm,tier!=test"
     assert router.discovery.kubernetes.silence_s == 80
@@ -95,16 +93,22 @@ def test_more_settings_reach_the_program_beside_those_of_the_chart(everything: O
     assert router.admission.keys == "/etc/helios/keys/keys"
     assert router.admission.queue.per_worker == 64
     assert router.admission.hold is True, "the operator wakes what requests are held for"
-    csi = by_image["csi"].csi
+    csi = by_name["driver"].csi
     assert csi.driver == "models.example.com"
-    operator = by_image["operator"].operator
+    operator = by_name["operator"].operator
     assert (operator.workers, operator.resync_s, operator.namespace) == (16, 300, "models")
     assert (operator.lease_name, operator.lease_namespace) == ("helios-operator", "helios")
-    assert operator.signals.router_service == "helios/helios-router-headless"
+    assert operator.signals.router_services == ["helios/helios-router-headless", "models/helios-picker-headless"]
+    assert (operator.site.picker_service, operator.site.picker_port) == ("helios-picker", 9002)
+    picker = by_name["picker"].router
+    assert (picker.picker.listen, picker.picker.endpoints, picker.policy) == ("0.0.0.0:9002", 2, "queue-depth")
+    assert picker.picker.tls_cert == "/etc/helios/picker-tls/tls.crt"
+    assert (picker.admission.keys, picker.admission.hold) == ("/etc/helios/keys/keys", True)
+    assert picker.discovery.kubernetes.namespace == "models"
     assert (operator.signals.poll_s, operator.signals.token_file) == (2, "/etc/helios/demand-token/token")
     assert operator.signals.external_tls.cert == "/etc/helios/external-metrics/tls.crt"
     assert router.demand_tokens == "/etc/helios/demand-tokens/tokens"
-    assert by_image["operator"].registry.urls == ["http://helios-registry.helios.svc:8470"]
+    assert by_name["operator"].registry.urls == ["http://helios-registry.helios.svc:8470"]
 
 
 def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart: Chart, everything: Objects):
@@ -113,6 +117,7 @@ def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart:
         "worker": ("mount", "registry"),
         "registry": ("registry",),
         "router": ("router",),
+        "picker": ("router",),
         "operator": ("operator",),
     }
     for _, _, container in ours(everything):
@@ -121,6 +126,7 @@ def test_settings_that_the_chart_says_are_refused_in_what_is_said_besides(chart:
             if section not in mine[container["name"]] or key in (
                 "discovery",
                 "admission",
+                "picker",
                 "signals",
                 "site",
             ):  # parts of which are
@@ -168,6 +174,11 @@ def test_ports_are_those_that_are_listened_at(everything: Objects):
     listened = {
         "registry": lambda found, given: {"http": given["port"]},
         "router": lambda found, given: {"http": given["port"], "admin": found.router.admin_port},
+        "picker": lambda found, given: {
+            "http": given["port"],
+            "admin": found.router.admin_port,
+            "ext-proc": int(found.router.picker.listen.rpartition(":")[2]),
+        },
         "worker": lambda found, given: {"metrics": int(found.mount.listen.rpartition(":")[2])},
         "driver": lambda found, given: {"health": int(found.csi.listen.rpartition(":")[2])},
         "operator": lambda found, given: {
@@ -187,6 +198,7 @@ def test_probes_ask_for_pages_that_there_are(objects: Objects):
     pages = {
         "registry": {route.path for route in health.routes()},
         "router": {page.decode() for page in PROBES},
+        "picker": {page.decode() for page in PROBES},
         "worker": {"/healthz", "/readyz", "/metrics"},  # docs/control-api.md; the integration tests ask for them
         "operator": {"/healthz", "/readyz"},  # helios/http/front.py, as the driver
         "driver": {"/healthz", "/readyz"},  # docs/csi.md; the integration tests ask for them

@@ -63,7 +63,13 @@ GOOD = [
     service(),
     service(aggregated={"cpu": 4, "memory": "1.5Gi", "cache": "500M"}),
     service(**TWO),
-    service(**TWO, engine={"connector": "shared-storage"}),
+    service(**TWO, engine={"connector": "shared-storage", "kvStorage": {"claimName": "kv"}}),
+    service(**TWO, engine={"connector": "shared-storage", "args": ["--kv_transfer_config={}"]}),
+    service(
+        prefill={"args": ["--kv-transfer-config", "{}"]},
+        decode={"args": ["--kv-transfer-config={}"]},
+        engine={"connector": "shared-storage"},
+    ),
     service(engine={"connector": "none"}),
     service(
         engine={"env": [{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}
@@ -242,6 +248,31 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     (service(servedName=""), "spec.servedName", ""),
     (service(limits={"maxQueued": -1}), "spec.limits.maxQueued", "less than the minimum"),
+    (
+        service(**TWO, engine={"connector": "shared-storage"}),
+        "spec.engine.kvStorage",
+        "needs the claim of a volume that prefill and decode share",
+    ),
+    (
+        service(prefill={"args": ["--kv-transfer-config", "{}"]}, decode={}, engine={"connector": "shared-storage"}),
+        "spec.engine.kvStorage",
+        "needs the claim of a volume that prefill and decode share",
+    ),
+    (
+        service(**TWO, engine={"kvStorage": {"claimName": "kv"}}),
+        "spec.engine.kvStorage",
+        "kvStorage counts with connector shared-storage alone",
+    ),
+    (
+        service(engine={"connector": "shared-storage", "kvStorage": {"claimName": "kv"}}),
+        "spec.engine.kvStorage",
+        "is for prefill and decode apart",
+    ),
+    (
+        service(**TWO, engine={"connector": "shared-storage", "kvStorage": {}}),
+        "spec.engine.kvStorage.claimName",
+        "Required value",
+    ),
     (service(limits={"maxInFlight": 0}), "spec.limits.maxInFlight", "less than the minimum"),
     (
         service(limits={"maxQueued": 0}, scaling={"minReplicas": 0}),

@@ -109,6 +109,7 @@ SPECS: dict[str, dict[str, Any]] = {
             "env": [{"name": "LMCACHE_CONFIG_FILE", "value": "/x"}, {"name": "HELIOS_HOME", "value": "/elsewhere"}],
         },
     },
+    "volume": {**APART, "engine": {"connector": "shared-storage", "kvStorage": {"claimName": "kv"}}},
     "cpu": {"aggregated": {"accelerator": {"count": 0}, "cpu": "8"}, "servedName": "small"},
     "keda": {"scaling": {"by": "KEDA", "targets": {"ttftMilliseconds": 500}}},
     "operator": {"scaling": {"by": "Operator"}},
@@ -218,6 +219,34 @@ def test_each_connector_is_wired_by_role(connector: str, kind: str | None, port:
         assert ports.get("bootstrap") == (port if role == "prefill" else None)
 
 
+def test_a_storage_that_prefill_and_decode_share_is_mounted_and_told_to_both_engines():
+    def told(**engine: Any) -> dict[str, str]:
+        cluster, found = (
+            made(**APART, engine={"connector": "shared-storage", "kvStorage": {"claimName": "kv"}, **engine}),
+            {},
+        )
+        for role in ("prefill", "decode"):
+            spec = the(cluster, DEPLOYMENT, role)["spec"]["template"]["spec"]
+            assert {"name": "kv", "persistentVolumeClaim": {"claimName": "kv"}} in spec["volumes"]
+            (container,) = spec["containers"]
+            assert {"name": "kv", "mountPath": "/kv"} in container["volumeMounts"]
+            arguments = command_line(container)[1]["vllm_arguments"]
+            last = max(index for index, one in enumerate(arguments) if one == "--kv-transfer-config")
+            found[role] = json.loads(arguments[last + 1])
+        return found
+
+    found = told()
+    place = found["prefill"]["kv_connector_extra_config"]["shared_storage_path"]
+    for role in ("prefill", "decode"):
+        assert (found[role]["kv_connector"], found[role]["kv_role"]) == ("ExampleConnector", "kv_both")
+        assert found[role]["kv_connector_extra_config"] == {"shared_storage_path": place}
+    assert place.startswith(f"/kv/chat/{A[:10]}-"), "of this service and commit alone: blocks go by their tokens"
+    other = told(args=["--dtype", "float16"])["decode"]["kv_connector_extra_config"]["shared_storage_path"]
+    assert other != place, "nor do engines share that were told otherwise"
+    mine = told(args=["--kv-transfer-config", '{"kv_connector":"X"}'])
+    assert mine == {role: {"kv_connector": "X"} for role in ("prefill", "decode")}, "what stands in args wins"
+
+
 def test_routers_find_the_workers_and_their_weight():
     cluster = made()
     service, deployment = the(cluster, SERVICE, "both"), the(cluster, DEPLOYMENT)
@@ -324,6 +353,17 @@ def test_the_network_lets_in_the_router_and_workers_of_the_same_service():
     assert among in spec["ingress"]
     assert among not in the(made(), NETWORK_POLICY)["spec"]["ingress"], "workers that answer alone need nobody"
     assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_the_picker_of_the_workers_namespace_may_look_at_them():
+    def lets_in(site: Site) -> list[dict[str, Any]]:
+        found = made(site).get(NETWORK_POLICY, "models", "chat")
+        assert found is not None
+        return [one for rule in found["spec"]["ingress"] for one in rule["from"]]
+
+    picker = {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "picker"}}}
+    assert picker in lets_in(Site(picker_pods=picker["podSelector"]["matchLabels"]))
+    assert picker not in lets_in(Site())
 
 
 def test_a_claim_is_bound_to_the_very_commit():

@@ -324,7 +324,7 @@ def test_a_registry_that_is_down_stops_nothing():
         ({"aggregated": {}, "prefill": {}}, "aggregated excludes prefill and decode"),
         ({"prefill": {}}, "prefill needs decode"),
         ({**APART, "engine": {"connector": "none"}}, "engine.connector is none"),
-        ({**APART, "engine": {"connector": "shared-storage"}}, "--kv-transfer-config"),
+        ({**APART, "engine": {"connector": "shared-storage"}}, "engine.kvStorage is missing"),
         ({"aggregated": {"cpus": 3}}, "cpus"),
     ],
 )

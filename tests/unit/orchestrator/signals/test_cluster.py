@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from helios.kube.reflector import Refused
 from helios.metrics import OperatorMetrics
 from orchestrator.signals.cluster import OF_SERVICE, Endpoints, front_proxy, urls_of
 from orchestrator.signals.front_proxy import CONFIG_MAP, NAMESPACE, FrontProxy, of_config_map
+from orchestrator.signals.routers import Together
 from orchestrator.signals.selectors import quantity, selected
 from orchestrator.signals.serving import of_cluster
 from tests.fakes.kubernetes import ApiServer, endpoint, endpoint_slice, kubeconfig
@@ -98,6 +99,28 @@ def test_routers_that_come_and_go_are_told_of(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_replicas_of_several_services_are_told_together_once_all_are_known() -> None:
+    class Source:
+        async def follow(self, apply: Callable[[Collection[str]], None]) -> None:
+            self.apply = apply
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        one, two, told = Source(), Source(), []  # type: ignore[var-annotated]
+        following = asyncio.create_task(Together([one, two]).follow(lambda urls: told.append(list(urls))))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        one.apply(["http://b:1", "http://a:1"])
+        assert told == [], "two's may have much to do"
+        two.apply(["http://c:1", "http://a:1"])
+        one.apply([])
+        assert told == [["http://a:1", "http://b:1", "http://c:1"], ["http://a:1", "http://c:1"]]
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_the_cluster_says_who_its_front_proxy_is(tmp_path: Path) -> None:
     authority = Path(Authority(tmp_path / "ca").path).read_text()
     data = {
@@ -157,8 +180,8 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     tls = TlsSettings(cert=pair.cert, key=pair.key)
     some = ["http://r:8481"]
     for signals, named in (
-        ({"routers": ["r:8481"]}, "is no address"), ({"routers": some, "router_service": "a/b"}, "say both"),
-        ({"router_service": "router"}, "NAMESPACE/NAME"), ({"routers": some, "stale_s": 1.0}, "stale_s"),
+        ({"routers": ["r:8481"]}, "is no address"), ({"routers": some, "router_services": ["a/b"]}, "say both"),
+        ({"router_services": ["router"]}, "NAMESPACE/NAME"), ({"routers": some, "stale_s": 1.0}, "stale_s"),
         ({"routers": some, "poll_s": 0.0}, "poll_s"), ({"scaler_listen": "x:1"}, "need"),
         ({"routers": some, "scaler_listen": "x"}, "host:port"),
         ({"routers": some, "external_listen": "127.0.0.1:0"}, "external_tls.cert"),
