@@ -61,9 +61,9 @@ def test_a_horizontal_pod_autoscaler_adds_workers_under_load_and_takes_them_back
 def test_a_new_commit_takes_over_and_a_bad_one_is_taken_back_while_requests_go_on(site: Site) -> None:
     first = site.push("site/moving")
     site.model("moving", "site/moving", revision={"policy": "Follow", "checkSeconds": 5})
-    rollout = {"steps": [50, 100], "stepSeconds": 10, "minRequests": 1, "progressDeadlineSeconds": 240}
+    rollout = {"steps": [50, 100], "stepSeconds": 10, "minRequests": 1, "progressDeadlineSeconds": 300}
     scaling = {"by": "Operator", "minReplicas": 1, "maxReplicas": 1}
-    site.service("moving", "moving", rollout=rollout, scaling=scaling)
+    site.service("moving", "moving", engine={**ENGINE, "startTimeoutSeconds": 300}, rollout=rollout, scaling=scaling)
     until(lambda: site.ready("moving"), ("True", "Serving"), START_S)
 
     def serves() -> tuple[str | None, list[str]]:
