@@ -268,7 +268,6 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
         _bytes("memory", lambda role: role.memory),
         _bytes("cache", lambda role: role.cache),
     ),
-    service.Engine: (_bytes("sharedMemory", lambda engine: engine.shared_memory),),
     service.Accelerator: (
         Rule(
             "self.resource.contains('/')",
@@ -296,6 +295,7 @@ RULES: dict[type[Part], tuple[Rule, ...]] = {
         ),
     ),
     service.ServiceSpec: (
+        _bytes("engine.sharedMemory", lambda spec: spec.engine.shared_memory),
         Rule(
             "has(self.aggregated) || has(self.prefill) || has(self.decode)",
             "no workers: say aggregated (one kind of workers, {} is enough), or prefill and decode",

@@ -262,7 +262,7 @@ TOLD: Final = (
 def _told(seen: ModelObserved, status: ModelStatus, wanted: list[Condition], notes: list[Emit]) -> list[Action]:
     its = seen.object
     found: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(status, conditions=[], observed_generation=0))
-    found["observedGeneration"] = its.generation
+    found |= {"observedGeneration": its.generation, "nodesCached": status.nodes_cached}  # people are shown 0 as well
     found["conditions"] = conditions(its.status.get("conditions"), wanted, seen.now, its.generation)
     before = {(one.get("type"), one.get("reason")) for one in its.status.get("conditions") or ()}
     told: dict[str, Emit] = {}
