@@ -521,12 +521,50 @@ class CsiMetrics(Metrics):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RoleState:
+    """Workers of one role of an InferenceService, as its status has them; ``forecast`` None: it is off."""
+
+    namespace: str
+    service: str
+    role: str
+    wanted: int
+    ready: int
+    forecast: int | None = None
+
+
+class RolesCollector(Collector):
+    """Gauges of services' workers, read when they are asked for: a service that is gone leaves none."""
+
+    def __init__(self) -> None:
+        self.states: Callable[[], Iterable[RoleState]] = tuple
+        """Of all services that are known."""
+
+    def describe(self) -> Iterable[Metric]:
+        return (self._family(),)
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        for one in self.states():
+            for state, count in (("wanted", one.wanted), ("ready", one.ready), ("forecast", one.forecast)):
+                if count is not None:
+                    family.add_metric([one.namespace, one.service, one.role, state], count)
+        return (family,)
+
+    def _family(self) -> GaugeMetricFamily:
+        # ``namespace`` and ``service`` are labels that Prometheus adds of its own.
+        labels = ["inference_namespace", "inference_service", "role", "state"]  # state: wanted, ready, forecast
+        return GaugeMetricFamily("helios_operator_replicas", "Workers of an InferenceService", labels=labels)
+
+
 class OperatorMetrics(Metrics):
     """The operator."""
 
     def __init__(self) -> None:
         super().__init__()
         r = self.registry
+        self.services = RolesCollector()
+        r.register(self.services)
         self.leading = Gauge("helios_operator_leading", "1 while this process leads", registry=r)
         self.synced = Gauge("helios_operator_synced", "1 once every kind that is watched was listed", registry=r)
         self.objects = Gauge("helios_operator_cached_objects", "Objects in the caches", registry=r)

@@ -23,6 +23,7 @@ from orchestrator.reconcile.kinds import MODEL
 from orchestrator.reconcile.reconcilers import Models, Services
 from orchestrator.reconcile.site import site_of
 from orchestrator.registry import Answers
+from orchestrator.shown import roles
 from orchestrator.signals.serving import Signals
 
 REGISTRY_S: Final = 10.0
@@ -60,6 +61,7 @@ def whole(config: Config, metrics: OperatorMetrics) -> Iterator[Work]:
 
         def beside(operator: Operator) -> list[Coroutine[Any, Any, None]]:
             running.append(operator)
+            metrics.services.states = lambda: roles(operator.controller.cache)
             deciding.attach(
                 operator.controller.cache, lambda: operator.leadership.remaining_s() > 0, operator.controller.add
             )

@@ -33,6 +33,12 @@ def _rate(name: str, by: str, matchers: str = "") -> str:
     return f"sum by ({by}) (rate({name}{{{matchers}}}[{RATE}]))"
 
 
+def _replicas(state: str) -> str:
+    """Every process of the operator says the same."""
+    by = "inference_namespace, inference_service, role"
+    return f'max by ({by}) (helios_operator_replicas{{state="{state}"}})'
+
+
 NODE: Final = 'node=~"$node"'
 MODEL: Final = 'model=~"$model"'
 
@@ -157,6 +163,60 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
              (_rate("helios_router_refused_total", "reason"), "refused {{reason}}"),
              (_rate("helios_router_breaker_openings_total", "worker"), "breaker {{worker}}")),
             "Retries, answers broken off, refusals by admission, breakers that opened.",
+        ),
+    ),
+    "Operator": (
+        Panel(
+            "Workers wanted and ready", "short",
+            ((_replicas("wanted"), "{{inference_service}} {{role}} wanted"),
+             (_replicas("ready"), "{{inference_service}} {{role}} ready")),
+            "By service and role, as its status says.",
+        ),
+        Panel(
+            "What the forecast would have, and what was wanted", "short",
+            ((_replicas("forecast"), "{{inference_service}} {{role}} forecast"),
+             (_replicas("wanted"), "{{inference_service}} {{role}} wanted")),
+            "With forecast.mode Observe the forecast raises nothing; lay the two over each other before it may.",
+        ),
+        Panel(
+            "Held requests, and services that sleep", "short",
+            ((f"sum by (model) (helios_router_queued{{{MODEL}}})", "held {{model}}"),
+             (f'count(sum by (inference_namespace, inference_service) ({_replicas("wanted")}) == 0)', "asleep")),
+            "A service that sleeps wakes when a request is held for it.",
+        ),
+        Panel(
+            "How long held requests waited, p50 and p99", "s",
+            ((_quantile(0.5, "helios_router_queue_seconds", "model", f'{MODEL}, outcome="served"'), "p50 {{model}}"),
+             (_quantile(0.99, "helios_router_queue_seconds", "model", f'{MODEL}, outcome="served"'), "p99 {{model}}")),
+            "Of those that were served; a cold start shows here.",
+        ),
+        Panel(
+            "Routers that are not heard", "short",
+            (("max by (namespace) (helios_operator_routers)", "there are"),
+             ("max by (namespace) (helios_operator_routers_unheard)", "unheard"),
+             (_rate("helios_operator_router_look_failures_total", "namespace"), "failed looks a second")),
+            "While one is not heard nothing is taken away.",
+        ),
+        Panel(
+            "Leading", "short", (("sum by (namespace, pod) (helios_operator_leading)", "{{pod}}"),),
+            "One at a time.",
+        ),
+        Panel(
+            "Turns", "ops", ((_rate("helios_operator_turns_total", "kind, result"), "{{kind}} {{result}}"),),
+            "failed: an action was refused; broken: a defect of the operator's.",
+        ),
+        Panel(
+            "Waiting turns, and the time that one takes, p99", "short",
+            (("max by (pod) (helios_operator_queued)", "waiting {{pod}}"),
+             (_quantile(0.99, "helios_operator_turn_seconds", "kind"), "seconds {{kind}}")),
+            "Turns that are due later wait, too: the resync's.",
+        ),
+        Panel(
+            "Writes to the API server", "ops",
+            ((_rate("helios_operator_writes_total", "kind, method, result"), "{{kind}} {{method}} {{result}}"),
+             (_rate("helios_operator_repairs_total", "kind"), "repaired {{kind}}"),
+             (_rate("helios_operator_failures_total", "kind, reason"), "failed {{kind}} {{reason}}")),
+            "None in steady state. Repaired: somebody else had changed it.",
         ),
     ),
     "vLLM": (

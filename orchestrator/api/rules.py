@@ -7,8 +7,8 @@ Cost. Kubernetes refuses a definition whose rules may cost too much: 10,000,000 
 which it estimates from the longest list and text that the schema allows. So all of these have bounds. Its own
 estimate (the validation of apiextensions-apiserver 1.36, run over our definitions) is 2,516,592 for the rule about
 metadata.name, whose length no schema bounds (as it bounds none of a map's keys), 8,503 for the one that compares each
-pair of ``steps``, 5,562 for a repository's parts, under 500 for any other. `make test-cluster` shows the definitions
-to a real API server.
+pair of ``steps``, 5,562 for a repository's parts, under 500 for any other; those about ``limits`` and ``kvStorage``
+came after it. `make test-cluster` shows the definitions to a real API server.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from helios.metrics import (
     MountMetrics,
     OperatorMetrics,
     RegistryMetrics,
+    RoleState,
     RouterMetrics,
+    SignalsMetrics,
     WorkerMetrics,
     WorkerState,
 )  # fmt: skip
@@ -37,10 +39,13 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), 
 def exported() -> dict[str, set[str]]:
     """Names of series with the labels that they may have."""
     found: dict[str, set[str]] = {}
+    operator = OperatorMetrics()
+    SignalsMetrics(operator.registry)
+    operator.services.states = lambda: [RoleState("models", "chat", "decode", 3, 2, 4)]
     workers = [WorkerState(url="http://a", models=["m"], up=True, requests=0, tokens=0)]
     for metrics in (
         MountMetrics(), RegistryMetrics(), RouterMetrics(lambda: workers), WorkerMetrics(), CsiMetrics(),
-        OperatorMetrics(),
+        operator,
     ):  # fmt: skip
         more = OF_WORKERS if isinstance(metrics, WorkerMetrics) else set()
         declared = {id(each): each for each in vars(metrics).values() if hasattr(each, "_labelnames")}
