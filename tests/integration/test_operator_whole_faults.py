@@ -125,6 +125,7 @@ async def lived(here: WholeSite, parts: Sequence[Step]) -> tuple[list[Seen], lis
     return [one for one in seen.values() if one.step < len(parts)], ends
 
 
+@pytest.mark.slow
 def test_an_operator_that_is_killed_before_or_after_any_write_is_followed_by_one_that_comes_to_the_same_end(
     stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
