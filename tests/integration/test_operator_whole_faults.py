@@ -125,6 +125,7 @@ async def lived(here: WholeSite, parts: Sequence[Step]) -> tuple[list[Seen], lis
     return [one for one in seen.values() if one.step < len(parts)], ends
 
 
+@pytest.mark.slow
 def test_an_operator_that_is_killed_before_or_after_any_write_is_followed_by_one_that_comes_to_the_same_end(
     stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,12 +234,12 @@ class Convergence(Faulty):
     @rule(name=models, branch=st.sampled_from(["main", "later"]))
     def model(self, name: str, branch: str) -> None:
         with contextlib.suppress(Refusal):  # it is being deleted
-            self.here.cluster.model(name, revision={"revision": branch}, storage=CLAIM if name == "llama" else {})
+            self.here.cluster.model(name, revision={"revision": branch})
 
     @rule(name=services, model=models, seed=st.sampled_from(["1", "2"]))
     def service(self, name: str, model: str, seed: str) -> None:
         rollout = {"steps": [100], "stepSeconds": 1}
-        engine = {"args": ["--seed", seed]}
+        engine = {"args": ["--seed", seed], "drainSeconds": 5}  # nobody says what is in flight
         self.here.cluster.service(name, model, scaling={"minReplicas": 1}, rollout=rollout, engine=engine)
 
     @rule(name=services)

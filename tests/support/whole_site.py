@@ -40,6 +40,7 @@ class WholeSite(Site):
         super().__init__(root, server=self.cluster.server, look_s=0.2, workers=4, **options)
         self._registry, self._signals = registry, signals or SignalsSettings()
         self._threads: dict[str, asyncio.AbstractEventLoop] = {}
+        self._shape: tuple[int, list[Any]] = (0, [])
         self.apart = False
         """Operators have threads of their own, so that one of them can stand still."""
 
@@ -153,7 +154,10 @@ class WholeSite(Site):
 
     def shape(self) -> list[Any]:
         """All that people and operators have made, without what is another thing in each run."""
-        return [_plain(one) for plural in (*PEOPLE, *MADE) for one in self.server.all(plural)]
+        version = self.server.cluster.store.version
+        if self._shape[0] != version:
+            self._shape = version, [_plain(one) for plural in (*PEOPLE, *MADE) for one in self.server.all(plural)]
+        return self._shape[1]
 
 
 def _ending(one: Manifest) -> bool:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.fakes.kubernetes.server import ApiServer
+
+
+AUTHORITY = Path(__file__).with_name("authority.pem")
+"""As a kubeconfig of a cluster names one; where none is each client reads all that the machine trusts, for 0.05 s."""
 
 
 def kubeconfig(server: ApiServer, token: str | None = None) -> str:
@@ -14,7 +19,7 @@ def kubeconfig(server: ApiServer, token: str | None = None) -> str:
     return json.dumps(
         {
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "k", "cluster": {"server": server.url}}],
+            "clusters": [{"name": "k", "cluster": {"server": server.url, "certificate-authority": str(AUTHORITY)}}],
             "users": [{"name": "u", "user": {"token": token or server.token}}],
             "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "ns"}}],
         }
