@@ -95,7 +95,8 @@ def measured(trace: str, seeds: Sequence[int], args: argparse.Namespace) -> dict
         if trace in POISSON:
             plan, plain = planned(trace, seed, weeks, args.models, args.rate), settings("off", args.worth)
             hold_s = plain.idle_s + plain.interval_s / 2  # somebody looks for the last time during a request
-            rows[REACTIVE]["fewest"] = fewest(plan, start, end, hold_s, MORE * rows[REACTIVE]["replica_hours"] * 3600)
+            more_s = MORE * rows[REACTIVE]["replica_hours"] * 3600
+            rows[REACTIVE] |= fewest(plan, start, end, hold_s, more_s)._asdict()
         for name, values in rows.items():
             into = sums.setdefault(name, {})
             for key, value in values.items():
@@ -124,10 +125,8 @@ def table(trace: str, rows: dict[str, dict[str, float]]) -> dict[str, float]:
     }
     print(f"the forecast spares {ratios['spared']:.1%} of the hit, for {ratios['hours'] - 1:+.1%} hours", flush=True)
     if "fewest" in before:
-        ratios["most_spared"] = 1 - before["fewest"] / max(1.0, before["hit"])
-        print(
-            f"no rule spares more than {ratios['most_spared']:.1%} for {MORE:.0%} if it doesn't know when requests come"
-        )
+        ratios["most_spared"] = 1 - before["fewest"] / before["reactive"]
+        print(f"who knows all rates, but not when requests come, {ratios['most_spared']:.1%} for {MORE:+.0%} at most")
     return ratios
 
 

@@ -7,8 +7,9 @@ yet. It is solved backwards in time (Puterman, Markov Decision Processes, 1994, 
 a replica in requests that are hit. By weak duality no rule within a budget has fewer of these than the least sum at any
 price, less what the budget costs at that price (Altman, Constrained Markov Decision Processes, 1999).
 
-It is a bound from below: further replicas, and whom their starts hit, are left out; a replica that was raised may go as
-soon as it is ready; starts read from the node's disk.
+Further replicas, and whom their starts hit, are left out; a replica that was raised may go as soon as it is ready;
+starts read from the node's disk. So what it says is to be compared with what it says of the reactive policy, and that
+with the simulator (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -36,18 +37,25 @@ class Cost(NamedTuple):
     replica_s: float
 
 
+class Least(NamedTuple):
+    """Requests that are hit, as is expected here: with the reactive policy, and at least, whatever the rule."""
+
+    reactive: float
+    fewest: float
+
+
 def reactive(models: Sequence[tuple[ModelSpec, Times]], start: float, end: float, hold_s: float) -> Cost:
     """What the reactive policy costs in this model: to be compared with the simulator. ``hold_s``: for how long a
     request keeps a replica, in seconds; ``start``, ``end``: seconds since rates begin."""
     return _solved(models, start, end, hold_s, None)
 
 
-def fewest(models: Sequence[tuple[ModelSpec, Times]], start: float, end: float, hold_s: float, more_s: float) -> float:
-    """Requests that are hit at least, whatever the rule, with ``more_s`` more seconds of replicas than the reactive
-    policy takes."""
-    budget = reactive(models, start, end, hold_s).replica_s + more_s
+def fewest(models: Sequence[tuple[ModelSpec, Times]], start: float, end: float, hold_s: float, more_s: float) -> Least:
+    """What the best rule can do with ``more_s`` more seconds of replicas than the reactive policy takes."""
+    plain = reactive(models, start, end, hold_s)
+    budget = plain.replica_s + more_s
     costs = [(worth, _solved(models, start, end, hold_s, worth)) for worth in WORTHS]
-    return max(cost.hit + (cost.replica_s - budget) / worth for worth, cost in costs)
+    return Least(plain.hit, max(cost.hit + (cost.replica_s - budget) / worth for worth, cost in costs))
 
 
 def _solved(
