@@ -7,7 +7,8 @@ three weeks before.
 
 Reported, summed over seeds: hours of replicas and of GPUs; requests hit by a cold start (they waited for more than a
 second, and a replica of their model was starting meanwhile); requests that waited for more than 5 s; the p99 of
-waiting; how many replicas were started; with the forecast, both beside the same without it.
+waiting; how many replicas were started; with the forecast, both beside the same without it, and what any rule could
+reach that knows all rates but not when requests come (``cluster/bound``; ``diurnal`` and ``tail``).
 
     python -m benchmarks.autoscaling [--traces diurnal bursty flash tail] [--seeds 11 12] [--days 7] [--rate 3]
         [--worth S] [--json FILE]
@@ -27,16 +28,21 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import plots
+from benchmarks.cluster.bound import fewest
 from benchmarks.cluster.oracle import least
 from benchmarks.cluster.scalers import MOST, TARGET, Helios, Hpa, KubeAi, learnt
 from benchmarks.cluster.site import Scaler, Site
-from benchmarks.cluster.traffic import DAY, KINDS, WEEK, Stream, traffic
+from benchmarks.cluster.traffic import DAY, KINDS, WEEK, Stream, planned, traffic
 from benchmarks.common import save
 from orchestrator.scaling.settings import ForecastSettings, ScalingSettings
 
 HISTORY: Final = 3
 """Weeks before those that are simulated."""
 SLOTS: Final = 8
+POISSON: Final = ("diurnal", "tail")
+"""Traces whose requests come by chance at a rate, and not because others did."""
+MORE: Final = 0.15
+"""More hours of replicas than without a forecast that the target allows."""
 HPA, KUBEAI, REACTIVE, FORECAST, ORACLE = "HPA", "KubeAI", "Helios, reactive", "Helios, forecast", "oracle"
 
 
@@ -74,7 +80,8 @@ def measured(trace: str, seeds: Sequence[int], args: argparse.Namespace) -> dict
     start, end = HISTORY * WEEK, HISTORY * WEEK + args.days * DAY
     sums: dict[str, dict[str, float]] = {}
     for seed in seeds:
-        streams = traffic(trace, seed, HISTORY + max(1, round(args.days / 7)), args.models, args.rate)
+        weeks = HISTORY + max(1, round(args.days / 7))
+        streams = traffic(trace, seed, weeks, args.models, args.rate)
         rows = {}
         for name in (HPA, KUBEAI, REACTIVE, FORECAST):
             site = Site(streams, args.nodes, start, end)
@@ -85,6 +92,11 @@ def measured(trace: str, seeds: Sequence[int], args: argparse.Namespace) -> dict
             "replica_hours": sum(cost for cost, _ in costs) / 3600,
             "gpu_hours": sum(cost * gpus for cost, gpus in costs) / 3600,
         }
+        if trace in POISSON:
+            plan, plain = planned(trace, seed, weeks, args.models, args.rate), settings("off", args.worth)
+            hold_s = plain.idle_s + plain.interval_s / 2  # somebody looks for the last time during a request
+            more_s = MORE * rows[REACTIVE]["replica_hours"] * 3600
+            rows[REACTIVE] |= fewest(plan, start, end, hold_s, more_s)._asdict()
         for name, values in rows.items():
             into = sums.setdefault(name, {})
             for key, value in values.items():
@@ -112,6 +124,9 @@ def table(trace: str, rows: dict[str, dict[str, float]]) -> dict[str, float]:
         "hours": after["replica_hours"] / before["replica_hours"],
     }
     print(f"the forecast spares {ratios['spared']:.1%} of the hit, for {ratios['hours'] - 1:+.1%} hours", flush=True)
+    if "fewest" in before:
+        ratios["most_spared"] = 1 - before["fewest"] / before["reactive"]
+        print(f"who knows all rates, but not when requests come, {ratios['most_spared']:.1%} for {MORE:+.0%} at most")
     return ratios
 
 

@@ -56,16 +56,8 @@ class Stream:
 
 def traffic(kind: str, seed: int, weeks: int, models: int = 100, rate: float = 3.0) -> list[Stream]:
     """``rate``: requests a second of all models together, on average. Raises ValueError for another kind."""
-    if kind not in KINDS:
-        raise ValueError(f"no such trace: {kind}; there are {', '.join(KINDS)}")
-    random = np.random.default_rng([seed, KINDS.index(kind)])
-    shares = 1.0 / np.arange(1, models + 1) ** (1.8 if kind == "tail" else 1.1)
-    shares /= shares.sum()
-    specs = [_spec(number, random) for number in range(models)]
-    streams = [
-        _sessions(steps, random, weeks) if kind == "bursty" else _poisson(steps, random)
-        for steps in [rate * share * _shape(weeks, random) for share in shares]
-    ]
+    random, specs, rates = _planned(kind, seed, weeks, models, rate)
+    streams = [_sessions(steps, random, weeks) if kind == "bursty" else _poisson(steps, random) for steps in rates]
     if kind == "flash":
         for _ in range(12 * weeks):
             number, crowd = int(random.integers(models)), _crowd(weeks, random)
@@ -74,6 +66,25 @@ def traffic(kind: str, seed: int, weeks: int, models: int = 100, rate: float = 3
         Stream(spec, at, spec.service_s * random.lognormal(-0.32, 0.8, len(at)))
         for spec, at in zip(specs, streams, strict=True)
     ]
+
+
+def planned(kind: str, seed: int, weeks: int, models: int = 100, rate: float = 3.0) -> list[tuple[ModelSpec, Times]]:
+    """Of each model of the same ``traffic``, the requests a second that it gets on average in each ``NOISE_S``: what
+    nobody can know who doesn't know the future, but for when requests come."""
+    _, specs, rates = _planned(kind, seed, weeks, models, rate)
+    return list(zip(specs, rates, strict=True))
+
+
+def _planned(
+    kind: str, seed: int, weeks: int, models: int, rate: float
+) -> tuple[np.random.Generator, list[ModelSpec], list[Times]]:
+    if kind not in KINDS:
+        raise ValueError(f"no such trace: {kind}; there are {', '.join(KINDS)}")
+    random = np.random.default_rng([seed, KINDS.index(kind)])
+    shares = 1.0 / np.arange(1, models + 1) ** (1.8 if kind == "tail" else 1.1)
+    shares /= shares.sum()
+    specs = [_spec(number, random) for number in range(models)]
+    return random, specs, [rate * share * _shape(weeks, random) for share in shares]
 
 
 def _spec(number: int, random: np.random.Generator) -> ModelSpec:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from benchmarks.autoscaling import FORECAST, HPA, KUBEAI, REACTIVE, row, scaler
+from benchmarks.cluster.bound import fewest, reactive
 from benchmarks.cluster.nodes import Nodes, start_s
 from benchmarks.cluster.oracle import least
 from benchmarks.cluster.scalers import Hpa, KubeAi
 from benchmarks.cluster.site import Model, Site
-from benchmarks.cluster.traffic import DAY, KINDS, WEEK, ModelSpec, Stream, traffic
+from benchmarks.cluster.traffic import DAY, KINDS, NOISE_S, WEEK, ModelSpec, Stream, planned, traffic
 
 SPEC = ModelSpec("org/m", gpus=2, size=16e9, service_s=10.0, slots=2)
 CACHED_S, FETCHED_S = start_s(SPEC, True), start_s(SPEC, False)
@@ -89,6 +92,30 @@ def test_the_oracle_starts_before_and_keeps_over_short_pauses() -> None:
     crowd = stream(*[(1000.0, 100.0)] * 3)
     assert least(crowd, 0.0, 9000.0) == pytest.approx(2 * (100 + CACHED_S))
     assert least(stream(), 0.0, 9000.0) == 0
+
+
+def test_the_bound_is_what_can_be_reckoned_by_hand_where_the_rate_stays_the_same() -> None:
+    """Then a rule can only keep the replica or not, and each hour that it is kept spares as much as any other."""
+    hold_s, length_s = 300.0, DAY / 2
+    rate = (math.sqrt(1 + 4 * CACHED_S / 500) - 1) / (2 * CACHED_S)  # 500 s of a replica spare one request
+    models = [(SPEC, np.full(math.ceil(length_s / NOISE_S), rate))]
+    cost = reactive(models, 0.0, length_s, hold_s)
+    cycle_s = 1 / rate + CACHED_S + (math.exp(rate * hold_s) - 1) / rate
+    assert cost.hit == pytest.approx(length_s / cycle_s * (1 + rate * CACHED_S), rel=0.05)
+    assert cost.replica_s == pytest.approx(length_s * (1 - 1 / rate / cycle_s), rel=0.05)
+    for part in (0.0, 0.25, 0.5):
+        more_s = part * (length_s - cost.replica_s)
+        least_hit = fewest(models, 0.0, length_s, hold_s, more_s)
+        assert least_hit.reactive == cost.hit
+        assert least_hit.fewest == pytest.approx((1 - part) * cost.hit, rel=0.05)
+
+
+def test_what_was_planned_is_what_comes_but_for_chance() -> None:
+    streams, plan = (make("diurnal", 3, 1, models=5, rate=0.5) for make in (traffic, planned))
+    for one, (spec, rates) in zip(streams, plan, strict=True):
+        assert one.model == spec
+        due = rates.sum() * NOISE_S
+        assert abs(len(one.at) - due) < 5 * math.sqrt(due)
 
 
 def looks(scaler: Hpa | KubeAi, loads: list[int]) -> list[int]:
