@@ -122,10 +122,12 @@ class SetFinalizer(msgspec.Struct, frozen=True):
 
 
 class RemoveFinalizer(msgspec.Struct, frozen=True):
-    """All is cleaned up: the object may go."""
+    """All is cleaned up: the object may go. ``after``: a kind of which it owns some by ``OWNER_LABEL``; the API server
+    itself is asked for them, since one whose creation was not answered may not have been seen yet."""
 
     ref: Ref
     name: str
+    after: Kind | None = None
 
 
 Action = Apply | Delete | PatchStatus | Scale | Emit | SetFinalizer | RemoveFinalizer

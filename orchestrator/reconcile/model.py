@@ -158,7 +158,9 @@ def _deleted(seen: ModelObserved) -> Outcome:
     if seen.problems:
         one = seen.problems[0]
         told = _told(seen, before_of(seen), [Condition("Ready", "False", one.reason, f"it ends: {one.message}")], [])
-    return Outcome([*told, *deletes, RemoveFinalizer(its.ref, FINALIZER)])
+    claims_it = seen.spec is not None and seen.spec.storage.volume == "Claim"
+    held = claims_it or any(ref.kind == PERSISTENT_VOLUME for ref, _ in seen.children)
+    return Outcome([*told, *deletes, RemoveFinalizer(its.ref, FINALIZER, PERSISTENT_VOLUME if held else None)])
 
 
 def _conditions(

@@ -14,9 +14,10 @@ from typing import Final
 
 from helios.errors import HeliosError
 from helios.kube.following import why
-from helios.kube.kinds import EVENT
+from helios.kube.kinds import EVENT, Kind
 from helios.metrics import OperatorMetrics
 from orchestrator.actions import (
+    OWNER_LABEL,
     Action,
     Apply,
     Delete,
@@ -100,6 +101,8 @@ class Performer:
                 case SetFinalizer():
                     await self._finalizer(action.ref, action.name, present=True)
                 case RemoveFinalizer():
+                    if action.after is not None:
+                        await self._none_left(action.ref, action.after)
                     await self._finalizer(action.ref, action.name, present=False)
         except (Failure, NotLeading):
             raise
@@ -179,6 +182,16 @@ class Performer:
             return
         patch = {"spec": {"replicas": action.replicas}}
         await self._writer.merge(ref.kind, ref.namespace, ref.name, patch, subresource="scale")
+
+    async def _none_left(self, owner: Ref, kind: Kind) -> None:
+        """Raises Failure while there is something of the kind that nobody deletes yet; the cache knows it then."""
+        found = await self._writer.labelled(kind, f"{OWNER_LABEL}={owner.uid}")
+        there = [one for one in found if not one["metadata"].get("deletionTimestamp")]
+        for one in there:
+            self._cache.wrote(kind, one)
+        if there:
+            names = ", ".join(one["metadata"]["name"] for one in there)
+            raise Failure(f"{kind.kind} {names} of {owner} goes first", code=CONFLICT)
 
     async def _finalizer(self, ref: Ref, name: str, *, present: bool) -> None:
         found = self._seen(ref)

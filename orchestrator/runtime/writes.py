@@ -41,6 +41,7 @@ APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
 UNPRINTABLE: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
+LISTED: Final = 100
 FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, HeliosError)
 """What calls raise."""
 
@@ -191,6 +192,15 @@ class Writer:
             "preconditions": {"uid": uid, "resourceVersion": resource_version},
         }  # fmt: skip
         return await self._send("DELETE", kind.path(namespace, name), kind, body=options)
+
+    async def labelled(self, kind: Kind, selector: str) -> list[Manifest]:
+        """What there is now of a kind, everywhere: at most ``LISTED`` objects."""
+        query = {"labelSelector": selector, "limit": str(LISTED)}
+        async with self._connection.client() as (client, _):
+            answer = await call(client, "GET", kind.path(""), query=query, timeout_s=self._call_s)
+        found: list[Manifest] = answer.get("items") or []
+        # Items of a list don't say of which kind they are.
+        return [{"apiVersion": kind.api_version, "kind": kind.kind, **one} for one in found]
 
     async def _send(self, method: str, path: str, kind: Kind, **options: Any) -> Manifest:
         async with self._connection.client() as (client, _):

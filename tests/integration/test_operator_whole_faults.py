@@ -153,6 +153,26 @@ def test_an_operator_that_is_killed_before_or_after_any_write_is_followed_by_one
     asyncio.run(run())
 
 
+def test_a_volume_whose_creation_was_not_answered_goes_with_its_model(stored: Stored, tmp_path: Path) -> None:
+    """The Model is deleted meanwhile, and no watch has told of the volume yet."""
+
+    async def run() -> None:
+        async with whole_site(tmp_path, stored.url, **TIMES) as here:
+            made = here.server.faults.add(
+                lambda call: call.write and call.kind == "PersistentVolume", lost=True,
+                run=lambda call: here.cluster.delete("models", "llama"),
+            )  # fmt: skip
+            here.server.faults.add(
+                lambda call: call.verb == "watch" and call.kind == "PersistentVolume", hang=True, times=None
+            )
+            here.start()
+            here.cluster.model(storage=CLAIM)
+            await here.until(lambda: made.met == 1 and here.cluster.find("models", "llama") is None, why=here.brief)
+            assert here.cluster.left() == []
+
+    asyncio.run(run())
+
+
 # --- two ---
 
 
@@ -234,7 +254,8 @@ class Convergence(Faulty):
     @rule(name=models, branch=st.sampled_from(["main", "later"]))
     def model(self, name: str, branch: str) -> None:
         with contextlib.suppress(Refusal):  # it is being deleted
-            self.here.cluster.model(name, revision={"revision": branch})
+            storage = CLAIM if name == "other" else {}
+            self.here.cluster.model(name, revision={"revision": branch}, storage=storage)
 
     @rule(name=services, model=models, seed=st.sampled_from(["1", "2"]))
     def service(self, name: str, model: str, seed: str) -> None:
