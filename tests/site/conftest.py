@@ -3,7 +3,8 @@
 Nothing else collects this directory. What it is told, by the environment:
 
 - ``KUBECONFIG``: an administrator of the cluster. What is tested is made in the namespace ``HELIOS_SITE_NAMESPACE``
-  (models), where the chart's router looks for workers, and nothing else may be in it;
+  (models), where the chart's router looks for workers, and nothing else may be in it. The chart's own is
+  ``HELIOS_SITE_CHART`` (helios);
 - ``HELIOS_SITE_ROUTER``, ``HELIOS_SITE_REGISTRY``: addresses of the two from here;
 - ``HELIOS_SITE_TOKEN``: a token of the registry's administrators.
 
@@ -34,8 +35,8 @@ def told(name: str, default: str | None = None) -> str:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     one = Site(
-        told("HELIOS_SITE_NAMESPACE", "models"), Path(told("KUBECONFIG")), told("HELIOS_SITE_ROUTER"),
-        told("HELIOS_SITE_REGISTRY"), told("HELIOS_SITE_TOKEN"), tmp_path,
+        told("HELIOS_SITE_NAMESPACE", "models"), told("HELIOS_SITE_CHART", "helios"), Path(told("KUBECONFIG")),
+        told("HELIOS_SITE_ROUTER"), told("HELIOS_SITE_REGISTRY"), told("HELIOS_SITE_TOKEN"), tmp_path,
     )  # fmt: skip
     assert one.left() == [], "something is in the namespace"
     yield one

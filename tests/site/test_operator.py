@@ -71,8 +71,10 @@ def test_a_new_commit_takes_over_and_a_bad_one_is_taken_back_while_requests_go_o
         return status.get("commit"), [one["commit"] for one in status.get("revisions") or ()]
 
     assert serves() == (first, [first])
-    with site.asked("moving") as statuses:
+    with site.asked("moving", pause_s=1.0) as statuses:
         second = site.push("site/moving", seed=1)
+        until(lambda: len(serves()[1]), 2)
+        site.kill_operators()  # others go on where they were
         until(serves, (second, [second]), START_S + 2 * MINUTES)
         bad = site.push("site/moving", broken=True)
         until(lambda: site.status("InferenceService", "moving").get("refused"), bad, START_S + 5 * MINUTES)

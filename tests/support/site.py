@@ -38,8 +38,10 @@ MINUTES: Final = 60.0
 
 
 class Site:
-    def __init__(self, namespace: str, kubeconfig: Path, router: str, registry: str, token: str, root: Path) -> None:
-        self.namespace, self.router, self.root = namespace, router, root
+    def __init__(
+        self, namespace: str, chart: str, kubeconfig: Path, router: str, registry: str, token: str, root: Path
+    ) -> None:
+        self.namespace, self.chart, self.router, self.root = namespace, chart, router, root
         self._environment = {
             **os.environ, "HELIOS_HOME": str(root / "home"), "HELIOS_REGISTRY__URLS": registry, "HELIOS_TOKEN": token,
         }  # fmt: skip
@@ -120,6 +122,11 @@ class Site:
             and "deletionTimestamp" not in one["metadata"]
         ]  # fmt: skip
 
+    def kill_operators(self) -> None:
+        """All processes of it, without a word."""
+        component = "app.kubernetes.io/component=operator"
+        self.core.delete_collection_namespaced_pod(self.chart, label_selector=component, grace_period_seconds=0)
+
     def left(self) -> list[str]:
         """All that is in the namespace but what a new one has, and volumes of its claims."""
         found = [f"{path}/{one['metadata']['name']}" for path in MADE for one in self.listed(path)]
@@ -155,13 +162,13 @@ class Site:
         return httpx.post(f"{self.router}/v1/chat/completions", json=body, timeout=seconds)
 
     @contextmanager
-    def asked(self, model: str, clients: int = 1, tokens: int = 4) -> Iterator[Counter[int]]:
-        """Clients that ask all the time; counts answers by status."""
+    def asked(self, model: str, clients: int = 1, tokens: int = 4, pause_s: float = 0.0) -> Iterator[Counter[int]]:
+        """Clients that ask again and again, after a pause; counts answers by status."""
         statuses: Counter[int] = Counter()
         over = threading.Event()
 
         def run() -> None:
-            while not over.is_set():
+            while not over.wait(pause_s):
                 statuses[self.ask(model, tokens).status_code] += 1
 
         threads = [threading.Thread(target=run, daemon=True) for _ in range(clients)]
