@@ -14,8 +14,8 @@ START_S = 6 * MINUTES
 
 
 def test_a_request_wakes_a_model_which_sleeps_again_and_deletion_leaves_nothing(site: Site) -> None:
-    commit = site.push("site/sleeper")
-    site.model("sleeper", "site/sleeper")
+    commit = site.push(site.repo("sleeper"))
+    site.model("sleeper", site.repo("sleeper"))
     site.service("sleeper", "sleeper", scaling=SLEEPS)
     until(lambda: site.condition("Model", "sleeper"), ("True", "Ready"))
     until(lambda: site.ready("sleeper"), ("True", "Asleep"))
@@ -36,8 +36,8 @@ def test_a_request_wakes_a_model_which_sleeps_again_and_deletion_leaves_nothing(
 
 
 def test_a_horizontal_pod_autoscaler_adds_workers_under_load_and_takes_them_back(site: Site) -> None:
-    site.push("site/busy")
-    site.model("busy", "site/busy")
+    site.push(site.repo("busy"))
+    site.model("busy", site.repo("busy"))
     scaling = {"by": "HPA", "minReplicas": 1, "maxReplicas": 2, "downWindowSeconds": 10, "targets": {"inFlight": 2}}
     site.service("busy", "busy", scaling=scaling)
     until(lambda: site.ready("busy"), ("True", "Serving"), START_S)
@@ -58,8 +58,8 @@ def test_a_horizontal_pod_autoscaler_adds_workers_under_load_and_takes_them_back
 
 
 def test_a_new_commit_takes_over_and_a_bad_one_is_taken_back_while_requests_go_on(site: Site) -> None:
-    first = site.push("site/moving")
-    site.model("moving", "site/moving", revision={"policy": "Follow", "checkSeconds": 5})
+    first = site.push(site.repo("moving"))
+    site.model("moving", site.repo("moving"), revision={"policy": "Follow", "checkSeconds": 5})
     rollout = {"steps": [50, 100], "stepSeconds": 10, "minRequests": 1, "progressDeadlineSeconds": 300}
     scaling = {"by": "Operator", "minReplicas": 1, "maxReplicas": 1}
     site.service("moving", "moving", engine={**ENGINE, "startTimeoutSeconds": 300}, rollout=rollout, scaling=scaling)
@@ -72,11 +72,11 @@ def test_a_new_commit_takes_over_and_a_bad_one_is_taken_back_while_requests_go_o
 
     assert serves() == (first, [first])
     with site.asked("moving", pause_s=1.0) as statuses:
-        second = site.push("site/moving", seed=1)
+        second = site.push(site.repo("moving"), seed=1)
         until(lambda: len(serves()[1]), 2)
         site.kill_operators()  # others go on where they were
         until(serves, (second, [second]), START_S + 2 * MINUTES)
-        bad = site.push("site/moving", broken=True)
+        bad = site.push(site.repo("moving"), broken=True)
         until(lambda: site.status("InferenceService", "moving").get("refused"), bad, START_S + 5 * MINUTES)
         until(serves, (second, [second]), START_S)
     assert set(statuses) == {httpx.codes.OK}
@@ -86,10 +86,10 @@ def test_a_new_commit_takes_over_and_a_bad_one_is_taken_back_while_requests_go_o
 
 
 def test_what_cannot_be_is_said_in_kubectl_get_within_moments(site: Site) -> None:
-    site.push("site/fine")
-    site.model("fine", "site/fine")
-    site.model("unsigned", "site/fine", revision={"requireVerified": True})
-    site.model("unknown", "site/unknown", source={"repo": "site/unknown", "pull": "Never"})
+    site.push(site.repo("fine"))
+    site.model("fine", site.repo("fine"))
+    site.model("unsigned", site.repo("fine"), revision={"requireVerified": True})
+    site.model("unknown", site.repo("unknown"), source={"repo": site.repo("unknown"), "pull": "Never"})
     until(lambda: site.condition("Model", "fine"), ("True", "Ready"))
     one = {"scaling": {"minReplicas": 1, "maxReplicas": 1}}
     site.service("orphan", "nobody", **one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -45,10 +46,15 @@ class Site:
         self._environment = {
             **os.environ, "HELIOS_HOME": str(root / "home"), "HELIOS_REGISTRY__URLS": registry, "HELIOS_TOKEN": token,
         }  # fmt: skip
+        self._run = secrets.token_hex(4)
         self.api = config.new_client_from_config(str(kubeconfig))
         self.core, self.own = client.CoreV1Api(self.api), client.CustomObjectsApi(self.api)
 
     # --- the registry -------------------------------------------------------------------------------------------------
+
+    def repo(self, name: str) -> str:
+        """A repository that no other run has."""
+        return f"site/{name}-{self._run}"
 
     def push(self, repo: str, seed: int = 0, *, broken: bool = False) -> str:
         """A tiny Llama as the repository's branch main; ``broken``: vLLM can't read it. Returns the commit."""
