@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 
@@ -114,3 +116,22 @@ def test_what_cannot_be_is_said_in_kubectl_get_within_moments(site: Site) -> Non
         until(lambda: reasons("inferenceservices")["too-many"], "QuotaExceeded", 30)
     finally:
         site.core.delete_namespaced_resource_quota("few", site.namespace)
+
+
+def test_prefill_and_decode_of_one_commit_are_woken_together_and_share_a_request(site: Site) -> None:
+    site.push(site.repo("apart"))
+    site.model("apart", site.repo("apart"))
+    roles = {"aggregated": None, "prefill": WORKER, "decode": WORKER}
+    site.service("apart", "apart", scaling={**SLEEPS, "idleSeconds": 120}, **roles)
+    until(lambda: site.ready("apart"), ("True", "Asleep"))
+    prompt = "the river runs down to the sea and the wind is in the trees " * 50
+    assert site.ask("apart", prompt=prompt).status_code == httpx.codes.OK
+    desired = {name: one["desired"] for name, one in site.status("InferenceService", "apart")["roles"].items()}
+    assert desired == {"prefill": 1, "decode": 1}
+
+    def computed_elsewhere() -> bool:
+        """Once the two have met."""
+        assert site.ask("apart", prompt=f"{time.monotonic()} {prompt}").status_code == httpx.codes.OK
+        return site.router_counts("helios_router_prefills_total", model="apart", result="remote") > 0
+
+    until(computed_elsewhere, seconds=3 * MINUTES)

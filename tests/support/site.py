@@ -158,10 +158,20 @@ class Site:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def ask(self, model: str, tokens: int = 4, seconds: float = 10 * MINUTES) -> httpx.Response:
+    def router_counts(self, metric: str, **labels: str) -> float:
+        """A counter of the router; 0 where it has none with these labels."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in httpx.get(f"{self.router}/metrics", timeout=10).text.splitlines():
+            name, _, rest = line.partition("{")
+            said, _, value = rest.rpartition("} ")
+            if name == metric and wanted <= set(said.split(",")):
+                return float(value)
+        return 0.0
+
+    def ask(self, model: str, tokens: int = 4, seconds: float = 10 * MINUTES, prompt: str = "hello") -> httpx.Response:
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": "hello"}],
+            "messages": [{"role": "user", "content": prompt}],
             "max_tokens": tokens,
             "ignore_eos": True,
         }
