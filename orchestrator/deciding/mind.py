@@ -99,7 +99,7 @@ class Mind:
         factor = plan.roles[role].margin * min(part, 10.0)
 
         def scaled(one: Expected) -> Expected:
-            return Expected(one.work * factor, one.rate)
+            return msgspec.structs.replace(one, work=one.work * factor)
 
         return msgspec.structs.replace(outlook, soon=scaled(outlook.soon), later=scaled(outlook.later))
 

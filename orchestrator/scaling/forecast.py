@@ -8,6 +8,7 @@ Principles and Practice, 3rd edition, 5.2 and 8.3), on counts of requests in bin
 - **level**: requests that came beside those that the season expected, of the last days and of the last hour. Counts are
   added up with some of the expected ones on either side (Gamma and Poisson are conjugate), so that a few requests more
   or less of a model that gets few mean little;
+- **company** (``company``): whether requests come in sessions. What wakes a model is a request out of silence;
 - **spread**: how far bins were from what was forecast for them, beyond the chance that is in any count.
 
 Requests in flight are requests a second by the time each takes (Little). What was missed, because nobody looked, is
@@ -24,6 +25,7 @@ from typing import Final
 import msgspec
 
 from helios.decoding import from_json
+from orchestrator.scaling.company import Habits
 from orchestrator.scaling.outlook import Expected, Outlook
 from orchestrator.scaling.season import BIN_S, Season
 from orchestrator.scaling.settings import ForecastSettings
@@ -80,6 +82,7 @@ class _Record(msgspec.Struct):
     covered_s: float
     due: float
     last: float
+    habits: Habits = msgspec.field(default_factory=Habits)
 
 
 class Forecast:
@@ -88,7 +91,7 @@ class Forecast:
     def __init__(self, settings: ForecastSettings) -> None:
         self._settings = settings
         self._season = Season(settings.timezone)
-        self._sums = _Sums()
+        self._sums, self._habits = _Sums(), Habits()
         self._looked_at = -math.inf
         self._number = -1
         """The bin now, counted from 1970 on."""
@@ -108,6 +111,8 @@ class Forecast:
         number = int(now // BIN_S)
         if elapsed <= 0:
             return
+        known = elapsed <= GAP_S and arrivals is not None
+        self._habits.observe(elapsed, arrivals if known else None, lambda: self.rate(now, now))
         if elapsed <= GAP_S and arrivals is not None:
             before = min(elapsed, max(0.0, number * BIN_S - (now - elapsed)))  # of the time looked at, in an older bin
             if number != self._number:
@@ -163,7 +168,9 @@ class Forecast:
 
     def _expected(self, rate: float) -> Expected:
         mean = rate * self.takes_s
-        return Expected(mean + self._settings.margin * math.sqrt(mean + (self._spread * mean) ** 2), rate)
+        return Expected(
+            mean + self._settings.margin * math.sqrt(mean + (self._spread * mean) ** 2), rate, self._habits.company
+        )
 
     def _judged(self) -> None:
         """What follows from the sums for the next bin."""
@@ -221,7 +228,7 @@ class Forecast:
         return msgspec.json.encode(
             _Record(
                 VERSION, self._season.encode(), self._sums, self._looked_at, self._number, self._came,
-                self._covered_s, self._due, self._last,
+                self._covered_s, self._due, self._last, self._habits,
             )
         )  # fmt: skip
 
@@ -235,6 +242,7 @@ class Forecast:
             return made
         if record.version == VERSION and made._season.restore(record.season):
             made._sums, made._looked_at, made._number = record.sums, record.looked_at, record.number
+            made._habits = record.habits
             made._came, made._covered_s, made._due, made._last = (
                 record.came, record.covered_s, record.due, record.last,
             )  # fmt: skip

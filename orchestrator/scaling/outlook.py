@@ -13,6 +13,15 @@ STAYS: Final = 0.75
 """A replica stays for so much of the requests that it would be started for."""
 
 
+class Company(msgspec.Struct, frozen=True):
+    """How requests come together, beside requests that know nothing of one another (a Poisson process)."""
+
+    alone: float = 1.0
+    """Requests that come out of silence, as a part of those that would at such a rate."""
+    along: float = 0.0
+    """More requests a second right after one of them."""
+
+
 class Expected(msgspec.Struct, frozen=True):
     """What is expected at some time."""
 
@@ -20,6 +29,7 @@ class Expected(msgspec.Struct, frozen=True):
     """Requests in flight at a time, with the margin."""
     rate: float
     """Requests a second."""
+    company: Company = Company()
 
 
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +51,7 @@ def replicas_for(expected: Expected, settings: ScalingSettings, startup_s: float
     little longer than it would be started for."""
     by_work = math.ceil(expected.work / settings.in_flight_per_replica - 1e-9)
     if by_work <= 1:
-        spared = expected.rate * (1 + expected.rate * startup_s)
+        its = expected.company
+        spared = expected.rate * its.alone * (1 + (expected.rate + its.along) * startup_s)
         by_work = 1 if spared * settings.forecast.worth_s >= (STAYS if replicas else 1) else 0
     return min(settings.max_replicas, by_work)
