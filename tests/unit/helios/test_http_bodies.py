@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import contextlib
+import re
 from pathlib import Path
 
 import aiohttp
@@ -13,26 +14,34 @@ from helios.http.bodies import at_most
 
 ROOT = Path(__file__).parents[3]
 PIECES = (b"abc", b"", b"defgh", b"i")
+FIRST_PIECE = re.compile(r".*\.content\.read\([^)].*")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(100, b"abcdefghi"), (9, b"abcdefghi"), (4, b"abcd"), (3, b"abc")])
 def test_what_comes_in_pieces_is_read_to_its_end_or_to_the_limit(limit: int, expected: bytes) -> None:
     """A real server that sends a piece, waits, and sends the next."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 9\r\n\r\n")
-        for piece in PIECES:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(0.02)
-        writer.close()
-
     async def run() -> bytes:
+        ended = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 9\r\n\r\n")
+            with contextlib.suppress(ConnectionError):  # who has read enough leaves
+                for piece in PIECES:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+            writer.close()
+            ended.set()
+
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()[:2]
-        async with server, aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/") as answer:
-            return await at_most(answer.content, limit)
+        async with server:
+            async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/") as answer:
+                found = await at_most(answer.content, limit)
+            await ended.wait()
+        return found
 
     assert asyncio.run(run()) == expected
 
@@ -42,7 +51,5 @@ def test_nobody_takes_the_first_piece_for_the_whole() -> None:
     found = []
     for package in ("helios", "heliosfs", "registry", "router", "csi", "orchestrator"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".content.read") and node.args:
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            found += [f"{path.relative_to(ROOT)}: {line}" for line in FIRST_PIECE.findall(path.read_text())]
     assert found == []
