@@ -304,7 +304,7 @@ class WorkerSettings(Section, frozen=True):
 
     model: str
     url: str
-    """Its base URL. Empty: nobody serves the model now, and it is known all the same: it sleeps."""
+    """Its base URL. Empty, as a Service in Kubernetes says it: nobody serves the model now, and it is known."""
     role: Literal["both", "prefill", "decode"] = "both"
     revision: str = ""
     """Which revision of the model it serves, for a canary."""

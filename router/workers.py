@@ -122,6 +122,9 @@ class Workers:
         self.awaited: Callable[[str], bool] = lambda model: False
         """Whether requests of a model that has no worker are held, since it is on its way."""
         self._dispatches = 0
+        for one in settings:
+            if not one.url:
+                check_url(one.url)  # that a model sleeps is for sources to say that hear when it does not
         if settings and (problems := self.apply(CONFIGURATION, settings)):
             raise UsageError(problems[0])
 
@@ -164,7 +167,8 @@ class Workers:
                 for name in (one.model, *pinned):
                     found.setdefault(name, []).append(Limits(one.max_in_flight, one.max_queued))
         self._asleep[source] = {name: least(limits) for name, limits in found.items()}
-        self._named = {name: limits for each in self._asleep.values() for name, limits in each.items()}
+        named = {name for each in self._asleep.values() for name in each}
+        self._named = {name: least(each[name] for each in self._asleep.values() if name in each) for name in named}
 
     def _wrong(self, source: str) -> list[str]:
         return [text for (by, _, _), texts in self._problems.items() if by == source for text in texts]

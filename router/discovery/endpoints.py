@@ -116,8 +116,8 @@ def workers_of(slices: Iterable[EndpointSlice] | None, pods: Iterable[Pod] | Non
 
 
 def asleep(services: Iterable[Service]) -> Found:
-    """The models that Services name: settings without a URL, one for each model and revision."""
-    found: dict[tuple[str, str], WorkerSettings] = {}
+    """The models that Services name: settings without a URL, one for each model, revision and limits."""
+    found: dict[tuple[str, ...], WorkerSettings] = {}
     problems: set[str] = set()
     for one in services:
         its = one.metadata
@@ -132,7 +132,8 @@ def asleep(services: Iterable[Service]) -> Found:
             except msgspec.ValidationError as error:
                 problems.add(f"{its.namespace}/{its.name}: its labels are wrong: {error}")
             else:
-                found.setdefault((model, settings.revision), settings)
+                limits = str(settings.max_in_flight), str(settings.max_queued)
+                found[model, settings.revision, *limits] = settings
     return Found(tuple(found[key] for key in sorted(found)), tuple(sorted(problems)))
 
 

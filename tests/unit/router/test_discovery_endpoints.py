@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from helios.config import WorkerSettings
 from helios.kube.endpoints import EndpointSlice
-from router.discovery.endpoints import workers_of
-from router.discovery.objects import Pod, decode
-from tests.fakes.kubernetes import endpoint, endpoint_slice, pod
+from router.discovery.endpoints import asleep, workers_of
+from router.discovery.objects import Pod, Service, decode
+from tests.fakes.kubernetes import endpoint, endpoint_slice, pod, service
 
 SERVES = {"helios.dev/models": "org/m"}
 
@@ -36,6 +36,17 @@ def only(these, those, port="http") -> WorkerSettings:
     assert not problems
     (worker,) = workers.values()
     return worker
+
+
+def test_what_services_say_of_a_model_that_sleeps_does_not_depend_on_their_order():
+    notes = {"helios.dev/model": "team/chat"}
+    ones = [
+        decode(json.dumps(service(name, annotations=notes, labels=labels)), Service)
+        for name, labels in (("a", {"helios.dev/max-queued": "7"}), ("b", {"helios.dev/max-queued": "3"}), ("c", {}))
+    ]
+    told = asleep(ones)
+    assert told == asleep(reversed(ones))
+    assert [one.max_queued for one in told.workers] == [3, 7, None]
 
 
 def test_an_endpoint_is_what_its_pod_says():

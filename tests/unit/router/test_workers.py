@@ -109,6 +109,18 @@ def test_a_model_that_a_source_names_without_a_worker_is_known_and_has_limits() 
     assert not found.known("other")
 
 
+def test_of_what_several_sources_say_of_a_model_that_sleeps_the_least_counts() -> None:
+    found = Workers([], lambda: 0.0)
+    found.apply("a", [WorkerSettings(model="m", url="", max_queued=2)])
+    found.apply("b", [WorkerSettings(model="m", url="", max_queued=9, max_in_flight=4)])
+    assert (found.limits("m").queued, found.limits("m").in_flight) == (2, 4)
+
+
+def test_a_worker_of_the_configuration_has_a_url() -> None:
+    with pytest.raises(UsageError, match="is not a worker's URL"):
+        Workers([WorkerSettings(model="m", url="")], lambda: 0.0)
+
+
 def test_a_lease_is_given_back_once() -> None:
     pool = workers("m=http://h:1")
     (worker,) = pool.of("m")
