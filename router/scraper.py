@@ -12,6 +12,7 @@ from typing import Final
 
 import aiohttp
 
+from helios.http.bodies import within
 from router.per_worker import watching
 from router.worker import Worker
 from router.worker_keys import WorkerKeys
@@ -83,10 +84,7 @@ class Scraper:
         async with session.get(f"{worker.url}/metrics", headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise aiohttp.ClientError(f"/metrics answered {response.status}")
-            parts, size = [], 0
-            async for piece in response.content.iter_any():
-                parts.append(piece)
-                size += len(piece)
-                if size > METRICS_MAX:
-                    raise aiohttp.ClientError(f"/metrics is longer than {METRICS_MAX >> 20} MiB")
-        return parse(b"".join(parts), asked, sent)
+            content = await within(response.content, METRICS_MAX)
+        if content is None:
+            raise aiohttp.ClientError(f"/metrics is longer than {METRICS_MAX >> 20} MiB")
+        return parse(content, asked, sent)

@@ -19,3 +19,9 @@ async def at_most(content: Content, limit: int) -> bytes:
     while len(parts) < limit and (part := await content.read(limit - len(parts))):
         parts += part
     return bytes(parts)
+
+
+async def within(content: Content, limit: int) -> bytes | None:
+    """All of it; None where it is longer than that, of which no more is read."""
+    found = await at_most(content, limit + 1)
+    return found if len(found) <= limit else None

@@ -28,6 +28,7 @@ import aiohttp
 import msgspec
 
 from helios.errors import HeliosError, IntegrityError
+from helios.http.bodies import within
 from helios.kube.calls import Answer, request
 from helios.kube.kinds import Kind
 from helios.kube.reflector import Gone, Lines, Reflector, Refused, T
@@ -167,13 +168,11 @@ class _Api:
         """A page of a list; ``token``: which, the first if empty. Raises Gone, Refused and what aiohttp raises."""
         options: dict[str, Any] = {"continue": token} if token else {}
         timeout = aiohttp.ClientTimeout(total=LIST_S, sock_connect=CONNECT_S)
-        content = bytearray()
         async with await self._ask(timeout, limit=PAGE, **options) as answer:
-            async for piece in answer.content.iter_any():
-                content += piece
-                if len(content) > MAX_PAGE:
-                    raise IntegrityError(f"a page of a list has more than {MAX_PAGE >> 20} MiB")
-        return bytes(content)
+            content = await within(answer.content, MAX_PAGE)
+        if content is None:
+            raise IntegrityError(f"a page of a list has more than {MAX_PAGE >> 20} MiB")
+        return content
 
     async def changes(self, version: str, seconds: float, silence_s: float) -> AsyncGenerator[bytes, None]:
         """A watch from a version, which ends after ``seconds``; raises TimeoutError when it is silent or does not."""

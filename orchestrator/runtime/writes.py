@@ -19,6 +19,7 @@ import msgspec
 
 from helios.decoding import from_json
 from helios.errors import HeliosError, IntegrityError
+from helios.http.bodies import within
 from helios.kube.calls import request
 from helios.kube.following import Clients
 from helios.kube.kinds import LEASE, Kind
@@ -60,13 +61,11 @@ async def call(
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         )  # fmt: skip
         async with answer:
-            content = bytearray()
-            async for piece in answer.content.iter_any():
-                content += piece
-                if len(content) > MAX_ANSWER:
-                    raise IntegrityError(f"{method} {path}: the answer has more than {MAX_ANSWER >> 20} MiB")
+            content = await within(answer.content, MAX_ANSWER)
+    if content is None:
+        raise IntegrityError(f"{method} {path}: the answer has more than {MAX_ANSWER >> 20} MiB")
     try:
-        found = from_json(bytes(content), dict[str, Any])
+        found = from_json(content, dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{method} {path}: the answer does not decode: {error}") from None
     return found

@@ -27,7 +27,7 @@ QUIET_S: Final = 300.0
 AFTER_S: Final = 60.0
 """How long after a silence is meant by right after."""
 FADES_S: Final = 14 * 86_400.0
-"""How far what is remembered goes back."""
+"""How far what is remembered goes back, in seconds that were looked at for it."""
 PRIOR: Final = 10.0
 """Ends of a silence on either side."""
 LONG_AGO_S: Final = 1e6
@@ -51,12 +51,9 @@ class Habits(msgspec.Struct):
     follow_s: float = 0.0
     """How long was looked, right after."""
 
-    def observe(self, elapsed_s: float, arrivals: int | None, rate: Callable[[], float]) -> None:
-        """``arrivals``: since the look before, ``elapsed_s`` ago; None: nobody knows. ``rate``: requests a second that
-        are expected now; asked where it matters."""
-        if arrivals is None:
-            self.quiet_s, self.after_s = 0.0, LONG_AGO_S
-            return
+    def observe(self, elapsed_s: float, arrivals: int, rate: Callable[[], float]) -> None:
+        """``arrivals``: since the look before, ``elapsed_s`` ago. ``rate``: requests a second that are expected now;
+        asked where it matters."""
         if self.quiet_s >= QUIET_S:
             self._silent(elapsed_s, arrivals, rate())
         elif self.after_s < AFTER_S:
@@ -67,6 +64,10 @@ class Habits(msgspec.Struct):
             self.quiet_s = 0.0
         else:
             self.quiet_s += elapsed_s
+
+    def missed(self) -> None:
+        """Nobody knows what came since the look before."""
+        self.quiet_s, self.after_s = 0.0, LONG_AGO_S
 
     def _silent(self, elapsed_s: float, arrivals: int, rate: float) -> None:
         kept = math.exp(-elapsed_s / FADES_S)

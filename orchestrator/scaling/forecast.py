@@ -111,9 +111,8 @@ class Forecast:
         number = int(now // BIN_S)
         if elapsed <= 0:
             return
-        known = elapsed <= GAP_S and arrivals is not None
-        self._habits.observe(elapsed, arrivals if known else None, lambda: self.rate(now, now))
         if elapsed <= GAP_S and arrivals is not None:
+            self._habits.observe(elapsed, arrivals, lambda: self.rate(now, now))
             before = min(elapsed, max(0.0, number * BIN_S - (now - elapsed)))  # of the time looked at, in an older bin
             if number != self._number:
                 self._came += arrivals * before / elapsed
@@ -129,8 +128,10 @@ class Forecast:
                 kept = math.exp(-elapsed / SPREAD_S)
                 self._sums.busy_s = self._sums.busy_s * kept + in_flight * elapsed
                 self._sums.busy = self._sums.busy * kept + arrivals
-        elif number != self._number:
-            self._end(number)
+        else:
+            self._habits.missed()
+            if number != self._number:
+                self._end(number)
 
     def outlook(self, now: float, lead_s: float) -> Outlook:
         """What is expected until ``lead_s`` from now, and until nodes that are told now have the model and ``lead_s``

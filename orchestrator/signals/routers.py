@@ -20,6 +20,7 @@ import aiohttp
 
 from helios.demand import ALIVE_S, MAX_BYTES, MAX_LINE, read, read_line
 from helios.errors import HeliosError, UsageError
+from helios.http.bodies import within
 from helios.kube.following import Waits, why
 from helios.metrics import SignalsMetrics
 from orchestrator.signals.collector import Collector
@@ -218,12 +219,9 @@ class _Asking:
 
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for piece in answer.content.iter_any():
-        parts.append(piece)
-        size += len(piece)
-        if size > MAX_BYTES:
-            raise aiohttp.ClientError(f"it is longer than {MAX_BYTES >> 20} MiB")
+    content = await within(answer.content, MAX_BYTES)
+    if content is None:
+        raise aiohttp.ClientError(f"it is longer than {MAX_BYTES >> 20} MiB")
     if answer.status != 200:
-        raise aiohttp.ClientError(f"it answered {answer.status}: {b''.join(parts)[:200].decode(errors='replace')}")
-    return b"".join(parts)
+        raise aiohttp.ClientError(f"it answered {answer.status}: {content[:200].decode(errors='replace')}")
+    return content

@@ -21,6 +21,7 @@ from blake3 import blake3
 from msgspec import Raw
 
 from helios.decoding import json_decoder
+from helios.http.bodies import within
 from router.kv import turned
 from router.kv.wire import pack
 
@@ -204,7 +205,7 @@ class WorkerTokenizer:
         headers = {"content-type": "application/json", **self._headers(url)}
         try:
             async with session.post(f"{url}/tokenize", data=asked, headers=headers, allow_redirects=False) as response:
-                content = await _read(response)
+                content = await within(response.content, ANSWER_MAX)
                 status = response.status
             if status == 200 and content is not None:
                 self._keep(key, pack(_answer.decode(content).tokens))
@@ -222,13 +223,3 @@ class WorkerTokenizer:
 
 def _key(model: str, question: bytes) -> bytes:
     return blake3(model.encode(errors="replace") + b"\0" + question).digest()
-
-
-async def _read(response: Any) -> bytes | None:
-    """A body of bounded length; None for a longer one."""
-    content = bytearray()
-    async for piece in response.content.iter_any():
-        content += piece
-        if len(content) > ANSWER_MAX:
-            return None
-    return bytes(content)

@@ -6,22 +6,29 @@ import asyncio
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
-from helios.http.bodies import at_most
+from helios.http.bodies import at_most, within
 
 ROOT = Path(__file__).parents[3]
 PIECES = (b"abc", b"", b"defgh", b"i")
 FIRST_PIECE = re.compile(r".*\.content\.read\([^)].*")
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(100, b"abcdefghi"), (9, b"abcdefghi"), (4, b"abcd"), (3, b"abc")])
-def test_what_comes_in_pieces_is_read_to_its_end_or_to_the_limit(limit: int, expected: bytes) -> None:
+@pytest.mark.parametrize(
+    ("read", "limit", "expected"),
+    [
+        (at_most, 100, b"abcdefghi"), (at_most, 9, b"abcdefghi"), (at_most, 4, b"abcd"), (at_most, 3, b"abc"),
+        (within, 9, b"abcdefghi"), (within, 8, None),
+    ],
+)  # fmt: skip
+def test_what_comes_in_pieces_is_read_to_its_end_or_to_the_limit(read: Any, limit: int, expected: bytes | None) -> None:
     """A real server that sends a piece, waits, and sends the next."""
 
-    async def run() -> bytes:
+    async def run() -> bytes | None:
         ended = asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,7 +46,7 @@ def test_what_comes_in_pieces_is_read_to_its_end_or_to_the_limit(limit: int, exp
         host, port = server.sockets[0].getsockname()[:2]
         async with server:
             async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/") as answer:
-                found = await at_most(answer.content, limit)
+                found: bytes | None = await read(answer.content, limit)
             await ended.wait()
         return found
 

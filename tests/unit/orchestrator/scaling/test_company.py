@@ -64,7 +64,7 @@ def test_users_who_come_with_several_requests_end_a_silence_more_seldom_and_more
 def test_little_seen_means_little_and_what_nobody_saw_nothing() -> None:
     assert learnt(in_sessions, 0.05).company.alone > 0.5
     habits = Habits(quiet_s=500.0, after_s=10.0)
-    habits.observe(LOOK_S, None, lambda: RATE)
+    habits.missed()
     assert (habits.quiet_s, habits.after_s, habits.ends_due) == (0.0, LONG_AGO_S, 0.0)
 
 
